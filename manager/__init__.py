@@ -1,0 +1,1 @@
+"""The domain: models, their servers, requests to them. Knows no web framework."""

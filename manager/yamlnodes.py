@@ -1,0 +1,434 @@
+"""YAML read as values that know their line, with every problem collected.
+
+YAML guesses types and hides duplicate keys; the readers here look at what was written instead. A
+reader takes a `Value` and returns what it read or raises `Wrong`; whoever called it through
+`Value.read` or `Section.read` gets a default, and the document has one `Problem` more.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import yaml
+
+T = TypeVar("T")
+D = TypeVar("D")
+Reader = Callable[["Value"], T]
+
+LOADER = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
+
+TAG = "tag:yaml.org,2002:"
+NUMBERS = (TAG + "int", TAG + "float")
+KINDS = {
+    TAG + "str": "text",
+    TAG + "int": "a number",
+    TAG + "float": "a number",
+    TAG + "bool": "true or false",
+    TAG + "null": "nothing",
+    TAG + "timestamp": "a date",
+    TAG + "seq": "a list",
+    TAG + "map": "a mapping",
+}
+BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+# YAML 1.1 also has octal (010), hexadecimal and sexagesimal (1:30) numbers: nobody means them here.
+DECIMAL_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
+DECIMAL_NUMBER = re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?")
+
+
+@dataclass(frozen=True, order=True)
+class Problem:
+    """What is wrong on a line (1-based) and how to mend it."""
+
+    line: int
+    message: str
+
+
+class Wrong(Exception):
+    """A value is not what its reader expected; the message says what to write instead."""
+
+
+class Unreadable(Exception):
+    """The text is not YAML, so that nothing more can be said about it than `problem`."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+
+def parse(text: str, label: str) -> tuple[Value, list[Problem]]:
+    """The document in `text`, named `label` in messages, and the list its problems will go to.
+
+    Raises Unreadable. An empty document is a Value that `is_null`.
+    """
+    try:
+        node = yaml.compose(text, Loader=LOADER)
+    except yaml.reader.ReaderError as error:
+        character = chr(int(error.character))
+        line = text.count("\n", 0, text.find(character)) + 1
+        raise Unreadable(Problem(line, f"take out the control character {character!r}")) from error
+    except yaml.MarkedYAMLError as error:
+        raise Unreadable(_syntax_problem(text, error)) from error
+    if node is None or node.tag == TAG + "null":
+        node = _nothing()
+    document = _Document()
+    return Value(label, 1, node, document), document.problems
+
+
+def _nothing() -> yaml.Node:
+    return yaml.ScalarNode(TAG + "null", "")
+
+
+def _line(node: yaml.Node) -> int:
+    return int(node.start_mark.line) + 1
+
+
+def _syntax_problem(text: str, error: yaml.MarkedYAMLError) -> Problem:
+    problem, context = error.problem or "", error.context or ""
+    mark = error.problem_mark or error.context_mark
+    begin = error.context_mark or mark
+    if mark is None or begin is None:
+        return Problem(1, f"this is not YAML: {problem}")
+    if "simple key" in context or "end of stream" in problem:
+        mark = begin  # what was left open began there; the parser noticed only further down
+    character = text[mark.index : mark.index + 1]
+    if character == "\t":
+        how = "indent with spaces: YAML takes no tab there"
+    elif "cannot start any token" in problem:
+        how = f"put text that begins with {character} in quotes"
+    elif context == "while scanning an alias":
+        how = "put text that begins with * in quotes"
+    elif "escape character" in problem:
+        how = "in double quotes \\ begins an escape: write / instead, or use single quotes"
+    elif "end of stream" in problem:
+        how = "close the quotes that begin here"
+    elif "expected ':'" in problem:
+        how = "write a colon and a space after the key"
+    elif "mapping values" in problem:
+        how = (
+            "check the indentation and the `: ` (colon, space) here and on the line above; "
+            "text with `: ` in it needs quotes"
+        )
+    else:
+        how = f"this is not YAML: {problem}; check the indentation, the brackets and the quotes"
+    if begin.line < mark.line:
+        how += f" (in the part that begins on line {begin.line + 1})"
+    return Problem(min(mark.line + 1, max(1, len(text.rstrip().splitlines()))), how)
+
+
+@dataclass
+class _Document:
+    """What all values of one file share."""
+
+    problems: list[Problem] = field(default_factory=list)
+    # By the node's id, so that a base that many models merge is looked through once.
+    entries: dict[int, dict[str, Value]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Value:
+    """A node, the key it stands under and that key's line."""
+
+    label: str
+    key_line: int
+    node: yaml.Node
+    document: _Document
+
+    @property
+    def line(self) -> int:
+        return _line(self.node) if self.node.start_mark else self.key_line
+
+    @property
+    def is_null(self) -> bool:
+        return bool(self.node.tag == TAG + "null")
+
+    @property
+    def is_mapping(self) -> bool:
+        return isinstance(self.node, yaml.MappingNode)
+
+    @property
+    def kind(self) -> str:
+        """What was found, without its content: that may be a secret."""
+        return KINDS.get(self.node.tag, f"something tagged {self.node.tag}")
+
+    @property
+    def found(self) -> str:
+        """What was found, with its content."""
+        if not isinstance(self.node, yaml.ScalarNode) or self.is_null:
+            return self.kind
+        shown = self.node.value if len(self.node.value) <= 60 else self.node.value[:57] + "..."
+        return f"the text {shown!r}" if self.node.tag == TAG + "str" else shown
+
+    def read(self, reader: Reader[T], default: D) -> T | D:
+        """What `reader` makes of this, or `default` after noting the problem."""
+        try:
+            return reader(self)
+        except Wrong as wrong:
+            self.problem(str(wrong))
+            return default
+
+    def problem(self, message: str, line: int | None = None) -> None:
+        """Note a problem with this value, on its own line unless told otherwise."""
+        problem = Problem(self.line if line is None else line, f"{self.label}: {message}")
+        # A base that several models merge is read once for each of them.
+        if problem not in self.document.problems:
+            self.document.problems.append(problem)
+
+
+class Section:
+    """A mapping: its entries in file order, merge keys (`<<`) resolved, duplicates reported.
+
+    It remembers which keys were read, so that the others can be called unknown.
+    """
+
+    def __init__(self, value: Value) -> None:
+        self.value = value
+        self._entries = _entries(value, set())
+        self._known: dict[str, None] = {}
+
+    def get(self, key: str) -> Value | None:
+        """What stands under `key`; a key with nothing after it counts as not given."""
+        self._known[key] = None
+        value = self._entries.get(key)
+        return None if value is None or value.is_null else value
+
+    def read(self, key: str, reader: Reader[T], default: D) -> T | D:
+        """What `reader` makes of the key, or `default` where it is absent or wrong."""
+        value = self.get(key)
+        return default if value is None else value.read(reader, default)
+
+    def section(self, key: str) -> Section:
+        """The mapping under `key`; an empty one where it is absent or wrong."""
+        absent = Value(key, self.value.key_line, _nothing(), self.value.document)
+        return self.read(key, section, Section(absent))
+
+    def rest(self) -> Iterator[tuple[str, Value]]:
+        """The entries that nobody has read, in file order."""
+        for key, value in self._entries.items():
+            if key not in self._known:
+                yield key, value
+
+    def unknown(self, key: str) -> None:
+        """Report `key` as unknown, with the nearest of the known ones."""
+        self._entries[key].problem(
+            f"unknown key{did_you_mean(key, self._known)}", self._entries[key].key_line
+        )
+
+    def refuse_rest(self) -> None:
+        """Report every key that nobody has read."""
+        for key, _ in self.rest():
+            self.unknown(key)
+
+    def require(self, key: str, how: str) -> None:
+        """Report `key` where it is absent, on the line of the section's own key."""
+        if self.get(key) is None:
+            self.value.problem(f"{key} is missing: {how}", self.value.key_line)
+
+
+def _entries(value: Value, under_way: set[int]) -> dict[str, Value]:
+    """A mapping's values by key, merged ones at the place of their `<<` unless overridden."""
+    node, document = value.node, value.document
+    if not value.is_mapping:
+        return {}
+    if id(node) in document.entries:
+        return document.entries[id(node)]
+    under_way = under_way | {id(node)}
+    own: dict[str, Value] = {}
+    result: dict[str, Value] = {}
+    for key_node, value_node in node.value:
+        line = _line(key_node)
+        if not isinstance(key_node, yaml.ScalarNode):
+            value.problem("a key must be plain text; lists and mappings cannot be keys", line)
+            continue
+        key = key_node.value
+        entry = Value(key, line, value_node, document)
+        if key in own:
+            entry.problem(
+                f"this key is here twice, first on line {own[key].key_line}: keep one", line
+            )
+            continue
+        own[key] = entry
+        if key_node.tag == TAG + "merge":
+            for merged in _merged(entry, under_way):
+                for name, inherited in merged.items():
+                    result.setdefault(name, inherited)
+        else:
+            result[key] = entry
+    document.entries[id(node)] = result
+    return result
+
+
+def _merged(entry: Value, under_way: set[int]) -> Iterator[dict[str, Value]]:
+    nodes = entry.node.value if isinstance(entry.node, yaml.SequenceNode) else [entry.node]
+    for node in nodes:
+        if not isinstance(node, yaml.MappingNode):
+            entry.problem("merges mappings only: write `<<: *name` or `<<: [*one, *two]`")
+        elif id(node) in under_way:
+            entry.problem("a mapping cannot merge itself: take this line out")
+        else:
+            yield _entries(Value(entry.label, entry.key_line, node, entry.document), under_way)
+
+
+def nearest(word: str, words: Collection[str]) -> str | None:
+    """The one of `words` that was probably meant; case, `-` and `_` count for little."""
+    folded = {known.casefold().replace("-", "_"): known for known in words}
+    near = difflib.get_close_matches(word.casefold().replace("-", "_"), folded, 1)
+    return folded[near[0]] if near else None
+
+
+def did_you_mean(word: str, words: Collection[str]) -> str:
+    """The end of a message: the nearest of `words`, or all of them."""
+    near = nearest(word, words)
+    if near is not None:
+        return f"; did you mean {near}?"
+    return f"; known here: {', '.join(words)}" if words else ""
+
+
+def has_control(text: str) -> bool:
+    """Whether it has what no name or path has: control characters, line ends, lone surrogates."""
+    return any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text)
+
+
+# Readers.
+
+
+def section(value: Value) -> Section:
+    """A mapping; nothing at all is an empty one."""
+    if not value.is_mapping and not value.is_null:
+        raise Wrong(f"expected a mapping (lines of `key: value`), found {value.kind}")
+    return Section(value)
+
+
+def text(value: Value) -> str:
+    """Text on one line, not empty."""
+    if isinstance(value.node, yaml.ScalarNode) and value.node.tag != TAG + "str":
+        raise Wrong(f"expected text, found {value.found}: put it in quotes if that is meant")
+    return plain(value)
+
+
+def plain(value: Value) -> str:
+    """Any scalar as it was written, on one line, not empty: `3.10` and `on` are names here."""
+    written = as_written(value)
+    if not written.strip():
+        raise Wrong("expected text, found none")
+    if has_control(written):
+        raise Wrong(
+            "has a control character in it; in double quotes \\ begins an escape: "
+            "write / instead, or use single quotes"
+        )
+    return written
+
+
+def as_written(value: Value) -> str:
+    """Any scalar as it was written, whatever YAML takes it for; it may be empty or have lines."""
+    if not isinstance(value.node, yaml.ScalarNode):
+        raise Wrong(f"expected text, found {value.kind}")
+    if value.is_null:
+        raise Wrong('expected text, found nothing: write "" for an empty one')
+    written: str = value.node.value
+    if "\0" in written or any("\ud800" <= character <= "\udfff" for character in written):
+        raise Wrong("take out the character that no program can be given (NUL, surrogate)")
+    return written
+
+
+def boolean(value: Value) -> bool:
+    """true or false."""
+    if value.node.tag != TAG + "bool" or value.node.value.lower() not in BOOLEANS:
+        raise Wrong(f"expected true or false without quotes, found {value.found}")
+    return BOOLEANS[value.node.value.lower()]
+
+
+def integer(low: int, high: int) -> Reader[int]:
+    """A whole number in low..high."""
+
+    def read(value: Value) -> int:
+        if value.node.tag == TAG + "int" and DECIMAL_INTEGER.fullmatch(value.node.value):
+            digits = value.node.value.replace("_", "")
+            # Python refuses to convert thousands of digits; that many are out of range anyway.
+            if len(digits) <= 20 and low <= int(digits) <= high:
+                return int(digits)
+        raise Wrong(f"expected a whole number from {low} to {high}, found {value.found}")
+
+    return read
+
+
+def number(high: float, *, zero: bool = False) -> Reader[float]:
+    """A number above 0, or from 0 with `zero`, up to `high`."""
+
+    def read(value: Value) -> float:
+        if value.node.tag in NUMBERS and DECIMAL_NUMBER.fullmatch(value.node.value):
+            result = abs(float(value.node.value.replace("_", "")))  # abs: no -0.0
+            negative = value.node.value.startswith("-") and result > 0
+            if result <= high and not negative and (result > 0 or zero):
+                return result
+        least = "from 0" if zero else "above 0"
+        raise Wrong(f"expected a number {least} up to {high:.0f}, found {value.found}")
+
+    return read
+
+
+def choice(what: str, names: Collection[str], *, any_case: bool = False) -> Reader[str]:
+    """One of `names`, which are the known `what`s."""
+
+    def read(value: Value) -> str:
+        word = text(value)
+        if any_case:
+            word = word.upper()
+        if word not in names:
+            near = nearest(word, names)
+            hint = f"; did you mean {near}?" if near else ""
+            raise Wrong(f"unknown {what} {word!r}; known: {', '.join(names)}{hint}")
+        return word
+
+    return read
+
+
+def listed(reader: Reader[T]) -> Reader[tuple[T, ...]]:
+    """A list of what `reader` reads; the good items where some are bad."""
+
+    def read(value: Value) -> tuple[T, ...]:
+        if not isinstance(value.node, yaml.SequenceNode):
+            raise Wrong(f"expected a list, found {value.kind}: write [one, two]")
+        items = (
+            Value(f"{value.label}, item {index}", _line(node), node, value.document)
+            for index, node in enumerate(value.node.value, 1)
+        )
+        results = (item.read(reader, None) for item in items)
+        return tuple(result for result in results if result is not None)
+
+    return read
+
+
+def mapped(reader: Reader[T]) -> Reader[dict[str, T]]:
+    """A mapping from names to what `reader` reads; the good entries where some are bad."""
+
+    def read(value: Value) -> dict[str, T]:
+        results = {key: entry.read(reader, None) for key, entry in section(value).rest()}
+        return {key: result for key, result in results.items() if result is not None}
+
+    return read
+
+
+def path(base: Path) -> Reader[Path]:
+    """A path with either slash, relative to `base`; it need not exist."""
+    return lambda value: base / text(value).replace("\\", "/")
+
+
+def folder(base: Path) -> Reader[Path]:
+    """An existing folder."""
+
+    def read(value: Value) -> Path:
+        result = path(base)(value)
+        # os.path answers False where pathlib raises (no right to look, a name too long).
+        if not os.path.isdir(result):
+            raise Wrong(f"there is no folder {result}")
+        return result
+
+    return read
