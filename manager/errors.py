@@ -1,0 +1,55 @@
+"""What a caller can be told: the errors of the OpenAI side and of ``/api``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class ApiError(Exception):
+    """A refusal or a failure that has a place in the error table.
+
+    ``status`` is the HTTP status, ``code`` the stable name that a program can test,
+    ``message`` what a person can act on, ``retry_after`` seconds, where waiting helps.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.param = param
+        self.retry_after = retry_after
+
+    @property
+    def type(self) -> str:
+        """OpenAI's class of error, from the status."""
+        if self.status == 401:
+            return "authentication_error"
+        if self.status == 403:
+            return "permission_error"
+        if self.status == 429:
+            return "rate_limit_error"
+        return "server_error" if self.status >= 500 else "invalid_request_error"
+
+    def body(self) -> dict[str, Any]:
+        """The error as OpenAI's SDKs expect it: ``{"error": {...}}``."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.type,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+class ClientGone(Exception):
+    """The client left before its answer was there; nobody is left to be told."""

@@ -1,0 +1,15 @@
+from __future__ import annotations
+
+from typing import Any
+
+from manager.interfaces.base import Interface
+
+
+class Reranker(Interface):
+    """How well documents answer a query: ``/v1/rerank``."""
+
+    mode = "Reranker"
+    endpoints = ("/v1/rerank",)
+
+    def probe(self, model: str) -> tuple[str, dict[str, Any]]:
+        return self.endpoints[0], {"model": model, "query": "Hi", "documents": ["Hi"]}

@@ -1,0 +1,92 @@
+"""A request's JSON body: what it asks for, and how to change one field of it in place.
+
+The body is never rebuilt: a client's numbers, spacing, order and unknown fields reach the
+model as they were sent.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from manager.errors import ApiError
+
+_DECODE = json.JSONDecoder().raw_decode
+_SPACE = re.compile(r"[ \t\n\r]*")
+
+
+class Payload:
+    """A JSON object as text, with the places of its top-level values.
+
+    ``fields`` are the decoded top-level values; the last of a repeated key counts, as
+    everywhere. Raises ApiError 400 ``invalid_json``.
+    """
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+        self._spans: list[tuple[str, int, int]] = []
+        self.fields: dict[str, Any] = {}
+        try:
+            self._text = body.decode("utf-8")
+            self._read()
+        except (ValueError, RecursionError) as error:
+            # ValueError: bad UTF-8, bad JSON, or a number of more digits than Python reads.
+            raise ApiError(
+                400, "invalid_json", f"The request body is not a JSON object: {error}"
+            ) from None
+
+    def replaced(self, changes: dict[str, Any]) -> bytes:
+        """The body with these top-level values set, every other byte as it was."""
+        if not changes:
+            return self._body
+        parts: list[str] = []
+        position = 0
+        for key, start, end in self._spans:
+            if key in changes:
+                parts += [self._text[position:start], json.dumps(changes[key])]
+                position = end
+        missing = {key: value for key, value in changes.items() if key not in self.fields}
+        if missing:
+            added = json.dumps(missing)[1:-1]
+            parts += [self._text[position : self._end], ", " if self.fields else "", added]
+            position = self._end
+        parts.append(self._text[position:])
+        return "".join(parts).encode("utf-8")
+
+    def _read(self) -> None:
+        text = self._text
+        at = self._skip(0)
+        if text[at : at + 1] != "{":
+            raise ValueError("it has to begin with {")
+        at = self._skip(at + 1)
+        if text[at : at + 1] == "}":
+            self._finish(at)
+            return
+        while True:
+            if text[at : at + 1] != '"':
+                raise ValueError(f"a key in double quotes is expected at character {at}")
+            key, at = _DECODE(text, at)
+            at = self._skip(at)
+            if text[at : at + 1] != ":":
+                raise ValueError(f"a colon is expected at character {at}")
+            start = self._skip(at + 1)
+            self.fields[key], end = _DECODE(text, start)
+            self._spans.append((key, start, end))
+            at = self._skip(end)
+            separator = text[at : at + 1]
+            if separator == "}":
+                self._finish(at)
+                return
+            if separator != ",":
+                raise ValueError(f"a comma or a closing brace is expected at character {at}")
+            at = self._skip(at + 1)
+
+    def _finish(self, at: int) -> None:
+        self._end = at
+        if self._skip(at + 1) != len(self._text):
+            raise ValueError(f"there is more behind its end at character {at + 1}")
+
+    def _skip(self, at: int) -> int:
+        match = _SPACE.match(self._text, at)
+        return match.end() if match else at

@@ -1,0 +1,111 @@
+"""Pure reading: how many tokens an answer says it took.
+
+Three shapes are understood: OpenAI's ``usage``, llama.cpp's ``timings`` and Anthropic's
+``usage``. Numbers come from other programs, so whatever is not a plausible count is ignored.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+# No context is longer than this; a larger number is a fault of the upstream, not a count.
+MAX_TOKENS = 2**40
+
+_DECODE = json.JSONDecoder().raw_decode
+_USAGE_OBJECT = re.compile(rb'"(?:usage|timings)"\s*:\s*\{')
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of one answer. ``prompt_tokens`` includes ``cached_tokens``."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    estimated: bool = False
+
+
+def _count(source: Mapping[str, Any], *names: str) -> int | None:
+    for name in names:
+        value = source.get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS:
+            return value
+    return None
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def from_answer(answer: Any) -> Usage | None:
+    """Reads a decoded answer or chunk; None where it says nothing about tokens.
+
+    Anthropic counts its cached tokens beside ``input_tokens``, OpenAI inside ``prompt_tokens``;
+    llama.cpp's ``prompt_n`` is what was computed and ``cache_n`` what came from its cache.
+    """
+    answer = _mapping(answer)
+    usage = _mapping(answer.get("usage")) or _mapping(
+        _mapping(answer.get("message")).get("usage")  # Anthropic's first event of a stream
+    )
+    timings = _mapping(answer.get("timings"))
+
+    prompt = _count(usage, "prompt_tokens")
+    completion = _count(usage, "completion_tokens", "output_tokens")
+    cached = _count(_mapping(usage.get("prompt_tokens_details")), "cached_tokens")
+    if prompt is None and (fresh := _count(usage, "input_tokens")) is not None:
+        cached = _count(usage, "cache_read_input_tokens") or 0
+        prompt = fresh + cached + (_count(usage, "cache_creation_input_tokens") or 0)
+    if prompt is None and completion is None:
+        prompt = _count(usage, "total_tokens")  # some rerankers tell no more than this
+    if cached is None:
+        cached = _count(timings, "cache_n")
+    if prompt is None and (computed := _count(timings, "prompt_n")) is not None:
+        prompt = computed + (cached or 0)
+    if completion is None:
+        completion = _count(timings, "predicted_n")
+
+    if prompt is None and completion is None:
+        return None
+    prompt = prompt or 0
+    return Usage(prompt, min(cached or 0, prompt), completion or 0)
+
+
+def from_body(body: bytes) -> Usage | None:
+    """Reads a JSON answer, whole or only its end; None where it says nothing of tokens."""
+    matches = list(_USAGE_OBJECT.finditer(body))
+    if not matches:
+        return None
+    try:
+        return from_answer(json.loads(body))
+    except (ValueError, RecursionError):
+        pass  # only its end: of a large answer no more is kept
+    text = body[matches[-1].start() :].decode("utf-8", "replace")
+    try:
+        name, at = _DECODE(text)
+        value, _ = _DECODE(text, text.index("{", at))
+    except (ValueError, RecursionError):
+        return None
+    return from_answer({name: value})
+
+
+def mentions_usage(piece: bytes) -> bool:
+    """Whether a usage object may be in these bytes: two plain searches before the regex,
+    since this is asked of every piece of every stream."""
+    return (b'"usage"' in piece or b'"timings"' in piece) and bool(_USAGE_OBJECT.search(piece))
+
+
+def merged(first: Usage | None, last: Usage | None) -> Usage | None:
+    """One usage from a stream's first and last report: Anthropic's first has the prompt,
+    its last the completion; everybody else's last has all."""
+    if first is None or last is None:
+        return last or first
+    return replace(
+        last,
+        prompt_tokens=max(first.prompt_tokens, last.prompt_tokens),
+        cached_tokens=max(first.cached_tokens, last.cached_tokens),
+        completion_tokens=max(first.completion_tokens, last.completion_tokens),
+    )
