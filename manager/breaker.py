@@ -1,0 +1,40 @@
+"""When to stop trying: pure, time is an argument."""
+
+from __future__ import annotations
+
+from collections import deque
+
+FAILURES = 3
+WINDOW = 60.0  # seconds in which they count together
+FIRST_WAIT = 10.0
+LONGEST_WAIT = 300.0
+
+
+class Breaker:
+    """Three failed starts in a minute open it; each further failure doubles the wait.
+
+    While it is open nobody tries. Then one start is let through: success closes it.
+    Times are seconds on any one clock.
+    """
+
+    def __init__(self) -> None:
+        self._failures: deque[float] = deque(maxlen=FAILURES)
+        self._wait = 0.0
+        self._open_until = 0.0
+
+    def failed(self, now: float) -> None:
+        self._failures.append(now)
+        is_full = len(self._failures) == FAILURES
+        if self._wait or (is_full and now - self._failures[0] <= WINDOW):
+            self._wait = min(self._wait * 2 or FIRST_WAIT, LONGEST_WAIT)
+            self._open_until = now + self._wait
+
+    def close(self) -> None:
+        """A start succeeded, or a person asks for one."""
+        self._failures.clear()
+        self._wait = 0.0
+        self._open_until = 0.0
+
+    def wait(self, now: float) -> float:
+        """Seconds until a start may be tried; 0 when it may be now."""
+        return max(0.0, self._open_until - now)

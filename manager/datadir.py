@@ -1,0 +1,51 @@
+"""The data folder, which belongs to one running program at a time."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import BinaryIO
+
+
+class DataDirInUse(Exception):
+    """Another program runs on the same folder."""
+
+
+def claim(folder: Path) -> BinaryIO:
+    """Makes the folder and locks it until the program ends, however it ends.
+
+    Two programs on one folder would stop each other's models. Keep what it returns open.
+    Raises DataDirInUse, OSError.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / "lock").open("a+b")
+    try:
+        _lock(file)
+    except OSError:
+        file.seek(0)
+        owner = file.read().decode("ascii", "replace").strip()
+        file.close()
+        raise DataDirInUse(
+            f"{folder} is in use by another LLM-Manager (pid {owner or 'unknown'});"
+            " stop it, or choose another folder with --data-dir"
+        ) from None
+    file.truncate(0)
+    file.write(str(os.getpid()).encode())
+    file.flush()
+    return file
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock(file: BinaryIO) -> None:
+        file.seek(1 << 20)  # behind the content: a locked range cannot be read by others
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        file.seek(0)
+
+else:
+    import fcntl
+
+    def _lock(file: BinaryIO) -> None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

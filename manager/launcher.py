@@ -1,0 +1,246 @@
+"""A process tree: start it, watch it, stop all of it, find it again.
+
+Every process below a launch script carries a mark in its environment, so that whatever a
+script forks, detaches or leaves behind is found again, also by another run of the program.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+log = logging.getLogger(__name__)
+
+MARK = "LLM_MANAGER_RUN"
+_KILL_WAIT = 5.0  # seconds that a killed process may take to be gone
+_SUFFIXES = {
+    "posix": {".sh", ".py"},
+    "nt": {".bat", ".cmd", ".ps1", ".py"},
+}
+
+
+class LaunchError(Exception):
+    """A script cannot be started; says what to do about it."""
+
+
+def unusable(script: Path | None, system: str = os.name) -> str | None:
+    """Why this system cannot run such a script, None where it can."""
+    if script is None or script.suffix.lower() in _SUFFIXES.get(system, set()):
+        return None
+    if script.suffix.lower() == ".ps1":
+        return None if shutil.which("pwsh") else f"{script.name} needs PowerShell (pwsh)"
+    where = "Linux or macOS" if system == "nt" else "Windows"
+    return f"{script.name} is a script for {where}"
+
+
+def command_line(script: Path | None, command: Sequence[str], system: str = os.name) -> list[str]:
+    """The arguments that run a scheme's script or command. Raises LaunchError."""
+    if script is None:
+        return list(command)
+    if not script.is_file():
+        raise LaunchError(f"the script {script} is missing")
+    suffix = script.suffix.lower()
+    if suffix == ".py":
+        return [sys.executable, str(script)]
+    if suffix in (".bat", ".cmd"):
+        return ["cmd.exe", "/d", "/c", str(script)]
+    if suffix == ".ps1":
+        shell = "powershell.exe" if system == "nt" else "pwsh"
+        return [shell, "-NoProfile", "-ExecutionPolicy", "Bypass", "-File", str(script)]
+    if not os.access(script, os.X_OK):
+        raise LaunchError(f"the script {script} is not executable; run: chmod +x {script}")
+    return [str(script)]
+
+
+class ProcessTree:
+    """A launched script and everything below it."""
+
+    def __init__(
+        self, run: str, leader: psutil.Process, popen: subprocess.Popen[bytes] | None
+    ) -> None:
+        self._run = run
+        self._leader = leader
+        self._popen = popen
+        self._handed_over = popen is None
+
+    @classmethod
+    def start(
+        cls,
+        run: str,
+        arguments: Sequence[str],
+        *,
+        cwd: Path,
+        env: Mapping[str, str],
+        output: int,
+    ) -> ProcessTree:
+        """Starts a tree of its own session, its output on the descriptor ``output``.
+
+        ``run`` marks its processes; ``env`` is the whole environment. Raises LaunchError.
+        """
+        # Windows' way to keep a Ctrl-C in the manager's console from reaching the model.
+        flags: int = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
+        try:
+            popen = subprocess.Popen(
+                arguments,
+                cwd=cwd,
+                env={**env, MARK: run},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=os.name == "posix",
+                creationflags=flags,
+            )
+        except OSError as error:
+            hint = ""
+            if isinstance(error, FileNotFoundError) and not cwd.is_dir():
+                hint = f" (its folder {cwd} is missing)"
+            elif error.errno == 8:  # ENOEXEC
+                hint = " (it has no #! line, such as #!/bin/sh, at its top)"
+            raise LaunchError(f"{arguments[0]} cannot be run: {error.strerror}{hint}") from error
+        try:
+            leader = psutil.Process(popen.pid)
+        except psutil.NoSuchProcess:
+            raise LaunchError(f"{arguments[0]} ended with exit code {popen.wait()}") from None
+        return cls(run, leader, popen)
+
+    @classmethod
+    def find(cls, run: str, pid: int | None, created: float | None) -> ProcessTree | None:
+        """The tree that an earlier program started as ``run``, if any of it is alive.
+
+        The mark decides; ``pid`` and ``created`` (its creation, epoch seconds) stand in for
+        it where the environment of a process cannot be read.
+        """
+        members = _marked(run)
+        if pid is not None and pid not in [member.pid for member in members]:
+            try:
+                leader = psutil.Process(pid)
+                # Two seconds: the epoch time of a creation moves when the clock is set.
+                if created is not None and abs(leader.create_time() - created) < 2:
+                    members.append(leader)
+            except psutil.NoSuchProcess:
+                pass  # it has ended, as most have
+        if not members:
+            return None
+        by_pid = {member.pid: member for member in members}
+        leader = by_pid.get(pid or 0) or min(members, key=_age_key)
+        return cls(run, leader, None)
+
+    @property
+    def pid(self) -> int:
+        return self._leader.pid
+
+    @property
+    def created(self) -> float:
+        """When the leader was created, epoch seconds."""
+        return self._leader.create_time()
+
+    @property
+    def exit_code(self) -> int | None:
+        """The script's exit code once it has ended; None where nobody can know it."""
+        return self._popen.poll() if self._popen is not None else None
+
+    def alive(self) -> bool:
+        """Whether the tree still runs. A script that ends well and leaves processes behind
+        has handed over to the eldest of them."""
+        if self._handed_over:
+            if _is_running(self._leader):
+                return True
+        else:
+            code = self.exit_code
+            if code is None:
+                return True
+            if code != 0:
+                return False
+        heirs = _marked(self._run)
+        if not heirs:
+            return False
+        self._leader = min(heirs, key=_age_key)
+        self._handed_over = True
+        log.info("run %s goes on as process %d", self._run[:8], self._leader.pid)
+        return True
+
+    def stop(self, grace: float) -> bool:
+        """Ends the whole tree: asks, waits up to ``grace`` seconds, then kills what is left.
+
+        Returns whether all of it is gone.
+        """
+        members = self._members()
+        for process in members:
+            _signal(process, psutil.Process.terminate)
+        self._wait_gone(members, grace)
+        deadline = time.monotonic() + _KILL_WAIT
+        while members := self._members():
+            # In rounds: what is about to die may still have forked.
+            for process in members:
+                _signal(process, psutil.Process.kill)
+            if not self._wait_gone(members, 0.5) and time.monotonic() > deadline:
+                log.error("processes %s do not die", [process.pid for process in members])
+                return False
+        return True
+
+    def _members(self) -> list[psutil.Process]:
+        members = {process.pid: process for process in _marked(self._run)}
+        try:
+            for process in [self._leader, *self._leader.children(recursive=True)]:
+                if _is_running(process):
+                    members.setdefault(process.pid, process)
+        except psutil.NoSuchProcess:
+            pass  # it ended while we looked
+        return list(members.values())
+
+    def _wait_gone(self, members: list[psutil.Process], timeout: float) -> bool:
+        deadline = time.monotonic() + timeout
+        pause = 0.005
+        while True:
+            if self._popen is not None:
+                self._popen.poll()  # takes our own child out of the process table
+            if not any(_is_running(process) for process in members):
+                return True
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(pause)
+            pause = min(pause * 1.5, 0.1)
+
+
+def _signal(process: psutil.Process, send: Callable[[psutil.Process], None]) -> None:
+    try:
+        send(process)
+    except psutil.NoSuchProcess:
+        pass  # it was faster
+    except psutil.AccessDenied:
+        log.error("process %d may not be ended by this user", process.pid)
+
+
+def _age_key(process: psutil.Process) -> tuple[float, int]:
+    try:
+        return process.create_time(), process.pid
+    except psutil.NoSuchProcess:
+        return float("inf"), process.pid
+
+
+def _is_running(process: psutil.Process) -> bool:
+    """A zombie is not running: it has only not been asked about by its parent yet."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _marked(run: str) -> list[psutil.Process]:
+    """The living processes that carry the mark of this run."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == run and _is_running(process):
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue  # another user's, or gone meanwhile
+    return found

@@ -1,0 +1,143 @@
+"""A model's output: one file a run, its tail, its followers."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+
+_BLOCK = 1 << 16
+_MAX_LINE = 1 << 16
+_POLL = 0.25  # seconds between two looks at a file that somebody follows
+_UNSAFE = re.compile(r'[<>:"/\\|?*%\x00-\x1f]|^\.|[. ]$')
+
+
+def folder_name(model: str) -> str:
+    """A name for the model's folder that every file system takes, different for each model."""
+    name = _UNSAFE.sub(lambda match: f"%{ord(match[0]):02X}", model)
+    if len(name.encode()) > 120:
+        digest = hashlib.sha256(model.encode()).hexdigest()[:12]
+        name = name.encode()[:100].decode("utf-8", "ignore") + "~" + digest
+    return name
+
+
+class ModelLogs:
+    """The log files of all models, below one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def create(self, model: str, run: str, title: str) -> tuple[Path, int]:
+        """A new file for a run: its path and a descriptor that appends to it.
+
+        The model writes to the file itself, so that its output survives the manager. Raises
+        OSError, also for a full disk, which shows when the title is written.
+        """
+        folder = self._folder / folder_name(model)
+        folder.mkdir(parents=True, exist_ok=True)
+        now = datetime.now(timezone.utc)
+        path = folder / f"{now:%Y%m%dT%H%M%S.%fZ}-{run[:8]}.log"
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
+        try:
+            _write_all(descriptor, f"# {now:%Y-%m-%d %H:%M:%S} UTC {title}\n".encode())
+        except OSError:
+            os.close(descriptor)
+            path.unlink(missing_ok=True)
+            raise
+        return path, descriptor
+
+    def newest(self, model: str) -> Path | None:
+        """The file of the latest run, None where the model has never run."""
+        files = self._files(model)
+        return files[-1] if files else None
+
+    def tail(self, model: str, lines: int) -> str:
+        """The last lines of the latest run; "" where there is none."""
+        path = self.newest(model)
+        return "\n".join(_last_lines(path, lines)) if path else ""
+
+    def follow(self, model: str, lines: int, stopped: threading.Event) -> Iterator[str | None]:
+        """The last lines, then every line to come, over later runs as well, until ``stopped``.
+
+        None stands for a quiet moment, so that the caller can show that it is still there.
+        """
+        path = self.newest(model)
+        offset = 0
+        if path is not None:
+            offset = path.stat().st_size
+            yield from _last_lines(path, lines, offset)
+        partial = b""
+        while not stopped.is_set():
+            newest = self.newest(model)
+            data = _read_from(path, offset) if path else b""
+            if data:
+                offset += len(data)
+                *whole, partial = (partial + data).split(b"\n")
+                if len(partial) > _MAX_LINE:
+                    whole, partial = [*whole, partial], b""
+                yield from map(_text, whole)
+            elif newest != path:
+                path, offset, partial = newest, 0, b""
+            else:
+                yield None
+                stopped.wait(_POLL)
+
+    def clean(self, days: float) -> int:
+        """Removes files that nothing was written to for ``days``, except each model's latest.
+        Returns how many."""
+        removed = 0
+        limit = time.time() - days * 86400
+        for folder in self._folder.iterdir() if self._folder.is_dir() else ():
+            if not folder.is_dir():
+                continue
+            for path in sorted(folder.glob("*.log"))[:-1]:
+                if path.stat().st_mtime < limit:
+                    path.unlink(missing_ok=True)
+                    removed += 1
+        return removed
+
+    def _files(self, model: str) -> list[Path]:
+        return sorted((self._folder / folder_name(model)).glob("*.log"))
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+def _text(line: bytes) -> str:
+    return line.rstrip(b"\r").decode("utf-8", "replace")[:_MAX_LINE]
+
+
+def _read_from(path: Path, offset: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read(_BLOCK)
+    except FileNotFoundError:
+        return b""
+
+
+def _last_lines(path: Path, count: int, end: int | None = None) -> list[str]:
+    """Reads backwards in blocks: a log may be larger than memory."""
+    blocks: list[bytes] = []
+    newlines = 0
+    with path.open("rb") as file:
+        position = file.seek(0, os.SEEK_END) if end is None else end
+        while position > 0 and newlines <= count and len(blocks) * _BLOCK < count * _MAX_LINE:
+            start = max(0, position - _BLOCK)
+            file.seek(start)
+            block = file.read(position - start)
+            blocks.append(block)
+            newlines += block.count(b"\n")
+            position = start
+    data = b"".join(reversed(blocks))
+    lines = data.split(b"\n")
+    if not lines[-1]:
+        lines.pop()
+    return [_text(line) for line in lines[-count:]] if count > 0 else []

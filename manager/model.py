@@ -1,0 +1,542 @@
+"""One model: its lock, its line of waiting requests, its states, its leases.
+
+What a call does in each state:
+
+===========  ============================  ==========================  ====================
+state        a request                     start                       stop
+===========  ============================  ==========================  ====================
+stopped      joins the line, starts        starts                      nothing
+queued       joins the line                nothing                     cancels the start
+starting     joins the line                nothing                     cancels the start
+ready        a lease, or the line          nothing                     drains, then stops
+stopping     joins the line; started anew  started anew when stopped   nothing
+             when stopped
+failed       as stopped, unless the        starts, closes the breaker  becomes stopped
+             breaker is open
+===========  ============================  ==========================  ====================
+
+The line's order is the order of arrival. Only this module changes a model's state, under the
+model's lock, and never does I/O while it holds it. One worker thread at a time, named
+``start-<model>``, does what the state asks for, so that two starts can never overlap and no
+client's going away can break one.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from manager import config
+from manager.breaker import Breaker
+from manager.errors import ApiError, ClientGone
+from manager.interfaces import Interface
+from manager.launcher import ProcessTree
+from manager.server import Cancelled, Server, Shared, Start, StartFailed, stop_server
+from manager.store import Run
+from manager.upstream import Upstream
+
+log = logging.getLogger(__name__)
+
+
+class State(str, enum.Enum):
+    """Where a model is in its life."""
+
+    STOPPED = "stopped"
+    QUEUED = "queued"
+    STARTING = "starting"
+    READY = "ready"
+    STOPPING = "stopping"
+    FAILED = "failed"
+
+
+class Ticket:
+    """A waiting request's place in the line, with a condition of its own on the model's lock:
+    a place that becomes free wakes the one whose turn it is, not all that wait."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self.turn = threading.Condition(lock)
+        self.lease: Lease | None = None
+        self.error: Exception | None = None
+
+    def settle(self, lease: Lease | None = None, error: Exception | None = None) -> None:
+        """With the lock held: ends the wait, well or badly."""
+        self.lease, self.error = lease, error
+        self.turn.notify()
+
+
+class Lease:
+    """A right to send one request to a ready model, which counts as busy meanwhile.
+
+    A context manager; ``release`` gives the place back and may be called more than once.
+    """
+
+    def __init__(self, model: Model, server: Server) -> None:
+        self._model = model
+        self._server = server
+        self._held = True
+        self.interface: Interface = model.interface
+        self.scheme = server.scheme
+        self.served_model_name = model.settings.served_model_name
+        self.ask_usage = model.settings.ask_usage
+        self.upstream_timeout = model.program.upstream_timeout
+
+    @property
+    def upstream(self) -> Upstream:
+        return self._server.upstream
+
+    def release(self) -> None:
+        if self._held:
+            self._held = False
+            self._model.give_back(self._server)
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.release()
+
+
+class Model:
+    """One model of the config. Every public method may be called from any thread."""
+
+    def __init__(
+        self,
+        settings: config.Model,
+        program: config.Program,
+        interface: Interface,
+        shared: Shared,
+        avoid_ports: Callable[[], set[int]],
+    ) -> None:
+        self.settings = settings
+        self.program = program
+        self.interface = interface
+        self.starts = 0  # that led to a ready model, since the program began
+        self.failed_starts = 0
+        self._shared = shared
+        self._clock = shared.clock
+        self._avoid_ports = avoid_ports
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._state = State.STOPPED
+        self._line: dict[Ticket, None] = {}
+        self._start: Start | None = None
+        self._adopting: tuple[Run, ProcessTree] | None = None
+        self._server: Server | None = None
+        self._worker: threading.Thread | None = None
+        self._breaker = Breaker()
+        self._last_used: float | None = None
+        self._last_error: str | None = None
+        self._end_reason = ""
+        self._crashed = False
+        self._start_again = False
+        self._closed: Callable[[], ApiError] | None = None
+
+    # --- requests -----------------------------------------------------------------------
+
+    def lease(self, gone: Callable[[], bool]) -> Lease:
+        """A place on the ready model, at once or after waiting for a start or for one's turn.
+
+        ``gone`` tells whether the client has left meanwhile. Raises ApiError (429, 503) and
+        ClientGone.
+        """
+        with self._lock:
+            if not self._line and self._has_room():
+                return self._grant()
+            ticket = self._join_line()
+        self._announce()
+        token = self._shared.watch.add(gone, lambda: self._give_up(ticket))
+        try:
+            return self._wait(ticket)
+        finally:
+            self._shared.watch.remove(token)
+
+    def give_back(self, server: Server) -> None:
+        """Ends a lease; the next in line takes its place."""
+        with self._lock:
+            server.in_flight -= 1
+            self._last_used = self._clock.monotonic()
+            self._admit()
+            if not server.in_flight:
+                self._changed.notify_all()  # a stop may be draining
+
+    def _join_line(self) -> Ticket:
+        if self._closed:
+            raise self._closed()
+        if len(self._line) >= self.settings.max_waiting:
+            raise ApiError(
+                429,
+                "too_many_waiting",
+                f"{len(self._line)} requests wait for {self.settings.name} already",
+                retry_after=1,
+            )
+        if self._state in (State.STOPPED, State.FAILED):
+            if wait := self._breaker.wait(self._clock.monotonic()):
+                raise ApiError(
+                    503,
+                    "start_failed",
+                    f"{self.settings.name} failed to start several times and is not tried again"
+                    f" for {wait:.0f} seconds, unless it is started by hand. {self._last_error}",
+                    retry_after=wait,
+                )
+            self._begin_start()
+        ticket = Ticket(self._lock)
+        self._line[ticket] = None
+        return ticket
+
+    def _wait(self, ticket: Ticket) -> Lease:
+        # A start is bounded by its own time-outs; waiting one's turn by the queue's.
+        bound = self.program.queue_timeout
+        if self._state is not State.READY:
+            bound += self.settings.start_timeout + 2 * self.settings.stop_timeout
+        deadline = time.monotonic() + bound
+        with self._lock:
+            try:
+                while ticket.lease is None and ticket.error is None:
+                    left = deadline - time.monotonic()
+                    if left <= 0:
+                        raise ApiError(
+                            503,
+                            "queue_timeout",
+                            f"{self.settings.name} had no place for {bound:g} seconds",
+                            retry_after=5,
+                        )
+                    ticket.turn.wait(left)
+            finally:
+                self._line.pop(ticket, None)
+            if ticket.lease is not None:
+                return ticket.lease
+            assert ticket.error is not None
+            raise ticket.error
+
+    def _give_up(self, ticket: Ticket) -> None:
+        with self._lock:
+            if ticket.lease is None:
+                self._line.pop(ticket, None)
+                ticket.settle(error=ClientGone())
+
+    def _has_room(self) -> bool:
+        if self._state is not State.READY or self._server is None or self._closed:
+            return False
+        limit = self.settings.max_concurrency
+        return limit is None or self._server.in_flight < limit
+
+    def _grant(self) -> Lease:
+        assert self._server is not None
+        self._server.in_flight += 1
+        self._last_used = self._clock.monotonic()
+        return Lease(self, self._server)
+
+    def _admit(self) -> None:
+        while self._line and self._has_room():
+            ticket = next(iter(self._line))
+            del self._line[ticket]
+            ticket.settle(lease=self._grant())
+
+    def _refuse(self, make: Callable[[], Exception]) -> None:
+        line, self._line = self._line, {}
+        for ticket in line:
+            # An exception each: a traceback belongs to one thread.
+            ticket.settle(error=make())
+
+    # --- steering -----------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begins a start where there is none; closes the breaker."""
+        with self._lock:
+            if self._closed:
+                raise self._closed()
+            self._breaker.close()
+            if self._state in (State.STOPPED, State.FAILED):
+                self._begin_start()
+            elif self._state is State.STOPPING:
+                self._start_again = True
+        self._announce()
+
+    def stop(self, *, start_again: bool = False) -> None:
+        """Begins to stop. Requests under way have ``stop_timeout`` to finish; those that wait
+        are refused, unless it is to start again."""
+        with self._lock:
+            if self._closed:
+                raise self._closed()
+            self._breaker.close()
+            self._begin_stop("stopped by hand", start_again)
+            start = self._start
+            message = f"{self.settings.name} was stopped while you waited for it"
+            if not start_again:
+                self._refuse(lambda: ApiError(503, "start_failed", message))
+        self._end_stop(start)
+
+    def close(self, reason: str, refusal: Callable[[], ApiError]) -> None:
+        """Refuses everything from now on and begins to stop; ``join`` waits for the end."""
+        with self._lock:
+            self._closed = refusal
+            self._begin_stop(reason, start_again=False)
+            start = self._start
+            self._refuse(refusal)
+        self._end_stop(start)
+
+    def join(self) -> None:
+        """Waits until the worker has done all it has to do; its steps are all bounded."""
+        while worker := self._worker:
+            worker.join()
+
+    def sweep(self) -> None:
+        """Stops the model if it has been idle for its ``alive_time``."""
+        with self._lock:
+            due = self._idle_stop_at()
+            if due is None or self._clock.monotonic() < due:
+                return
+            self._begin_stop("idle", start_again=False)
+        self._announce()
+
+    def configure(
+        self, settings: config.Model, program: config.Program, interface: Interface
+    ) -> None:
+        """Takes new settings: limits at once, what is launched at the next start."""
+        with self._lock:
+            self.settings, self.program, self.interface = settings, program, interface
+            self._admit()
+        self._announce()
+
+    def adopt(self, run: Run, tree: ProcessTree) -> bool:
+        """Begins to take over a server that an earlier program left running; False where the
+        model has one already. One that is not healthy is stopped."""
+        with self._lock:
+            if self._state is not State.STOPPED:
+                return False
+            self._adopting = (run, tree)
+            self._begin_start()
+        self._announce()
+        return True
+
+    def wait_settled(self, timeout: float) -> None:
+        """Waits until no start and no stop is under way, or for ``timeout`` seconds."""
+        with self._lock:
+            self._changed.wait_for(lambda: self._worker is None, timeout)
+
+    def view(self) -> dict[str, Any]:
+        """What ``/api/models`` tells of it."""
+        with self._lock:
+            server, start = self._server, self._start
+            now = server or start
+            begun = server.started_at if server else start.began if start else None
+            pid = server.tree.pid if server else start.pid if start else None
+            return {
+                "name": self.settings.name,
+                "aliases": list(self.settings.aliases),
+                "mode": self.settings.mode,
+                "state": self._state.value,
+                "scheme": now.scheme if now else None,
+                "schemes_passed_over": dict(start.passed_over) if start else {},
+                "pid": pid,
+                "port": now.port if now else self.settings.port,
+                "in_flight": server.in_flight if server else 0,
+                "waiting": len(self._line),
+                "started_at": self._clock.iso(begun),
+                "last_used_at": self._clock.iso(self._last_used),
+                "idle_stop_at": self._clock.iso(self._idle_stop_at()),
+                "start_seconds": round(server.start_seconds, 3) if server else None,
+                "last_error": self._last_error,
+            }
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a start or a stop is under way, or a server runs."""
+        return self._worker is not None or self._server is not None
+
+    def _idle_stop_at(self) -> float | None:
+        server = self._server
+        if self._state is not State.READY or server is None or not self.settings.alive_time:
+            return None
+        if server.in_flight or self._line or self._last_used is None:
+            return None
+        return self._last_used + self.settings.alive_time * 60
+
+    # --- states; all of these are called with the lock held -------------------------------
+
+    def _begin_start(self) -> None:
+        self._state = State.QUEUED
+        self._start_again = False
+        self._start = Start(
+            self.settings, self.interface, self._shared, self._avoid_ports(), self._launched
+        )
+        self._wake_worker()
+
+    def _begin_stop(self, reason: str, start_again: bool) -> None:
+        self._start_again = start_again
+        if self._state is State.FAILED:
+            self._state = State.STOPPED
+        if self._state is State.STOPPED and start_again:
+            self._begin_start()
+        elif self._state in (State.QUEUED, State.STARTING, State.READY):
+            self._state = State.STOPPING
+            self._end_reason = reason
+            if self._server is not None:
+                self._shared.watch.remove(self._server.watch_token)
+            self._wake_worker()
+
+    def _end_stop(self, start: Start | None) -> None:
+        """Not under the lock: the other half of a stop, which may wake a probe's socket."""
+        if start is not None and self._state is State.STOPPING:
+            start.cancel()
+        self._announce()
+
+    def _wake_worker(self) -> None:
+        if self._worker is None:
+            self._worker = threading.Thread(
+                target=self._work, name=f"start-{self.settings.name}", daemon=True
+            )
+            self._worker.start()
+
+    def _died(self, server: Server) -> None:
+        """From the watch: the server's process tree has ended by itself."""
+        with self._lock:
+            if self._server is not server or self._state is not State.READY:
+                return
+            self._state = State.STOPPING
+            self._crashed = True
+            self._wake_worker()
+        self._announce()
+
+    def _launched(self, start: Start) -> None:
+        """From a start: its process exists now."""
+        with self._lock:
+            if self._start is start and self._state is State.QUEUED:
+                self._state = State.STARTING
+        self._announce()
+
+    # --- the worker -----------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                step = self._next_step()
+                if step is None:
+                    self._worker = None
+                    self._changed.notify_all()
+                    return
+            step()
+            self._announce()
+
+    def _next_step(self) -> Callable[[], None] | None:
+        if self._start is not None:
+            return self._bring_up
+        if self._server is not None and self._state is State.STOPPING:
+            return self._bring_down
+        if self._state is State.STOPPING:
+            self._state = State.STOPPED
+        if self._state in (State.STOPPED, State.FAILED) and not self._closed:
+            wanted = self._start_again or (self._line and self._state is State.STOPPED)
+            if wanted:
+                self._begin_start()
+                return self._bring_up
+        return None
+
+    def _bring_up(self) -> None:
+        start, adopting = self._start, self._adopting
+        assert start is not None
+        server: Server | None = None
+        failure: StartFailed | None = None
+        try:
+            server = start.take_over(*adopting) if adopting else start.run()
+        except StartFailed as error:
+            failure = error
+        except Exception as error:
+            # A fault of ours: the worker lives on, so that the line gets an answer.
+            log.exception("starting %s failed", self.settings.name)
+            failure = StartFailed(f"an internal error: {error}")
+        with self._lock:
+            self._start, self._adopting = None, None
+            if server is not None:
+                self._came_up(server, adopted=adopting is not None)
+            elif failure is not None:
+                self._came_to_nothing(failure, start, adopted=adopting is not None)
+
+    def _came_up(self, server: Server, adopted: bool) -> None:
+        self._server = server
+        self._breaker.close()
+        self._last_error = None
+        self._crashed = False
+        self.starts += not adopted
+        log.info(
+            "%s is ready on port %d after %.2f s, scheme %s, pid %d%s",
+            self.settings.name,
+            server.port,
+            server.start_seconds,
+            server.scheme,
+            server.tree.pid,
+            ", adopted" if adopted else "",
+        )
+        if self._state is State.STOPPING:
+            return  # the stop came too late to cancel the start: the next step brings it down
+        self._state = State.READY
+        self._last_used = self._clock.monotonic()
+        tree = server.tree
+        server.watch_token = self._shared.watch.add(
+            lambda: not tree.alive(), lambda: self._died(server)
+        )
+        self._admit()
+
+    def _came_to_nothing(self, failure: StartFailed, start: Start, adopted: bool) -> None:
+        name = self.settings.name
+        if start.cancelled or adopted:
+            if not isinstance(failure, Cancelled):
+                log.warning("%s was not taken over: %s", name, failure)
+            self._state = State.STOPPED
+            return
+        self._state = State.FAILED
+        self.failed_starts += 1
+        self._breaker.failed(self._clock.monotonic())
+        self._last_error = str(failure)
+        log.error("%s did not start: %s", name, failure)
+        retry_after = self._breaker.wait(self._clock.monotonic()) or None
+        self._refuse(
+            lambda: ApiError(
+                503, failure.code, f"{name} did not start: {failure}", retry_after=retry_after
+            )
+        )
+
+    def _bring_down(self) -> None:
+        server = self._server
+        assert server is not None
+        grace = self.settings.stop_timeout
+        if self._crashed:
+            code = server.tree.exit_code
+            how = "" if code is None else f" with exit code {code}"
+            if code is not None and code < 0:
+                how = f", killed by signal {-code}"
+            reason = f"its process ended by itself{how}"
+        else:
+            reason = self._end_reason
+            with self._lock:
+                self._changed.wait_for(lambda: not server.in_flight, grace)
+        try:
+            gone = stop_server(server, self._shared, grace, reason)
+        except Exception:
+            # A fault of ours: the worker lives on, and the failure shows in the state.
+            log.exception("stopping %s failed", self.settings.name)
+            gone = False
+        with self._lock:
+            self._server = None
+            self._state = State.FAILED if self._crashed else State.STOPPED
+            if self._crashed:
+                self._last_error = reason
+                log.error("%s stopped: %s", self.settings.name, reason)
+            else:
+                log.info("%s stopped: %s", self.settings.name, reason)
+            if not gone:
+                self._state = State.FAILED
+                self._last_error = "a process of it does not die; see the program's log"
+            self._start_again = self._start_again or bool(self._line)
+            self._crashed = False
+
+    def _announce(self) -> None:
+        self._shared.events.publish("model", self.view())

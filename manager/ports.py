@@ -1,0 +1,80 @@
+"""Ports on loopback for the models' servers: which are free, who holds one."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+
+import psutil
+
+# Below the ranges that systems hand out for outgoing connections (Linux: 32768 and up), so
+# that no connection of ours can take a port between its choice and the server's start.
+_RANGE = range(21000, 31000)
+
+
+class NoFreePort(Exception):
+    """Every port that could be chosen is taken."""
+
+
+class Ports:
+    """Chosen ports, each for one run at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._taken: set[int] = set()
+
+    def choose(self, avoid: set[int]) -> int:
+        """A free port that is no other run's and not in ``avoid``. Give it back when the run
+        has ended. Raises NoFreePort."""
+        for port in _RANGE:
+            with self._lock:
+                if port in self._taken or port in avoid:
+                    continue
+                self._taken.add(port)
+            if is_free(port):
+                return port
+            self.give_back(port)
+        raise NoFreePort(f"no port from {_RANGE.start} to {_RANGE.stop - 1} is free")
+
+    def take(self, port: int) -> None:
+        """Counts a port as taken that a run has already."""
+        with self._lock:
+            self._taken.add(port)
+
+    def give_back(self, port: int) -> None:
+        with self._lock:
+            self._taken.discard(port)
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could listen there, on loopback and on every address."""
+    for address in ("127.0.0.1", ""):
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+            if os.name == "posix":
+                # As servers do: a port whose last connections are still being closed is free.
+                # (On Windows the option would let us take a port that is in use.)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                sock.bind((address, port))
+            except OSError:
+                return False
+    return True
+
+
+def holder(port: int) -> str:
+    """Which process listens there, as a person would name it."""
+    try:
+        connections = psutil.net_connections(kind="tcp")
+    except psutil.AccessDenied:
+        connections = []
+    for connection in connections:
+        if connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (port,):
+            if connection.pid is None:
+                break
+            try:
+                name = psutil.Process(connection.pid).name()
+            except psutil.Error:
+                break
+            return f"{name} (pid {connection.pid})"
+    return "another program"

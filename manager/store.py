@@ -1,0 +1,195 @@
+"""usage.db: its schema and the versions of it, one writer, queries.
+
+Every write goes through one thread that commits in groups: SQLite takes one writer at a time
+anyway, and a commit costs the same for one row as for a hundred.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import sqlite3
+import threading
+from concurrent import futures
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+# One script a version; what has been released is never edited.
+MIGRATIONS = (
+    """
+    CREATE TABLE runs (
+        id           TEXT PRIMARY KEY,
+        model        TEXT NOT NULL,
+        scheme       TEXT NOT NULL,
+        fingerprint  TEXT NOT NULL,  -- of what was launched: a changed config is not adopted
+        port         INTEGER NOT NULL,
+        pid          INTEGER,
+        pid_created  REAL,           -- epoch seconds, as the system tells it
+        started_ms   INTEGER NOT NULL,
+        ready_ms     INTEGER,
+        ended_ms     INTEGER,
+        end_reason   TEXT
+    );
+    CREATE INDEX runs_open ON runs (started_ms) WHERE ended_ms IS NULL;
+    """,
+)
+
+_GROUP = 500
+_BUSY_MS = 5000
+
+_WRITE_TIMEOUT = 60.0  # seconds; a disk that takes longer than this will not come back
+
+Write = tuple[str, tuple[object, ...]]
+
+
+class StoreError(Exception):
+    """The database cannot be used; says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One life of a model's server, from its launch to its end. Times are epoch ms."""
+
+    id: str
+    model: str
+    scheme: str
+    fingerprint: str
+    port: int
+    pid: int | None
+    pid_created: float | None
+    started_ms: int
+    ready_ms: int | None
+
+
+class Store:
+    """The database file. ``write`` returns when what it wrote is safe on the disk."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens and migrates. Raises StoreError; a file that is damaged or of a newer version
+        is left as it is."""
+        self._path = path
+        self._queue: queue.SimpleQueue[tuple[Write, Future[None]] | None] = queue.SimpleQueue()
+        try:
+            connection = _connect(path)
+            try:
+                _migrate(connection, path)
+            finally:
+                connection.close()
+        except sqlite3.Error as error:
+            raise StoreError(
+                f"{path} cannot be used: {error}. It was not changed; "
+                "move it away or restore a backup"
+            ) from error
+        self._thread = threading.Thread(target=self._run, name="usage-writer", daemon=True)
+        self._thread.start()
+
+    def write(self, statement: str, values: tuple[object, ...]) -> None:
+        """Executes it in the writer's thread and waits until it is committed.
+
+        Raises sqlite3.Error where it or its commit fails.
+        """
+        future: Future[None] = Future()
+        self._queue.put(((statement, values), future))
+        try:
+            future.result(_WRITE_TIMEOUT)
+        except futures.TimeoutError:
+            raise sqlite3.OperationalError(f"{self._path} takes no writes") from None
+
+    def close(self) -> None:
+        """Writes what is queued, then ends the writer."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def begin_run(self, run: Run) -> None:
+        self.write(
+            "INSERT INTO runs (id, model, scheme, fingerprint, port, started_ms)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            (run.id, run.model, run.scheme, run.fingerprint, run.port, run.started_ms),
+        )
+
+    def run_launched(self, run: str, pid: int, created: float) -> None:
+        self.write("UPDATE runs SET pid = ?, pid_created = ? WHERE id = ?", (pid, created, run))
+
+    def run_ready(self, run: str, now_ms: int) -> None:
+        self.write("UPDATE runs SET ready_ms = ? WHERE id = ?", (now_ms, run))
+
+    def end_run(self, run: str, now_ms: int, reason: str) -> None:
+        self.write(
+            "UPDATE runs SET ended_ms = ?, end_reason = ? WHERE id = ? AND ended_ms IS NULL",
+            (now_ms, reason, run),
+        )
+
+    def open_runs(self) -> list[Run]:
+        """Runs with no end: at the program's start, those that an earlier one left behind."""
+        connection = _connect(self._path)
+        try:
+            rows = connection.execute(
+                "SELECT id, model, scheme, fingerprint, port, pid, pid_created, started_ms,"
+                " ready_ms FROM runs WHERE ended_ms IS NULL ORDER BY started_ms"
+            ).fetchall()
+        finally:
+            connection.close()
+        return [Run(*row) for row in rows]
+
+    def _run(self) -> None:
+        connection = _connect(self._path)
+        try:
+            while self._write_group(connection):
+                pass
+        finally:
+            connection.close()
+
+    def _write_group(self, connection: sqlite3.Connection) -> bool:
+        """Commits what is queued, at least one write; False when told to end."""
+        item = self._queue.get()
+        written: list[Future[None]] = []
+        try:
+            if item is not None:
+                connection.execute("BEGIN IMMEDIATE")
+            while item is not None:
+                (statement, values), future = item
+                try:
+                    connection.execute(statement, values)
+                except sqlite3.Error as error:
+                    future.set_exception(error)  # its neighbours are kept
+                else:
+                    written.append(future)
+                if len(written) >= _GROUP or self._queue.empty():
+                    break
+                item = self._queue.get()
+            if connection.in_transaction:
+                connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            log.exception("writes to %s failed", self._path)
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            if item is not None and not item[1].done() and item[1] not in written:
+                written.append(item[1])
+            for future in written:
+                future.set_exception(error)
+        else:
+            for future in written:
+                future.set_result(None)
+        return item is not None
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None, timeout=_BUSY_MS / 1000)
+    connection.execute("PRAGMA journal_mode = WAL")
+    # FULL: a row that was reported as written survives a power cut as well.
+    connection.execute("PRAGMA synchronous = FULL")
+    return connection
+
+
+def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > len(MIGRATIONS):
+        raise StoreError(
+            f"{path} was written by a newer version of LLM-Manager (schema {version}, this one"
+            f" knows {len(MIGRATIONS)}). It was not changed; use that version again"
+        )
+    for number, script in enumerate(MIGRATIONS[version:], version + 1):
+        connection.executescript(f"BEGIN; {script}; PRAGMA user_version = {number}; COMMIT;")
