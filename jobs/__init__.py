@@ -1,0 +1,1 @@
+"""Beside the request path: what runs by the clock."""

@@ -1,0 +1,34 @@
+"""What every route may use: the running parts of the program."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from manager import config
+from manager.events import Events
+from manager.fleet import Fleet
+from manager.interfaces import Interface
+from manager.logs import ModelLogs
+from manager.watch import Watch
+from routes.metrics import Metrics
+from routes.slots import Slots
+
+
+@dataclass(frozen=True)
+class House:
+    """Built once by the front door. ``closing`` is set when the program shuts down; ``load``
+    reads the config's file anew."""
+
+    fleet: Fleet
+    interfaces: Mapping[str, Interface]
+    watch: Watch
+    events: Events
+    logs: ModelLogs
+    slots: Slots
+    metrics: Metrics
+    data_dir: Path
+    closing: threading.Event
+    load: Callable[[], config.Config]

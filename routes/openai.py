@@ -1,0 +1,168 @@
+"""The OpenAI side: ``/v1``."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from flask import Blueprint, Response, jsonify, request
+
+from manager import config
+from manager.errors import ApiError, ClientGone
+from manager.model import Lease
+from manager.payload import Payload
+from manager.relay import CLIENT_GONE, Outcome, Request, forward
+from manager.upstream import Headers
+from routes.house import House
+
+log = logging.getLogger("manager.requests")
+
+
+def blueprint(house: House) -> Blueprint:
+    routes = Blueprint("openai", __name__)
+    began = int(time.time())
+
+    endpoints = {path for kind in house.interfaces.values() for path in kind.endpoints}
+    for path in sorted(endpoints):
+        routes.add_url_rule(path, path, lambda: _proxy(house), methods=["POST"])
+
+    @routes.get("/v1/models")
+    def list_models() -> Response:
+        listed = [model.settings for model in house.fleet.models() if not model.settings.unlisted]
+        entries = [_entry(settings, settings.name, began) for settings in listed]
+        if house.fleet.config.program.list_aliases:
+            entries += [_entry(s, alias, began) for s in listed for alias in s.aliases]
+        return jsonify({"object": "list", "data": entries})
+
+    @routes.get("/v1/models/<path:name>")
+    def one_model(name: str) -> Response:
+        return jsonify(_entry(house.fleet.find(name).settings, name, began))
+
+    return routes
+
+
+def _entry(settings: config.Model, name: str, began: int) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": began,
+        "owned_by": "llm-manager",
+        "aliases": list(settings.aliases),
+        "mode": settings.mode,
+    }
+
+
+class _Account:
+    """What becomes known of a request on its way, told once: to the log and the metrics."""
+
+    def __init__(self, house: House, endpoint: str) -> None:
+        self.asked_for = "-"
+        self.model = ""  # empty for names that are no model's: clients must not make labels
+        self._house = house
+        self._endpoint = endpoint
+        self._began = time.monotonic()
+        self._leased: float | None = None
+        self._is_closed = False
+
+    def leased(self) -> None:
+        self._leased = time.monotonic()
+
+    def close(self, outcome: Outcome) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
+        now = time.monotonic()
+        usage = outcome.usage
+        waited = (self._leased or now) - self._began
+        first = outcome.first_byte_at - self._began if outcome.first_byte_at else None
+        self._house.metrics.request(self.model, outcome, now - self._began, first)
+        log.info(
+            "%s %s as %r: %d in %.3f s, waited %.3f, first byte %s, %s%s",
+            self._endpoint,
+            self.model or "-",
+            self.asked_for,
+            outcome.status,
+            now - self._began,
+            waited,
+            "-" if first is None else f"{first:.3f}",
+            "no usage"
+            if usage is None
+            else f"tokens {usage.prompt_tokens}+{usage.completion_tokens}"
+            f" ({usage.cached_tokens} cached{', estimated' if usage.estimated else ''})",
+            f", {outcome.error.splitlines()[0]}" if outcome.error else "",
+        )
+
+
+def _proxy(house: House) -> Response:
+    gone: Callable[[], bool] = request.environ["waitress.client_disconnected"]
+    account = _Account(house, request.path)
+    give_back: Callable[[], None] | None = None
+    lease: Lease | None = None
+    try:
+        give_back = house.slots.take()
+        payload = Payload(request.get_data(cache=False))
+        name = _model_name(payload)
+        account.asked_for = name
+        model = house.fleet.find(name)
+        account.model = model.settings.name
+        if request.path not in model.interface.endpoints:
+            raise ApiError(
+                400,
+                "endpoint_not_supported",
+                f"{name} is a model of mode {model.settings.mode}, which is served at "
+                f"{' and '.join(model.interface.endpoints)}, not at {request.path}",
+                param="model",
+            )
+        lease = model.lease(gone)
+        account.leased()
+        answer = forward(
+            lease,
+            Request(_target(), _headers(), payload),
+            watch=house.watch,
+            gone=gone,
+            on_end=account.close,
+        )
+    except BaseException as error:
+        if lease is not None:
+            lease.release()
+        if give_back is not None:
+            give_back()
+        status = error.status if isinstance(error, ApiError) else 500
+        status = CLIENT_GONE if isinstance(error, ClientGone) else status
+        account.close(Outcome(status, error=str(error) or "the client left"))
+        raise
+    answer.when_closed(give_back)
+    return Response(
+        answer,  # a WSGI iterable with a close of its own
+        status=answer.status,
+        headers=answer.headers,
+        direct_passthrough=True,
+    )
+
+
+def _model_name(payload: Payload) -> str:
+    name = payload.fields.get("model")
+    if not isinstance(name, str) or not name:
+        raise ApiError(
+            400, "model_missing", 'The request has no "model" that is a name', param="model"
+        )
+    return name
+
+
+def _target() -> str:
+    query = request.environ["QUERY_STRING"]
+    return f"{request.path}?{query}" if query else request.path
+
+
+def _headers() -> Headers:
+    headers = [
+        (key[5:].replace("_", "-").title(), value)
+        for key, value in request.environ.items()
+        if key.startswith("HTTP_")
+    ]
+    content_type = request.environ.get("CONTENT_TYPE")
+    if content_type:
+        headers.append(("Content-Type", content_type))
+    return headers

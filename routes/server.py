@@ -1,0 +1,186 @@
+"""waitress, set up for hundreds of streams."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import socket
+import threading
+import time
+from typing import Any
+
+from flask import Flask
+from waitress import wasyncore
+from waitress.adjustments import Adjustments
+from waitress.channel import HTTPChannel
+from waitress.server import TcpWSGIServer
+from waitress.task import ErrorTask, ThreadedTaskDispatcher
+
+from manager import ports
+from manager.errors import ApiError
+
+log = logging.getLogger(__name__)
+
+_MAX_HEADERS = 1 << 16
+# A client that reads nothing for this long while an answer waits for it is cut off: its
+# thread and its place at the model are worth more.
+_STALLED_CLIENT = 300.0
+# How much of a refused body is read and thrown away, so that the client, which sends before
+# it reads, finds the refusal and not a connection reset.
+_MAX_DISCARDED = 1 << 30
+_CODES = {413: "body_too_large", 431: "headers_too_large", 501: "not_implemented"}
+
+
+class CannotListen(Exception):
+    """The address cannot be had; says who holds it where that is known."""
+
+
+class _RefusedRequest(ErrorTask):
+    """What waitress refuses by itself, in the shape of all other errors."""
+
+    def execute(self) -> None:
+        fault = self.request.error
+        limit = self.channel.adj.max_request_body_size - 1
+        messages = {
+            413: f"The request's body is larger than max_body_mb allows ({limit >> 20} MB)",
+            431: f"The request's headers are larger than {_MAX_HEADERS >> 10} KB",
+        }
+        code = _CODES.get(fault.code, "bad_request")
+        error = ApiError(
+            fault.code, code, messages.get(fault.code, f"{fault.reason}: {fault.body}")
+        )
+        body = json.dumps(error.body()).encode()
+        self.status = f"{fault.code} {fault.reason}"
+        self.response_headers.append(("Content-Type", "application/json"))
+        self.set_close_on_finish()
+        self.content_length = len(body)
+        self.write(body)
+
+
+class _Channel(HTTPChannel):
+    """One client's connection. All but ``service`` runs in waitress's loop."""
+
+    error_task_class = _RefusedRequest
+    refused = False
+    discarded = 0
+
+    def received(self, data: bytes) -> bool:
+        if self.refused:
+            self.discarded += len(data)
+            if self.discarded > _MAX_DISCARDED:
+                self.will_close = True
+            return False
+        taken: bool = super().received(data)
+        # What follows a refused head is the rest of its body, not a request.
+        self.refused = any(request.error for request in tuple(self.requests))
+        return taken
+
+    def readable(self) -> bool:
+        if self.refused:
+            return not self.will_close
+        return bool(super().readable())
+
+    def handle_write(self) -> None:
+        if not (self.refused and self.close_when_flushed):
+            super().handle_write()
+            return
+        self._flush_exception(self._flush_some)
+        if not self.total_outbufs_len and self.connected:
+            # The refusal is out. Only our half is closed: to close both while the client
+            # still sends would reset the connection and take the refusal from it.
+            self.close_when_flushed = False
+            try:
+                self.socket.shutdown(socket.SHUT_WR)
+            except OSError:
+                self.will_close = True  # the client has gone
+
+
+class _Listener(TcpWSGIServer):
+    channel_class = _Channel
+
+    def maintenance(self, now: float) -> None:
+        super().maintenance(now)
+        for channel in self.active_channels.values():
+            if channel.total_outbufs_len and channel.last_activity < now - _STALLED_CLIENT:
+                # The loop closes it, which wakes the thread that waits to write.
+                channel.will_close = True
+
+
+class HttpServer:
+    """Serves the application from a loop thread named ``http`` and ``threads`` workers."""
+
+    def __init__(self, app: Flask, host: str, port: int, threads: int, max_body_mb: int) -> None:
+        """Binds at once, so that a port in use is known before anything is started.
+
+        Raises CannotListen.
+        """
+        settings = Adjustments(
+            host=host,
+            port=port,
+            # A thread is held for as long as its answer streams or its model starts. The
+            # default of 4 would serve four streams and hang the fifth.
+            threads=threads,
+            # Every open connection counts, idle ones too. The default of 100 stops accepting,
+            # health checks included.
+            connection_limit=4 * threads + 1000,
+            # select() cannot watch descriptors above 1023.
+            asyncore_use_poll=True,
+            # With no look-ahead the socket is not read while a request is served, and a
+            # client that leaves is not noticed.
+            channel_request_lookahead=1,
+            # A client that reads slowly holds its upstream back rather than fill our memory.
+            outbuf_high_watermark=1 << 20,
+            outbuf_overflow=1 << 21,
+            # The limit is inclusive in waitress.
+            max_request_body_size=(max_body_mb << 20) + 1,
+            max_request_header_size=_MAX_HEADERS,
+            # A dead client is no news; answers that break off raise OSError on purpose.
+            log_socket_errors=False,
+            ident="llm-manager",
+        )
+        self._map: dict[int, Any] = {}
+        self._dispatcher = ThreadedTaskDispatcher()
+        try:
+            self._listeners = [
+                _Listener(
+                    app,
+                    map=self._map,
+                    dispatcher=self._dispatcher,
+                    adj=settings,
+                    sockinfo=sockinfo,
+                )
+                for sockinfo in settings.listen
+            ]
+        except (OSError, ValueError) as error:
+            wasyncore.close_all(self._map)
+            where = f"{host}:{port}"
+            if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+                where += f", which {ports.holder(port)} holds"
+            raise CannotListen(f"cannot listen on {where}: {error}") from error
+        self._dispatcher.set_thread_count(threads)
+        self._thread = threading.Thread(target=self._listeners[0].run, name="http", daemon=True)
+
+    @property
+    def port(self) -> int:
+        """The port in use, also where port 0 left the choice to the system."""
+        return int(self._listeners[0].effective_port)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self, grace: float) -> None:
+        """Lets the requests under way finish for up to ``grace`` seconds, then ends."""
+        self._dispatcher.shutdown(timeout=grace)
+        deadline = time.monotonic() + grace
+        while self._unsent() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        # Only the loop's own thread may touch its map.
+        self._listeners[0].trigger.pull_trigger(lambda: wasyncore.close_all(self._map))
+        self._thread.join()
+
+    def _unsent(self) -> bool:
+        channels = [
+            c for listener in self._listeners for c in listener.active_channels.copy().values()
+        ]
+        return any(channel.total_outbufs_len for channel in channels)

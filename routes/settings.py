@@ -1,0 +1,115 @@
+"""``/api/config``: what the program runs with, and reading the file anew."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from flask import Blueprint, Response, jsonify
+
+from manager import config
+from manager.config import ConfigError
+from manager.errors import ApiError
+from routes.house import House
+
+_SECRET = re.compile(r"key|token|secret|passw|credential|auth", re.IGNORECASE)
+_MASK = "***"
+# What is built once, at the program's start.
+_AT_START = [
+    "host",
+    "port",
+    "log_level",
+    "device_plugin_dir",
+    "interface_plugin_dir",
+    "threads",
+    "max_body_mb",
+    "export",
+    "queue",
+]
+
+
+def blueprint(house: House) -> Blueprint:
+    routes = Blueprint("settings", __name__)
+
+    @routes.get("/api/config")
+    def show() -> Response:
+        return jsonify(masked(house.fleet.config))
+
+    @routes.post("/api/config/reload")
+    def reload() -> Response:
+        return jsonify(apply(house))
+
+    return routes
+
+
+def apply(house: House) -> dict[str, Any]:
+    """Reads the file and applies it; says what needs a restart of the program to take effect.
+
+    Raises ApiError 400 ``invalid_config``, and then nothing has changed.
+    """
+    before = house.fleet.config
+    try:
+        after = house.load()
+    except ConfigError as error:
+        refusal = ApiError(400, "invalid_config", str(error))
+        raise refusal from error
+    house.fleet.apply(after)
+    changed = [
+        key for key in _AT_START if getattr(before.program, key) != getattr(after.program, key)
+    ]
+    return {"models": list(after.models), "restart_needed_for": changed}
+
+
+def masked(settings: config.Config) -> dict[str, Any]:
+    """The config as JSON, with every value that may be a secret replaced by asterisks."""
+    program = _plain(dataclasses.asdict(settings.program))
+    if settings.program.queue:
+        program["queue"] = _without_password(settings.program.queue)
+    models = []
+    for model in settings.models.values():
+        shown = _plain(dataclasses.asdict(model))
+        for scheme in shown["schemes"]:
+            scheme["env"] = {
+                name: _MASK if _SECRET.search(name) else value
+                for name, value in scheme["env"].items()
+            }
+            scheme["command"] = _without_secrets(scheme["command"])
+        models.append(shown)
+    return {"path": str(settings.path), "program": program, "models": models}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _without_secrets(arguments: list[str]) -> list[str]:
+    """Masks what follows ``--api-key`` and its like, as an argument of its own or behind =."""
+    shown: list[str] = []
+    hide_next = False
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        is_secret_option = name.startswith("-") and bool(_SECRET.search(name))
+        if hide_next and not argument.startswith("-"):
+            shown.append(_MASK)
+        elif is_secret_option and equals:
+            shown.append(f"{name}={_MASK}")
+        else:
+            shown.append(argument)
+        hide_next = is_secret_option and not equals
+    return shown
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    user, _, _ = parts.netloc.rpartition("@")[0].partition(":")
+    host = parts.netloc.rpartition("@")[2]
+    return parts._replace(netloc=f"{user}:{_MASK}@{host}").geturl()

@@ -1,0 +1,57 @@
+"""Server-sent events to a page: one thread each, given back when the page goes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from flask import Response, request
+
+from routes.house import House
+
+
+class _Stream:
+    """A WSGI iterable that frees what it holds when it is closed, begun or not."""
+
+    def __init__(self, pieces: Iterator[bytes], close: Callable[[], None]) -> None:
+        self._pieces = pieces
+        self._close: Callable[[], None] | None = close
+
+    def __iter__(self) -> _Stream:
+        return self
+
+    def __next__(self) -> bytes:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        if self._close is not None:
+            self._close()
+            self._close = None
+
+
+def event(kind: str, data: Any) -> bytes:
+    """One event with JSON data."""
+    return f"event: {kind}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
+
+
+def answer(house: House, pieces: Iterator[bytes], stop: Callable[[], None]) -> Response:
+    """Streams the pieces; ``stop`` is called when the client leaves or the program shuts
+    down, to wake whoever makes them, and at the end. Raises ApiError 503 where no thread is
+    left."""
+    give_back = house.slots.take_watcher()
+    gone = request.environ["waitress.client_disconnected"]
+    token = house.watch.add(lambda: gone() or house.closing.is_set(), stop)
+
+    def close() -> None:
+        house.watch.remove(token)
+        stop()
+        give_back()
+
+    return Response(
+        _Stream(pieces, close),
+        mimetype="text/event-stream",
+        # nginx would collect a stream until its buffer is full.
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+        direct_passthrough=True,
+    )

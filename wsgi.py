@@ -1,0 +1,200 @@
+"""The front door: arguments, config, everything built once, served with waitress."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import logging.handlers
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from jobs import schedule
+from manager import config, datadir, plugins
+from manager.clock import Clock
+from manager.config import ConfigError
+from manager.datadir import DataDirInUse
+from manager.errors import ApiError
+from manager.events import Events
+from manager.fleet import Fleet
+from manager.interfaces import Interface
+from manager.logs import ModelLogs
+from manager.ports import Ports
+from manager.server import Shared
+from manager.store import Store, StoreError
+from manager.watch import Watch
+from routes import create_app, settings
+from routes.house import House
+from routes.metrics import Metrics
+from routes.server import CannotListen, HttpServer
+from routes.slots import Slots
+
+log = logging.getLogger("manager")
+
+_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_LOG_BYTES = 10 << 20
+_LOG_FILES = 5
+_RELOAD, _STOP = "reload", "stop"
+_ANSWER_GRACE = 5.0  # seconds that answers have to reach their clients at the end
+
+
+def main() -> int:
+    """Runs the program; the exit code."""
+    arguments = _arguments()
+    interfaces: dict[str, Interface] = {}
+
+    def modes(folder: Path | None) -> list[str]:
+        if not interfaces:  # plugins are loaded once, at the program's start
+            interfaces.update(plugins.interfaces(folder))
+        return list(interfaces)
+
+    def load() -> config.Config:
+        return config.load(arguments.config, modes)
+
+    logging.basicConfig(format=_LOG_FORMAT)
+    try:
+        loaded = load()
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 1
+    if arguments.check:
+        print(f"{arguments.config}: {len(loaded.models)} models, no problems")
+        return 0
+    try:
+        return _serve(arguments, loaded, interfaces, load)
+    except (CannotListen, DataDirInUse, StoreError, OSError) as error:
+        print(f"LLM-Manager cannot start: {error}", file=sys.stderr)
+        return 1
+
+
+def _serve(
+    arguments: argparse.Namespace,
+    loaded: config.Config,
+    interfaces: dict[str, Interface],
+    load: Callable[[], config.Config],
+) -> int:
+    program = loaded.program
+    data_dir: Path = arguments.data_dir
+    claimed = datadir.claim(data_dir)
+    _log_to(data_dir / "logs", program.log_level)
+    shared = Shared(
+        store=Store(data_dir / "usage.db"),
+        logs=ModelLogs(data_dir / "logs"),
+        events=Events(),
+        watch=Watch(),
+        ports=Ports(),
+        clock=Clock(),
+        connections=program.threads,
+    )
+    fleet = Fleet(loaded, interfaces, shared)
+    house = House(
+        fleet=fleet,
+        interfaces=interfaces,
+        watch=shared.watch,
+        events=shared.events,
+        logs=shared.logs,
+        slots=Slots(program.threads),
+        metrics=Metrics(),
+        data_dir=data_dir,
+        closing=threading.Event(),
+        load=load,
+    )
+    host = arguments.host or program.host
+    # Before any model is touched: a port in use ends the program, and nothing else.
+    server = HttpServer(
+        create_app(house),
+        host,
+        program.port if arguments.port is None else arguments.port,
+        program.threads,
+        program.max_body_mb,
+    )
+    wishes = _signals()
+    shared.watch.start()
+    fleet.adopt()
+    scheduler = schedule.start(fleet, shared.logs)
+    server.start()
+    print(f"Listening on http://{_address(host)}:{server.port}", flush=True)
+    fleet.start_wanted()
+
+    while _next(wishes) == _RELOAD:
+        _reload(house)
+
+    log.info("stopping the models; once more leaves at once and lets them run on")
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    house.closing.set()
+    scheduler.shutdown()
+    fleet.close()
+    server.close(_ANSWER_GRACE)
+    shared.watch.stop()
+    shared.store.close()
+    claimed.close()
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="One OpenAI-compatible address in front of every model on this machine."
+    )
+    parser.add_argument("--config", type=Path, default=Path("config.yaml"), metavar="FILE")
+    parser.add_argument("--host", help="instead of the config's")
+    parser.add_argument("--port", type=int, help="instead of the config's; 0 takes a free one")
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), metavar="DIR")
+    parser.add_argument("--check", action="store_true", help="only check the config")
+    return parser.parse_args()
+
+
+def _log_to(folder: Path, level: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    handler = logging.handlers.RotatingFileHandler(
+        folder / "llm-manager.log", maxBytes=_LOG_BYTES, backupCount=_LOG_FILES, encoding="utf-8"
+    )
+    handler.setFormatter(logging.Formatter(_LOG_FORMAT))
+    logging.getLogger().addHandler(handler)
+    logging.getLogger("manager").setLevel(level)
+    logging.getLogger("routes").setLevel(level)
+    # Every thread may be busy with a stream; that is told to clients as 503, not here.
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)
+    logging.getLogger("apscheduler").setLevel(logging.ERROR)
+
+
+def _signals() -> queue.SimpleQueue[str]:
+    """What the signals ask for. A handler only takes a note: it may run in the middle of
+    anything, so that it must not take locks."""
+    wishes: queue.SimpleQueue[str] = queue.SimpleQueue()
+    signal.signal(signal.SIGTERM, lambda *_: wishes.put(_STOP))
+    signal.signal(signal.SIGINT, lambda *_: wishes.put(_STOP))
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, lambda *_: wishes.put(_RELOAD))
+    return wishes
+
+
+def _next(wishes: queue.SimpleQueue[str]) -> str:
+    while True:
+        try:
+            # On Windows a wait with no end would not let a handler run.
+            return wishes.get(timeout=1.0)
+        except queue.Empty:
+            continue
+
+
+def _reload(house: House) -> None:
+    try:
+        done = settings.apply(house)
+    except ApiError as error:
+        log.error("the config was not reloaded:\n%s", error)
+        return
+    log.info("the config was reloaded: %d models", len(done["models"]))
+    if done["restart_needed_for"]:
+        log.warning("a restart is needed for: %s", ", ".join(done["restart_needed_for"]))
+
+
+def _address(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+if __name__ == "__main__":
+    sys.exit(main())
