@@ -1,0 +1,1 @@
+"""The benchmark that README quotes: `python -m bench`."""
