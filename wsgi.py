@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import logging.handlers
 import queue
 import signal
 import sys
@@ -12,7 +11,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from jobs import schedule
+from jobs import journal, schedule
 from manager import config, datadir, plugins
 from manager.clock import Clock
 from manager.config import ConfigError
@@ -34,9 +33,6 @@ from routes.slots import Slots
 
 log = logging.getLogger("manager")
 
-_LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-_LOG_BYTES = 10 << 20
-_LOG_FILES = 5
 _RELOAD, _STOP = "reload", "stop"
 _ANSWER_GRACE = 5.0  # seconds that answers have to reach their clients at the end
 
@@ -54,7 +50,6 @@ def main() -> int:
     def load() -> config.Config:
         return config.load(arguments.config, modes)
 
-    logging.basicConfig(format=_LOG_FORMAT)
     try:
         loaded = load()
     except ConfigError as error:
@@ -79,7 +74,7 @@ def _serve(
     program = loaded.program
     data_dir: Path = arguments.data_dir
     claimed = datadir.claim(data_dir)
-    _log_to(data_dir / "logs", program.log_level)
+    log_journal = journal.begin(data_dir / "logs", program.log_level)
     shared = Shared(
         store=Store(data_dir / "usage.db"),
         logs=ModelLogs(data_dir / "logs"),
@@ -114,7 +109,7 @@ def _serve(
     wishes = _signals()
     shared.watch.start()
     fleet.adopt()
-    scheduler = schedule.start(fleet, shared.logs)
+    scheduler = schedule.start(fleet, shared.logs, log_journal)
     server.start()
     print(f"Listening on http://{_address(host)}:{server.port}", flush=True)
     fleet.start_wanted()
@@ -145,20 +140,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--data-dir", type=Path, default=Path("data"), metavar="DIR")
     parser.add_argument("--check", action="store_true", help="only check the config")
     return parser.parse_args()
-
-
-def _log_to(folder: Path, level: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    handler = logging.handlers.RotatingFileHandler(
-        folder / "llm-manager.log", maxBytes=_LOG_BYTES, backupCount=_LOG_FILES, encoding="utf-8"
-    )
-    handler.setFormatter(logging.Formatter(_LOG_FORMAT))
-    logging.getLogger().addHandler(handler)
-    logging.getLogger("manager").setLevel(level)
-    logging.getLogger("routes").setLevel(level)
-    # Every thread may be busy with a stream; that is told to clients as 503, not here.
-    logging.getLogger("waitress.queue").setLevel(logging.ERROR)
-    logging.getLogger("apscheduler").setLevel(logging.ERROR)
 
 
 def _signals() -> queue.SimpleQueue[str]:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
+from jobs.journal import Journal
 from manager.fleet import Fleet
 from manager.logs import ModelLogs
 
 _SWEEP_SECONDS = 1.0
+_FLUSH_SECONDS = 1.0
 _CLEAN_HOURS = 24
 
 
-def start(fleet: Fleet, logs: ModelLogs) -> BackgroundScheduler:
+def start(fleet: Fleet, logs: ModelLogs, journal: Journal) -> BackgroundScheduler:
     """Starts the clock's jobs; the caller shuts the scheduler down."""
     scheduler = BackgroundScheduler(
         executors={"default": ThreadPoolExecutor(2, {"thread_name_prefix": "schedule"})},
@@ -20,6 +22,7 @@ def start(fleet: Fleet, logs: ModelLogs) -> BackgroundScheduler:
         job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
     )
     scheduler.add_job(fleet.sweep, "interval", seconds=_SWEEP_SECONDS, id="idle sweep")
+    scheduler.add_job(journal.flush, "interval", seconds=_FLUSH_SECONDS, id="log flush")
     scheduler.add_job(
         lambda: logs.clean(fleet.config.program.log_retention_days),
         "interval",

@@ -147,10 +147,16 @@ def forward(
     as soon as the upstream is done. Raises ApiError 502 or 504, and ClientGone.
     """
     body, strip_usage = _outgoing_body(lease, request.payload)
-    exchange = Exchange("POST", request.target, _outgoing_headers(request.headers), body)
+    exchange = Exchange(
+        "POST",
+        request.target,
+        _outgoing_headers(request.headers),
+        body,
+        timeout=lease.upstream_timeout,
+    )
     passage = _Passage(lease, watch, watch.add(gone, exchange.abort), on_end)
     try:
-        response = lease.upstream.send(exchange, lease.upstream_timeout)
+        response = lease.upstream.send(exchange)
         return passage.answer(response, strip_usage)
     except Aborted as error:
         passage.close()

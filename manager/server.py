@@ -311,12 +311,12 @@ class Start:
         self, upstream: Upstream, method: str, path: str, body: bytes, timeout: float
     ) -> tuple[int, bytes]:
         headers = [("Content-Type", "application/json")] if body else []
-        exchange = Exchange(method, path, headers, body)
+        exchange = Exchange(method, path, headers, body, timeout=timeout)
         with self._lock:
             self._exchange = exchange
         if self.cancelled:  # before the exchange could be seen and aborted
             raise Cancelled
-        response = upstream.send(exchange, timeout)
+        response = upstream.send(exchange)
         return response.status, b"".join(response.pieces())
 
     def last_lines(self) -> str:

@@ -7,9 +7,12 @@ chunks at once. Through ``requests.Session`` the same exchange takes five times 
 
 from __future__ import annotations
 
+import os
 import re
 import socket
+import struct
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
@@ -20,7 +23,9 @@ from urllib3.exceptions import HTTPError, NewConnectionError
 
 from manager.chunked import ChunkedDecoder, NotChunked
 
-CONNECT_TIMEOUT = 5.0  # seconds; a loopback server that is there answers at once
+# A loopback server that is there accepts at once. The exchange has its own time-out after that.
+_CONNECTING = urllib3.Timeout(connect=5.0)
+_TRUSTED_FOR = 0.5  # seconds; servers keep idle connections for several
 _READ = 65536
 _MAX_HEAD = 1 << 18
 _ONE_WRITE = 1 << 16
@@ -44,15 +49,24 @@ class Aborted(UpstreamError):
 class Exchange:
     """One request, and the way to end it from another thread.
 
+    ``timeout`` is how many seconds the upstream may be silent.
+
     ``abort`` shuts the socket down, which wakes the thread that reads from it, and tells the
     upstream that nobody listens any more, so that it stops computing.
     """
 
     def __init__(
-        self, method: str, target: str, headers: Iterable[tuple[str, str]], body: bytes = b""
+        self,
+        method: str,
+        target: str,
+        headers: Iterable[tuple[str, str]],
+        body: bytes = b"",
+        *,
+        timeout: float,
     ) -> None:
         self.method = method
         self.target = target
+        self.timeout = timeout
         self.fresh_only = False
         self.reused = False
         self.answered = False  # whether a byte of the answer has come
@@ -122,9 +136,9 @@ class Reader:
             return data
         try:
             data = self._sock.recv(_READ)
-        except TimeoutError:
+        except (BlockingIOError, TimeoutError):  # the system's time-out, and Python's
             raise UpstreamTimeout(
-                f"the model's server was silent for {self._sock.gettimeout():g} seconds"
+                f"the model's server was silent for {self._exchange.timeout:g} seconds"
             ) from None
         except OSError as error:
             if self._exchange.aborted:
@@ -230,7 +244,8 @@ class Response(urllib3.HTTPResponse):
         except BaseException:
             self.discard()
             raise
-        if self._reusable and self._reader.is_drained:
+        if self._carrier and self._reusable and self._reader.is_drained:
+            self._carrier.rest()
             self._carrier = None
             self._exchange.detach()
             self.release_conn()
@@ -286,7 +301,23 @@ def _framing(response: Response) -> tuple[int | None, bool]:
 
 
 class Connection(HTTPConnection):
-    """A pooled connection that carries an Exchange in place of a body."""
+    """A pooled connection that carries an Exchange in place of a body.
+
+    Its socket blocks, with the system's own time-outs: with Python's, every read and write
+    polls first, and with hundreds of threads each system call is a turn at the interpreter's
+    lock given away.
+    """
+
+    _used_at = 0.0
+    _span = 0.0
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the server has not closed it, as far as can be known. One that was in use a
+        moment ago is not asked: if it is closed all the same, ``Upstream.send`` tries again."""
+        if self.sock is not None and time.monotonic() - self._used_at < _TRUSTED_FOR:
+            return True
+        return bool(super().is_connected)
 
     def request(self, *_args: Any, body: Any = None, **_options: Any) -> None:
         """Sends the exchange that travels as ``body``: urlopen hands nothing else down, and
@@ -299,12 +330,31 @@ class Connection(HTTPConnection):
             self.connect()
         exchange.attach(self.sock)
         self._exchange = exchange
-        self.sock.settimeout(self.timeout)
+        if not exchange.reused or exchange.timeout != self._span:
+            _set_timeout(self.sock, exchange.timeout)
+            self._span = exchange.timeout
         exchange.write(self.sock, f"{self.host}:{self.port}")
 
     def getresponse(self) -> Response:  # type: ignore[override]
-        self.sock.settimeout(self.timeout)
         return Response(self, self._exchange, Reader(self.sock, self._exchange))
+
+    def rest(self) -> None:
+        """The answer has been read to its end; the connection is free for the next."""
+        self._used_at = time.monotonic()
+
+
+if os.name == "posix":
+
+    def _set_timeout(sock: socket.socket, seconds: float) -> None:
+        sock.setblocking(True)
+        span = struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, span)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, span)
+
+else:
+
+    def _set_timeout(sock: socket.socket, seconds: float) -> None:
+        sock.settimeout(seconds)
 
 
 class _Adapter(HTTPAdapter):
@@ -327,28 +377,28 @@ class Upstream:
         self._adapter = _Adapter(pool_connections=1, pool_maxsize=connections)
         self._pool = self._adapter.poolmanager.connection_from_host("127.0.0.1", port)
 
-    def send(self, exchange: Exchange, timeout: float) -> Response:
-        """Sends and waits for the head of the answer; ``timeout`` is seconds of silence.
+    def send(self, exchange: Exchange) -> Response:
+        """Sends and waits for the head of the answer.
 
         A kept connection that the server closed just as it was used is tried once more on a
         fresh one, as long as no byte of an answer has come. Raises UpstreamError,
         UpstreamTimeout, Aborted.
         """
         try:
-            return self._send(exchange, timeout)
+            return self._send(exchange)
         except (UpstreamTimeout, Aborted):
             raise
         except UpstreamError:
             if not exchange.reused or exchange.answered or exchange.aborted:
                 raise
         exchange.fresh_only = True
-        return self._send(exchange, timeout)
+        return self._send(exchange)
 
     def close(self) -> None:
         """Drops the kept connections; those in use are closed when they come back."""
         self._adapter.close()
 
-    def _send(self, exchange: Exchange, timeout: float) -> Response:
+    def _send(self, exchange: Exchange) -> Response:
         try:
             response = self._pool.urlopen(
                 exchange.method,
@@ -357,7 +407,7 @@ class Upstream:
                 retries=False,
                 redirect=False,
                 assert_same_host=False,
-                timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT, read=timeout),
+                timeout=_CONNECTING,
                 preload_content=False,
             )
         except NewConnectionError as error:

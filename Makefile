@@ -1,0 +1,33 @@
+# The interpreter that .venv is made with: PYTHON=python3.12 make run
+PYTHON ?= python3
+VENV := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev run test lint bench clean
+
+help: ## list these targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+setup: ## make .venv, with what the program and its demo models need
+	@$(PYTHON) scripts/setup.py
+
+setup-dev: ## the same, with what the tests need
+	@$(PYTHON) scripts/setup.py --dev
+
+run: setup ## serve config.yaml
+	@exec $(VENV)/python wsgi.py
+
+test: lint ## lint, then the whole test suite
+	$(VENV)/python -m pytest
+
+lint: setup-dev ## ruff and mypy
+	$(VENV)/ruff check .
+	$(VENV)/ruff format --check .
+	$(VENV)/mypy
+
+bench: setup ## measure the program beside its upstream and nginx
+	@$(VENV)/python -m bench
+
+clean: ## remove .venv and caches; data/ stays
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './data/*' -exec rm -rf {} +

@@ -1,0 +1,370 @@
+"""Runs the program, asks it things, and sees that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import random
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import requests
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+FAKE = ROOT / "tests" / "fake_upstream.py"
+PLAIN = Path(__file__).with_name("plain_server.py")
+CHAT = "/v1/chat/completions"
+SMALLEST = 34  # threads that leave two places for requests
+
+# The program's own mark on every process of a model, and ours, which tells our programs from
+# others that run at the same time.
+RUN = "LLM_MANAGER_RUN"
+MARK = "LLM_MANAGER_TEST"
+PATIENCE = 30.0  # seconds after which something will not happen any more
+
+T = TypeVar("T")
+
+
+def eventually(condition: Callable[[], T], timeout: float = PATIENCE) -> T:
+    """The first true value of the condition. Raises AssertionError after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not within {timeout:g} seconds, still {value!r}"
+        time.sleep(0.02)
+    return value
+
+
+def background(function: Callable[[], T]) -> Future[T]:
+    """Calls the function in a thread of its own."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:  # noqa: BLE001: whoever asks for the result gets it
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+def free_port() -> int:
+    """A port that nothing listens on, outside of the ranges of models and of the system."""
+    while True:
+        port = random.randrange(31000, 32768)
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
+
+
+def fake(
+    *flags: object, mode: str = "Chat", prefix: Sequence[object] = (), **settings: Any
+) -> dict[str, Any]:
+    """A model for the config whose server is the fake upstream; `prefix` runs its command."""
+    command = [*prefix, sys.executable, FAKE, "--mode", mode, *flags]
+    return {"mode": mode, **settings, "Default": {"command": [str(part) for part in command]}}
+
+
+def plain(*flags: str, **settings: Any) -> dict[str, Any]:
+    """A model whose server answers anything, or with `--silent` no request at all."""
+    return {**settings, "Default": {"command": [sys.executable, str(PLAIN), *flags]}}
+
+
+def gated(gate: Path) -> list[str]:
+    """A prefix of a command that waits until the file `gate` exists."""
+    return ["sh", "-c", 'until [ -e "$0" ]; do sleep 0.02; done; exec "$@"', str(gate)]
+
+
+@contextlib.contextmanager
+def frozen(pid: int) -> Iterator[None]:
+    """A process that does nothing while the block runs."""
+    process = psutil.Process(pid)
+    process.suspend()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.resume()
+
+
+def chat(model: str, fake: dict[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
+    """A body for the chat endpoint; `fake` tells the fake upstream how to answer it."""
+    body = {"model": model, "messages": [{"role": "user", "content": "Hi"}], **fields}
+    return body | ({"fake": fake} if fake else {})
+
+
+def error_of(response: requests.Response) -> dict[str, Any]:
+    """The error of an answer, in the one shape that all of them have."""
+    body = response.json()
+    assert list(body) == ["error"]
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    error: dict[str, Any] = body["error"]
+    return error
+
+
+def events_of(response: requests.Response) -> list[Any]:
+    """The JSON of each event of a streamed answer, "[DONE]" as a string."""
+    lines = [line[6:] for line in response.iter_lines() if line.startswith(b"data: ")]
+    return ["[DONE]" if line == b"[DONE]" else json.loads(line) for line in lines]
+
+
+def text_of(events: Sequence[Any]) -> str:
+    """What a streamed chat said."""
+    choices = [event["choices"][0] for event in events if isinstance(event, dict)]
+    return "".join(choice["delta"].get("content", "") for choice in choices)
+
+
+class Page:
+    """A page's stream of server-sent events."""
+
+    def __init__(self, response: requests.Response) -> None:
+        self._response = response
+        self._lines = response.iter_lines()
+        self._kind = ""
+
+    def next(self) -> tuple[str, Any]:
+        """The next event: its kind and its data."""
+        for line in self._lines:
+            name, _, value = line.decode().partition(": ")
+            if name == "event":
+                self._kind = value
+            elif name == "data":
+                return self._kind, json.loads(value)
+        raise AssertionError("the stream has ended")
+
+    def until(self, wanted: Callable[[Any], bool]) -> list[Any]:
+        """The data of the events up to the first that is wanted, that one included."""
+        deadline = time.monotonic() + PATIENCE
+        seen = []
+        while not (seen and wanted(seen[-1])):
+            assert time.monotonic() < deadline, f"it did not come; what came: {seen}"
+            seen.append(self.next()[1])
+        return seen
+
+    def close(self) -> None:
+        self._response.close()
+
+
+class Program:
+    """One config and one data folder, and the program that runs on them."""
+
+    def __init__(
+        self, folder: Path, models: dict[str, Any], wrapper: Sequence[str] = (), **settings: Any
+    ) -> None:
+        self.folder = folder
+        self.config = folder / "config.yaml"
+        self.data = folder / "data"
+        self.url = ""
+        self.may_log_tracebacks = False
+        self._wrapper = wrapper
+        self._mark = uuid.uuid4().hex
+        self._output: list[str] = []
+        folder.mkdir(parents=True, exist_ok=True)
+        self.configure(models, **settings)
+
+    # --- its life -----------------------------------------------------------------------
+
+    def configure(self, models: dict[str, Any], **settings: Any) -> None:
+        """Writes the config; `settings` are those of `program`."""
+        document = {"program": {"threads": 64, **settings}, "Local-Models": models}
+        self.config.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+
+    def start(self) -> Program:
+        """Runs it until it says that it listens."""
+        began = len(self._output)
+        arguments = ["--config", self.config, "--port", "0", "--data-dir", self.data]
+        self.process = subprocess.Popen(
+            [*self._wrapper, sys.executable, ROOT / "wsgi.py", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, MARK: self._mark},
+        )
+        threading.Thread(target=self._read, args=(self.process,), daemon=True).start()
+
+        def address() -> str | None:
+            said = [line for line in self._output[began:] if line.startswith("Listening on ")]
+            if not said and self.process.poll() is not None:
+                raise AssertionError(f"it ended with {self.process.returncode}:\n{self.output}")
+            return said[0].split()[-1] if said else None
+
+        self.url = eventually(address)
+        return self
+
+    def end(self, by: signal.Signals = signal.SIGTERM) -> None:
+        """Ends it in an orderly way, which leaves no process of any model."""
+        self.process.send_signal(by)
+        self.ends_well()
+
+    def ends_well(self) -> None:
+        """Waits for the end of a program that was told to end."""
+        assert self.process.wait(PATIENCE * 2) == 0, self.output
+        assert self.processes() == []
+
+    def kill(self) -> None:
+        """Ends it as a crash would."""
+        self.process.kill()
+        self.process.wait(PATIENCE)
+
+    def finish(self) -> None:
+        """Ends what is left of it, at the end of a test."""
+        try:
+            if self.process.poll() is None:
+                self.end()
+        finally:
+            if self.process.poll() is None:
+                self.kill()
+            for process in self.processes():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            print(self.output)  # pytest shows it where the test has failed
+        if not self.may_log_tracebacks:
+            assert "Traceback" not in self.output
+
+    @property
+    def output(self) -> str:
+        """All that it has printed."""
+        return "".join(self._output)
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def processes(self, model: str | None = None) -> list[psutil.Process]:
+        """The living processes of one model's servers, or of all."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                environment = process.environ()
+                is_ours = environment.get(MARK) == self._mark and RUN in environment
+                is_wanted = model in (None, environment.get("LLM_MANAGER_MODEL"))
+                if is_ours and is_wanted and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+    def _read(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        with process.stdout:
+            self._output.extend(process.stdout)
+
+    # --- what it answers ----------------------------------------------------------------
+
+    def request(self, method: str, path: str, **options: Any) -> requests.Response:
+        """One request, on a connection of its own."""
+        with requests.Session() as session:
+            session.trust_env = False  # a proxy of the environment is not for loopback
+            return session.request(method, self.url + path, **{"timeout": PATIENCE, **options})
+
+    def get(self, path: str, **options: Any) -> requests.Response:
+        return self.request("GET", path, **options)
+
+    def post(self, path: str, body: Any = None, **options: Any) -> requests.Response:
+        return self.request("POST", path, json={} if body is None else body, **options)
+
+    def ask(
+        self, model: str, fake: dict[str, Any] | None = None, **fields: Any
+    ) -> requests.Response:
+        """A chat; with `stream=True` the answer is still to be read."""
+        stream = bool(fields.get("stream"))
+        return self.post(CHAT, chat(model, fake, **fields), stream=stream)
+
+    @contextlib.contextmanager
+    def held(self, model: str) -> Iterator[requests.Response]:
+        """A streamed answer that goes on until the block ends, and then is left."""
+        with self.ask(model, {"chunks": 5000, "interval": 0.1}, stream=True) as answer:
+            assert answer.status_code == 200, answer.text
+            next(answer.iter_content(1))
+            yield answer
+
+    def page(self, path: str) -> Page:
+        """A stream of server-sent events."""
+        response = self.get(path, stream=True)
+        assert response.status_code == 200, response.text
+        return Page(response)
+
+    def raw(self, data: bytes) -> socket.socket:
+        """A connection on which these bytes have been sent."""
+        host, _, port = self.url.removeprefix("http://").partition(":")
+        connection = socket.create_connection((host, int(port)), timeout=PATIENCE)
+        connection.sendall(data)
+        return connection
+
+    def raw_chat(self, model: str, fake: dict[str, Any], **fields: Any) -> socket.socket:
+        """A connection on which a whole chat has been asked for."""
+        return self.raw(raw_post(CHAT, json.dumps(chat(model, fake, **fields)).encode()))
+
+    # --- its models ---------------------------------------------------------------------
+
+    def model(self, name: str) -> dict[str, Any]:
+        """What it says about one model."""
+        view: dict[str, Any] = self.get(f"/api/models/{name}").json()
+        return view
+
+    def command(self, name: str, verb: str) -> dict[str, Any]:
+        """Has a model started, stopped or restarted, and waits for that."""
+        response = self.post(f"/api/models/{name}/{verb}?wait=1")
+        assert response.status_code == 200, response.text
+        view: dict[str, Any] = response.json()
+        return view
+
+    def becomes(self, name: str, **wanted: Any) -> dict[str, Any]:
+        """Waits until a model's fields have these values."""
+
+        def view() -> dict[str, Any] | None:
+            view = self.model(name)
+            return view if wanted.items() <= view.items() else None
+
+        try:
+            return eventually(view)
+        except AssertionError:
+            raise AssertionError(f"{name} is not {wanted} but {self.model(name)}") from None
+
+    def stats(self, name: str) -> dict[str, Any]:
+        """What the model's fake upstream has seen."""
+        with requests.Session() as session:
+            session.trust_env = False
+            address = f"http://127.0.0.1:{self.model(name)['port']}/stats"
+            seen: dict[str, Any] = session.get(address, timeout=PATIENCE).json()
+            return seen
+
+    def logs(self, name: str) -> list[Path]:
+        """A model's log files: one a run."""
+        return sorted((self.data / "logs" / name).glob("*.log"))
+
+    def log(self, name: str) -> str:
+        """What the model's latest run has printed."""
+        return self.get(f"/api/models/{name}/logs").text
+
+
+def raw_post(path: str, body: bytes, *headers: str, length: int | None = None) -> bytes:
+    """The bytes of a request; `length` is the one to tell where it is not the body's."""
+    lines = [f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json"]
+    lines += [f"Content-Length: {len(body) if length is None else length}", *headers, "", ""]
+    return "\r\n".join(lines).encode() + body
+
+
+def read_answer(connection: socket.socket) -> tuple[int, bytes]:
+    """Status and body of the answer on a connection."""
+    with http.client.HTTPResponse(connection, method="POST") as response:
+        response.begin()
+        return response.status, response.read()
+
+
+def reset(connection: socket.socket) -> None:
+    """Closes a connection as a crashed client's system does."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
