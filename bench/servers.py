@@ -191,13 +191,18 @@ def nginx(executable: str, folder: Path, upstream_port: int) -> Iterator[int]:
         yield port
 
 
-def program_config(port: int) -> dict[str, object]:
+def measured_models() -> dict[str, object]:
     """Two models: one to measure with, one with a boot time to be started cold."""
 
     def model(boot: float) -> dict[str, object]:
         scheme = {"required_devices": [], "command": upstream_command(boot), "memory_mb": {}}
         return {"mode": "Chat", "upstream": scheme}
 
+    return {MODEL: model(0.0), COLD_MODEL: model(COLD_BOOT)}
+
+
+def program_config(port: int, models: dict[str, object]) -> dict[str, object]:
+    """A config with these models, each of which stays up unless it says otherwise."""
     return {
         "program": {
             "host": "127.0.0.1",
@@ -205,16 +210,18 @@ def program_config(port: int) -> dict[str, object]:
             "alive_time": 0,
             "Disable_GPU_monitoring": True,
         },
-        "Local-Models": {MODEL: model(0.0), COLD_MODEL: model(COLD_BOOT)},
+        "Local-Models": models,
     }
 
 
 @contextlib.contextmanager
-def program(wsgi: Path, folder: Path) -> Iterator[Program]:
-    """LLM-Manager with `program_config`, once it listens."""
+def program(wsgi: Path, folder: Path, models: dict[str, object] | None = None) -> Iterator[Program]:
+    """LLM-Manager with these models, or those to measure with, once it listens."""
     port, log = free_port(), folder / "program.log"
     config = folder / "config.yaml"
-    config.write_text(json.dumps(program_config(port), indent=2))  # JSON is YAML
+    config.write_text(
+        json.dumps(program_config(port, models or measured_models()), indent=2)
+    )  # JSON is YAML
     data = folder / "data"
     arguments = [sys.executable, str(wsgi), "--config", str(config), "--data-dir", str(data)]
     started = time.monotonic()

@@ -51,7 +51,5 @@ def begin(folder: Path, level: str) -> Journal:
     logging.logProcesses = False  # a system call a line, and never shown
     logging.getLogger("manager").setLevel(level)
     logging.getLogger("routes").setLevel(level)
-    # Every thread may be busy with a stream; that is told to clients as 503, not here.
-    logging.getLogger("waitress.queue").setLevel(logging.ERROR)
     logging.getLogger("apscheduler").setLevel(logging.ERROR)
     return journal

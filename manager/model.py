@@ -121,6 +121,7 @@ class Model:
         self._avoid_ports = avoid_ports
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
+        self._announcing = threading.Lock()  # taken before _lock, never after
         self._state = State.STOPPED
         self._line: dict[Ticket, None] = {}
         self._start: Start | None = None
@@ -539,4 +540,7 @@ class Model:
             self._crashed = False
 
     def _announce(self) -> None:
-        self._shared.events.publish("model", self.view())
+        # One at a time, each with the state as it is then: else an older one could be told
+        # last, and a page would show it for ever.
+        with self._announcing:
+            self._shared.events.publish("model", self.view())

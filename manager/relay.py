@@ -48,7 +48,8 @@ _HOP_BY_HOP = frozenset(
     ]
 )
 # The client's credentials are for the manager. Host and length are those of our own
-# connection; a compressed answer could not be metered.
+# connection; a compressed answer could not be metered. Model servers answer any Origin with
+# leave to read, credentials included: passed through, every web page could use the models.
 _NOT_FORWARDED = _HOP_BY_HOP | {
     "host",
     "content-length",
@@ -57,6 +58,7 @@ _NOT_FORWARDED = _HOP_BY_HOP | {
     "authorization",
     "x-api-key",
     "cookie",
+    "origin",
 }
 
 
@@ -311,4 +313,8 @@ def _outgoing_headers(headers: Headers) -> Headers:
 def _returned_headers(response: Response) -> Headers:
     named = {name.strip().lower() for name in response.header("Connection").split(",")}
     dropped = _HOP_BY_HOP | named
-    return [(name, value) for name, value in response.header_items if name.lower() not in dropped]
+    return [
+        (name, value)
+        for name, value in response.header_items
+        if (key := name.lower()) not in dropped and not key.startswith("access-control-")
+    ]

@@ -51,7 +51,8 @@ class EventStream:
         self.chunks += data.count(b"\ndata:") + data.startswith(b"data:")
         if usage.mentions_usage(data):
             data = self._read_usage(data)
-        if _DONE.search(data, max(0, len(data) - 64)):
+        # A plain search first: this is asked of every piece of every stream.
+        if not self.done and b"[DONE]" in data and _DONE.search(data):
             self.done = True
             self.chunks -= 1
         return data

@@ -73,9 +73,11 @@ class Store:
         self._path = path
         self._queue: queue.SimpleQueue[tuple[Write, Future[None]] | None] = queue.SimpleQueue()
         try:
+            if path.exists():
+                _refuse_newer(path)
             connection = _connect(path)
             try:
-                _migrate(connection, path)
+                _migrate(connection)
             finally:
                 connection.close()
         except sqlite3.Error as error:
@@ -153,7 +155,12 @@ class Store:
                 (statement, values), future = item
                 try:
                     connection.execute(statement, values)
+                except (OverflowError, UnicodeEncodeError) as error:
+                    # A value that SQLite cannot hold is told apart by Python, not by SQLite.
+                    future.set_exception(sqlite3.DataError(str(error)))
                 except sqlite3.Error as error:
+                    if not connection.in_transaction:
+                        raise  # as on a full disk, where SQLite takes back the whole group
                     future.set_exception(error)  # its neighbours are kept
                 else:
                     written.append(future)
@@ -184,12 +191,27 @@ def _connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _migrate(connection: sqlite3.Connection, path: Path) -> None:
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
+def _refuse_newer(path: Path) -> None:
+    """Raises StoreError where a newer version wrote the file. Only reads: to open it for writing
+    would already change its journal, and move what is left in that into the file."""
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+    try:
+        version = _version(connection)
+    finally:
+        connection.close()
     if version > len(MIGRATIONS):
         raise StoreError(
             f"{path} was written by a newer version of LLM-Manager (schema {version}, this one"
             f" knows {len(MIGRATIONS)}). It was not changed; use that version again"
         )
-    for number, script in enumerate(MIGRATIONS[version:], version + 1):
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    done = _version(connection)
+    for number, script in enumerate(MIGRATIONS[done:], done + 1):
         connection.executescript(f"BEGIN; {script}; PRAGMA user_version = {number}; COMMIT;")
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    return version

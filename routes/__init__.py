@@ -44,9 +44,10 @@ def create_app(house: House) -> Flask:
 
 def _require_json() -> None:
     """A form on a foreign page can post to a local port, but not with this content type."""
+    environ = request.environ
     if (
-        request.method in _CHANGING
-        and request.path.startswith("/api/")
+        environ["REQUEST_METHOD"] in _CHANGING
+        and environ["PATH_INFO"].startswith("/api/")
         and request.mimetype != "application/json"
     ):
         raise ApiError(

@@ -15,10 +15,11 @@ from waitress import wasyncore
 from waitress.adjustments import Adjustments
 from waitress.channel import HTTPChannel
 from waitress.server import TcpWSGIServer
-from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
+from waitress.task import ErrorTask, WSGITask
 
 from manager import ports
 from manager.errors import ApiError
+from routes.workers import Workers
 
 log = logging.getLogger(__name__)
 
@@ -59,18 +60,23 @@ class _RefusedRequest(ErrorTask):
 
 
 class _Answering(WSGITask):
-    """waitress's task, its head sent together with the first bytes of the body: one packet,
-    and one turn at the interpreter's lock less for every answer."""
+    """waitress's task with fewer, larger writes: with hundreds of threads every system call
+    is a turn at the interpreter's lock given away."""
 
     def write(self, data: bytes) -> None:
-        if self.wrote_header or not data:
+        if not data:
             super().write(data)
-            return
-        self.channel.hold()
-        try:
+        elif not self.wrote_header:
+            # The head goes out together with the first bytes of the body.
+            self.channel.hold()
+            try:
+                super().write(data)
+            finally:
+                self.channel.send_held()
+        elif self.chunked_response:
+            self.channel.write_soon(b"%X\r\n%b\r\n" % (len(data), data))
+        else:
             super().write(data)
-        finally:
-            self.channel.send_held()
 
 
 class _Channel(HTTPChannel):
@@ -89,13 +95,29 @@ class _Channel(HTTPChannel):
     def send_held(self) -> None:
         held, self.held = self.held, None
         if held:
-            super().write_soon(b"".join(held))
+            self.write_soon(b"".join(held))
 
     def write_soon(self, data: bytes) -> int:
-        if self.held is None:
-            return int(super().write_soon(data))
-        self.held.append(data)
-        return len(data)
+        """Sends straight to the socket while that takes all; waitress's buffers, which wake
+        its loop for every write, are for a client that reads more slowly than its model
+        answers."""
+        size = len(data)
+        if self.held is not None:
+            self.held.append(data)
+            return size
+        # The lock keeps the loop from sending what is buffered in between.
+        with self.outbuf_lock:
+            if self.connected and not self.total_outbufs_len:
+                try:
+                    sent = self.socket.send(data)
+                except OSError:
+                    sent = 0  # full, or the client has gone: what follows finds out
+                if sent == size:
+                    self.last_activity = time.time()
+                    return size
+                data = data[sent:]
+        super().write_soon(data)
+        return size
 
     def received(self, data: bytes) -> bool:
         if self.refused:
@@ -150,9 +172,6 @@ class HttpServer:
         settings = Adjustments(
             host=host,
             port=port,
-            # A thread is held for as long as its answer streams or its model starts. The
-            # default of 4 would serve four streams and hang the fifth.
-            threads=threads,
             # Every open connection counts, idle ones too. The default of 100 stops accepting,
             # health checks included.
             connection_limit=4 * threads + 1000,
@@ -172,13 +191,15 @@ class HttpServer:
             ident="llm-manager",
         )
         self._map: dict[int, Any] = {}
-        self._dispatcher = ThreadedTaskDispatcher()
+        # A thread is held for as long as its answer streams or its model starts: waitress's
+        # default of 4 would serve four streams and hang the fifth.
+        self._workers = Workers(threads)
         try:
             self._listeners = [
                 _Listener(
                     app,
                     map=self._map,
-                    dispatcher=self._dispatcher,
+                    dispatcher=self._workers,
                     adj=settings,
                     sockinfo=sockinfo,
                 )
@@ -190,7 +211,6 @@ class HttpServer:
             if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
                 where += f", which {ports.holder(port)} holds"
             raise CannotListen(f"cannot listen on {where}: {error}") from error
-        self._dispatcher.set_thread_count(threads)
         self._thread = threading.Thread(target=self._listeners[0].run, name="http", daemon=True)
 
     @property
@@ -203,7 +223,7 @@ class HttpServer:
 
     def close(self, grace: float) -> None:
         """Lets the requests under way finish for up to ``grace`` seconds, then ends."""
-        self._dispatcher.shutdown(timeout=grace)
+        self._workers.shutdown(timeout=grace)
         deadline = time.monotonic() + grace
         while self._unsent() and time.monotonic() < deadline:
             time.sleep(0.01)
