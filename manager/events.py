@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 MAX_PENDING = 1000
@@ -45,11 +46,14 @@ class Events:
         self._lock = threading.Lock()
         self._subscriptions: set[Subscription] = set()
 
-    def publish(self, kind: str, data: Any) -> None:
+    def publish(self, kind: str, tell: Callable[[], Any]) -> None:
+        """``tell`` makes the event's data; it is only asked where somebody listens."""
         with self._lock:
             subscriptions = list(self._subscriptions)
-        for subscription in subscriptions:
-            subscription.put(kind, data)
+        if subscriptions:
+            data = tell()
+            for subscription in subscriptions:
+                subscription.put(kind, data)
 
     def subscribe(self) -> Subscription:
         subscription = Subscription()

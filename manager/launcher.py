@@ -102,9 +102,14 @@ class ProcessTree:
             hint = ""
             if isinstance(error, FileNotFoundError) and not cwd.is_dir():
                 hint = f" (its folder {cwd} is missing)"
+            elif isinstance(error, FileNotFoundError) and Path(arguments[0]).is_absolute():
+                if Path(arguments[0]).is_file():
+                    hint = " (what its #! line names is missing, or its lines end as on Windows)"
             elif error.errno == 8:  # ENOEXEC
                 hint = " (it has no #! line, such as #!/bin/sh, at its top)"
             raise LaunchError(f"{arguments[0]} cannot be run: {error.strerror}{hint}") from error
+        except ValueError as error:  # a zero byte, which no system takes
+            raise LaunchError(f"{arguments[0]} cannot be run: {error}") from error
         try:
             leader = psutil.Process(popen.pid)
         except psutil.NoSuchProcess:
@@ -167,6 +172,17 @@ class ProcessTree:
         log.info("run %s goes on as process %d", self._run[:8], self._leader.pid)
         return True
 
+    def listens(self, port: int) -> bool:
+        """Whether a process of the tree listens on this TCP port."""
+        for process in self._members():
+            try:
+                connections = process.net_connections(kind="tcp")
+            except psutil.Error:
+                continue  # it has ended, or may not be looked into
+            if any(c.status == psutil.CONN_LISTEN and c.laddr[1:2] == (port,) for c in connections):
+                return True
+        return False
+
     def stop(self, grace: float) -> bool:
         """Ends the whole tree: asks, waits up to ``grace`` seconds, then kills what is left.
 
@@ -217,6 +233,14 @@ def _signal(process: psutil.Process, send: Callable[[psutil.Process], None]) -> 
         pass  # it was faster
     except psutil.AccessDenied:
         log.error("process %d may not be ended by this user", process.pid)
+
+
+def run_of(pid: int) -> str | None:
+    """The run that a process belongs to, None where it is no model's or cannot be known."""
+    try:
+        return psutil.Process(pid).environ().get(MARK)
+    except (psutil.Error, OSError):
+        return None
 
 
 def _age_key(process: psutil.Process) -> tuple[float, int]:

@@ -15,11 +15,15 @@ _BLOCK = 1 << 16
 _MAX_LINE = 1 << 16
 _POLL = 0.25  # seconds between two looks at a file that somebody follows
 _UNSAFE = re.compile(r'[<>:"/\\|?*%\x00-\x1f]|^\.|[. ]$')
+# Windows keeps these names for devices, whatever stands behind a dot.
+_DEVICE = re.compile(r"(?:con|prn|aux|nul|com\d|lpt\d)\s*(?:\.|$)", re.IGNORECASE)
 
 
 def folder_name(model: str) -> str:
     """A name for the model's folder that every file system takes, different for each model."""
-    name = _UNSAFE.sub(lambda match: f"%{ord(match[0]):02X}", model)
+    name = _UNSAFE.sub(lambda match: _escaped(match[0]), model)
+    if _DEVICE.match(name):
+        name = _escaped(name[0]) + name[1:]
     if len(name.encode()) > 120:
         digest = hashlib.sha256(model.encode()).hexdigest()[:12]
         name = name.encode()[:100].decode("utf-8", "ignore") + "~" + digest
@@ -73,7 +77,7 @@ class ModelLogs:
             yield from _last_lines(path, lines, offset)
         partial = b""
         while not stopped.is_set():
-            newest = self.newest(model)
+            later = self._after(model, path)
             data = _read_from(path, offset) if path else b""
             if data:
                 offset += len(data)
@@ -81,8 +85,10 @@ class ModelLogs:
                 if len(partial) > _MAX_LINE:
                     whole, partial = [*whole, partial], b""
                 yield from map(_text, whole)
-            elif newest != path:
-                path, offset, partial = newest, 0, b""
+            elif later is not None:
+                if partial:
+                    yield _text(partial)
+                path, offset, partial = later, 0, b""
             else:
                 yield None
                 stopped.wait(_POLL)
@@ -101,8 +107,16 @@ class ModelLogs:
                     removed += 1
         return removed
 
+    def _after(self, model: str, path: Path | None) -> Path | None:
+        """The file of the run behind that of ``path``, None where there is none yet."""
+        return next((file for file in self._files(model) if path is None or file > path), None)
+
     def _files(self, model: str) -> list[Path]:
         return sorted((self._folder / folder_name(model)).glob("*.log"))
+
+
+def _escaped(character: str) -> str:
+    return f"%{ord(character):02X}"
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

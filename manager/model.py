@@ -41,6 +41,9 @@ from manager.upstream import Upstream
 
 log = logging.getLogger(__name__)
 
+_WAVE = 16  # requests, about as many as are sent on within the pause
+_WAVE_PAUSE = 0.01  # seconds
+
 
 class State(str, enum.Enum):
     """Where a model is in its life."""
@@ -160,7 +163,7 @@ class Model:
         with self._lock:
             server.in_flight -= 1
             self._last_used = self._clock.monotonic()
-            self._admit()
+            self._admit(1)
             if not server.in_flight:
                 self._changed.notify_all()  # a stop may be draining
 
@@ -231,8 +234,9 @@ class Model:
         self._last_used = self._clock.monotonic()
         return Lease(self, self._server)
 
-    def _admit(self) -> None:
-        while self._line and self._has_room():
+    def _admit(self, most: int) -> None:
+        while most and self._line and self._has_room():
+            most -= 1
             ticket = next(iter(self._line))
             del self._line[ticket]
             ticket.settle(lease=self._grant())
@@ -300,7 +304,8 @@ class Model:
         """Takes new settings: limits at once, what is launched at the next start."""
         with self._lock:
             self.settings, self.program, self.interface = settings, program, interface
-            self._admit()
+            if self._line and self._has_room():
+                self._wake_worker()
         self._announce()
 
     def adopt(self, run: Run, tree: ProcessTree) -> bool:
@@ -432,6 +437,8 @@ class Model:
             return self._bring_up
         if self._server is not None and self._state is State.STOPPING:
             return self._bring_down
+        if self._line and self._has_room():
+            return self._let_go
         if self._state is State.STOPPING:
             self._state = State.STOPPED
         if self._state in (State.STOPPED, State.FAILED) and not self._closed:
@@ -484,7 +491,14 @@ class Model:
         server.watch_token = self._shared.watch.add(
             lambda: not tree.alive(), lambda: self._died(server)
         )
-        self._admit()
+        self._admit(_WAVE)
+
+    def _let_go(self) -> None:
+        """Those who waited go on together, in waves: hundreds of threads that wake at one
+        moment fight over the interpreter's lock, and everybody else waits for it as well."""
+        with self._lock:
+            self._changed.wait(_WAVE_PAUSE)
+            self._admit(_WAVE)
 
     def _came_to_nothing(self, failure: StartFailed, start: Start, adopted: bool) -> None:
         name = self.settings.name
@@ -543,4 +557,4 @@ class Model:
         # One at a time, each with the state as it is then: else an older one could be told
         # last, and a page would show it for ever.
         with self._announcing:
-            self._shared.events.publish("model", self.view())
+            self._shared.events.publish("model", self.view)

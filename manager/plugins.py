@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +13,8 @@ from types import ModuleType
 from manager.interfaces import BUILT_IN, Interface
 
 log = logging.getLogger(__name__)
+
+_PATH = re.compile(r"/v1/[A-Za-z0-9._~/-]+")
 
 
 def interfaces(folder: Path | None) -> dict[str, Interface]:
@@ -39,7 +43,7 @@ def _fault(kind: type[Interface]) -> str | None:
     if not isinstance(endpoints, tuple) or not endpoints:
         return 'needs a tuple of paths: endpoints = ("/v1/...",)'
     for path in endpoints:
-        if not isinstance(path, str) or not path.startswith("/v1/") or "<" in path:
+        if not isinstance(path, str) or not _PATH.fullmatch(path):
             return f"has an endpoint that is not a plain path below /v1/: {path!r}"
     if kind.probe is Interface.probe:
         return "needs a probe(self, model) that returns a path and a JSON body"
@@ -54,10 +58,12 @@ def _modules(folder: Path | None) -> Iterator[tuple[Path, ModuleType]]:
         if spec is None or spec.loader is None:
             continue
         module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses, for one, look their module up there
         try:
             spec.loader.exec_module(module)
         except (Exception, SystemExit):
             # Anything can be wrong in a user's file; the log has the traceback.
+            sys.modules.pop(spec.name, None)
             log.exception("plugin %s cannot be loaded; it is left out", path)
             continue
         yield path, module

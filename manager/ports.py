@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import random
 import socket
 import threading
 
@@ -27,7 +29,10 @@ class Ports:
     def choose(self, avoid: set[int]) -> int:
         """A free port that is no other run's and not in ``avoid``. Give it back when the run
         has ended. Raises NoFreePort."""
-        for port in _RANGE:
+        # From a random place: another manager on this machine looks at the same time, and
+        # finds the same ports free while the models are still loading.
+        first = random.randrange(len(_RANGE))
+        for port in itertools.chain(_RANGE[first:], _RANGE[:first]):
             with self._lock:
                 if port in self._taken or port in avoid:
                     continue
@@ -62,19 +67,23 @@ def is_free(port: int) -> bool:
     return True
 
 
-def holder(port: int) -> str:
-    """Which process listens there, as a person would name it."""
+def listener(port: int) -> int | None:
+    """The process that listens there; None where nobody does or it cannot be known."""
     try:
         connections = psutil.net_connections(kind="tcp")
     except psutil.AccessDenied:
-        connections = []
+        return None
     for connection in connections:
-        if connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (port,):
-            if connection.pid is None:
-                break
-            try:
-                name = psutil.Process(connection.pid).name()
-            except psutil.Error:
-                break
-            return f"{name} (pid {connection.pid})"
-    return "another program"
+        if connection.status == psutil.CONN_LISTEN and connection.laddr[1:2] == (port,):
+            pid: int | None = connection.pid
+            return pid
+    return None
+
+
+def holder(port: int) -> str:
+    """Which process listens there, as a person would name it."""
+    pid = listener(port)
+    try:
+        return f"{psutil.Process(pid).name()} (pid {pid})" if pid else "another program"
+    except psutil.Error:
+        return "another program"

@@ -208,6 +208,7 @@ class Start:
             self._on_launched(self)
             shared.store.run_launched(run.id, tree.pid, tree.created)
             self._await_health(tree, upstream)
+            self._check_listener(tree, run)
             self._await_token(tree, upstream)
             shared.store.run_ready(run.id, shared.clock.wall_ms())
         except BaseException as error:
@@ -262,6 +263,18 @@ class Start:
                     path = "/v1/models"
                     continue
             self._pause()
+
+    def _check_listener(self, tree: ProcessTree, run: Run) -> None:
+        """What answers must not be another manager's model: both may have found the port free
+        while their models were loading. (A server outside the tree, in a container, is fine.)"""
+        if tree.listens(run.port):
+            return
+        pid = ports.listener(run.port)
+        other = launcher.run_of(pid) if pid else None
+        if other not in (None, run.id):
+            raise StartFailed(
+                f"its port {run.port} was taken meanwhile by another manager's model (pid {pid})"
+            )
 
     def _await_token(self, tree: ProcessTree, upstream: Upstream) -> None:
         """Sends one real request: a server can say that it is well long before it answers."""

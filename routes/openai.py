@@ -25,8 +25,8 @@ def blueprint(house: House) -> Blueprint:
     began = int(time.time())
 
     endpoints = {path for kind in house.interfaces.values() for path in kind.endpoints}
-    for path in sorted(endpoints):
-        routes.add_url_rule(path, path, lambda: _proxy(house), methods=["POST"])
+    for number, path in enumerate(sorted(endpoints)):
+        routes.add_url_rule(path, f"proxy_{number}", lambda: _proxy(house), methods=["POST"])
 
     @routes.get("/v1/models")
     def list_models() -> Response:

@@ -30,38 +30,33 @@ class _Worker:
 class Workers:
     """A task dispatcher as waitress expects one, in place of its own.
 
-    Threads are made when they are first needed, up to ``limit``, and the one that became idle
-    last is used first. waitress's own makes all at the start and goes round: with hundreds of
-    them every stack is then in memory and none in the processor's cache.
+    The thread that became idle last is used first. waitress's own goes round: with hundreds of
+    threads every stack is then in memory and none in the processor's cache.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, count: int) -> None:
         self._lock = threading.Lock()
         self._idle: list[_Worker] = []
-        self._threads: list[threading.Thread] = []
         self._queue: deque[Task] = deque()
         self._stopped = False
+        # All at the start: to make one takes longer than to wake one, and the loop that would
+        # do it in a burst of requests is the one that health checks wait for.
+        self._threads = [
+            threading.Thread(target=self._work, name=f"waitress-{number}", daemon=True)
+            for number in range(count)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def add_task(self, task: Task) -> None:
-        """Called by waitress's loop; never blocks. With no thread left the task waits."""
+        """Called by waitress's loop; never blocks. With no thread idle the task waits."""
         with self._lock:
-            if self._idle:
-                worker = self._idle.pop()
-                worker.task = task
-                worker.wake.release()
-            elif self._stopped or len(self._threads) >= self._limit:
+            if not self._idle:
                 self._queue.append(task)
-            else:
-                thread = threading.Thread(
-                    target=self._work,
-                    args=(task,),
-                    name=f"waitress-{len(self._threads)}",
-                    daemon=True,
-                )
-                # With the lock held: a shutdown must not join one that has not begun.
-                thread.start()
-                self._threads.append(thread)
+                return
+            worker = self._idle.pop()
+        worker.task = task
+        worker.wake.release()
 
     def shutdown(self, cancel_pending: bool = True, timeout: float = 5) -> bool:
         """Ends the idle threads now, the others after their task, for up to ``timeout``
@@ -71,33 +66,38 @@ class Workers:
             idle, self._idle = self._idle, []
             pending = list(self._queue) if cancel_pending else []
             self._queue.clear()
-            threads = list(self._threads)
         for worker in idle:
             worker.wake.release()
         for task in pending:
             task.cancel()
         deadline = time.monotonic() + timeout
-        for thread in threads:
+        for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
-        left = sum(thread.is_alive() for thread in threads)
+        left = sum(thread.is_alive() for thread in self._threads)
         if left:
             log.warning("%d requests were still under way", left)
         return not left
 
-    def _work(self, task: Task | None) -> None:
+    def _work(self) -> None:
         worker = _Worker()
-        while task is not None:
+        while True:
+            task = self._next(worker)
+            if task is None:
+                return
             try:
                 task.service()
             except Exception:
                 # waitress has answered what it could; the thread goes on with the next.
                 log.exception("serving %r failed", task)
-            with self._lock:
-                if self._queue:
-                    task = self._queue.popleft()
-                    continue
-                if self._stopped:
-                    return
-                self._idle.append(worker)
-            worker.wake.acquire()
-            task, worker.task = worker.task, None
+
+    def _next(self, worker: _Worker) -> Task | None:
+        """The next task, None at the end."""
+        with self._lock:
+            if self._queue:
+                return self._queue.popleft()
+            if self._stopped:
+                return None
+            self._idle.append(worker)
+        worker.wake.acquire()
+        task, worker.task = worker.task, None
+        return task
