@@ -153,17 +153,15 @@ class ProcessTree:
         return self._popen.poll() if self._popen is not None else None
 
     def alive(self) -> bool:
-        """Whether the tree still runs. A script that ends well and leaves processes behind
-        has handed over to the eldest of them."""
+        """Whether the tree still runs. A script that ends well and leaves processes behind has
+        handed over to the eldest of them, once: when that one ends, what it leaves is litter."""
         if self._handed_over:
-            if _is_running(self._leader):
-                return True
-        else:
-            code = self.exit_code
-            if code is None:
-                return True
-            if code != 0:
-                return False
+            return _is_running(self._leader)
+        code = self.exit_code
+        if code is None:
+            return True
+        if code != 0:
+            return False
         heirs = _marked(self._run)
         if not heirs:
             return False

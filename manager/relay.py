@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -117,7 +118,8 @@ class Answer:
         self.status = status
         self.headers = headers
         self._pieces = pieces
-        self._closers = [close]
+        self._closers = ExitStack()  # all of them, also if one fails
+        self._closers.callback(close)
 
     def __iter__(self) -> Answer:
         return self
@@ -127,11 +129,10 @@ class Answer:
 
     def when_closed(self, act: Callable[[], None]) -> None:
         """Calls ``act`` once the client's side is over."""
-        self._closers.append(act)
+        self._closers.callback(act)
 
     def close(self) -> None:
-        while self._closers:
-            self._closers.pop()()
+        self._closers.close()
 
 
 def forward(
@@ -207,13 +208,17 @@ class _Passage:
 
     def close(self) -> None:
         """The client's side is over; what is still under way ends with it."""
-        self._report(CLIENT_GONE, "the client left")
-        self._free()
+        try:
+            self._report(CLIENT_GONE, "the client left")
+        finally:
+            self._free()
 
     def fail(self, refusal: ApiError) -> None:
         """Nothing has gone to the client yet, so that it can be told in full."""
-        self._report(refusal.status, refusal.message)
-        self._free()
+        try:
+            self._report(refusal.status, refusal.message)
+        finally:
+            self._free()
 
     def _whole(self, response: Response) -> list[bytes]:
         body = b"".join(response.pieces())
@@ -230,6 +235,8 @@ class _Passage:
                 self._first_byte_at = self._first_byte_at or time.monotonic()
                 tail = (tail + piece)[-_READ_WHOLE:]
                 yield piece
+        except Aborted:
+            return  # the client has left, as close() will report
         except UpstreamError as error:
             self._report(response.status, str(error))
             raise BrokenAnswer(str(error)) from error
@@ -305,16 +312,22 @@ def _outgoing_body(lease: Lease, payload: Payload) -> tuple[bytes, bool]:
 
 
 def _outgoing_headers(headers: Headers) -> Headers:
-    kept = [(name, value) for name, value in headers if name.lower() not in _NOT_FORWARDED]
+    connection = ",".join(value for name, value in headers if name.lower() == "connection")
+    dropped = _NOT_FORWARDED | _names(connection)
+    kept = [(name, value) for name, value in headers if name.lower() not in dropped]
     kept.append(("Accept-Encoding", "identity"))
     return kept
 
 
 def _returned_headers(response: Response) -> Headers:
-    named = {name.strip().lower() for name in response.header("Connection").split(",")}
-    dropped = _HOP_BY_HOP | named
+    dropped = _HOP_BY_HOP | _names(response.header("Connection"))
     return [
         (name, value)
         for name, value in response.header_items
         if (key := name.lower()) not in dropped and not key.startswith("access-control-")
     ]
+
+
+def _names(connection: str) -> set[str]:
+    """The headers that a Connection header says are for this connection only."""
+    return {name.strip().lower() for name in connection.split(",")}

@@ -16,6 +16,7 @@ from manager.usage import Usage
 # Beyond this an event is passed on in parts: memory is worth more than its wholeness.
 MAX_HELD = 1 << 20
 
+_BLANK_LINES = (b"\n\n", b"\r\n\r\n")
 _DONE = re.compile(rb"(?:^|\n)data: ?\[DONE\]")
 
 
@@ -49,8 +50,9 @@ class EventStream:
         if not data:
             return b""
         self.chunks += data.count(b"\ndata:") + data.startswith(b"data:")
-        if usage.mentions_usage(data):
-            data = self._read_usage(data)
+        mention = usage.next_mention(data, 0)
+        if mention >= 0:
+            data = self._read_usage(data, mention)
         # A plain search first: this is asked of every piece of every stream.
         if not self.done and b"[DONE]" in data and _DONE.search(data):
             self.done = True
@@ -73,16 +75,22 @@ class EventStream:
         """For a stream that was cut short: a chunk is about a token."""
         return Usage(completion_tokens=max(0, self.chunks), estimated=True)
 
-    def _read_usage(self, data: bytes) -> bytes:
+    def _read_usage(self, data: bytes, mention: int) -> bytes:
         kept = []
-        for event in _split_events(data):
-            if usage.mentions_usage(event):
-                self._first = self._first or event
-                self._last = event
-                if self._strip_usage and _is_usage_chunk(event):
-                    self.chunks -= 1
-                    continue
-            kept.append(event)
+        position = 0
+        while mention >= 0:
+            start, end = _event_around(data, mention, position)
+            event = data[start:end]
+            self._first = self._first or event
+            self._last = event
+            if self._strip_usage and _is_usage_chunk(event):
+                self.chunks -= 1
+                kept.append(data[position:start])
+            else:
+                kept.append(data[position:end])
+            position = end
+            mention = usage.next_mention(data, position)
+        kept.append(data[position:])
         return b"".join(kept)
 
 
@@ -100,8 +108,17 @@ def _end_of_events(data: bytes, searched: int) -> int:
     return max(plain + 2 if plain >= 0 else 0, windows + 4 if windows >= 0 else 0)
 
 
-def _split_events(data: bytes) -> list[bytes]:
-    return [event for event in re.split(rb"(?<=\n\n)|(?<=\r\n\r\n)", data) if event]
+def _event_around(data: bytes, at: int, floor: int) -> tuple[int, int]:
+    """Start and end of the event that the byte ``at`` is in; it starts at ``floor`` at least."""
+    start, end = floor, len(data)
+    for blank in _BLANK_LINES:
+        before = data.rfind(blank, start, at)
+        if before >= 0:
+            start = before + len(blank)
+        behind = data.find(blank, at, end)
+        if behind >= 0:
+            end = behind + len(blank)
+    return start, end
 
 
 def _data_of(event: bytes) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 MAX_TOKENS = 2**40
 
 _DECODE = json.JSONDecoder().raw_decode
+_OBJECT = re.compile(rb"\s*:\s*\{")
 _USAGE_OBJECT = re.compile(rb'"(?:usage|timings)"\s*:\s*\{')
 
 
@@ -92,10 +93,21 @@ def from_body(body: bytes) -> Usage | None:
     return from_answer({name: value})
 
 
-def mentions_usage(piece: bytes) -> bool:
-    """Whether a usage object may be in these bytes: two plain searches before the regex,
-    since this is asked of every piece of every stream."""
-    return (b'"usage"' in piece or b'"timings"' in piece) and bool(_USAGE_OBJECT.search(piece))
+def next_mention(data: bytes, start: int) -> int:
+    """Where the next usage object begins at or behind ``start``, -1 where there is none.
+
+    Plain searches, and the regex only where they hit: this is asked of every piece of every
+    stream.
+    """
+    found = [_mention(data, name, start) for name in (b'"usage"', b'"timings"')]
+    return min((at for at in found if at >= 0), default=-1)
+
+
+def _mention(data: bytes, name: bytes, start: int) -> int:
+    at = data.find(name, start)
+    while at >= 0 and not _OBJECT.match(data, at + len(name)):
+        at = data.find(name, at + 1)
+    return at
 
 
 def merged(first: Usage | None, last: Usage | None) -> Usage | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -84,9 +85,12 @@ def _accepted(house: House, models: list[Model], view: Any) -> tuple[Response, i
 
 def _lines() -> int:
     text = request.args.get("lines", "200")
-    if not (text.isascii() and text.isdigit() and 0 < int(text) <= _MAX_LINES):
+    if not re.fullmatch("[1-9][0-9]{0,4}", text) or int(text) > _MAX_LINES:
         raise ApiError(
-            400, "bad_parameter", f"lines has to be 1 to {_MAX_LINES}, not {text!r}", param="lines"
+            400,
+            "bad_parameter",
+            f"lines has to be 1 to {_MAX_LINES}, not {text[:40]!r}",
+            param="lines",
         )
     return int(text)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import selectors
 import socket
 import threading
 import time
@@ -13,7 +14,7 @@ from typing import Any
 from flask import Flask
 from waitress import wasyncore
 from waitress.adjustments import Adjustments
-from waitress.channel import HTTPChannel
+from waitress.channel import ClientDisconnected, HTTPChannel
 from waitress.server import TcpWSGIServer
 from waitress.task import ErrorTask, WSGITask
 
@@ -27,6 +28,7 @@ _MAX_HEADERS = 1 << 16
 # A client that reads nothing for this long while an answer waits for it is cut off: its
 # thread and its place at the model are worth more.
 _STALLED_CLIENT = 300.0
+_ROOM_POLL = 0.25
 # How much of a refused body is read and thrown away, so that the client, which sends before
 # it reads, finds the refusal and not a connection reset.
 _MAX_DISCARDED = 1 << 30
@@ -99,26 +101,47 @@ class _Channel(HTTPChannel):
             self.write_soon(b"".join(held))
 
     def write_soon(self, data: bytes) -> int:
-        """Sends straight to the socket while that takes all; waitress's buffers, which wake
-        its loop for every write, are for a client that reads more slowly than its model
-        answers."""
+        """Sends straight to the socket and waits while it is full, so that a client that reads
+        slowly holds back its own thread and its own model. waitress would buffer, and wake
+        its loop for every write.
+
+        Raises ClientDisconnected, also for a client that has taken nothing for minutes.
+        """
         size = len(data)
         if self.held is not None:
             self.held.append(data)
             return size
-        # The lock keeps the loop from sending what is buffered in between.
-        with self.outbuf_lock:
-            if self.connected and not self.total_outbufs_len:
+        left = memoryview(data)
+        while left:
+            # The lock keeps the loop from closing the socket under the call. What the loop
+            # itself had to say (100 Continue) has been sent before a task begins.
+            with self.outbuf_lock:
+                if not self.connected:
+                    raise ClientDisconnected
                 try:
-                    sent = self.socket.send(data)
+                    sent = self.socket.send(left)
+                except BlockingIOError:
+                    sent = 0
                 except OSError:
-                    sent = 0  # full, or the client has gone: what follows finds out
-                if sent == size:
-                    self.last_activity = time.time()
-                    return size
-                data = data[sent:]
-        super().write_soon(data)
+                    raise ClientDisconnected from None
+            if sent:
+                self.last_activity = time.time()
+                left = left[sent:]
+            else:
+                self.await_room()
         return size
+
+    def await_room(self) -> None:
+        """Waits until the client has taken some of what was sent."""
+        with selectors.DefaultSelector() as selector:
+            try:
+                selector.register(self.socket, selectors.EVENT_WRITE)
+            except ValueError:
+                raise ClientDisconnected from None  # closed since
+            # In short waits: when the loop has closed the socket, its number may be another's.
+            while not selector.select(_ROOM_POLL):
+                if not self.connected or self.last_activity < time.time() - _STALLED_CLIENT:
+                    raise ClientDisconnected
 
     def received(self, data: bytes) -> bool:
         if self.refused:
@@ -163,13 +186,6 @@ class _Listener(TcpWSGIServer):
             if len(self._map) == before:
                 return
 
-    def maintenance(self, now: float) -> None:
-        super().maintenance(now)
-        for channel in self.active_channels.values():
-            if channel.total_outbufs_len and channel.last_activity < now - _STALLED_CLIENT:
-                # The loop closes it, which wakes the thread that waits to write.
-                channel.will_close = True
-
 
 class HttpServer:
     """Serves the application from a loop thread named ``http`` and ``threads`` workers."""
@@ -190,9 +206,6 @@ class HttpServer:
             # With no look-ahead the socket is not read while a request is served, and a
             # client that leaves is not noticed.
             channel_request_lookahead=1,
-            # A client that reads slowly holds its upstream back rather than fill our memory.
-            outbuf_high_watermark=1 << 20,
-            outbuf_overflow=1 << 21,
             # The limit is inclusive in waitress.
             max_request_body_size=(max_body_mb << 20) + 1,
             max_request_header_size=_MAX_HEADERS,
@@ -234,15 +247,6 @@ class HttpServer:
     def close(self, grace: float) -> None:
         """Lets the requests under way finish for up to ``grace`` seconds, then ends."""
         self._workers.shutdown(timeout=grace)
-        deadline = time.monotonic() + grace
-        while self._unsent() and time.monotonic() < deadline:
-            time.sleep(0.01)
         # Only the loop's own thread may touch its map.
         self._listeners[0].trigger.pull_trigger(lambda: wasyncore.close_all(self._map))
         self._thread.join()
-
-    def _unsent(self) -> bool:
-        channels = [
-            c for listener in self._listeners for c in listener.active_channels.copy().values()
-        ]
-        return any(channel.total_outbufs_len for channel in channels)
