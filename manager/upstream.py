@@ -12,7 +12,6 @@ import re
 import socket
 import struct
 import threading
-import time
 from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
@@ -25,10 +24,11 @@ from manager.chunked import ChunkedDecoder, NotChunked
 
 # A loopback server that is there accepts at once. The exchange has its own time-out after that.
 _CONNECTING = urllib3.Timeout(connect=5.0)
-_TRUSTED_FOR = 0.5  # seconds; servers keep idle connections for several
 _READ = 65536
 _MAX_HEAD = 1 << 18
 _ONE_WRITE = 1 << 16
+_LENGTH = re.compile("[0-9]{1,18}")
+_LINE_END = re.compile(rb"[\r\n]")
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5]\d\d)(?: ([^\r\n]*))?\r?$")
 
 Headers = list[tuple[str, str]]
@@ -111,11 +111,14 @@ class Exchange:
         if self._body:
             lines.append(f"Content-Length: {len(self._body)}")
         head = "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
-        if len(self._body) <= _ONE_WRITE:
-            sock.sendall(head + self._body)
-        else:
-            sock.sendall(head)
-            sock.sendall(self._body)
+        parts = [head + self._body] if len(self._body) <= _ONE_WRITE else [head, self._body]
+        try:
+            for part in parts:
+                sock.sendall(part)
+        except (BlockingIOError, TimeoutError):  # the system's time-out, and Python's
+            raise UpstreamTimeout(
+                f"the model's server did not take the request for {self.timeout:g} seconds"
+            ) from None
 
 
 class Reader:
@@ -189,7 +192,8 @@ class Reader:
         headers = []
         for line in lines:
             name, colon, value = line.partition(b":")
-            if not colon or not name or name != name.strip():
+            # A lone line end would be one header here and two to whoever reads it next.
+            if not colon or not name or name != name.strip() or _LINE_END.search(line):
                 raise UpstreamError(f"a header is not well formed: {line[:60]!r}")
             headers.append((name.decode("latin-1"), value.strip().decode("latin-1")))
         return int(match[1]), int(match[2]), (match[3] or b"").decode("latin-1"), headers
@@ -244,8 +248,7 @@ class Response(urllib3.HTTPResponse):
         except BaseException:
             self.discard()
             raise
-        if self._carrier and self._reusable and self._reader.is_drained:
-            self._carrier.rest()
+        if self._reusable and self._reader.is_drained:
             self._carrier = None
             self._exchange.detach()
             self.release_conn()
@@ -295,7 +298,7 @@ def _framing(response: Response) -> tuple[int | None, bool]:
     if not lengths:
         return None, False
     length = lengths.pop()
-    if lengths or not (length.isascii() and length.isdigit()):
+    if lengths or not _LENGTH.fullmatch(length):
         raise UpstreamError("the answer's Content-Length is not one number")
     return int(length), False
 
@@ -308,16 +311,7 @@ class Connection(HTTPConnection):
     lock given away.
     """
 
-    _used_at = 0.0
     _span = 0.0
-
-    @property
-    def is_connected(self) -> bool:
-        """Whether the server has not closed it, as far as can be known. One that was in use a
-        moment ago is not asked: if it is closed all the same, ``Upstream.send`` tries again."""
-        if self.sock is not None and time.monotonic() - self._used_at < _TRUSTED_FOR:
-            return True
-        return bool(super().is_connected)
 
     def request(self, *_args: Any, body: Any = None, **_options: Any) -> None:
         """Sends the exchange that travels as ``body``: urlopen hands nothing else down, and
@@ -338,15 +332,12 @@ class Connection(HTTPConnection):
     def getresponse(self) -> Response:  # type: ignore[override]
         return Response(self, self._exchange, Reader(self.sock, self._exchange))
 
-    def rest(self) -> None:
-        """The answer has been read to its end; the connection is free for the next."""
-        self._used_at = time.monotonic()
-
 
 if os.name == "posix":
 
     def _set_timeout(sock: socket.socket, seconds: float) -> None:
         sock.setblocking(True)
+        seconds = max(seconds, 0.001)  # to the system 0 is for ever
         span = struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, span)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, span)
@@ -396,6 +387,7 @@ class Upstream:
 
     def close(self) -> None:
         """Drops the kept connections; those in use are closed when they come back."""
+        self._pool.close()
         self._adapter.close()
 
     def _send(self, exchange: Exchange) -> Response:

@@ -6,7 +6,6 @@ import dataclasses
 import re
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from flask import Blueprint, Response, jsonify
 
@@ -16,6 +15,11 @@ from manager.errors import ApiError
 from routes.house import House
 
 _SECRET = re.compile(r"key|token|secret|passw|credential|auth", re.IGNORECASE)
+# In a text: what follows a telling word goes, to the end, since nobody knows where it ends.
+_SECRET_IN_TEXT = re.compile(
+    rf"(?i)((?:{_SECRET.pattern})[\w-]*[\"']?(?:\s*[=:]\s*|\s+))\S.*", re.DOTALL
+)
+_PASSWORD_IN_URL = re.compile(r"(://[^/\s:@]*:)[^/\s]*@")
 _MASK = "***"
 # What is built once, at the program's start.
 _AT_START = [
@@ -67,13 +71,13 @@ def masked(settings: config.Config) -> dict[str, Any]:
     """The config as JSON, with every value that may be a secret replaced by asterisks."""
     program = _plain(dataclasses.asdict(settings.program))
     if settings.program.queue:
-        program["queue"] = _without_password(settings.program.queue)
+        program["queue"] = _hidden(settings.program.queue)
     models = []
     for model in settings.models.values():
         shown = _plain(dataclasses.asdict(model))
         for scheme in shown["schemes"]:
             scheme["env"] = {
-                name: _MASK if _SECRET.search(name) else value
+                name: _MASK if _SECRET.search(name) else _hidden(value)
                 for name, value in scheme["env"].items()
             }
             scheme["command"] = _without_secrets(scheme["command"])
@@ -98,18 +102,12 @@ def _without_secrets(arguments: list[str]) -> list[str]:
         is_secret_option = name.startswith("-") and bool(_SECRET.search(name))
         if hide_next and not argument.startswith("-"):
             shown.append(_MASK)
-        elif is_secret_option and equals:
-            shown.append(f"{name}={_MASK}")
         else:
-            shown.append(argument)
+            shown.append(_hidden(argument))
         hide_next = is_secret_option and not equals
     return shown
 
 
-def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    user, _, _ = parts.netloc.rpartition("@")[0].partition(":")
-    host = parts.netloc.rpartition("@")[2]
-    return parts._replace(netloc=f"{user}:{_MASK}@{host}").geturl()
+def _hidden(text: str) -> str:
+    """The text without what may be a password in a URL or behind a telling word."""
+    return _SECRET_IN_TEXT.sub(rf"\1{_MASK}", _PASSWORD_IN_URL.sub(rf"\1{_MASK}@", text))
