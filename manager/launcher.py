@@ -70,6 +70,7 @@ class ProcessTree:
         self._leader = leader
         self._popen = popen
         self._handed_over = popen is None
+        self._settled = False
 
     @classmethod
     def start(
@@ -153,33 +154,39 @@ class ProcessTree:
         return self._popen.poll() if self._popen is not None else None
 
     def alive(self) -> bool:
-        """Whether the tree still runs. A script that ends well and leaves processes behind has
-        handed over to the eldest of them, once: when that one ends, what it leaves is litter."""
+        """Whether the tree still runs.
+
+        Until it is settled, a script that ends well and leaves processes behind has handed
+        over to the eldest of them, as every program does that detaches itself.
+        """
         if self._handed_over:
-            return _is_running(self._leader)
-        code = self.exit_code
-        if code is None:
-            return True
-        if code != 0:
-            return False
-        heirs = _marked(self._run)
+            if _is_running(self._leader):
+                return True
+        else:
+            code = self.exit_code
+            if code is None:
+                return True
+            if code != 0:
+                return False
+        heirs = [] if self._settled else _marked(self._run)
         if not heirs:
             return False
-        self._leader = min(heirs, key=_age_key)
-        self._handed_over = True
-        log.info("run %s goes on as process %d", self._run[:8], self._leader.pid)
+        self._hand_over(min(heirs, key=_age_key))
         return True
 
-    def listens(self, port: int) -> bool:
-        """Whether a process of the tree listens on this TCP port."""
-        for process in self._members():
-            try:
-                connections = process.net_connections(kind="tcp")
-            except psutil.Error:
-                continue  # it has ended, or may not be looked into
-            if any(c.status == psutil.CONN_LISTEN and c.laddr[1:2] == (port,) for c in connections):
-                return True
-        return False
+    def settle(self, port: int) -> bool:
+        """The server answers: from now on the process that listens on its port is the leader,
+        and when that one ends the tree has ended, whatever it leaves behind.
+
+        Returns whether a process of the tree listens there. (A container's does not.)
+        """
+        listening = [process for process in self._members() if _listens(process, port)]
+        if listening:
+            eldest = min(listening, key=_age_key)
+            if eldest.pid != self._leader.pid:
+                self._hand_over(eldest)
+        self._settled = True
+        return bool(listening)
 
     def stop(self, grace: float) -> bool:
         """Ends the whole tree: asks, waits up to ``grace`` seconds, then kills what is left.
@@ -199,6 +206,11 @@ class ProcessTree:
                 log.error("processes %s do not die", [process.pid for process in members])
                 return False
         return True
+
+    def _hand_over(self, heir: psutil.Process) -> None:
+        self._leader = heir
+        self._handed_over = True
+        log.info("run %s goes on as process %d", self._run[:8], heir.pid)
 
     def _members(self) -> list[psutil.Process]:
         members = {process.pid: process for process in _marked(self._run)}
@@ -246,6 +258,14 @@ def _age_key(process: psutil.Process) -> tuple[float, int]:
         return process.create_time(), process.pid
     except psutil.NoSuchProcess:
         return float("inf"), process.pid
+
+
+def _listens(process: psutil.Process, port: int) -> bool:
+    try:
+        connections = process.net_connections(kind="tcp")
+    except psutil.Error:
+        return False  # it has ended, or may not be looked into
+    return any(c.status == psutil.CONN_LISTEN and c.laddr[1:2] == (port,) for c in connections)
 
 
 def _is_running(process: psutil.Process) -> bool:

@@ -159,6 +159,7 @@ class Start:
                 raise StartFailed("it had not become ready")
             self._deadline = self._shared.clock.monotonic() + _ADOPTION_TIMEOUT
             self._await_health(tree, upstream)
+            tree.settle(run.port)
         except BaseException as error:
             upstream.close()
             tree.stop(self._settings.stop_timeout)
@@ -210,7 +211,7 @@ class Start:
             self._await_health(tree, upstream)
             self._check_listener(tree, run)
             self._await_token(tree, upstream)
-            shared.store.run_ready(run.id, shared.clock.wall_ms())
+            shared.store.run_ready(run.id, shared.clock.wall_ms(), tree.pid, tree.created)
         except BaseException as error:
             upstream.close()
             tree.stop(settings.stop_timeout)
@@ -267,7 +268,7 @@ class Start:
     def _check_listener(self, tree: ProcessTree, run: Run) -> None:
         """What answers must not be another manager's model: both may have found the port free
         while their models were loading. (A server outside the tree, in a container, is fine.)"""
-        if tree.listens(run.port):
+        if tree.settle(run.port):
             return
         pid = ports.listener(run.port)
         other = launcher.run_of(pid) if pid else None

@@ -115,8 +115,12 @@ class Store:
     def run_launched(self, run: str, pid: int, created: float) -> None:
         self.write("UPDATE runs SET pid = ?, pid_created = ? WHERE id = ?", (pid, created, run))
 
-    def run_ready(self, run: str, now_ms: int) -> None:
-        self.write("UPDATE runs SET ready_ms = ? WHERE id = ?", (now_ms, run))
+    def run_ready(self, run: str, now_ms: int, pid: int, created: float) -> None:
+        """The process is told again: the script may have handed over to another."""
+        self.write(
+            "UPDATE runs SET ready_ms = ?, pid = ?, pid_created = ? WHERE id = ?",
+            (now_ms, pid, created, run),
+        )
 
     def end_run(self, run: str, now_ms: int, reason: str) -> None:
         self.write(
