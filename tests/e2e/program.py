@@ -16,9 +16,9 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import psutil
 import requests
@@ -28,7 +28,8 @@ ROOT = Path(__file__).resolve().parents[2]
 FAKE = ROOT / "tests" / "fake_upstream.py"
 PLAIN = Path(__file__).with_name("plain_server.py")
 CHAT = "/v1/chat/completions"
-SMALLEST = 34  # threads that leave two places for requests
+PLACES = 4  # for requests, of which pages may hold one
+FEW_THREADS = 32 + PLACES
 
 # The program's own mark on every process of a model, and ours, which tells our programs from
 # others that run at the same time.
@@ -50,15 +51,9 @@ def eventually(condition: Callable[[], T], timeout: float = PATIENCE) -> T:
 
 def background(function: Callable[[], T]) -> Future[T]:
     """Calls the function in a thread of its own."""
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(function())
-        except BaseException as error:  # noqa: BLE001: whoever asks for the result gets it
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(function)
+    pool.shutdown(wait=False)
     return future
 
 
@@ -95,6 +90,8 @@ def frozen(pid: int) -> Iterator[None]:
     process = psutil.Process(pid)
     process.suspend()
     try:
+        # The signal is on its way only; until it is there the process goes on answering.
+        eventually(lambda: process.status() == psutil.STATUS_STOPPED)
         yield
     finally:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -134,25 +131,23 @@ class Page:
     def __init__(self, response: requests.Response) -> None:
         self._response = response
         self._lines = response.iter_lines()
-        self._kind = ""
 
-    def next(self) -> tuple[str, Any]:
-        """The next event: its kind and its data."""
+    def next(self) -> Any:
+        """The data of the next event."""
+        deadline = time.monotonic() + PATIENCE
         for line in self._lines:
-            name, _, value = line.decode().partition(": ")
-            if name == "event":
-                self._kind = value
-            elif name == "data":
-                return self._kind, json.loads(value)
+            if line.startswith(b"data: "):
+                return json.loads(line[6:])
+            assert time.monotonic() < deadline, "only signs of life came"
         raise AssertionError("the stream has ended")
 
     def until(self, wanted: Callable[[Any], bool]) -> list[Any]:
         """The data of the events up to the first that is wanted, that one included."""
         deadline = time.monotonic() + PATIENCE
-        seen = []
-        while not (seen and wanted(seen[-1])):
+        seen = [self.next()]
+        while not wanted(seen[-1]):
             assert time.monotonic() < deadline, f"it did not come; what came: {seen}"
-            seen.append(self.next()[1])
+            seen.append(self.next())
         return seen
 
     def close(self) -> None:
@@ -190,11 +185,12 @@ class Program:
         self.process = subprocess.Popen(
             [*self._wrapper, sys.executable, ROOT / "wsgi.py", *arguments],
             stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+            stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, MARK: self._mark},
         )
-        threading.Thread(target=self._read, args=(self.process,), daemon=True).start()
+        for stream in (self.process.stdout, self.process.stderr):
+            threading.Thread(target=self._read, args=(stream,), daemon=True).start()
 
         def address() -> str | None:
             said = [line for line in self._output[began:] if line.startswith("Listening on ")]
@@ -256,10 +252,10 @@ class Program:
                     found.append(process)
         return found
 
-    def _read(self, process: subprocess.Popen[str]) -> None:
-        assert process.stdout is not None
-        with process.stdout:
-            self._output.extend(process.stdout)
+    def _read(self, stream: IO[str]) -> None:
+        with stream:
+            for line in stream:
+                self._output.append(line)
 
     # --- what it answers ----------------------------------------------------------------
 
@@ -285,16 +281,30 @@ class Program:
     @contextlib.contextmanager
     def held(self, model: str) -> Iterator[requests.Response]:
         """A streamed answer that goes on until the block ends, and then is left."""
-        with self.ask(model, {"chunks": 5000, "interval": 0.1}, stream=True) as answer:
-            assert answer.status_code == 200, answer.text
-            next(answer.iter_content(1))
+        endless = {"chunks": 5000, "interval": 0.1}
+        with self._with_a_place(lambda: self.ask(model, endless, stream=True)) as answer:
+            pieces = answer.iter_content(1)  # dropping it would close the connection
+            next(pieces)
             yield answer
 
     def page(self, path: str) -> Page:
         """A stream of server-sent events."""
-        response = self.get(path, stream=True)
+        return Page(self._with_a_place(lambda: self.get(path, stream=True)))
+
+    def _with_a_place(self, ask: Callable[[], requests.Response]) -> requests.Response:
+        """An answer, once there is a place for it: that of an answer that a client has just
+        read or left is given back a moment later."""
+
+        def answer() -> requests.Response | None:
+            response = ask()
+            if response.status_code != 503:
+                return response
+            response.close()
+            return None
+
+        response = eventually(answer)
         assert response.status_code == 200, response.text
-        return Page(response)
+        return response
 
     def raw(self, data: bytes) -> socket.socket:
         """A connection on which these bytes have been sent."""

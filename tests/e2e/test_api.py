@@ -1,0 +1,265 @@
+"""The manager's side: what it tells of its models, live and at once, and what it keeps to
+itself."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from .conftest import Launch
+from .program import FEW_THREADS, Program, error_of, eventually, fake, gated, plain
+
+FIELDS = {
+    "name",
+    "aliases",
+    "mode",
+    "state",
+    "scheme",
+    "pid",
+    "port",
+    "in_flight",
+    "waiting",
+    "started_at",
+    "last_used_at",
+    "idle_stop_at",
+    "start_seconds",
+    "last_error",
+}
+PLUGIN = '''
+from manager.interfaces import Interface
+
+class Speech(Interface):
+    """Spoken text."""
+
+    mode = "Speech"
+    endpoints = ("/v1/audio/speech",)
+
+    def probe(self, model):
+        return self.endpoints[0], {"model": model, "input": "Hi"}
+'''
+
+
+@pytest.fixture(scope="module")
+def gates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("gates")
+
+
+@pytest.fixture(scope="module")
+def program(launch_once: Launch, gates: Path) -> Program:
+    secretive = fake("--api-key=sk-in-argument", "--children", 0)
+    secretive["Default"]["command"] += ["--api-key", "sk-behind-argument"]
+    secretive["Default"]["env"] = {"HF_TOKEN": "hf-secret", "PLAIN": "shown"}
+    return launch_once(
+        {
+            "Model": fake(aliases=["org/model:7b"]),
+            "Watched": fake(prefix=gated(gates / "Watched")),
+            "Logged": fake(),
+            "Counted": fake(),
+            "Secretive": secretive,
+            "Broken": fake("--crash-after-boot", 4),
+        },
+        threads=FEW_THREADS,
+        queue="redis://user:redis-secret@localhost:6379/0",
+    )
+
+
+# --- models -----------------------------------------------------------------------------
+
+
+def test_models_are_told_with_the_names_that_scripts_rely_on(program: Program) -> None:
+    views = {view["name"]: view for view in program.get("/api/models").json()["models"]}
+    assert list(views) == ["Model", "Watched", "Logged", "Counted", "Secretive", "Broken"]
+    assert set(views["Model"]) >= FIELDS
+    assert views["Model"]["state"] == "stopped"
+    assert views["Model"]["pid"] is None
+
+    assert program.ask("Model").status_code == 200
+    view = program.becomes("Model", in_flight=0)
+    assert view["aliases"] == ["org/model:7b"]
+    assert (view["mode"], view["scheme"], view["state"]) == ("Chat", "Default", "ready")
+    assert view["pid"] == program.stats("Model")["pid"]
+    assert view["last_error"] is None
+    times = [
+        datetime.datetime.fromisoformat(view[name])
+        for name in ("started_at", "last_used_at", "idle_stop_at")
+    ]
+    assert all(time.utcoffset() == datetime.timedelta(0) for time in times)
+    assert times == sorted(times)
+    assert view["start_seconds"] > 0
+
+
+def test_a_model_is_found_and_steered_by_its_alias_slashes_and_all(program: Program) -> None:
+    assert program.get("/api/models/org/model:7b").json()["name"] == "Model"
+    assert program.command("org/model:7b", "start")["state"] == "ready"
+    assert "listening" in program.log("org/model:7b")
+    assert program.command("org/model:7b", "stop")["state"] == "stopped"
+
+
+def test_a_failed_start_by_hand_is_told(program: Program) -> None:
+    view = program.command("Broken", "start")
+    assert view["state"] == "failed"
+    assert "exit code 4" in view["last_error"]
+
+
+# --- logs -------------------------------------------------------------------------------
+
+
+def test_a_models_output_is_kept_and_its_last_lines_are_told(program: Program) -> None:
+    assert program.ask("Logged", {"log": "first\nsecond ✓"}).status_code == 200
+    response = program.get("/api/models/Logged/logs")
+    assert response.headers["Content-Type"].startswith("text/plain")
+    assert "listening on 127.0.0.1" in response.text
+    assert "first\nsecond ✓\n" in response.text
+    assert program.get("/api/models/Logged/logs?lines=1").text == "second ✓\n"
+
+
+def test_a_follower_of_the_log_sees_what_is_printed_and_stays_over_a_restart(
+    program: Program,
+) -> None:
+    program.command("Logged", "stop")
+    page = program.page("/api/models/Logged/logs/stream?lines=1")
+    page.until(lambda line: line == "second ✓" or "POST" in line)
+    for number in range(3):
+        program.command("Logged", "restart")
+        assert program.ask("Logged", {"log": f"run {number}"}).status_code == 200
+        lines = page.until(lambda line, n=number: line == f"run {n}")
+        assert any(line.startswith("# ") for line in lines)
+        assert any("listening on" in line for line in lines)
+    page.close()
+    program.becomes("Logged", in_flight=0)
+
+
+# --- events -----------------------------------------------------------------------------
+
+
+def test_a_page_is_told_of_every_model_and_then_of_each_change(
+    program: Program, gates: Path
+) -> None:
+    page = program.page("/api/events")
+    first = page.until(lambda view: view["name"] == "Broken")
+    assert len(first) == 6
+    assert all(set(view) >= FIELDS for view in first)
+
+    program.post("/api/models/Watched/start")
+    page.until(lambda view: (view["name"], view["state"]) == ("Watched", "starting"))
+    (gates / "Watched").touch()
+    page.until(lambda view: (view["name"], view["state"]) == ("Watched", "ready"))
+    program.command("Watched", "stop")
+    page.until(lambda view: (view["name"], view["state"]) == ("Watched", "stopped"))
+    page.close()
+
+
+def test_a_page_that_is_closed_gives_its_place_back_and_pages_never_take_all(
+    program: Program,
+) -> None:
+    for path in ("/api/events", "/api/models/Model/logs/stream"):
+        for _ in range(3):
+            page = program.page(path)
+            another = program.get("/api/events")
+            assert another.status_code == 503
+            assert error_of(another)["code"] == "busy"
+            assert "Retry-After" in another.headers
+            assert program.ask("Model").status_code == 200
+            page.close()
+
+
+# --- config -----------------------------------------------------------------------------
+
+
+def test_the_config_is_told_without_its_secrets(program: Program) -> None:
+    response = program.get("/api/config")
+    assert response.status_code == 200
+    for secret in ("hf-secret", "sk-in-argument", "sk-behind-argument", "redis-secret"):
+        assert secret not in response.text
+    config = response.json()
+    assert config["program"]["threads"] == FEW_THREADS
+    assert [model["name"] for model in config["models"]][:2] == ["Model", "Watched"]
+    assert "shown" in response.text
+
+
+def test_no_secret_is_in_the_log_or_in_an_error(program: Program) -> None:
+    error = error_of(program.ask("Secretive"))  # its server does not know --api-key
+    assert error["code"] == "start_failed"
+    for secret in ("hf-secret", "redis-secret"):
+        assert secret not in error["message"] + program.output
+
+
+# --- metrics ----------------------------------------------------------------------------
+
+
+def samples(program: Program) -> dict[tuple[str, ...], float]:
+    """Each metric's value by its name and the values of its labels, in their names' order."""
+    text = program.get("/metrics").text
+    return {
+        (sample.name, *(sample.labels[label] for label in sorted(sample.labels))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_metrics_count_requests_and_tokens_and_tell_states(program: Program) -> None:
+    before = samples(program)
+    for _ in range(3):
+        assert program.ask("Counted").status_code == 200
+    with program.ask("Counted", stream=True) as answer:
+        assert answer.content
+    assert program.ask("Counted", {"status": 418}).status_code == 418
+    assert program.post("/v1/embeddings", {"model": "Counted"}).status_code == 400
+    assert program.ask("Nobody").status_code == 404
+
+    def counted(*name: str) -> float:
+        return samples(program).get(name, 0) - before.get(name, 0)
+
+    eventually(lambda: counted("llm_manager_requests_total", "Counted", "418") == 1)
+    assert counted("llm_manager_requests_total", "Counted", "200") == 4
+    assert counted("llm_manager_requests_total", "Counted", "400") == 1
+    assert counted("llm_manager_requests_total", "", "404") == 1
+    assert counted("llm_manager_request_seconds_count", "Counted") == 6
+    assert counted("llm_manager_first_byte_seconds_count", "Counted") == 5
+    assert counted("llm_manager_tokens_total", "prompt", "Counted") == 4 * 17
+    assert counted("llm_manager_tokens_total", "completion", "Counted") == 4 * 3
+    assert counted("llm_manager_starts_total", "Counted", "ready") == 1
+    now = samples(program)
+    assert now["llm_manager_model_state", "Counted", "ready"] == 1
+    assert now["llm_manager_model_state", "Counted", "stopped"] == 0
+    assert now["llm_manager_in_flight", "Counted"] == 0
+    assert now["process_resident_memory_bytes",] > 0
+    assert "Nobody" not in program.get("/metrics").text
+
+
+def test_a_client_that_leaves_is_counted_as_such(program: Program) -> None:
+    before = samples(program).get(("llm_manager_requests_total", "Counted", "499"), 0)
+    with program.held("Counted"):
+        pass
+    key = ("llm_manager_requests_total", "Counted", "499")
+    eventually(lambda: samples(program).get(key, 0) == before + 1)
+
+
+# --- plugins ----------------------------------------------------------------------------
+
+
+def test_a_mode_from_the_plugin_folder_is_served_and_a_broken_plugin_is_only_named(
+    launch: Launch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "interfaces"
+    folder.mkdir()
+    (folder / "speech.py").write_text(PLUGIN, encoding="utf-8")
+    (folder / "broken.py").write_text("def mode(:", encoding="utf-8")
+    (folder / "raising.py").write_text("raise RuntimeError('no luck')", encoding="utf-8")
+    (folder / "leaving.py").write_text("import sys; sys.exit(3)", encoding="utf-8")
+    (folder / "_helper.py").write_text("raise RuntimeError('never read')", encoding="utf-8")
+    models = {"Speaker": plain(mode="Speech"), "Model": fake()}
+    program = launch(models, interface_plugin_dir=str(folder))
+    program.may_log_tracebacks = True
+    for name in ("broken.py", "raising.py", "leaving.py"):
+        assert name in program.output
+    assert "never read" not in program.output
+
+    answer = program.post("/v1/audio/speech", {"model": "Speaker", "input": "hello"})
+    assert answer.json()["asked"] == {"model": "Speaker", "input": "hello"}
+    assert program.model("Speaker")["mode"] == "Speech"
+    assert program.ask("Model").status_code == 200
+    assert "/v1/audio/speech" in error_of(program.ask("Speaker"))["message"]

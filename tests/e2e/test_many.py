@@ -1,0 +1,60 @@
+"""More requests than threads: those without a place are told at once, the rest goes on."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from .conftest import Launch
+from .program import FEW_THREADS, PLACES, Program, background, error_of, eventually, fake, gated
+
+CROWD = 50
+
+
+@pytest.fixture(scope="module")
+def gate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("gates") / "open"
+
+
+@pytest.fixture(scope="module")
+def program(launch_once: Launch, gate: Path) -> Program:
+    models = {"Model": fake(), "Cold": fake(prefix=gated(gate))}
+    return launch_once(models, threads=FEW_THREADS)
+
+
+def nobody_else_has_a_place(program: Program) -> None:
+    crowd = [background(lambda: program.ask("Model")) for _ in range(CROWD)]
+    assert program.get("/health").status_code == 200
+    for refused in crowd:
+        answer = refused.result()
+        assert answer.status_code == 503
+        assert error_of(answer)["code"] == "busy"
+        assert int(answer.headers["Retry-After"]) > 0
+    # What is not a request to a model has its threads kept for it.
+    for path in ("/health", "/v1/models", "/api/models", "/api/models/Model", "/metrics"):
+        assert program.get(path).status_code == 200
+    assert program.post("/api/models/Model/start").status_code == 202
+
+
+def test_requests_beyond_the_share_of_threads_are_told_to_come_back(program: Program) -> None:
+    with ExitStack() as held:
+        for _ in range(PLACES):
+            held.enter_context(program.held("Model"))
+        nobody_else_has_a_place(program)
+    program.becomes("Model", in_flight=0)
+    eventually(lambda: program.ask("Model").status_code == 200)
+
+
+def test_those_who_wait_for_a_start_hold_their_places_and_are_all_answered(
+    program: Program, gate: Path
+) -> None:
+    waiting = []
+    for number in range(PLACES):
+        waiting.append(background(lambda: program.ask("Cold")))
+        program.becomes("Cold", waiting=number + 1)
+    nobody_else_has_a_place(program)
+    gate.touch()
+    assert [answer.result().status_code for answer in waiting] == [200] * PLACES
+    eventually(lambda: program.ask("Model").status_code == 200)

@@ -1,0 +1,503 @@
+"""A model's life: started once, stopped whole, and whatever goes wrong said as it is."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from .conftest import Launch
+from .program import (
+    FAKE,
+    FEW_THREADS,
+    RUN,
+    Program,
+    background,
+    error_of,
+    events_of,
+    eventually,
+    fake,
+    free_port,
+    frozen,
+    gated,
+    plain,
+    text_of,
+)
+
+HERD = 100
+
+
+@pytest.fixture(scope="module")
+def gates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of files that the models below wait for: `(gates / name).touch()` lets one go."""
+    return tmp_path_factory.mktemp("gates")
+
+
+@pytest.fixture(scope="module")
+def taken_port() -> int:
+    return free_port()
+
+
+@pytest.fixture(scope="module")
+def program(launch_once: Launch, gates: Path, taken_port: int) -> Program:
+    """One program with a model for each test that needs nothing of its own."""
+
+    def slow(name: str, **settings: Any) -> dict[str, Any]:
+        return fake(prefix=gated(gates / name), **settings)
+
+    # Fails until its file exists.
+    flaky = ["sh", "-c", 'test -e "$0" || exit 7; exec "$@"', gates / "Flaky"]
+    # Hands over to a process that hands over to the server, as daemons do, only more slowly.
+    detour = ["sh", "-c", '(sleep 0.3; (sleep 0.3; exec "$0" "$@") &) &']
+    return launch_once(
+        {
+            "Other": fake(),
+            "Herd": slow("Herd"),
+            "Steered": fake("--children", 2),
+            "HalfWay": slow("HalfWay"),
+            "Silent": plain("--silent"),
+            "Crashing": fake(),
+            "Exits": fake("--crash-after-boot", 3),
+            "NoProgram": {"Default": {"command": [str(gates / "no-such-server"), "--port"]}},
+            "Wrapped": fake("--fork", "--children", 2),
+            "Daemon": fake("--daemonize", "--children", 2),
+            "Detour": fake("--children", 2, prefix=detour),
+            "LoneDaemon": fake("--daemonize"),
+            "Parent": fake("--children", 2),
+            "DaemonParent": fake("--daemonize", "--children", 2),
+            "Stubborn": fake("--ignore-sigterm", "--children", 2, stop_timeout=0.5),
+            "NeverReady": fake("--never-ready", "--children", 1, start_timeout=1),
+            "NeverOpen": fake("--boot", 3600, start_timeout=1),
+            "Refusing": fake("--refuse-probe", 400),
+            "Late": fake("--loading", 0.5),
+            "NoHealth": fake("--no-health"),
+            "PortTaken": fake(port=taken_port),
+            "Robbed": slow("Robbed"),
+            "Flaky": fake(prefix=flaky),
+            "Idle": fake(alive_time=0.01),
+            "Narrow": fake(max_concurrency=1),
+            "Crowded": slow("Crowded", max_waiting=2),
+            "Restarted": slow("Restarted"),
+            "Renamed": fake("--served-name", "llama-3", served_model_name="llama-3"),
+            "Strict": fake("--no-ask-usage", ask_usage=False),
+        },
+        threads=256,
+    )
+
+
+# --- started once -----------------------------------------------------------------------
+
+
+def test_a_hundred_requests_on_a_cold_model_start_one_process_and_all_are_answered(
+    program: Program, gates: Path
+) -> None:
+    with ThreadPoolExecutor(HERD) as pool:
+        herd = [pool.submit(program.ask, "Herd") for _ in range(HERD)]
+        program.becomes("Herd", state="starting", waiting=HERD)
+        # Nobody else has to wait for it.
+        assert program.get("/health").status_code == 200
+        assert program.ask("Other").status_code == 200
+        assert program.get("/v1/models").status_code == 200
+        assert program.model("Herd")["waiting"] == HERD
+        (gates / "Herd").touch()
+        assert [answer.result().status_code for answer in herd] == [200] * HERD
+    assert len(program.logs("Herd")) == 1
+    assert len(program.processes("Herd")) == 1
+    stats = program.stats("Herd")
+    assert stats["pid"] == program.model("Herd")["pid"]
+    assert stats["served"] == HERD + 1  # the probe as well
+    program.becomes("Herd", in_flight=0, waiting=0)
+
+
+def test_models_with_auto_start_are_started_at_once_in_parallel_and_once_each(
+    launch: Launch, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    names = ["One", "Two", "Three"]
+    models = {name: fake(prefix=gated(gate), auto_start=True) for name in names}
+    program = launch({**models, "Sleeping": fake()})
+    for name in names:  # none is ready before all have been launched
+        program.becomes(name, state="starting")
+    gate.touch()
+    for name in names:
+        program.becomes(name, state="ready")
+        assert len(program.logs(name)) == 1
+    assert program.model("Sleeping")["state"] == "stopped"
+
+
+def test_a_script_is_told_its_model_its_scheme_and_its_port(launch: Launch, tmp_path: Path) -> None:
+    script = tmp_path / "serve.sh"
+    names = " ".join(f"${{LLM_MANAGER_{name}}}" for name in ("MODEL", "SCHEME", "PORT"))
+    script.write_text(f'#!/bin/sh\necho "I am {names} $PORT $OWN"\nexec python3 {FAKE}\n')
+    script.chmod(0o755)
+    scheme = {"script_path": str(script), "env": {"OWN": "mine"}}
+    program = launch({"org/m:7b": {"Scripted": scheme}})
+    assert program.ask("org/m:7b").status_code == 200
+    view = program.model("org/m:7b")
+    assert view["scheme"] == "Scripted"
+    assert f"I am org/m:7b Scripted {view['port']} {view['port']} mine" in program.log("org/m:7b")
+
+
+@pytest.mark.parametrize("name", ["Late", "NoHealth", "Renamed", "Strict"])
+def test_servers_that_load_long_or_know_no_health_or_have_other_names_are_used_all_the_same(
+    program: Program, name: str
+) -> None:
+    with program.ask(name, stream=True) as answer:
+        events = events_of(answer)
+    assert text_of(events) == " token0 token1 token2"
+
+
+# --- steered by hand --------------------------------------------------------------------
+
+
+def test_a_model_is_started_restarted_and_stopped_by_hand(program: Program) -> None:
+    started = program.command("Steered", "start")
+    assert started["state"] == "ready"
+    assert psutil.pid_exists(started["pid"])
+    assert program.command("Steered", "start")["pid"] == started["pid"]
+
+    restarted = program.command("Steered", "restart")
+    assert restarted["state"] == "ready"
+    assert restarted["pid"] != started["pid"]
+    assert len(program.processes("Steered")) == 3  # it has two children
+
+    stopped = program.command("Steered", "stop")
+    assert (stopped["state"], stopped["pid"]) == ("stopped", None)
+    assert program.processes("Steered") == []
+    assert program.command("Steered", "stop")["state"] == "stopped"
+
+
+def test_a_command_that_does_not_wait_is_accepted_at_once(program: Program) -> None:
+    response = program.post("/api/models/HalfWay/start")
+    assert response.status_code == 202
+    assert response.json()["state"] in ("queued", "starting")
+    program.command("HalfWay", "stop")
+
+
+def test_all_models_are_stopped_with_one_call(launch: Launch) -> None:
+    program = launch({"One": fake(auto_start=True), "Two": fake(auto_start=True), "Three": fake()})
+    program.becomes("One", state="ready")
+    program.becomes("Two", state="ready")
+    views = program.post("/api/models/stop?wait=1").json()["models"]
+    assert [view["state"] for view in views] == ["stopped"] * 3
+    assert program.processes() == []
+
+
+def test_a_start_is_stopped_half_way_and_those_who_wait_are_told(
+    program: Program, gates: Path
+) -> None:
+    herd = [background(lambda: program.ask("HalfWay")) for _ in range(5)]
+    program.becomes("HalfWay", state="starting", waiting=5)
+    assert program.command("HalfWay", "stop")["state"] == "stopped"
+    for answer in herd:
+        response = answer.result()
+        assert response.status_code == 503
+        assert error_of(response)["code"] == "start_failed"
+        assert "stopped while you waited" in error_of(response)["message"]
+    assert program.processes("HalfWay") == []
+
+    (gates / "HalfWay").touch()
+    assert program.ask("HalfWay").status_code == 200
+
+
+def test_a_start_is_stopped_while_the_model_is_silent_over_its_first_request(
+    program: Program,
+) -> None:
+    waiting = background(lambda: program.ask("Silent"))
+    eventually(lambda: "asked at" in program.log("Silent"))
+    assert program.command("Silent", "stop")["state"] == "stopped"
+    assert error_of(waiting.result())["code"] == "start_failed"
+    assert program.processes("Silent") == []
+
+
+def test_a_restart_of_a_model_that_is_starting_keeps_those_who_wait(
+    program: Program, gates: Path
+) -> None:
+    waiting = background(lambda: program.ask("Restarted"))
+    first = program.becomes("Restarted", state="starting", waiting=1)["pid"]
+    assert program.post("/api/models/Restarted/restart").status_code == 202
+    eventually(lambda: program.model("Restarted")["pid"] not in (first, None))
+    (gates / "Restarted").touch()
+    assert waiting.result().status_code == 200
+    assert not psutil.pid_exists(first)
+
+
+# --- scripts as they are ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["Wrapped", "Daemon", "Detour"])
+def test_a_server_that_its_script_leaves_behind_is_found_and_stopped_with_its_children(
+    program: Program, name: str
+) -> None:
+    assert program.ask(name).status_code == 200
+    program.becomes(name, pid=program.stats(name)["pid"])
+    assert len(program.processes(name)) == 3
+    assert program.command(name, "stop")["state"] == "stopped"
+    assert program.processes(name) == []
+
+
+def test_a_server_that_ignores_sigterm_is_killed_with_its_children(program: Program) -> None:
+    assert program.ask("Stubborn").status_code == 200
+    assert len(program.processes("Stubborn")) == 3
+    assert program.command("Stubborn", "stop")["state"] == "stopped"
+    assert program.processes("Stubborn") == []
+
+
+@pytest.mark.parametrize("name", ["Crashing", "LoneDaemon", "Parent", "DaemonParent"])
+def test_a_crash_is_noticed_and_the_next_request_starts_the_model_again(
+    program: Program, name: str
+) -> None:
+    assert program.ask(name).status_code == 200
+    before = program.stats(name)["pid"]
+    psutil.Process(before).kill()
+    view = program.becomes(name, state="failed", pid=None)
+    assert "ended by itself" in view["last_error"]
+    assert program.ask(name).status_code == 200
+    assert program.stats(name)["pid"] != before
+    assert program.model(name)["last_error"] is None
+
+
+def failed_start(program: Program, name: str, code: str = "start_failed") -> str:
+    """The message of a start that came to nothing, of which nothing is left."""
+    response = program.ask(name)
+    assert response.status_code == 503, response.text
+    error = error_of(response)
+    assert error["code"] == code
+    view = program.model(name)
+    assert (view["state"], view["pid"], view["waiting"]) == ("failed", None, 0)
+    assert view["last_error"] in error["message"]
+    assert program.processes(name) == []
+    message: str = error["message"]
+    return message
+
+
+def test_a_script_that_exits_fails_the_start_with_its_code_and_its_last_lines(
+    program: Program,
+) -> None:
+    message = failed_start(program, "Exits")
+    assert "exit code 3" in message
+    assert "fake: out of memory\nfake: giving up" in message
+
+
+def test_a_program_that_is_not_there_is_named(program: Program) -> None:
+    assert "no-such-server cannot be run: No such file" in failed_start(program, "NoProgram")
+
+
+def test_a_script_that_is_missing_or_not_executable_or_no_script_is_named(
+    launch: Launch, tmp_path: Path
+) -> None:
+    scripts = {name: tmp_path / f"{name}.sh" for name in ("Missing", "Locked", "Text")}
+    for script in scripts.values():
+        script.write_text("this is not a script")
+        script.chmod(0o755)
+    program = launch({name: {"D": {"script_path": str(s)}} for name, s in scripts.items()})
+    scripts["Missing"].unlink()
+    scripts["Locked"].chmod(0o644)
+    assert f"{scripts['Missing']} is missing" in failed_start(program, "Missing")
+    assert f"chmod +x {scripts['Locked']}" in failed_start(program, "Locked")
+    assert "#! line" in failed_start(program, "Text")
+
+
+@pytest.mark.parametrize("name", ["NeverReady", "NeverOpen"])
+def test_a_server_that_is_never_ready_is_given_up_and_ended(program: Program, name: str) -> None:
+    assert "not ready after 1 seconds" in failed_start(program, name, "start_timeout")
+
+
+def test_a_server_that_refuses_its_first_request_is_not_taken_for_ready(program: Program) -> None:
+    message = failed_start(program, "Refusing")
+    assert "got 400" in message
+    assert "refused" in message
+
+
+def test_a_port_that_another_program_holds_is_named_with_its_holder(
+    program: Program, taken_port: int
+) -> None:
+    with socket.create_server(("127.0.0.1", taken_port)):
+        message = failed_start(program, "PortTaken")
+    assert f"port {taken_port} is held by" in message
+    assert f"(pid {os.getpid()})" in message
+    assert program.ask("PortTaken").status_code == 200
+    assert program.model("PortTaken")["port"] == taken_port
+
+
+def test_another_managers_model_that_takes_the_port_during_a_start_is_never_taken_for_ours(
+    program: Program, gates: Path
+) -> None:
+    waiting = background(lambda: program.ask("Robbed"))
+    port = program.becomes("Robbed", state="starting", waiting=1)["port"]
+    command = [sys.executable, FAKE, "--port", str(port)]
+    with subprocess.Popen(command, env={**os.environ, RUN: "another"}) as other:
+        answer = waiting.result()
+        assert answer.status_code == 503
+        assert f"(pid {other.pid})" in error_of(answer)["message"]
+        other.kill()
+    (gates / "Robbed").touch()
+    assert program.ask("Robbed").status_code == 200
+
+
+def test_three_failed_starts_end_the_trying_until_somebody_starts_it_by_hand(
+    program: Program, gates: Path
+) -> None:
+    for _ in range(3):
+        assert "exit code 7" in failed_start(program, "Flaky")
+    refused = program.ask("Flaky")
+    assert refused.status_code == 503
+    assert int(refused.headers["Retry-After"]) > 0
+    assert "exit code 7" in error_of(refused)["message"]
+    assert len(program.logs("Flaky")) == 3
+
+    (gates / "Flaky").touch()
+    assert program.ask("Flaky").status_code == 503
+    assert len(program.logs("Flaky")) == 3
+    assert program.command("Flaky", "start")["state"] == "ready"
+    assert program.ask("Flaky").status_code == 200
+
+
+# --- idle, narrow and crowded -----------------------------------------------------------
+
+
+def test_an_idle_model_is_stopped_and_comes_back_when_it_is_asked(program: Program) -> None:
+    assert program.ask("Idle").status_code == 200
+    program.becomes("Idle", state="stopped", last_error=None)
+    assert program.processes("Idle") == []
+    assert program.ask("Idle").status_code == 200
+
+
+def test_a_model_is_not_idle_while_it_answers(program: Program) -> None:
+    longer_than_alive_time = {"chunks": 25, "interval": 0.1}
+    with program.ask("Idle", longer_than_alive_time, stream=True) as answer:
+        assert events_of(answer)[-1] == "[DONE]"
+
+
+def test_requests_over_max_concurrency_wait_in_the_order_in_which_they_came(
+    program: Program,
+) -> None:
+    with program.held("Narrow"):
+        waiting = []
+        for number in range(5):
+            user = f"user {number}"
+            waiting.append(background(lambda user=user: program.ask("Narrow", user=user)))
+            program.becomes("Narrow", waiting=number + 1, in_flight=1)
+    assert [answer.result().status_code for answer in waiting] == [200] * 5
+    stats = program.stats("Narrow")
+    assert stats["peak"] == 1
+    asked = [request["body"] for request in stats["requests"][-5:]]
+    assert [f"user {number}" in body for number, body in enumerate(asked)] == [True] * 5
+
+
+def test_more_than_max_waiting_are_refused_and_the_others_answered(
+    program: Program, gates: Path
+) -> None:
+    waiting = [background(lambda: program.ask("Crowded")) for _ in range(2)]
+    program.becomes("Crowded", waiting=2)
+    refused = program.ask("Crowded")
+    assert refused.status_code == 429
+    assert error_of(refused)["code"] == "too_many_waiting"
+    assert int(refused.headers["Retry-After"]) > 0
+    (gates / "Crowded").touch()
+    assert [answer.result().status_code for answer in waiting] == [200, 200]
+
+
+def test_who_waits_longer_than_queue_timeout_for_a_turn_is_told(launch: Launch) -> None:
+    program = launch({"Narrow": fake(max_concurrency=1)}, queue_timeout=0.3)
+    with program.held("Narrow"):
+        late = program.ask("Narrow")
+        assert late.status_code == 503
+        assert error_of(late)["code"] == "queue_timeout"
+        assert "Retry-After" in late.headers
+    assert eventually(lambda: program.ask("Narrow").status_code == 200)
+
+
+# --- the config is edited ---------------------------------------------------------------
+
+
+def reload(program: Program) -> dict[str, Any]:
+    response = program.post("/api/config/reload")
+    assert response.status_code == 200, response.text
+    done: dict[str, Any] = response.json()
+    return done
+
+
+def test_a_model_that_is_taken_out_of_the_config_finishes_its_answers_and_stops(
+    launch: Launch,
+) -> None:
+    models = {"Stays": fake(), "Goes": fake("--children", 2, stop_timeout=60)}
+    program = launch(models)
+    assert program.ask("Stays").status_code == 200
+    server = program.command("Goes", "start")["pid"]
+    with program.ask("Goes", {"chunks": 20, "interval": 0.05}, stream=True) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        with frozen(server):
+            program.configure({"Stays": models["Stays"]})
+            assert reload(program)["models"] == ["Stays"]
+            assert error_of(program.ask("Goes"))["code"] == "model_not_found"
+            assert len(program.processes("Goes")) == 3
+        assert [line for line in lines if line][-1] == b"data: [DONE]"
+    eventually(lambda: not program.processes("Goes"))
+    assert program.ask("Stays").status_code == 200
+    assert len(program.logs("Stays")) == 1
+
+
+def test_a_changed_model_goes_on_and_is_launched_anew_at_its_next_start(launch: Launch) -> None:
+    def model(version: str, **settings: Any) -> dict[str, Any]:
+        entry = fake(**settings)
+        entry["Default"]["env"] = {"VERSION": version}
+        return entry
+
+    def version(program: Program) -> str:
+        return psutil.Process(program.model("Changed")["pid"]).environ()["VERSION"]
+
+    program = launch({"Changed": model("old")})
+    assert program.ask("Changed").status_code == 200
+    pid = program.model("Changed")["pid"]
+    program.configure({"Changed": model("new", aliases=["changed"]), "Added": fake()})
+    reload(program)
+    assert program.ask("changed").status_code == 200
+    assert program.model("Changed")["pid"] == pid
+    assert version(program) == "old"
+    assert program.ask("Added").status_code == 200
+    program.command("Changed", "restart")
+    assert version(program) == "new"
+
+
+def test_a_bad_config_changes_nothing_and_is_told_with_its_lines(launch: Launch) -> None:
+    program = launch({"Steady": fake(aliases=["steady"])})
+    assert program.ask("Steady").status_code == 200
+    program.config.write_text("program:\n  threads: many\nLocal-Models:\n  New: {}\n")
+    refused = program.post("/api/config/reload")
+    assert refused.status_code == 400
+    error = error_of(refused)
+    assert error["code"] == "invalid_config"
+    assert "config.yaml:2: " in error["message"]
+    assert "config.yaml:4: " in error["message"]
+    assert program.ask("steady").status_code == 200
+    assert len(program.logs("Steady")) == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGHUP")
+def test_sighup_reads_the_config_anew_and_a_bad_one_only_shows_in_the_log(
+    launch: Launch,
+) -> None:
+    program = launch({"One": fake()})
+    program.configure({"One": fake(), "Two": fake()})
+    program.process.send_signal(signal.SIGHUP)
+    eventually(lambda: program.get("/api/models/Two").status_code == 200)
+    program.config.write_text("program: [\n")
+    program.process.send_signal(signal.SIGHUP)
+    eventually(lambda: "config.yaml:" in program.output)
+    assert program.ask("Two").status_code == 200
+
+
+def test_a_setting_that_needs_a_restart_of_the_program_is_named(launch: Launch) -> None:
+    program = launch({"One": fake()})
+    program.configure({"One": fake()}, threads=FEW_THREADS, queue_timeout=7)
+    assert reload(program)["restart_needed_for"] == ["threads"]
