@@ -12,6 +12,9 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+if sys.platform != "win32":
+    import resource
+
 from jobs import journal, schedule
 from manager import config, datadir, plugins
 from manager.clock import Clock
@@ -34,6 +37,7 @@ from routes.slots import Slots
 
 log = logging.getLogger("manager")
 
+_FILES = 65536
 _M_ARENA_MAX = -8  # malloc.h
 _RELOAD, _STOP = "reload", "stop"
 _ANSWER_GRACE = 5.0  # seconds that answers have to reach their clients at the end
@@ -41,7 +45,10 @@ _ANSWER_GRACE = 5.0  # seconds that answers have to reach their clients at the e
 
 def main() -> int:
     """Runs the program; the exit code."""
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
     _use_one_heap()
+    _raise_file_limit()
     arguments = _arguments()
     interfaces: dict[str, Interface] = {}
 
@@ -141,6 +148,15 @@ def _use_one_heap() -> None:
         set_option = getattr(ctypes.CDLL(None), "mallopt", None)  # not every libc has it
         if set_option is not None:
             set_option(_M_ARENA_MAX, 1)
+
+
+def _raise_file_limit() -> None:
+    """A request under way holds two descriptors, and many systems allow 1,024 unless asked."""
+    if sys.platform != "win32":
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _arguments() -> argparse.Namespace:

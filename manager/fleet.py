@@ -30,6 +30,7 @@ class Fleet:
         self._lock = threading.Lock()
         self._models: dict[str, Model] = {}
         self._leaving: list[Model] = []
+        self._closed = False
         self._strays: threading.Thread | None = None
         self._config = settings
         self.apply(settings)
@@ -56,8 +57,10 @@ class Fleet:
 
     def apply(self, settings: Config) -> None:
         """Takes a new config: removed models drain and stop, changed ones are launched anew at
-        their next start, limits hold at once."""
+        their next start, limits hold at once. Raises ApiError 503 at the program's end."""
         with self._lock:
+            if self._closed:
+                raise _shutting_down()
             before = self._models
             after: dict[str, Model] = {}
             for name, model_settings in settings.models.items():
@@ -76,6 +79,8 @@ class Fleet:
                 after[name] = model
             removed = [model for name, model in before.items() if name not in after]
             self._leaving = [m for m in self._leaving if m.is_busy] + removed
+            for model in after.values():
+                model.follow([m for m in self._leaving if _stands_in_the_way(m, model)])
             # Readers take no lock: each sees the whole old or the whole new mapping.
             self._models, self._config = after, settings
         for model in removed:
@@ -118,13 +123,14 @@ class Fleet:
     def close(self) -> None:
         """Refuses new work, drains, stops every model and waits until all are stopped."""
 
-        def refusal() -> ApiError:
-            return ApiError(503, "shutting_down", "LLM-Manager is shutting down", retry_after=5)
-
         with self._lock:
+            self._closed = True
             models = [*self._models.values(), *self._leaving]
         for model in models:
-            model.close("the program was shut down", refusal)
+            try:
+                model.close("the program was shut down", _shutting_down)
+            except ApiError as error:  # no thread for it: the others are stopped all the same
+                log.error("%s is left running: %s", model.settings.name, error)
         for model in models:
             model.join()
         if self._strays is not None:
@@ -153,3 +159,13 @@ class Fleet:
         return ApiError(
             404, "model_not_found", f"The model {name!r} does not exist. {hint}", param="model"
         )
+
+
+def _stands_in_the_way(leaving: Model, model: Model) -> bool:
+    """Two servers of one model, or two on one port, must not run at the same time."""
+    ours, theirs = model.settings, leaving.settings
+    return ours.name == theirs.name or (ours.port is not None and ours.port == theirs.port)
+
+
+def _shutting_down() -> ApiError:
+    return ApiError(503, "shutting_down", "LLM-Manager is shutting down", retry_after=5)

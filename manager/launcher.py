@@ -71,6 +71,7 @@ class ProcessTree:
         self._popen = popen
         self._handed_over = popen is None
         self._settled = False
+        self._session = _session_of(leader.pid)
 
     @classmethod
     def start(
@@ -168,11 +169,15 @@ class ProcessTree:
                 return True
             if code != 0:
                 return False
-        heirs = [] if self._settled else _marked(self._run)
-        if not heirs:
+        if self._settled:
             return False
-        self._hand_over(min(heirs, key=_age_key))
-        return True
+        # A look misses a process that forks and ends while it lasts: a detaching program does
+        # that once or twice, so that three looks cannot all miss it.
+        for _ in range(3):
+            if heirs := _marked(self._run):
+                self._hand_over(min(heirs, key=_age_key))
+                return True
+        return False
 
     def settle(self, port: int) -> bool:
         """The server answers: from now on the process that listens on its port is the leader,
@@ -214,6 +219,11 @@ class ProcessTree:
 
     def _members(self) -> list[psutil.Process]:
         members = {process.pid: process for process in _marked(self._run)}
+        if self._session is not None:
+            # A program that was given, or made itself, an environment without the mark.
+            for process in psutil.process_iter():
+                if _session_of(process.pid) == self._session and _is_running(process):
+                    members.setdefault(process.pid, process)
         try:
             for process in [self._leader, *self._leader.children(recursive=True)]:
                 if _is_running(process):
@@ -226,9 +236,9 @@ class ProcessTree:
         deadline = time.monotonic() + timeout
         pause = 0.005
         while True:
-            if self._popen is not None:
-                self._popen.poll()  # takes our own child out of the process table
             if not any(_is_running(process) for process in members):
+                if self._popen is not None:
+                    self._popen.poll()  # takes our own child out of the process table
                 return True
             if time.monotonic() >= deadline:
                 return False
@@ -251,6 +261,18 @@ def run_of(pid: int) -> str | None:
         return psutil.Process(pid).environ().get(MARK)
     except (psutil.Error, OSError):
         return None
+
+
+def _session_of(pid: int) -> int | None:
+    """The session that the process leads or is in; None for our own, or if it cannot be known.
+    A session's number is not used again while a process is in it."""
+    if os.name != "posix":
+        return None
+    try:
+        session = os.getsid(pid)
+    except OSError:
+        return None
+    return session if session != os.getsid(0) else None
 
 
 def _age_key(process: psutil.Process) -> tuple[float, int]:

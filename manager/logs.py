@@ -13,6 +13,7 @@ from pathlib import Path
 
 _BLOCK = 1 << 16
 _MAX_LINE = 1 << 16
+_MAX_TAIL = 4 << 20  # bytes; a progress bar can be one line of gigabytes
 _POLL = 0.25  # seconds between two looks at a file that somebody follows
 _UNSAFE = re.compile(r'[<>:"/\\|?*%\x00-\x1f]|^\.|[. ]$')
 # Windows keeps these names for devices, whatever stands behind a dot.
@@ -78,9 +79,8 @@ class ModelLogs:
         partial = b""
         while not stopped.is_set():
             later = self._after(model, path)
-            data = _read_from(path, offset) if path else b""
+            data, offset = _read_from(path, offset) if path else (b"", 0)
             if data:
-                offset += len(data)
                 *whole, partial = (partial + data).split(b"\n")
                 if len(partial) > _MAX_LINE:
                     whole, partial = [*whole, partial], b""
@@ -128,13 +128,17 @@ def _text(line: bytes) -> str:
     return line.rstrip(b"\r").decode("utf-8", "replace")[:_MAX_LINE]
 
 
-def _read_from(path: Path, offset: int) -> bytes:
+def _read_from(path: Path, offset: int) -> tuple[bytes, int]:
+    """What is there from ``offset`` on, and the offset behind it."""
     try:
         with path.open("rb") as file:
+            if file.seek(0, os.SEEK_END) < offset:
+                offset = 0  # somebody has cut it, as logrotate does
             file.seek(offset)
-            return file.read(_BLOCK)
+            data = file.read(_BLOCK)
+            return data, offset + len(data)
     except FileNotFoundError:
-        return b""
+        return b"", offset
 
 
 def _last_lines(path: Path, count: int, end: int | None = None) -> list[str]:
@@ -143,7 +147,7 @@ def _last_lines(path: Path, count: int, end: int | None = None) -> list[str]:
     newlines = 0
     with path.open("rb") as file:
         position = file.seek(0, os.SEEK_END) if end is None else end
-        while position > 0 and newlines <= count and len(blocks) * _BLOCK < count * _MAX_LINE:
+        while position > 0 and newlines <= count and len(blocks) * _BLOCK < _MAX_TAIL:
             start = max(0, position - _BLOCK)
             file.seek(start)
             block = file.read(position - start)

@@ -43,6 +43,9 @@ log = logging.getLogger(__name__)
 
 _WAVE = 16  # requests, about as many as are sent on within the pause
 _WAVE_PAUSE = 0.01  # seconds
+_RETRY_STOP = 0.5  # seconds, longer each time
+_LONGEST_RETRY = 30.0
+_LAST_TRIES = 3
 
 
 class State(str, enum.Enum):
@@ -81,10 +84,11 @@ class Lease:
         self._model = model
         self._server = server
         self._held = True
-        self.interface: Interface = model.interface
+        # What the server was launched with: a reload changes that at its next start.
+        self.interface: Interface = server.interface
         self.scheme = server.scheme
-        self.served_model_name = model.settings.served_model_name
-        self.ask_usage = model.settings.ask_usage
+        self.served_model_name = server.settings.served_model_name
+        self.ask_usage = server.settings.ask_usage
         self.upstream_timeout = model.program.upstream_timeout
 
     @property
@@ -116,9 +120,9 @@ class Model:
     ) -> None:
         self.settings = settings
         self.program = program
-        self.interface = interface
         self.starts = 0  # that led to a ready model, since the program began
         self.failed_starts = 0
+        self._interface = interface
         self._shared = shared
         self._clock = shared.clock
         self._avoid_ports = avoid_ports
@@ -138,6 +142,7 @@ class Model:
         self._crashed = False
         self._start_again = False
         self._closed: Callable[[], ApiError] | None = None
+        self._predecessors: list[Model] = []
 
     # --- requests -----------------------------------------------------------------------
 
@@ -279,6 +284,7 @@ class Model:
         """Refuses everything from now on and begins to stop; ``join`` waits for the end."""
         with self._lock:
             self._closed = refusal
+            self._changed.notify_all()  # a stop may be waiting to be tried again
             self._begin_stop(reason, start_again=False)
             start = self._start
             self._refuse(refusal)
@@ -303,10 +309,16 @@ class Model:
     ) -> None:
         """Takes new settings: limits at once, what is launched at the next start."""
         with self._lock:
-            self.settings, self.program, self.interface = settings, program, interface
+            self.settings, self.program, self._interface = settings, program, interface
             if self._line and self._has_room():
                 self._wake_worker()
         self._announce()
+
+    def follow(self, leaving: list[Model]) -> None:
+        """Before the next start, waits for the end of models that a reload has removed and
+        that have the same name or port."""
+        with self._lock:
+            self._predecessors += leaving
 
     def adopt(self, run: Run, tree: ProcessTree) -> bool:
         """Begins to take over a server that an earlier program left running; False where the
@@ -350,6 +362,12 @@ class Model:
             }
 
     @property
+    def interface(self) -> Interface:
+        """The mode it has now: that of the running server, else that of the next one."""
+        server = self._server
+        return server.interface if server is not None else self._interface
+
+    @property
     def state(self) -> State:
         return self._state
 
@@ -369,12 +387,12 @@ class Model:
     # --- states; all of these are called with the lock held -------------------------------
 
     def _begin_start(self) -> None:
+        self._wake_worker()
         self._state = State.QUEUED
         self._start_again = False
         self._start = Start(
-            self.settings, self.interface, self._shared, self._avoid_ports(), self._launched
+            self.settings, self._interface, self._shared, self._avoid_ports(), self._launched
         )
-        self._wake_worker()
 
     def _begin_stop(self, reason: str, start_again: bool) -> None:
         self._start_again = start_again
@@ -383,11 +401,11 @@ class Model:
         if self._state is State.STOPPED and start_again:
             self._begin_start()
         elif self._state in (State.QUEUED, State.STARTING, State.READY):
+            self._wake_worker()
             self._state = State.STOPPING
             self._end_reason = reason
             if self._server is not None:
                 self._shared.watch.remove(self._server.watch_token)
-            self._wake_worker()
 
     def _end_stop(self, start: Start | None) -> None:
         """Not under the lock: the other half of a stop, which may wake a probe's socket."""
@@ -396,20 +414,27 @@ class Model:
         self._announce()
 
     def _wake_worker(self) -> None:
+        """Before the state is changed: if no thread is to be had, nothing has happened. The
+        worker waits for the lock that we hold, and then finds the state as it is to be."""
         if self._worker is None:
-            self._worker = threading.Thread(
+            worker = threading.Thread(
                 target=self._work, name=f"start-{self.settings.name}", daemon=True
             )
-            self._worker.start()
+            try:
+                worker.start()
+            except RuntimeError as error:
+                message = f"this system gives the program no further thread: {error}"
+                raise ApiError(503, "busy", message, retry_after=5) from error
+            self._worker = worker
 
     def _died(self, server: Server) -> None:
         """From the watch: the server's process tree has ended by itself."""
         with self._lock:
             if self._server is not server or self._state is not State.READY:
                 return
+            self._wake_worker()
             self._state = State.STOPPING
             self._crashed = True
-            self._wake_worker()
         self._announce()
 
     def _launched(self, start: Start) -> None:
@@ -449,8 +474,12 @@ class Model:
         return None
 
     def _bring_up(self) -> None:
-        start, adopting = self._start, self._adopting
+        with self._lock:
+            start, adopting = self._start, self._adopting
+            predecessors, self._predecessors = self._predecessors, []
         assert start is not None
+        for predecessor in predecessors:
+            predecessor.join()
         server: Server | None = None
         failure: StartFailed | None = None
         try:
@@ -536,10 +565,12 @@ class Model:
         try:
             gone = stop_server(server, self._shared, grace, reason)
         except Exception:
-            # A fault of ours: the worker lives on, and the failure shows in the state.
+            # A fault of ours, or of a system that is out of descriptors.
             log.exception("stopping %s failed", self.settings.name)
             gone = False
         with self._lock:
+            if not gone and self._tries_left(server):
+                return  # still stopping: the next step tries again
             self._server = None
             self._state = State.FAILED if self._crashed else State.STOPPED
             if self._crashed:
@@ -547,11 +578,19 @@ class Model:
                 log.error("%s stopped: %s", self.settings.name, reason)
             else:
                 log.info("%s stopped: %s", self.settings.name, reason)
-            if not gone:
-                self._state = State.FAILED
-                self._last_error = "a process of it does not die; see the program's log"
             self._start_again = self._start_again or bool(self._line)
             self._crashed = False
+
+    def _tries_left(self, server: Server) -> bool:
+        """After a stop that left processes: as long as they live there is no second server
+        beside them, unless the program ends, which waits for only a few more tries."""
+        server.failed_stops += 1
+        self._last_error = "a process of it does not die; see the program's log"
+        if self._closed and server.failed_stops > _LAST_TRIES:
+            log.error("%s is left running: its processes do not die", self.settings.name)
+            return False
+        self._changed.wait(min(_RETRY_STOP * server.failed_stops, _LONGEST_RETRY))
+        return True
 
     def _announce(self) -> None:
         # One at a time, each with the state as it is then: else an older one could be told

@@ -34,6 +34,8 @@ CLIENT_GONE = 499  # nginx's number for a client that closed before its answer
 # write, and an upstream that breaks off in the middle is still a clean 502.
 _READ_WHOLE = 1 << 20
 
+_AFTER_DONE = 2.0  # seconds
+
 _HOP_BY_HOP = frozenset(
     [
         "connection",
@@ -196,9 +198,8 @@ class _Passage:
         if kind.startswith("text/html") and response.status < 300:
             raise UpstreamError("what answered is a web page, not a model's server")
         headers = _returned_headers(response)
-        if kind.startswith("text/event-stream"):
+        if _is_stream(response):
             self._stream = EventStream(strip_usage)
-            headers = [item for item in headers if item[0].lower() != "content-length"]
             pieces = self._events(response, self._stream)
         elif response.length is not None and response.length <= _READ_WHOLE:
             pieces = iter(self._whole(response))
@@ -251,6 +252,7 @@ class _Passage:
                 if stream.done:
                     # Before the client has [DONE]: to most of them that is the last byte.
                     self._report(response.status)
+                    response.hurry(_AFTER_DONE)
                 if data:
                     yield data
             rest = stream.rest()
@@ -320,12 +322,20 @@ def _outgoing_headers(headers: Headers) -> Headers:
 
 
 def _returned_headers(response: Response) -> Headers:
-    dropped = _HOP_BY_HOP | _names(response.header("Connection"))
-    return [
+    dropped = _HOP_BY_HOP | {"content-length"} | _names(response.header("Connection"))
+    headers = [
         (name, value)
         for name, value in response.header_items
         if (key := name.lower()) not in dropped and not key.startswith("access-control-")
     ]
+    if response.length is not None and not _is_stream(response):
+        # As it was understood, not as it was written: "7, 7" is a length to us alone.
+        headers.append(("Content-Length", str(response.length)))
+    return headers
+
+
+def _is_stream(response: Response) -> bool:
+    return response.header("Content-Type").lower().startswith("text/event-stream")
 
 
 def _names(connection: str) -> set[str]:

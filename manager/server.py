@@ -34,6 +34,7 @@ _LONGEST_PAUSE = 0.5
 _HEALTH_TIMEOUT = 5.0
 _ADOPTION_TIMEOUT = 5.0
 _LOG_LINES = 15  # of the model's own output, in an error
+_LOG_CHARACTERS = 4000
 _RETRY_PROBE = frozenset((429, 502, 503, 504))
 
 
@@ -70,6 +71,8 @@ class Server:
     """A model's running server. ``in_flight`` belongs to the model and its lock."""
 
     run: str
+    settings: config.Model  # those that it was launched with
+    interface: Interface
     scheme: str
     tree: ProcessTree
     port: int
@@ -77,6 +80,7 @@ class Server:
     started_at: float  # monotonic
     start_seconds: float
     in_flight: int = 0
+    failed_stops: int = 0
     watch_token: int = field(default=-1)
 
 
@@ -169,6 +173,8 @@ class Start:
         age = self._shared.clock.wall() - run.started_ms / 1000
         return Server(
             run=run.id,
+            settings=self._settings,
+            interface=self._interface,
             scheme=run.scheme,
             tree=tree,
             port=run.port,
@@ -220,7 +226,17 @@ class Start:
                 raise StartFailed(f"its start cannot be recorded in usage.db: {error}") from error
             raise
         took = shared.clock.monotonic() - self.began
-        return Server(run.id, scheme.name, tree, port, upstream, self.began, took)
+        return Server(
+            run=run.id,
+            settings=settings,
+            interface=self._interface,
+            scheme=scheme.name,
+            tree=tree,
+            port=port,
+            upstream=upstream,
+            started_at=self.began,
+            start_seconds=took,
+        )
 
     def _spawn(self, run: Run, scheme: config.Scheme, arguments: list[str]) -> ProcessTree:
         try:
@@ -339,16 +355,18 @@ class Start:
             tail = self._shared.logs.tail(self._settings.name, _LOG_LINES)
         except OSError as error:
             return f" (its log cannot be read: {error})"
-        return f"\nThe last lines of its log:\n{tail}" if tail else ""
+        return f"\nThe last lines of its log:\n{tail[-_LOG_CHARACTERS:]}" if tail else ""
 
 
 def stop_server(server: Server, shared: Shared, grace: float, reason: str) -> bool:
-    """Ends the server's whole process tree; returns whether all of it is gone."""
+    """Ends the server's whole process tree; returns whether all of it is gone. Until it is,
+    the run has not ended and the port is not free."""
     server.upstream.close()
-    gone = server.tree.stop(grace)
+    if not server.tree.stop(grace):
+        return False
     end_run(shared, server.run, reason)
     shared.ports.give_back(server.port)
-    return gone
+    return True
 
 
 def end_run(shared: Shared, run: str, reason: str) -> None:

@@ -50,9 +50,8 @@ class EventStream:
         if not data:
             return b""
         self.chunks += data.count(b"\ndata:") + data.startswith(b"data:")
-        mention = usage.next_mention(data, 0)
-        if mention >= 0:
-            data = self._read_usage(data, mention)
+        if mentions := usage.mentions(data):
+            data = self._read_usage(data, mentions)
         # A plain search first: this is asked of every piece of every stream.
         if not self.done and b"[DONE]" in data and _DONE.search(data):
             self.done = True
@@ -75,10 +74,12 @@ class EventStream:
         """For a stream that was cut short: a chunk is about a token."""
         return Usage(completion_tokens=max(0, self.chunks), estimated=True)
 
-    def _read_usage(self, data: bytes, mention: int) -> bytes:
+    def _read_usage(self, data: bytes, mentions: list[int]) -> bytes:
         kept = []
         position = 0
-        while mention >= 0:
+        for mention in mentions:
+            if mention < position:
+                continue  # in an event that has been read
             start, end = _event_around(data, mention, position)
             event = data[start:end]
             self._first = self._first or event
@@ -89,7 +90,6 @@ class EventStream:
             else:
                 kept.append(data[position:end])
             position = end
-            mention = usage.next_mention(data, position)
         kept.append(data[position:])
         return b"".join(kept)
 

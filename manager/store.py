@@ -12,6 +12,7 @@ import sqlite3
 import threading
 from concurrent import futures
 from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,16 +76,11 @@ class Store:
         try:
             if path.exists():
                 _refuse_newer(path)
-            connection = _connect(path)
-            try:
-                _migrate(connection)
-            finally:
-                connection.close()
+            # Made here, so that what is wrong with the file is known before the thread begins.
+            self._connection = _connect(path)
+            _migrate(self._connection)
         except sqlite3.Error as error:
-            raise StoreError(
-                f"{path} cannot be used: {error}. It was not changed; "
-                "move it away or restore a backup"
-            ) from error
+            raise _unusable(path, error) from error
         self._thread = threading.Thread(target=self._run, name="usage-writer", daemon=True)
         self._thread.start()
 
@@ -129,24 +125,22 @@ class Store:
         )
 
     def open_runs(self) -> list[Run]:
-        """Runs with no end: at the program's start, those that an earlier one left behind."""
-        connection = _connect(self._path)
+        """Runs with no end: at the program's start, those that an earlier one left behind.
+        Raises StoreError."""
         try:
-            rows = connection.execute(
-                "SELECT id, model, scheme, fingerprint, port, pid, pid_created, started_ms,"
-                " ready_ms FROM runs WHERE ended_ms IS NULL ORDER BY started_ms"
-            ).fetchall()
-        finally:
-            connection.close()
+            with closing(_connect(self._path)) as connection:
+                rows = connection.execute(
+                    "SELECT id, model, scheme, fingerprint, port, pid, pid_created, started_ms,"
+                    " ready_ms FROM runs WHERE ended_ms IS NULL ORDER BY started_ms"
+                ).fetchall()
+        except sqlite3.Error as error:
+            raise _unusable(self._path, error) from error
         return [Run(*row) for row in rows]
 
     def _run(self) -> None:
-        connection = _connect(self._path)
-        try:
+        with closing(self._connection) as connection:
             while self._write_group(connection):
                 pass
-        finally:
-            connection.close()
 
     def _write_group(self, connection: sqlite3.Connection) -> bool:
         """Commits what is queued, at least one write; False when told to end."""
@@ -175,8 +169,7 @@ class Store:
                 connection.execute("COMMIT")
         except sqlite3.Error as error:
             log.exception("writes to %s failed", self._path)
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
+            _roll_back(connection)
             if item is not None and not item[1].done() and item[1] not in written:
                 written.append(item[1])
             for future in written:
@@ -187,8 +180,25 @@ class Store:
         return item is not None
 
 
+def _roll_back(connection: sqlite3.Connection) -> None:
+    try:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+    except sqlite3.Error:
+        # The disk is worse off than the group: the writer lives on and the next one is told.
+        log.exception("a group of writes could not be taken back")
+
+
+def _unusable(path: Path, error: sqlite3.Error) -> StoreError:
+    return StoreError(
+        f"{path} cannot be used: {error}. It was not changed; move it away or restore a backup"
+    )
+
+
 def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, isolation_level=None, timeout=_BUSY_MS / 1000)
+    connection = sqlite3.connect(
+        path, isolation_level=None, timeout=_BUSY_MS / 1000, check_same_thread=False
+    )
     connection.execute("PRAGMA journal_mode = WAL")
     # FULL: a row that was reported as written survives a power cut as well.
     connection.execute("PRAGMA synchronous = FULL")

@@ -12,6 +12,7 @@ import re
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
@@ -24,11 +25,13 @@ from manager.chunked import ChunkedDecoder, NotChunked
 
 # A loopback server that is there accepts at once. The exchange has its own time-out after that.
 _CONNECTING = urllib3.Timeout(connect=5.0)
+_CLOSED_MEANWHILE = 0.25  # seconds in which a closed connection is noticed
 _READ = 65536
 _MAX_HEAD = 1 << 18
 _ONE_WRITE = 1 << 16
 _LENGTH = re.compile("[0-9]{1,18}")
-_LINE_END = re.compile(rb"[\r\n]")
+_HEADER_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_UNFIT = re.compile(rb"[\r\n\0]")  # in a value
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5]\d\d)(?: ([^\r\n]*))?\r?$")
 
 Headers = list[tuple[str, str]]
@@ -69,6 +72,7 @@ class Exchange:
         self.timeout = timeout
         self.fresh_only = False
         self.reused = False
+        self.sent_at = 0.0
         self.answered = False  # whether a byte of the answer has come
         self._headers = headers
         self._body = body
@@ -111,6 +115,7 @@ class Exchange:
         if self._body:
             lines.append(f"Content-Length: {len(self._body)}")
         head = "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
+        self.sent_at = time.monotonic()
         parts = [head + self._body] if len(self._body) <= _ONE_WRITE else [head, self._body]
         try:
             for part in parts:
@@ -193,7 +198,7 @@ class Reader:
         for line in lines:
             name, colon, value = line.partition(b":")
             # A lone line end would be one header here and two to whoever reads it next.
-            if not colon or not name or name != name.strip() or _LINE_END.search(line):
+            if not colon or not _HEADER_NAME.fullmatch(name) or _UNFIT.search(value):
                 raise UpstreamError(f"a header is not well formed: {line[:60]!r}")
             headers.append((name.decode("latin-1"), value.strip().decode("latin-1")))
         return int(match[1]), int(match[2]), (match[3] or b"").decode("latin-1"), headers
@@ -254,6 +259,11 @@ class Response(urllib3.HTTPResponse):
             self.release_conn()
         else:
             self.discard()
+
+    def hurry(self, seconds: float) -> None:
+        """What is left of the body has to come within this time: it is only framing."""
+        if self._carrier is not None:
+            self._carrier.limit_silence(seconds)
 
     def discard(self) -> None:
         """Closes the connection, unless the answer was read to its end: it is no longer
@@ -325,9 +335,12 @@ class Connection(HTTPConnection):
         exchange.attach(self.sock)
         self._exchange = exchange
         if not exchange.reused or exchange.timeout != self._span:
-            _set_timeout(self.sock, exchange.timeout)
-            self._span = exchange.timeout
+            self.limit_silence(exchange.timeout)
         exchange.write(self.sock, f"{self.host}:{self.port}")
+
+    def limit_silence(self, seconds: float) -> None:
+        _set_timeout(self.sock, seconds)
+        self._span = seconds
 
     def getresponse(self) -> Response:  # type: ignore[override]
         return Response(self, self._exchange, Reader(self.sock, self._exchange))
@@ -372,15 +385,16 @@ class Upstream:
         """Sends and waits for the head of the answer.
 
         A kept connection that the server closed just as it was used is tried once more on a
-        fresh one, as long as no byte of an answer has come. Raises UpstreamError,
-        UpstreamTimeout, Aborted.
+        fresh one, unless it may have begun to work: a byte of an answer has come, or time has
+        passed. Raises UpstreamError, UpstreamTimeout, Aborted.
         """
         try:
             return self._send(exchange)
         except (UpstreamTimeout, Aborted):
             raise
         except UpstreamError:
-            if not exchange.reused or exchange.answered or exchange.aborted:
+            worked = time.monotonic() - exchange.sent_at > _CLOSED_MEANWHILE
+            if not exchange.reused or exchange.answered or exchange.aborted or worked:
                 raise
         exchange.fresh_only = True
         return self._send(exchange)

@@ -93,21 +93,20 @@ def from_body(body: bytes) -> Usage | None:
     return from_answer({name: value})
 
 
-def next_mention(data: bytes, start: int) -> int:
-    """Where the next usage object begins at or behind ``start``, -1 where there is none.
+def mentions(data: bytes) -> list[int]:
+    """Where usage objects begin, in order.
 
     Plain searches, and the regex only where they hit: this is asked of every piece of every
     stream.
     """
-    found = [_mention(data, name, start) for name in (b'"usage"', b'"timings"')]
-    return min((at for at in found if at >= 0), default=-1)
-
-
-def _mention(data: bytes, name: bytes, start: int) -> int:
-    at = data.find(name, start)
-    while at >= 0 and not _OBJECT.match(data, at + len(name)):
-        at = data.find(name, at + 1)
-    return at
+    found = []
+    for name in (b'"usage"', b'"timings"'):
+        at = data.find(name)
+        while at >= 0:
+            if _OBJECT.match(data, at + len(name)):
+                found.append(at)
+            at = data.find(name, at + 1)
+    return sorted(found)
 
 
 def merged(first: Usage | None, last: Usage | None) -> Usage | None:

@@ -19,6 +19,8 @@ from routes.house import House
 
 log = logging.getLogger("manager.requests")
 
+_LONGEST_NAME = 200  # characters, as in the config
+
 
 def blueprint(house: House) -> Blueprint:
     routes = Blueprint("openai", __name__)
@@ -134,12 +136,16 @@ def _proxy(house: House) -> Response:
         account.close(Outcome(status, error=str(error) or "the client left"))
         raise
     answer.when_closed(give_back)
-    return Response(
-        answer,  # a WSGI iterable with a close of its own
-        status=answer.status,
-        headers=answer.headers,
-        direct_passthrough=True,
-    )
+    try:
+        return Response(
+            answer,  # a WSGI iterable with a close of its own
+            status=answer.status,
+            headers=answer.headers,
+            direct_passthrough=True,
+        )
+    except ValueError:
+        answer.close()  # nobody else will: the server never gets to see it
+        raise
 
 
 def _model_name(payload: Payload) -> str:
@@ -147,6 +153,13 @@ def _model_name(payload: Payload) -> str:
     if not isinstance(name, str) or not name:
         raise ApiError(
             400, "model_missing", 'The request has no "model" that is a name', param="model"
+        )
+    if len(name) > _LONGEST_NAME:
+        raise ApiError(
+            404,
+            "model_not_found",
+            f"The model {name[:40]!r}... does not exist: no name is as long as this",
+            param="model",
         )
     return name
 

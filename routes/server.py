@@ -133,6 +133,7 @@ class _Channel(HTTPChannel):
 
     def await_room(self) -> None:
         """Waits until the client has taken some of what was sent."""
+        given_up_at = time.monotonic() + _STALLED_CLIENT
         with selectors.DefaultSelector() as selector:
             try:
                 selector.register(self.socket, selectors.EVENT_WRITE)
@@ -140,8 +141,20 @@ class _Channel(HTTPChannel):
                 raise ClientDisconnected from None  # closed since
             # In short waits: when the loop has closed the socket, its number may be another's.
             while not selector.select(_ROOM_POLL):
-                if not self.connected or self.last_activity < time.time() - _STALLED_CLIENT:
+                if not self.connected or time.monotonic() > given_up_at:
                     raise ClientDisconnected
+
+    def check_client_disconnected(self) -> bool:
+        """Whether the client has left: also where the loop reads no more from it, because a
+        second request waits behind the one that is served."""
+        if not self.connected or len(self.requests) <= self.adj.channel_request_lookahead:
+            return not self.connected
+        try:
+            return not self.socket.recv(1, socket.MSG_PEEK)  # it does not block
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     def received(self, data: bytes) -> bool:
         if self.refused:

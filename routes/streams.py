@@ -8,6 +8,7 @@ from typing import Any
 
 from flask import Response, request
 
+from manager.errors import ApiError
 from routes.house import House
 
 
@@ -39,7 +40,11 @@ def answer(house: House, pieces: Iterator[bytes], stop: Callable[[], None]) -> R
     """Streams the pieces; ``stop`` is called when the client leaves or the program shuts
     down, to wake whoever makes them, and at the end. Raises ApiError 503 where no thread is
     left."""
-    give_back = house.slots.take_watcher()
+    try:
+        give_back = house.slots.take_watcher()
+    except ApiError:
+        stop()  # what was to be streamed lets go of what it holds
+        raise
     gone = request.environ["waitress.client_disconnected"]
     token = house.watch.add(lambda: gone() or house.closing.is_set(), stop)
 

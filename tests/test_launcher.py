@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import uuid
@@ -91,9 +92,10 @@ def pad(tmp_path: Path, eventually: Eventually) -> Iterator[Launchpad]:
     pad = Launchpad(tmp_path, eventually)
     yield pad
     for run in pad.runs:
-        for process in marked(run):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        while members := marked(run):  # again: what is killed may just have forked
+            for process in members:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
 
 
 # --- starting ---------------------------------------------------------------------------
@@ -209,19 +211,16 @@ def test_a_script_that_leaves_its_server_behind_has_handed_over_to_it(
     eventually(lambda: not tree.alive())
 
 
-def test_what_a_crashed_server_leaves_behind_is_not_the_server(
+def test_a_script_that_hands_over_again_and_again_is_followed(
     pad: Launchpad, eventually: Eventually
 ) -> None:
     tree = pad.sh("sleep 600 & sleep 600 & exit 0")
     first = tree.pid
     eventually(lambda: tree.alive() and tree.pid != first)
     pad.members(2)
-    tree.settle(port=1)  # the server answered, from wherever it may listen
-    os.kill(tree.pid, signal.SIGKILL)
-    eventually(lambda: not tree.alive())
-    assert len(pad.members(1)) == 1
-    assert tree.stop(GRACE)
-    assert marked(pad.run) == []
+    second = tree.pid
+    os.kill(second, signal.SIGKILL)
+    eventually(lambda: tree.alive() and tree.pid != second)
 
 
 SLOW_DAEMON = """
@@ -252,6 +251,82 @@ def test_a_daemon_that_is_seen_between_its_two_forks_has_not_ended(
     eventually(lambda: not between.is_running() or between.status() == psutil.STATUS_ZOMBIE)
     assert len(pad.members(1)) == 1
     assert tree.alive()
+
+
+# --- once it answers --------------------------------------------------------------------
+
+LISTENS = """
+import os, socket, subprocess, sys, time
+if "wrapped" in sys.argv:
+    sys.exit(subprocess.run([sys.executable, "-c", sys.orig_argv[2]]).returncode)
+with socket.create_server(("127.0.0.1", 0)) as server:
+    subprocess.Popen(["sleep", "600"])
+    print(f"port {server.getsockname()[1]} of {os.getpid()}.", flush=True)
+    time.sleep(600)
+"""
+Listening = Callable[..., tuple[ProcessTree, int, int]]
+
+
+@pytest.fixture
+def listening(pad: Launchpad, tmp_path: Path) -> Listening:
+    """Starts a server that has a helper of its own: its tree, its port and its pid."""
+
+    def listening(*flags: str) -> tuple[ProcessTree, int, int]:
+        tree = pad.python(LISTENS, *flags)
+        pad.says(".\n")
+        words = (tmp_path / f"{pad.run}.log").read_text().rstrip(".\n").split()
+        return tree, int(words[1]), int(words[3])
+
+    return listening
+
+
+@pytest.mark.parametrize("flags", [[], ["wrapped"]])
+def test_the_server_is_the_process_that_listens_on_the_models_port(
+    listening: Listening, flags: list[str]
+) -> None:
+    tree, port, pid = listening(*flags)
+    assert tree.settle(port)
+    assert tree.pid == pid
+    assert tree.created == psutil.Process(pid).create_time()
+    assert tree.alive()
+
+
+@pytest.mark.parametrize("flags", [[], ["wrapped"]])
+def test_what_a_crashed_server_leaves_behind_is_not_the_server(
+    pad: Launchpad, eventually: Eventually, listening: Listening, flags: list[str]
+) -> None:
+    tree, port, pid = listening(*flags)
+    assert tree.settle(port)
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: not tree.alive())
+    assert len(pad.members(1)) == 1
+    assert tree.stop(GRACE)
+    assert marked(pad.run) == []
+
+
+def test_the_whole_tree_is_stopped_also_what_is_above_the_server(
+    pad: Launchpad, listening: Listening
+) -> None:
+    tree, port, _ = listening("wrapped")
+    assert len(pad.members(3)) == 3
+    assert tree.settle(port)
+    assert tree.stop(GRACE)
+    assert marked(pad.run) == []
+    assert not tree.alive()
+
+
+def test_a_server_outside_of_the_tree_leaves_the_script_in_its_place(
+    pad: Launchpad, eventually: Eventually
+) -> None:
+    """As that of a container, which its script only attends to."""
+    tree = pad.sh("sleep 600; :")
+    first = tree.pid
+    with socket.create_server(("127.0.0.1", 0)) as outside:
+        assert not tree.settle(outside.getsockname()[1])
+    assert tree.pid == first
+    assert tree.alive()
+    os.kill(first, signal.SIGKILL)
+    eventually(lambda: not tree.alive())
 
 
 # --- stopping ---------------------------------------------------------------------------

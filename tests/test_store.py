@@ -100,6 +100,14 @@ def test_a_run_without_an_end_is_found_again_with_all_that_is_known_of_it(path: 
     )
 
 
+def test_a_run_that_is_not_ready_yet_is_found_by_the_process_that_was_launched(
+    store: Store,
+) -> None:
+    store.begin_run(a_run())
+    store.run_launched("1", 4321, 1700000000.25)
+    assert store.open_runs() == [a_run(pid=4321, pid_created=1700000000.25)]
+
+
 def test_an_ended_run_is_not_found_again_and_keeps_its_first_end(path: Path, store: Store) -> None:
     store.begin_run(a_run())
     store.end_run("1", 2000, "idle")

@@ -1,4 +1,5 @@
-"""A model server of no known mode: it answers any POST; with --silent it answers none."""
+"""A model server of no known mode: it answers any POST. With --silent it answers none, with
+--deaf it answers one and then listens no more."""
 
 from __future__ import annotations
 
@@ -20,6 +21,10 @@ class Handler(BaseHTTPRequestHandler):
         print(f"asked at {self.path}", flush=True)
         if "--silent" in sys.argv:
             threading.Event().wait()
+        if "--deaf" in sys.argv:
+            self.server.shutdown()
+            self.server.server_close()
+            self.close_connection = True
         self.answer({"path": self.path, "asked": json.loads(body)})
 
     def answer(self, content: object) -> None:
@@ -33,3 +38,4 @@ class Handler(BaseHTTPRequestHandler):
 
 if __name__ == "__main__":
     ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
+    threading.Event().wait()
