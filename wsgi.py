@@ -121,7 +121,9 @@ def _serve(
     fleet.adopt()
     scheduler = schedule.start(fleet, shared.logs, log_journal)
     server.start()
-    print(f"Listening on http://{_address(host)}:{server.port}", flush=True)
+    # One write, end of line included: a log that shares the terminal must not come between.
+    sys.stdout.write(f"Listening on http://{_address(host)}:{server.port}\n")
+    sys.stdout.flush()
     fleet.start_wanted()
 
     while _next(wishes) == _RELOAD:

@@ -130,7 +130,8 @@ class ProcessTree:
             try:
                 leader = psutil.Process(pid)
                 # Two seconds: the epoch time of a creation moves when the clock is set.
-                if created is not None and abs(leader.create_time() - created) < 2:
+                is_ours = created is not None and abs(leader.create_time() - created) < 2
+                if is_ours and _is_running(leader):
                     members.append(leader)
             except psutil.NoSuchProcess:
                 pass  # it has ended, as most have
@@ -203,8 +204,9 @@ class ProcessTree:
             _signal(process, psutil.Process.terminate)
         self._wait_gone(members, grace)
         deadline = time.monotonic() + _KILL_WAIT
-        while members := self._members():
-            # In rounds: what is about to die may still have forked.
+        # In rounds, and a second look where the first finds none: what is about to die may
+        # still have forked, in the moment of the look.
+        while members := self._members() or self._members():
             for process in members:
                 _signal(process, psutil.Process.kill)
             if not self._wait_gone(members, 0.5) and time.monotonic() > deadline:
