@@ -31,6 +31,7 @@ def interfaces(folder: Path | None) -> dict[str, Interface]:
             try:
                 found[kind.mode] = kind()
             except Exception:
+                # As in loading it: a user's code may fail in any way, and ends nothing but itself.
                 log.exception("plugin %s: %s cannot be made; it is left out", path, kind.__name__)
     return found
 
