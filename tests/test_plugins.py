@@ -1,4 +1,4 @@
-"""Interface plugins: a user's own modes, and files that are no plugins."""
+"""Plugins: a user's own modes and devices, and files that are no plugins."""
 
 from __future__ import annotations
 
@@ -21,6 +21,17 @@ class Images(Interface):
 
     def probe(self, model):
         return self.endpoints[0], {"model": model, "prompt": "Hi", "n": 1}
+"""
+
+CARDS = """
+from manager.devices import DevicePlugin, Reading
+
+
+class Cards(DevicePlugin):
+    name = "cards"
+
+    def read(self, pids):
+        return [Reading("Card", "own", 0)]
 """
 
 
@@ -162,4 +173,58 @@ def test_a_plugin_with_a_mistake_is_left_out_and_told_what_it_needs(
         assert set(plugins.interfaces(tmp_path)) == SHIPPED
     assert str(tmp_path / "images.py") in caplog.text
     assert "Images" in caplog.text
+    assert hint in caplog.text
+
+
+# --- devices ----------------------------------------------------------------------------
+
+
+def names(folder: Path | None) -> list[str]:
+    return [plugin.name for plugin in plugins.devices(folder)]
+
+
+def test_the_shipped_devices_are_there_without_a_folder() -> None:
+    assert names(None) == ["nvidia", "cpu"]
+
+
+def test_a_users_devices_come_after_the_shipped_ones(tmp_path: Path) -> None:
+    write(tmp_path, "b.py", CARDS)
+    write(tmp_path, "a.py", CARDS.replace('"cards"', '"others"'))
+    assert names(tmp_path) == ["nvidia", "cpu", "others", "cards"]
+    assert plugins.devices(tmp_path)[-1].read(())[0].name == "Card"
+
+
+def test_a_plugin_with_the_name_of_shipped_devices_takes_their_place(tmp_path: Path) -> None:
+    write(tmp_path, "mine.py", CARDS.replace('"cards"', '"nvidia"'))
+    assert names(tmp_path) == ["nvidia", "cpu"]
+    assert plugins.devices(tmp_path)[0].read(())[0].kind == "own"
+
+
+def test_modes_and_devices_may_share_a_folder_or_names_of_files(tmp_path: Path) -> None:
+    write(tmp_path, "mine.py", IMAGES + CARDS)
+    assert set(plugins.interfaces(tmp_path)) == SHIPPED | {"Images"}
+    assert names(tmp_path) == ["nvidia", "cpu", "cards"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "hint"),
+    [
+        ('    name = "cards"\n', "", "name ="),
+        ('name = "cards"', "name = None", "name ="),
+        ('name = "cards"', 'name = ""', "name ="),
+        ("def read(", "def lese(", "read(self, pids)"),
+        ("def read(", "def __init__(self, path): pass\n    def read(", "TypeError"),
+        ("def read(", "def __init__(self): exit(3)\n    def read(", "SystemExit"),
+        ("class Cards", "from here import nothing\nclass Cards", "ModuleNotFoundError"),
+    ],
+)
+def test_a_device_plugin_with_a_mistake_is_left_out_and_told_what_it_needs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, before: str, after: str, hint: str
+) -> None:
+    assert before in CARDS
+    write(tmp_path, "broken.py", CARDS.replace(before, after))
+    write(tmp_path, "good.py", CARDS)
+    with caplog.at_level(logging.ERROR):
+        assert names(tmp_path) == ["nvidia", "cpu", "cards"]
+    assert str(tmp_path / "broken.py") in caplog.text
     assert hint in caplog.text

@@ -1,0 +1,20 @@
+"""The devices that models run on: how their drivers are asked, and what they said last."""
+
+from manager.devices.base import DeviceError, DevicePlugin, Reading
+from manager.devices.cpu import Cpu
+from manager.devices.monitor import Device, Monitor, Snapshot
+from manager.devices.nvidia import Nvidia
+
+BUILT_IN: tuple[type[DevicePlugin], ...] = (Nvidia, Cpu)
+
+__all__ = [
+    "BUILT_IN",
+    "Cpu",
+    "Device",
+    "DeviceError",
+    "DevicePlugin",
+    "Monitor",
+    "Nvidia",
+    "Reading",
+    "Snapshot",
+]

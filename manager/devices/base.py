@@ -1,0 +1,50 @@
+"""What a device is. A plugin is a subclass of DevicePlugin in a file of ``device_plugin_dir``."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+class DeviceError(Exception):
+    """The devices cannot be read now; says why. Their last reading stays, marked stale."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One device as its driver tells it.
+
+    ``kind`` is ``nvidia``, ``cpu`` or a plugin's own word; ``index`` the driver's number of it,
+    which tells equal cards apart. Memory is in MB (2**20 bytes), None where nothing measures it;
+    ``load`` is 0 to 1. ``held_mb`` is what each process holds there, by pid, where that is known.
+    """
+
+    name: str
+    kind: str
+    index: int
+    total_mb: int | None = None
+    used_mb: int | None = None
+    load: float | None = None
+    temperature_c: float | None = None
+    held_mb: Mapping[int, int] | None = None
+
+    @property
+    def id(self) -> str:
+        """What tells it from every other device, and a person which one it is."""
+        return f"{self.name} #{self.index}"
+
+
+class DevicePlugin:
+    """One way to ask for devices. ``name`` tells it from others: a plugin with the name of a
+    shipped one takes its place."""
+
+    name: ClassVar[str]
+
+    def read(self, pids: Collection[int]) -> Sequence[Reading]:
+        """Every device that is online now, in the driver's order.
+
+        ``pids`` are the processes of the running models, for a plugin that has to ask for each.
+        May take long and may hang: it has a thread of its own. Raises DeviceError.
+        """
+        raise NotImplementedError(f"{type(self).__name__} reads nothing")

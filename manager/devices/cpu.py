@@ -1,0 +1,71 @@
+"""The processor and the machine's memory, as one device, through psutil."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import psutil
+
+from manager.devices.base import DevicePlugin, Reading
+
+_MB = 2**20
+
+# What Linux' drivers call the sensors of a processor.
+_SENSORS = ("coretemp", "k10temp", "zenpower", "cpu_thermal", "cpu-thermal", "soc_thermal")
+
+
+class Cpu(DevicePlugin):
+    """``CPU + RAM``: ``cpu`` and ``ram`` both name it. What a process holds is its resident
+    set, so that memory which processes share counts for each of them.
+
+    The models' files that are mapped into memory count as used: the system could drop them at
+    any moment, but then the model would wait for the disk at every token.
+    """
+
+    name = "cpu"
+
+    def __init__(self) -> None:
+        self._has_asked_for_load = False
+
+    def read(self, pids: Collection[int]) -> Sequence[Reading]:
+        memory = psutil.virtual_memory()
+        held, mapped = _held(pids)
+        reading = Reading(
+            name="CPU + RAM",
+            kind="cpu",
+            index=0,
+            total_mb=memory.total // _MB,
+            used_mb=min(memory.total, memory.total - memory.available + mapped) // _MB,
+            load=self._load(),
+            temperature_c=_temperature(),
+            held_mb=held,
+        )
+        return (reading,)
+
+    def _load(self) -> float | None:
+        """The share of the time since the last call that was not idle; None at the first."""
+        load: float = psutil.cpu_percent(interval=None) / 100
+        is_first, self._has_asked_for_load = not self._has_asked_for_load, True
+        return None if is_first else load
+
+
+def _temperature() -> float | None:
+    """The hottest part of the processor, in °C; None where no sensor of it is known."""
+    if not hasattr(psutil, "sensors_temperatures"):  # psutil has it for Linux and FreeBSD
+        return None
+    sensors = psutil.sensors_temperatures()
+    found = [entry.current for name in _SENSORS for entry in sensors.get(name, ())]
+    return max(found, default=None)
+
+
+def _held(pids: Collection[int]) -> tuple[dict[int, int], int]:
+    """MB by process, and the bytes of files that are mapped by them all together."""
+    held, mapped = {}, 0
+    for pid in pids:
+        try:
+            memory = psutil.Process(pid).memory_info()
+        except psutil.Error:
+            continue  # it has ended, or is another user's: it is not in the answer
+        held[pid] = memory.rss // _MB
+        mapped += getattr(memory, "shared", 0)  # Linux tells it
+    return held, mapped
