@@ -20,11 +20,13 @@ from manager import config, datadir, plugins
 from manager.clock import Clock
 from manager.config import ConfigError
 from manager.datadir import DataDirInUse
+from manager.devices import Monitor
 from manager.errors import ApiError
 from manager.events import Events
 from manager.fleet import Fleet
 from manager.interfaces import Interface
 from manager.logs import ModelLogs
+from manager.placement import Placement
 from manager.ports import Ports
 from manager.server import Shared
 from manager.store import Store, StoreError
@@ -85,13 +87,23 @@ def _serve(
     data_dir: Path = arguments.data_dir
     claimed = datadir.claim(data_dir)
     log_journal = journal.begin(data_dir / "logs", program.log_level)
+    clock, events, metrics = Clock(), Events(), Metrics()
+    monitor = Monitor(
+        plugins.devices(program.device_plugin_dir),
+        clock,
+        pids=lambda: placement.pids(),
+        watched=lambda: events.has_subscribers() or placement.has_line(),
+    )
+    monitor.set_enabled(not program.disable_gpu_monitoring)
+    placement = Placement(monitor, clock, events, metrics, program)
     shared = Shared(
         store=Store(data_dir / "usage.db"),
         logs=ModelLogs(data_dir / "logs"),
-        events=Events(),
+        events=events,
         watch=Watch(),
         ports=Ports(),
-        clock=Clock(),
+        placement=placement,
+        clock=clock,
         connections=program.threads,
     )
     fleet = Fleet(loaded, interfaces, shared)
@@ -99,10 +111,13 @@ def _serve(
         fleet=fleet,
         interfaces=interfaces,
         watch=shared.watch,
-        events=shared.events,
+        events=events,
+        monitor=monitor,
+        placement=placement,
+        clock=clock,
         logs=shared.logs,
         slots=Slots(program.threads),
-        metrics=Metrics(),
+        metrics=metrics,
         data_dir=data_dir,
         closing=threading.Event(),
         load=load,
@@ -118,8 +133,9 @@ def _serve(
     )
     wishes = _signals()
     shared.watch.start()
+    monitor.start()
     fleet.adopt()
-    scheduler = schedule.start(fleet, shared.logs, log_journal)
+    scheduler = schedule.start(fleet, monitor, shared.logs, log_journal)
     server.start()
     # One write, end of line included: a log that shares the terminal must not come between.
     sys.stdout.write(f"Listening on http://{_address(host)}:{server.port}\n")
@@ -133,10 +149,11 @@ def _serve(
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     house.closing.set()
-    scheduler.shutdown()
     fleet.close()
     server.close(_ANSWER_GRACE)
     shared.watch.stop()
+    monitor.stop()  # before the scheduler, which it wakes
+    scheduler.shutdown()
     shared.store.close()
     claimed.close()
     return 0

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,8 +108,11 @@ def post_chat(port: int, model: str) -> None:
 
 
 @contextlib.contextmanager
-def process(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a command, its output in `log`, in a session of its own so that only we end it."""
+def process(
+    arguments: list[str], log: Path, env: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command, its output in `log`, in a session of its own so that only we end it; `env`
+    is added to the environment."""
     with log.open("wb") as output:
         child = subprocess.Popen(
             arguments,
@@ -117,6 +120,7 @@ def process(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            env={**os.environ, **(env or {})},
         )
     try:
         yield child
@@ -208,14 +212,18 @@ def program_config(port: int, models: dict[str, object]) -> dict[str, object]:
             "host": "127.0.0.1",
             "port": port,
             "alive_time": 0,
-            "Disable_GPU_monitoring": True,
         },
         "Local-Models": models,
     }
 
 
 @contextlib.contextmanager
-def program(wsgi: Path, folder: Path, models: dict[str, object] | None = None) -> Iterator[Program]:
+def program(
+    wsgi: Path,
+    folder: Path,
+    models: dict[str, object] | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Iterator[Program]:
     """LLM-Manager with these models, or those to measure with, once it listens."""
     port, log = free_port(), folder / "program.log"
     config = folder / "config.yaml"
@@ -226,7 +234,7 @@ def program(wsgi: Path, folder: Path, models: dict[str, object] | None = None) -
     arguments = [sys.executable, str(wsgi), "--config", str(config), "--data-dir", str(data)]
     started = time.monotonic()
     try:
-        with process(arguments, log) as child:
+        with process(arguments, log, env) as child:
             while b"Listening on http://" not in log.read_bytes():
                 check_alive(child, "the program", log)
                 if time.monotonic() - started > START_TIMEOUT:

@@ -55,6 +55,9 @@ class Events:
             for subscription in subscriptions:
                 subscription.put(kind, data)
 
+    def has_subscribers(self) -> bool:
+        return bool(self._subscriptions)
+
     def subscribe(self) -> Subscription:
         subscription = Subscription()
         with self._lock:

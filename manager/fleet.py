@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from manager.errors import ApiError
 from manager.interfaces import Interface
 from manager.launcher import ProcessTree
-from manager.model import Lease, Model
+from manager.lease import Lease
+from manager.model import Model
 from manager.server import Shared, end_run
 from manager.settings import Config
 from manager.store import Run
@@ -83,6 +84,7 @@ class Fleet:
                 model.follow([m for m in self._leaving if _stands_in_the_way(m, model)])
             # Readers take no lock: each sees the whole old or the whole new mapping.
             self._models, self._config = after, settings
+        self._shared.placement.configure(settings.program)
         for model in removed:
             name = model.settings.name
             model.close("removed from the config", functools.partial(self._not_found, name))
@@ -109,7 +111,7 @@ class Fleet:
         """Starts the models with ``auto_start``, in parallel, each once."""
         for model in self.models():
             if model.settings.auto_start:
-                model.start()
+                model.start(by_hand=False)
 
     def stop_all(self) -> None:
         for model in self.models():

@@ -155,6 +155,16 @@ class ProcessTree:
         """The script's exit code once it has ended; None where nobody can know it."""
         return self._popen.poll() if self._popen is not None else None
 
+    def pids(self) -> set[int]:
+        """Its processes, found cheaply: not those that have detached themselves."""
+        if self._session is not None:
+            return {pid for pid in psutil.pids() if _session_of(pid) == self._session}
+        try:
+            children = self._leader.children(recursive=True)
+        except psutil.NoSuchProcess:
+            return set()
+        return {self._leader.pid, *(child.pid for child in children)}
+
     def alive(self) -> bool:
         """Whether the tree still runs.
 

@@ -1,4 +1,4 @@
-"""One model: its lock, its line of waiting requests, its states, its leases.
+"""One model: its lock, its states, the one thread that starts and stops it.
 
 What a call does in each state:
 
@@ -27,7 +27,7 @@ import enum
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from manager import config
@@ -35,9 +35,21 @@ from manager.breaker import Breaker
 from manager.errors import ApiError, ClientGone
 from manager.interfaces import Interface
 from manager.launcher import ProcessTree
-from manager.server import Cancelled, Server, Shared, Start, StartFailed, stop_server
+from manager.lease import Lease, Line, Ticket
+from manager.placement import Waiting
+from manager.scheduling import Action, Decision, Standing, usual_gap
+from manager.seat import Seat, Tenancy
+from manager.server import (
+    Cancelled,
+    NotPlaced,
+    Server,
+    Shared,
+    StartFailed,
+    options_of,
+    stop_server,
+)
+from manager.start import Start
 from manager.store import Run
-from manager.upstream import Upstream
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +58,7 @@ _WAVE_PAUSE = 0.01  # seconds
 _RETRY_STOP = 0.5  # seconds, longer each time
 _LONGEST_RETRY = 30.0
 _LAST_TRIES = 3
+_RETRY_AFTER = 5.0  # seconds, for those who found no place in time
 
 
 class State(str, enum.Enum):
@@ -57,54 +70,6 @@ class State(str, enum.Enum):
     READY = "ready"
     STOPPING = "stopping"
     FAILED = "failed"
-
-
-class Ticket:
-    """A waiting request's place in the line, with a condition of its own on the model's lock:
-    a place that becomes free wakes the one whose turn it is, not all that wait."""
-
-    def __init__(self, lock: threading.Lock) -> None:
-        self.turn = threading.Condition(lock)
-        self.lease: Lease | None = None
-        self.error: Exception | None = None
-
-    def settle(self, lease: Lease | None = None, error: Exception | None = None) -> None:
-        """With the lock held: ends the wait, well or badly."""
-        self.lease, self.error = lease, error
-        self.turn.notify()
-
-
-class Lease:
-    """A right to send one request to a ready model, which counts as busy meanwhile.
-
-    A context manager; ``release`` gives the place back and may be called more than once.
-    """
-
-    def __init__(self, model: Model, server: Server) -> None:
-        self._model = model
-        self._server = server
-        self._held = True
-        # What the server was launched with: a reload changes that at its next start.
-        self.interface: Interface = server.interface
-        self.scheme = server.scheme
-        self.served_model_name = server.settings.served_model_name
-        self.ask_usage = server.settings.ask_usage
-        self.upstream_timeout = model.program.upstream_timeout
-
-    @property
-    def upstream(self) -> Upstream:
-        return self._server.upstream
-
-    def release(self) -> None:
-        if self._held:
-            self._held = False
-            self._model.give_back(self._server)
-
-    def __enter__(self) -> Lease:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.release()
 
 
 class Model:
@@ -130,14 +95,18 @@ class Model:
         self._changed = threading.Condition(self._lock)
         self._announcing = threading.Lock()  # taken before _lock, never after
         self._state = State.STOPPED
-        self._line: dict[Ticket, None] = {}
+        self._line = Line(self._lock)
         self._start: Start | None = None
-        self._adopting: tuple[Run, ProcessTree] | None = None
+        self._adopting: tuple[Run, ProcessTree, Seat] | None = None
         self._server: Server | None = None
         self._worker: threading.Thread | None = None
         self._breaker = Breaker()
         self._last_used: float | None = None
         self._last_error: str | None = None
+        self._passed_over: Mapping[str, str] = {}  # in the last start
+        self._usual_gap: float | None = None
+        self._by_hand = False  # somebody has asked for the start under way
+        self._claimed = False
         self._end_reason = ""
         self._crashed = False
         self._start_again = False
@@ -153,6 +122,7 @@ class Model:
         ClientGone.
         """
         with self._lock:
+            self._note_gap()
             if not self._line and self._has_room():
                 return self._grant()
             ticket = self._join_line()
@@ -163,14 +133,24 @@ class Model:
         finally:
             self._shared.watch.remove(token)
 
-    def give_back(self, server: Server) -> None:
-        """Ends a lease; the next in line takes its place."""
+    def _give_back(self, server: Server) -> None:
+        """A lease has ended; the next in line takes its place."""
         with self._lock:
             server.in_flight -= 1
             self._last_used = self._clock.monotonic()
             self._admit(1)
-            if not server.in_flight:
+            is_idle = not server.in_flight
+            if is_idle:
                 self._changed.notify_all()  # a stop may be draining
+        if is_idle:
+            self._shared.placement.look()
+
+    def _note_gap(self) -> None:
+        """A request has come: if nobody used the model, that was a gap."""
+        is_used = self._line or (self._server is not None and self._server.in_flight)
+        if not is_used and self._last_used is not None:
+            gap = self._clock.monotonic() - self._last_used
+            self._usual_gap = usual_gap(self._usual_gap, gap)
 
     def _join_line(self) -> Ticket:
         if self._closed:
@@ -192,9 +172,7 @@ class Model:
                     retry_after=wait,
                 )
             self._begin_start()
-        ticket = Ticket(self._lock)
-        self._line[ticket] = None
-        return ticket
+        return self._line.join()
 
     def _wait(self, ticket: Ticket) -> Lease:
         # A start is bounded by its own time-outs; waiting one's turn by the queue's.
@@ -211,11 +189,11 @@ class Model:
                             503,
                             "queue_timeout",
                             f"{self.settings.name} had no place for {bound:g} seconds",
-                            retry_after=5,
+                            retry_after=_RETRY_AFTER,
                         )
                     ticket.turn.wait(left)
             finally:
-                self._line.pop(ticket, None)
+                self._line.leave(ticket)
             if ticket.lease is not None:
                 return ticket.lease
             assert ticket.error is not None
@@ -224,11 +202,13 @@ class Model:
     def _give_up(self, ticket: Ticket) -> None:
         with self._lock:
             if ticket.lease is None:
-                self._line.pop(ticket, None)
+                self._line.leave(ticket)
                 ticket.settle(error=ClientGone())
 
     def _has_room(self) -> bool:
-        if self._state is not State.READY or self._server is None or self._closed:
+        if self._state is not State.READY or self._server is None:
+            return False
+        if self._closed or self._claimed or self._line.is_held_back():
             return False
         limit = self.settings.max_concurrency
         return limit is None or self._server.in_flight < limit
@@ -237,29 +217,23 @@ class Model:
         assert self._server is not None
         self._server.in_flight += 1
         self._last_used = self._clock.monotonic()
-        return Lease(self, self._server)
+        return Lease(self._server, self.program.upstream_timeout, self._give_back)
 
     def _admit(self, most: int) -> None:
         while most and self._line and self._has_room():
             most -= 1
-            ticket = next(iter(self._line))
-            del self._line[ticket]
-            ticket.settle(lease=self._grant())
-
-    def _refuse(self, make: Callable[[], Exception]) -> None:
-        line, self._line = self._line, {}
-        for ticket in line:
-            # An exception each: a traceback belongs to one thread.
-            ticket.settle(error=make())
+            self._line.take_next().settle(lease=self._grant())
 
     # --- steering -----------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Begins a start where there is none; closes the breaker."""
+    def start(self, *, by_hand: bool = True) -> None:
+        """Begins a start where there is none; closes the breaker. One that is not ``by_hand``
+        stops no other model to make room."""
         with self._lock:
             if self._closed:
                 raise self._closed()
             self._breaker.close()
+            self._by_hand |= by_hand
             if self._state in (State.STOPPED, State.FAILED):
                 self._begin_start()
             elif self._state is State.STOPPING:
@@ -273,11 +247,12 @@ class Model:
             if self._closed:
                 raise self._closed()
             self._breaker.close()
+            self._by_hand = start_again
             self._begin_stop("stopped by hand", start_again)
             start = self._start
             message = f"{self.settings.name} was stopped while you waited for it"
             if not start_again:
-                self._refuse(lambda: ApiError(503, "start_failed", message))
+                self._line.refuse(lambda: ApiError(503, "start_failed", message))
         self._end_stop(start)
 
     def close(self, reason: str, refusal: Callable[[], ApiError]) -> None:
@@ -287,7 +262,7 @@ class Model:
             self._changed.notify_all()  # a stop may be waiting to be tried again
             self._begin_stop(reason, start_again=False)
             start = self._start
-            self._refuse(refusal)
+            self._line.refuse(refusal)
         self._end_stop(start)
 
     def join(self) -> None:
@@ -310,8 +285,7 @@ class Model:
         """Takes new settings: limits at once, what is launched at the next start."""
         with self._lock:
             self.settings, self.program, self._interface = settings, program, interface
-            if self._line and self._has_room():
-                self._wake_worker()
+            self._admit_again()
         self._announce()
 
     def follow(self, leaving: list[Model]) -> None:
@@ -323,13 +297,95 @@ class Model:
     def adopt(self, run: Run, tree: ProcessTree) -> bool:
         """Begins to take over a server that an earlier program left running; False where the
         model has one already. One that is not healthy is stopped."""
+        # Its memory is its own from the first moment, whoever is to be started meanwhile.
+        seat = self._shared.placement.occupy(self, run.memory_mb, tree.pids)
         with self._lock:
-            if self._state is not State.STOPPED:
-                return False
-            self._adopting = (run, tree)
-            self._begin_start()
+            is_taken = self._state is not State.STOPPED
+            if not is_taken:
+                self._adopting = (run, tree, seat)
+                self._begin_start()
+        if is_taken:
+            self._shared.placement.leave(seat)
+            return False
         self._announce()
         return True
+
+    def preview(self) -> dict[str, Any]:
+        """What ``start`` would do now, which changes nothing."""
+        with self._lock:
+            state, settings = self._state, self.settings
+        answer: dict[str, Any] = {"name": settings.name, "state": state.value}
+        if state in (State.QUEUED, State.STARTING, State.READY):
+            return {**answer, "action": "none", "reason": f"it is {state.value} already"}
+        decision = self._shared.placement.preview(self, options_of(settings))
+        return {**answer, **_told(decision), "schemes_passed_over": dict(decision.passed_over)}
+
+    # --- what placement asks and tells ----------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    def tenancy(self) -> Tenancy:
+        """How it stands: whether it may be stopped, and what that would cost."""
+        with self._lock:
+            start_seconds = self._server.start_seconds if self._server else 0.0
+            return Tenancy(
+                self._standing(),
+                self._last_used,
+                self._usual_gap,
+                start_seconds,
+                self._line.yielding,
+            )
+
+    def is_wanted(self) -> bool:
+        with self._lock:
+            return self._by_hand or bool(self._line)
+
+    def claim(self) -> bool:
+        with self._lock:
+            self._claimed = self._standing() is Standing.IDLE
+            return self._claimed
+
+    def unclaim(self) -> None:
+        with self._lock:
+            self._claimed = False
+            self._admit_again()
+
+    def evict(self, reason: str) -> None:
+        with self._lock:
+            if self._claimed and self._state is State.READY:
+                self._begin_stop(reason, start_again=False)
+            self._claimed = False
+        self._announce()
+
+    def yield_to_others(self, yielding: bool) -> None:
+        with self._lock:
+            if yielding:
+                self._line.yielding = True
+            else:
+                self._line.let_in_again()
+                self._admit_again()
+
+    def _standing(self) -> Standing:
+        server = self._server
+        if self._state is State.STOPPING or self._claimed:
+            return Standing.GOING
+        if self.settings.pinned:
+            return Standing.PINNED
+        is_quiet = not self._line or self._line.is_held_back()
+        if self._state is State.READY and server is not None and not server.in_flight and is_quiet:
+            return Standing.IDLE
+        return Standing.BUSY
+
+    def _admit_again(self) -> None:
+        if self._line and self._has_room():
+            try:
+                self._wake_worker()
+            except ApiError as error:
+                # Some then without it; each that ends lets in the next.
+                log.error("%s: %s", self.settings.name, error)
+                self._admit(_WAVE)
 
     def wait_settled(self, timeout: float) -> None:
         """Waits until no start and no stop is under way, or for ``timeout`` seconds."""
@@ -341,7 +397,8 @@ class Model:
         with self._lock:
             server, start = self._server, self._start
             now = server or start
-            begun = server.started_at if server else start.began if start else None
+            begun = server.started_at if server else start.began if start and start.pid else None
+            waiting = start.waiting if start else None
             pid = server.tree.pid if server else start.pid if start else None
             return {
                 "name": self.settings.name,
@@ -349,7 +406,8 @@ class Model:
                 "mode": self.settings.mode,
                 "state": self._state.value,
                 "scheme": now.scheme if now else None,
-                "schemes_passed_over": dict(start.passed_over) if start else {},
+                "schemes_passed_over": dict(now.passed_over if now else self._passed_over),
+                "waits_for": self._waits_for(waiting),
                 "pid": pid,
                 "port": now.port if now else self.settings.port,
                 "in_flight": server.in_flight if server else 0,
@@ -376,11 +434,20 @@ class Model:
         """Whether a start or a stop is under way, or a server runs."""
         return self._worker is not None or self._server is not None
 
+    def _waits_for(self, waiting: Waiting | None) -> dict[str, Any] | None:
+        if waiting is None:
+            return None
+        return {
+            **_told(waiting.decision),
+            "place_in_line": waiting.number,
+            "since": self._clock.iso(waiting.since),
+        }
+
     def _idle_stop_at(self) -> float | None:
         server = self._server
         if self._state is not State.READY or server is None or not self.settings.alive_time:
             return None
-        if server.in_flight or self._line or self._last_used is None:
+        if server.in_flight or self._line or self._claimed or self._last_used is None:
             return None
         return self._last_used + self.settings.alive_time * 60
 
@@ -391,7 +458,12 @@ class Model:
         self._state = State.QUEUED
         self._start_again = False
         self._start = Start(
-            self.settings, self._interface, self._shared, self._avoid_ports(), self._launched
+            self,
+            self.settings,
+            self._interface,
+            self._shared,
+            self._avoid_ports(),
+            self._start_changed,
         )
 
     def _begin_stop(self, reason: str, start_again: bool) -> None:
@@ -437,11 +509,13 @@ class Model:
             self._crashed = True
         self._announce()
 
-    def _launched(self, start: Start) -> None:
-        """From a start: its process exists now."""
+    def _start_changed(self) -> None:
+        """From the start: what it waits for, or whether its process exists now."""
         with self._lock:
-            if self._start is start and self._state is State.QUEUED:
-                self._state = State.STARTING
+            start = self._start
+            if start is not None and self._state in (State.QUEUED, State.STARTING):
+                # Back to the line where a device went away while its process started.
+                self._state = State.QUEUED if start.pid is None else State.STARTING
         self._announce()
 
     # --- the worker -----------------------------------------------------------------------
@@ -492,6 +566,8 @@ class Model:
             failure = StartFailed(f"an internal error: {error}")
         with self._lock:
             self._start, self._adopting = None, None
+            self._passed_over = start.passed_over
+            self._by_hand = False
             if server is not None:
                 self._came_up(server, adopted=adopting is not None)
             elif failure is not None:
@@ -538,11 +614,14 @@ class Model:
             return
         self._state = State.FAILED
         self.failed_starts += 1
-        self._breaker.failed(self._clock.monotonic())
+        if not isinstance(failure, NotPlaced):  # that can be different a moment later
+            self._breaker.failed(self._clock.monotonic())
         self._last_error = str(failure)
         log.error("%s did not start: %s", name, failure)
         retry_after = self._breaker.wait(self._clock.monotonic()) or None
-        self._refuse(
+        if failure.code == "queue_timeout":  # who is in the way may be idle the next time
+            retry_after = _RETRY_AFTER
+        self._line.refuse(
             lambda: ApiError(
                 503, failure.code, f"{name} did not start: {failure}", retry_after=retry_after
             )
@@ -597,3 +676,17 @@ class Model:
         # last, and a page would show it for ever.
         with self._announcing:
             self._shared.events.publish("model", self.view)
+
+
+def _told(decision: Decision) -> dict[str, Any]:
+    """A decision as the API tells it."""
+    stops = list(decision.models) if decision.action is Action.EVICT else []
+    waits = list(decision.models) if decision.action in (Action.SOON, Action.WAIT) else []
+    return {
+        "action": "start" if decision.action is Action.GO else decision.action.name.lower(),
+        "scheme": decision.scheme,
+        "memory_mb": dict(decision.memory_mb),
+        "stops": stops,
+        "waits_for": waits,
+        "reason": decision.reason or "; ".join(decision.passed_over.values()) or None,
+    }

@@ -6,37 +6,21 @@ anyway, and a commit costs the same for one row as for a hundred.
 
 from __future__ import annotations
 
+import json
 import logging
 import queue
 import sqlite3
 import threading
+from collections.abc import Mapping
 from concurrent import futures
 from concurrent.futures import Future
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-log = logging.getLogger(__name__)
+from manager.schema import MIGRATIONS
 
-# One script a version; what has been released is never edited.
-MIGRATIONS = (
-    """
-    CREATE TABLE runs (
-        id           TEXT PRIMARY KEY,
-        model        TEXT NOT NULL,
-        scheme       TEXT NOT NULL,
-        fingerprint  TEXT NOT NULL,  -- of what was launched: a changed config is not adopted
-        port         INTEGER NOT NULL,
-        pid          INTEGER,
-        pid_created  REAL,           -- epoch seconds, as the system tells it
-        started_ms   INTEGER NOT NULL,
-        ready_ms     INTEGER,
-        ended_ms     INTEGER,
-        end_reason   TEXT
-    );
-    CREATE INDEX runs_open ON runs (started_ms) WHERE ended_ms IS NULL;
-    """,
-)
+log = logging.getLogger(__name__)
 
 _GROUP = 500
 _BUSY_MS = 5000
@@ -63,6 +47,7 @@ class Run:
     pid_created: float | None
     started_ms: int
     ready_ms: int | None
+    memory_mb: Mapping[str, int] = field(default_factory=dict)  # by device id
 
 
 class Store:
@@ -103,9 +88,17 @@ class Store:
 
     def begin_run(self, run: Run) -> None:
         self.write(
-            "INSERT INTO runs (id, model, scheme, fingerprint, port, started_ms)"
-            " VALUES (?, ?, ?, ?, ?, ?)",
-            (run.id, run.model, run.scheme, run.fingerprint, run.port, run.started_ms),
+            "INSERT INTO runs (id, model, scheme, fingerprint, port, started_ms, memory_mb)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (
+                run.id,
+                run.model,
+                run.scheme,
+                run.fingerprint,
+                run.port,
+                run.started_ms,
+                json.dumps(dict(run.memory_mb)),
+            ),
         )
 
     def run_launched(self, run: str, pid: int, created: float) -> None:
@@ -131,11 +124,11 @@ class Store:
             with closing(_connect(self._path)) as connection:
                 rows = connection.execute(
                     "SELECT id, model, scheme, fingerprint, port, pid, pid_created, started_ms,"
-                    " ready_ms FROM runs WHERE ended_ms IS NULL ORDER BY started_ms"
+                    " ready_ms, memory_mb FROM runs WHERE ended_ms IS NULL ORDER BY started_ms"
                 ).fetchall()
         except sqlite3.Error as error:
             raise _unusable(self._path, error) from error
-        return [Run(*row) for row in rows]
+        return [Run(*(*row[:-1], json.loads(row[-1]))) for row in rows]
 
     def _run(self) -> None:
         with closing(self._connection) as connection:

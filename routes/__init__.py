@@ -11,7 +11,7 @@ from werkzeug.exceptions import HTTPException
 
 from manager.errors import ApiError, ClientGone
 from manager.relay import CLIENT_GONE
-from routes import events, health, metrics, models, openai, settings
+from routes import devices, events, health, metrics, models, openai, settings
 from routes.house import House
 
 log = logging.getLogger(__name__)
@@ -20,6 +20,7 @@ _BLUEPRINTS: tuple[Callable[[House], Any], ...] = (
     openai.blueprint,
     health.blueprint,
     models.blueprint,
+    devices.blueprint,
     events.blueprint,
     settings.blueprint,
     metrics.blueprint,

@@ -19,6 +19,7 @@ def blueprint(house: House) -> Blueprint:
     @routes.get("/api/events")
     def events() -> Response:
         subscription = house.events.subscribe()
+        house.monitor.touch()
 
         def stop() -> None:
             house.events.unsubscribe(subscription)

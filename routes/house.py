@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from manager import config
+from manager.clock import Clock
+from manager.devices import Monitor
 from manager.events import Events
 from manager.fleet import Fleet
 from manager.interfaces import Interface
 from manager.logs import ModelLogs
+from manager.placement import Placement
 from manager.watch import Watch
 from routes.metrics import Metrics
 from routes.slots import Slots
@@ -26,6 +29,9 @@ class House:
     interfaces: Mapping[str, Interface]
     watch: Watch
     events: Events
+    monitor: Monitor
+    placement: Placement
+    clock: Clock
     logs: ModelLogs
     slots: Slots
     metrics: Metrics

@@ -64,6 +64,26 @@ class Metrics:
             registry=self.registry,
         )
 
+        self._evictions = Counter(
+            "llm_manager_evictions",
+            "Models that were stopped to make room for another.",
+            ["model"],
+            registry=self.registry,
+        )
+        self._waits = Histogram(
+            "llm_manager_room_wait_seconds",
+            "How long a start that found no room waited for it, by how that ended.",
+            ["model", "outcome"],
+            buckets=_BUCKETS,
+            registry=self.registry,
+        )
+
+    def evicted(self, model: str) -> None:
+        self._evictions.labels(model).inc()
+
+    def waited(self, model: str, seconds: float, outcome: str) -> None:
+        self._waits.labels(model, outcome).observe(seconds)
+
     def request(
         self, model: str, outcome: Outcome, seconds: float, first_byte: float | None
     ) -> None:

@@ -32,6 +32,8 @@ def blueprint(house: House) -> Blueprint:
     @routes.post("/api/models/<path:name>/start")
     def start(name: str) -> tuple[Response, int]:
         model = house.fleet.find(name)
+        if request.args.get("dry_run") in ("1", "true"):
+            return jsonify(model.preview()), 200
         model.start()
         return _accepted(house, [model], model.view)
 

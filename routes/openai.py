@@ -11,7 +11,7 @@ from flask import Blueprint, Response, jsonify, request
 
 from manager import config
 from manager.errors import ApiError, ClientGone
-from manager.model import Lease
+from manager.lease import Lease
 from manager.payload import Payload
 from manager.relay import CLIENT_GONE, Outcome, Request, forward
 from manager.upstream import Headers
@@ -103,6 +103,7 @@ def _proxy(house: House) -> Response:
     give_back: Callable[[], None] | None = None
     lease: Lease | None = None
     try:
+        house.monitor.touch()
         give_back = house.slots.take()
         payload = Payload(request.get_data(cache=False))
         name = _model_name(payload)

@@ -26,7 +26,11 @@ import time
 import zlib
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from typing import Any
+
+import cards
+import nvidia_smi
 
 # mode -> its endpoint and the fields without which it answers 400
 MODES = {
@@ -39,6 +43,7 @@ PROMPT_TOKENS = 17
 VECTOR = (0.5, 0.25, -0.125, 0.0)
 KEPT_REQUESTS = 50
 KEPT_BYTES = 65536
+BOOT_STEPS = 10
 CHOICES = {
     "usage": ("asked", "always", "never", "null"),
     "framing": ("", "length", "chunked", "close"),
@@ -381,6 +386,38 @@ def detach(daemonize: bool) -> None:
             os._exit(0)
 
 
+class CardMemory:
+    """The memory of the cards in CUDA_VISIBLE_DEVICES, of those that `cards.Cards` plays."""
+
+    def __init__(self, takes: list[int]) -> None:
+        visible = [int(index) for index in os.environ["CUDA_VISIBLE_DEVICES"].split(",")]
+        self._takes = dict(zip(visible, takes, strict=True))
+        self._file = os.environ["FAKE_NVIDIA_SMI"]
+
+    def take(self, share: float) -> None:
+        """Take that share of all of it; ends the process where a card has no more to give."""
+        play = nvidia_smi.read(self._file)
+        for card, mb in self._takes.items():
+            entry = {"pid": os.getpid(), "card": card, "mb": int(mb * share)}
+            cards.replace(Path(play["held"], f"{os.getpid()}-{card}.json"), entry)
+            # After our own was written: of two who take the last of it, one sees the other.
+            held = nvidia_smi.held(play["held"], play.get("linger", 0))[card]
+            total = {each.get("index", n): each for n, each in enumerate(play["cards"])}[card]
+            if held + total["used"] > total["total"]:
+                print(f"fake: CUDA out of memory on card {card}", flush=True)
+                sys.exit(1)
+
+
+def boot(seconds: float, takes: list[int]) -> None:
+    """Load for as long, taking the cards' memory bit by bit."""
+    memory = CardMemory(takes) if takes else None
+    steps = BOOT_STEPS if seconds else 1
+    for step in range(steps):
+        if memory is not None:
+            memory.take((step + 1) / steps)
+        time.sleep(seconds / steps)
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="A model server that does as a test tells it.")
     add = parser.add_argument
@@ -398,6 +435,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--children", type=int, default=0, metavar="N", help="start N processes that only sleep")
     add("--no-ask-usage", action="store_true", help="400 when stream_options is present")
     add("--served-name", metavar="NAME", help="404 for any other model")
+    add("--takes", type=int, nargs="+", default=[], metavar="MB", help="on each visible card")
     options = parser.parse_args()
     if options.port is None:
         parser.error("no --port and no PORT in the environment")
@@ -413,7 +451,7 @@ def main() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     for _ in range(options.children):
         subprocess.Popen(["sleep", "3600"])
-    time.sleep(options.boot)
+    boot(options.boot, options.takes)
     if options.crash_after_boot is not None:
         print("loading model\nfake: out of memory\nfake: giving up", flush=True)
         sys.exit(options.crash_after_boot)

@@ -15,14 +15,16 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+import nvidia_smi
 import psutil
 import requests
 import yaml
+from cards import Cards
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKE = ROOT / "tests" / "fake_upstream.py"
@@ -72,6 +74,45 @@ def fake(
     """A model for the config whose server is the fake upstream; `prefix` runs its command."""
     command = [*prefix, sys.executable, FAKE, "--mode", mode, *flags]
     return {"mode": mode, **settings, "Default": {"command": [str(part) for part in command]}}
+
+
+def scheme(
+    memory: Mapping[str, int],
+    *flags: object,
+    required: Sequence[str] | None = None,
+    takes: Sequence[int] | None = None,
+    prefix: Sequence[object] = (),
+) -> dict[str, Any]:
+    """A scheme whose server takes what it declares. `memory` is by device, in the driver's
+    order; `required` where it is not one of each; `takes` what it really takes of each card."""
+    required = list(memory) if required is None else list(required)
+    takes = [memory[name] for name in required] if takes is None else takes
+    command = [*prefix, sys.executable, FAKE, *flags, "--takes", *takes]
+    return {
+        "required_devices": required,
+        "memory_mb": dict(memory),
+        "command": [str(part) for part in command],
+    }
+
+
+def on(device: str, mb: int, *flags: object, **settings: Any) -> dict[str, Any]:
+    """A model that takes `mb` of one device; see `scheme` for `takes` and `prefix`."""
+    of_scheme = {key: settings.pop(key) for key in ("takes", "prefix") if key in settings}
+    return {**settings, "Default": scheme({device: mb}, *flags, **of_scheme)}
+
+
+def env_of(cards: Cards) -> dict[str, str]:
+    """What a program needs that is to see these cards, and none that this machine may have."""
+    folder = cards.bin.with_name("no-nvml")
+    folder.mkdir(exist_ok=True)
+    (folder / "pynvml.py").write_text('raise ImportError("the cards are played")\n')
+    return {**cards.env, "PYTHONPATH": str(folder)}
+
+
+def held_on(cards: Cards, linger: float = 0) -> dict[int, int]:
+    """MB that processes hold, by the card's index, those of ended ones that linger as well."""
+    held = nvidia_smi.held(str(cards.held), linger)
+    return {card: mb for card, mb in held.items() if mb}
 
 
 def plain(*flags: str, **settings: Any) -> dict[str, Any]:
@@ -126,17 +167,21 @@ def text_of(events: Sequence[Any]) -> str:
 
 
 class Page:
-    """A page's stream of server-sent events."""
+    """A page's stream of server-sent events, of which it reads those of some kinds."""
 
-    def __init__(self, response: requests.Response) -> None:
+    def __init__(self, response: requests.Response, kinds: Sequence[str]) -> None:
         self._response = response
+        self._kinds = kinds
         self._lines = response.iter_lines()
 
     def next(self) -> Any:
         """The data of the next event."""
         deadline = time.monotonic() + PATIENCE
+        kind = ""
         for line in self._lines:
-            if line.startswith(b"data: "):
+            if line.startswith(b"event: "):
+                kind = line[7:].decode()
+            if line.startswith(b"data: ") and kind in self._kinds:
                 return json.loads(line[6:])
             assert time.monotonic() < deadline, "only signs of life came"
         raise AssertionError("the stream has ended")
@@ -155,10 +200,16 @@ class Page:
 
 
 class Program:
-    """One config and one data folder, and the program that runs on them."""
+    """One config and one data folder, and the program that runs on them. `env` is what it finds
+    in its environment besides ours, such as that of `Cards`."""
 
     def __init__(
-        self, folder: Path, models: dict[str, Any], wrapper: Sequence[str] = (), **settings: Any
+        self,
+        folder: Path,
+        models: dict[str, Any],
+        wrapper: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+        **settings: Any,
     ) -> None:
         self.folder = folder
         self.config = folder / "config.yaml"
@@ -166,6 +217,7 @@ class Program:
         self.url = ""
         self.may_log_tracebacks = False
         self._wrapper = wrapper
+        self._env = env or {}
         self._mark = uuid.uuid4().hex
         self._output: list[str] = []
         folder.mkdir(parents=True, exist_ok=True)
@@ -187,7 +239,7 @@ class Program:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, MARK: self._mark},
+            env={**os.environ, **self._env, MARK: self._mark},
         )
         for stream in (self.process.stdout, self.process.stderr):
             threading.Thread(target=self._read, args=(stream,), daemon=True).start()
@@ -287,9 +339,10 @@ class Program:
             next(pieces)
             yield answer
 
-    def page(self, path: str) -> Page:
-        """A stream of server-sent events."""
-        return Page(self._with_a_place(lambda: self.get(path, stream=True)))
+    def page(self, path: str, *kinds: str) -> Page:
+        """A stream of server-sent events; without ``kinds`` those of models and of log lines."""
+        answer = self._with_a_place(lambda: self.get(path, stream=True))
+        return Page(answer, kinds or ("model", "line"))
 
     def _with_a_place(self, ask: Callable[[], requests.Response]) -> requests.Response:
         """An answer, once there is a place for it: that of an answer that a client has just
@@ -350,6 +403,28 @@ class Program:
             address = f"http://127.0.0.1:{self.model(name)['port']}/stats"
             seen: dict[str, Any] = session.get(address, timeout=PATIENCE).json()
             return seen
+
+    def environment(self, name: str) -> dict[str, str]:
+        """The environment that the model's server was started with."""
+        return psutil.Process(self.model(name)["pid"]).environ()
+
+    def visible(self, name: str) -> str | None:
+        """The cards that the model's server was told to use."""
+        return self.environment(name).get("CUDA_VISIBLE_DEVICES")
+
+    def devices(self) -> dict[str, dict[str, Any]]:
+        """What it says about each device, by its id."""
+        return {device["id"]: device for device in self.get("/api/devices").json()["devices"]}
+
+    def counted(self, name: str, **labels: str) -> float:
+        """The value of one of its metrics; 0 where nothing was counted yet."""
+        wanted = {f'{key}="{value}"' for key, value in labels.items()}
+        for line in self.get("/metrics").text.splitlines():
+            series, _, value = line.rpartition(" ")
+            found, _, rest = series.partition("{")
+            if found == name and wanted <= set(rest.rstrip("}").split(",")):
+                return float(value)
+        return 0.0
 
     def logs(self, name: str) -> list[Path]:
         """A model's log files: one a run."""

@@ -1,0 +1,85 @@
+"""Which devices a scheme's names mean.
+
+Pure: no clock, no I/O, no locks.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+_MOST_ASSIGNMENTS = 500
+_TOKEN = re.compile(r"[a-z0-9]+")
+# Behind a name, these make it another product: RTX 4060 Ti, RTX 4070 SUPER, RX 7900 XT.
+_VARIANTS = frozenset(("ti", "super", "xt", "xtx", "gre", "d"))
+
+
+def matches(wanted: str, name: str) -> bool:
+    """Whether a device's name is the wanted one: its words in it, side by side, and no word
+    behind them that makes it another product. ``v100`` is ``Tesla V100-SXM2-16GB``."""
+    want, have = _TOKEN.findall(wanted.casefold()), _TOKEN.findall(name.casefold())
+    for at in range(len(have) - len(want) + 1):
+        if have[at : at + len(want)] == want:
+            behind = have[at + len(want) : at + len(want) + 1]
+            if not _VARIANTS.intersection(behind):
+                return bool(want)
+    return False
+
+
+def assignments(
+    required: Sequence[str], memory_mb: Mapping[str, int], cards: Mapping[str, str]
+) -> Sequence[Mapping[str, int]]:
+    """Every way to give each required device a card of its own: card id → MB.
+
+    ``required`` are names, ``memory_mb`` has what is taken on a card by such a name, ``cards``
+    is id → the device's name. Of two orders of equal cards only one is given.
+    """
+    return _assignments(tuple(required), tuple(memory_mb.items()), tuple(cards.items()))
+
+
+@functools.lru_cache(maxsize=1024)  # asked again and again, for all who wait
+def _assignments(
+    required: tuple[str, ...],
+    memory_mb: tuple[tuple[str, int], ...],
+    cards: tuple[tuple[str, str], ...],
+) -> tuple[Mapping[str, int], ...]:
+    taken_by = {_folded(name): mb for name, mb in reversed(memory_mb)}
+    fitting = sorted((_folded(name), _found(name, dict(cards))) for name in required)
+
+    def assign(at: int, taken: dict[str, int]) -> Iterator[dict[str, int]]:
+        if at == len(fitting):
+            yield dict(taken)
+            return
+        name, ids = fitting[at]
+        if at and fitting[at - 1][0] == name:
+            last = next(reversed(taken))
+            ids = ids[ids.index(last) + 1 :]
+        for card in ids:
+            if card not in taken:
+                taken[card] = taken_by.get(name, 0)
+                yield from assign(at + 1, taken)
+                del taken[card]
+
+    return tuple(itertools.islice(assign(0, {}), _MOST_ASSIGNMENTS))
+
+
+def offline(required: Sequence[str], cards: Mapping[str, str]) -> str:
+    """Why there is no assignment, for a person."""
+    for name in required:
+        wanted = sum(_folded(other) == _folded(name) for other in required)
+        found = len(_found(name, cards))
+        if not found:
+            return f"{name} is not online"
+        if found < wanted:
+            return f"it needs {wanted} of {name}, and {found} is online"
+    return "some of its devices would have to be the same card"
+
+
+def _found(name: str, cards: Mapping[str, str]) -> list[str]:
+    return [card for card, full_name in cards.items() if matches(name, full_name)]
+
+
+def _folded(name: str) -> str:
+    return " ".join(name.casefold().split())
