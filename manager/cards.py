@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from manager.devices import Snapshot
@@ -10,9 +10,12 @@ from manager.matching import matches
 from manager.scheduling import Card
 
 
-def cards_of(snapshot: Snapshot, budgets: Mapping[str, int]) -> list[Card]:
+def cards_of(
+    snapshot: Snapshot, budgets: Mapping[str, int], driven: Collection[str] = ()
+) -> list[Card]:
     """The devices as they are placed on: those that were read, with their budgets, then those
-    that only the config knows."""
+    that only the config knows. ``driven`` are names whose device a driver has told of: if it
+    tells of it no more, it is not there."""
     cards = []
     for device in snapshot.devices:
         reading = device.reading
@@ -22,7 +25,8 @@ def cards_of(snapshot: Snapshot, budgets: Mapping[str, int]) -> list[Card]:
                 card = _within(card, budget)
         cards.append(card)
     for name, budget in budgets.items():
-        if not any(matches(name, device.reading.name) for device in snapshot.devices):
+        is_read = any(matches(name, device.reading.name) for device in snapshot.devices)
+        if not is_read and name not in driven:
             cards.append(Card(f"{name} #0", name, budget))
     return cards
 

@@ -200,10 +200,18 @@ class Model:
             raise ticket.error
 
     def _give_up(self, ticket: Ticket) -> None:
+        unwanted: Start | None = None
         with self._lock:
             if ticket.lease is None:
                 self._line.leave(ticket)
                 ticket.settle(error=ClientGone())
+            start = self._start
+            waits = start is not None and start.waiting is not None
+            if waits and self._state is State.QUEUED and not self._line and not self._by_hand:
+                unwanted = start
+                self._begin_stop("nobody waits for it any more", start_again=False)
+        if unwanted is not None:
+            self._end_stop(unwanted)
 
     def _has_room(self) -> bool:
         if self._state is not State.READY or self._server is None:

@@ -21,6 +21,7 @@ from manager.clock import Clock
 from manager.devices import Device, Monitor, Snapshot
 from manager.errors import ApiError
 from manager.events import Events
+from manager.matching import matches
 from manager.scheduling import Action, Card, Decision, Holding, Option, Standing, Wanted
 from manager.seat import Seat, Tenant, is_back, is_read, measure, shows
 from manager.settings import Program
@@ -108,6 +109,8 @@ class Placement:
         self._changed = threading.Condition(self._lock)
         self._seats: list[Seat] = []
         self._line: list[_Waiter] = []
+        # Names of device_memory_mb whose device a driver has told of.
+        self._driven: frozenset[str] = frozenset()
         self._is_due = False  # something happened since the line was last gone through
         # By device that is not read any more: what models held that have left it since.
         self._left_mb: dict[str, int] = {}
@@ -243,7 +246,7 @@ class Placement:
         if self._program.disable_gpu_monitoring or not seat.memory_mb:
             return []
         snapshot = self._monitor.fresh(self._clock.monotonic(), _READING_WAIT)
-        online = {card.id for card in cards_of(snapshot, self._program.device_memory_mb)}
+        online = {card.id for card in self._cards(snapshot)}
         return [card for card in seat.memory_mb if card not in online]
 
     def picture(self) -> tuple[list[Card], list[Holding]]:
@@ -275,6 +278,8 @@ class Placement:
             self._line.append(waiter)
             self._is_due = True
         while True:
+            if self._program.disable_gpu_monitoring:  # a reload has switched it off meanwhile
+                return self._unchecked(waiter.options)
             evictions: list[tuple[Tenant, str]] = []
             with self._lock:
                 if cancelled():
@@ -427,7 +432,7 @@ class Placement:
                     tenancy.yielding,
                 )
             )
-        cards = cards_of(snapshot, self._program.device_memory_mb)
+        cards = self._cards(snapshot)
         return [self._brought_up(card, read.get(card.id)) for card in cards], holdings
 
     def _brought_up(self, card: Card, device: Device | None) -> Card:
@@ -449,9 +454,19 @@ class Placement:
                 held = seat.measured_mb.get(card, seat.memory_mb[card])
                 self._left_mb[card] = self._left_mb.get(card, 0) + held
 
+    def _cards(self, snapshot: Snapshot) -> list[Card]:
+        declared = self._program.device_memory_mb
+        return cards_of(snapshot, declared, self._driven)
+
     def _read(self, snapshot: Snapshot) -> None:
         """From the monitor: a new reading."""
         with self._lock:
+            names = [device.reading.name for device in snapshot.devices]
+            self._driven |= {
+                budget
+                for budget in self._program.device_memory_mb
+                if any(matches(budget, name) for name in names)
+            }
             for device in snapshot.devices:
                 if not device.stale:
                     self._left_mb.pop(device.reading.id, None)
@@ -513,7 +528,7 @@ class Placement:
         message = _reasons(decision.passed_over)
         if decision.code == "no_matching_scheme":
             snapshot = self._monitor.snapshot
-            cards = cards_of(snapshot, self._program.device_memory_mb)
+            cards = self._cards(snapshot)
             message += f". Online: {', '.join(card.id for card in cards) or 'no device'}"
             for plugin, fault in snapshot.faults.items():
                 message += f". The devices of {plugin} cannot be read: {fault}"

@@ -79,7 +79,8 @@ def _accepted(house: House, models: list[Model], view: Any) -> tuple[Response, i
     try:
         for model in models:
             settings = model.settings
-            model.wait_settled(settings.start_timeout + 3 * settings.stop_timeout)
+            room = house.fleet.config.program.queue_timeout
+            model.wait_settled(room + settings.start_timeout + 3 * settings.stop_timeout)
     finally:
         give_back()
     return jsonify(view()), 200

@@ -6,8 +6,8 @@
   in MiB; null and what is missing but for the name is printed as ``[N/A]``. Free memory is what
   neither ``used`` nor ``reserved`` (by the driver, 0) takes. ``index`` is the place in the list.
 - ``held``: a folder of files ``*.json`` with ``{"pid", "card", "mb"}``, written by model servers:
-  each adds to the ``used`` of its card while its process lives, and for ``linger`` seconds after
-  it was first seen dead, as a driver gives memory back with a lag.
+  each adds to the ``used`` of the card with that ``index`` while its process lives, and for
+  ``linger`` seconds after it was first seen dead, as a driver gives memory back with a lag.
 - ``delay``: seconds before it answers.
 - ``hang``: "until changed" waits until the file is another, "for ever" until whoever called it
   is gone; "with a child" does so with a further process, which holds its output open and
@@ -50,7 +50,7 @@ def takes_memory(path, pid, linger):
 
 
 def held(folder, linger):
-    """MiB by the number of the card."""
+    """MiB by the index of the card."""
     used = {}
     for name in os.listdir(folder) if os.path.isdir(folder) else ():
         if name.endswith(".json"):
@@ -79,7 +79,6 @@ def values(card, index, more):
     total, used = card.get("total"), card.get("used")
     used = None if used is None else used + more
     is_known = total is not None and used is not None
-    index = card.get("index", index)
     return {
         "index": index,
         "uuid": f"GPU-{index:08}",
@@ -114,7 +113,8 @@ def main():
         print("the stand-in knows --query-gpu=... with --format=csv,noheader,nounits only")
         return 2
     more = held(play["held"], play.get("linger", 0)) if "held" in play else {}
-    for index, card in enumerate(play["cards"]):
+    for place, card in enumerate(play["cards"]):
+        index = card.get("index", place)
         known = values(card, index, more.get(index, 0))
         row = [known[name] for name in queries[0].partition("=")[2].split(",")]
         print(", ".join("[N/A]" if value is None else str(value) for value in row))

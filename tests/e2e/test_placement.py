@@ -323,10 +323,9 @@ def test_nothing_is_stopped_for_a_client_who_has_left(launch: Launch, one: Cards
         connection = program.raw_chat("Waiting", {})
         waits(program, "Waiting")
         connection.close()
-        eventually(lambda: program.model("Waiting")["waits_for"] is None)
+        view = program.becomes("Waiting", state="stopped", waits_for=None)
+    assert (view["waiting"], view["pid"], view["last_error"]) == (0, None, None)
     program.becomes("Busy", state="ready", in_flight=0)
-    view = program.model("Waiting")
-    assert (view["waiting"], view["pid"]) == (0, None)
     assert program.counted(EVICTIONS, model="Busy") == 0
     assert program.ask("Waiting").status_code == 200
 
@@ -574,6 +573,19 @@ def test_a_budget_below_a_cards_size_is_all_that_is_used_of_it(launch: Launch, p
     assert "which has 8000 MB in all" in refused(program, "Large", "insufficient_memory")
     device = program.devices()["Tesla V100 #0"]
     assert (device["total_mb"], device["budget_mb"], device["room_mb"]) == (16000, 8000, 3000)
+
+
+def test_a_card_with_a_budget_that_goes_away_is_not_there_any_more(
+    launch: Launch, play: Play
+) -> None:
+    cards = play(card(RTX_4060, 8188), card(V100, 32768))
+    model = {"Dual": scheme({"rtx 4060": 4000, "v100": 4000}), "Single": scheme({"v100": 8000})}
+    program = launch({"Model": model}, env=env_of(cards), device_memory_mb={"rtx 4060": 6000})
+    assert program.devices()[f"{RTX_4060} #0"]["budget_mb"] == 6000
+    cards.set(card(V100, 32768, index=1))
+    eventually(lambda: list(program.devices()) == [f"{V100} #1", "CPU + RAM #0"])
+    assert program.ask("Model").status_code == 200
+    assert program.model("Model")["scheme"] == "Single"
 
 
 def test_with_monitoring_off_the_first_scheme_is_used_and_nobody_looks_at_the_cards(
