@@ -210,6 +210,23 @@ class _Machine:
             return total - self.least_others[card] - self._held[card] + self._going[card]
         return total - self.others[card] - self._held[card]
 
+    def surely_free(self, card: str) -> int | None:
+        """When what is being stopped is gone, however much starts under way have taken yet."""
+        now = self.free(card, soon=False)
+        return None if now is None else now + self._going[card]
+
+    def still_lacks(self, need: Megabytes, gone: Sequence[Holding]) -> list[str]:
+        """The cards that would not be enough without these models either, if no start has taken
+        anything so far."""
+        lacking = []
+        for card, mb in need.items():
+            free = self.free(card, soon=True)
+            if mb and free is not None:
+                freed = sum(holding.held(card) for holding in gone)
+                if free + freed - (self.others[card] - self.least_others[card]) < mb:
+                    lacking.append(card)
+        return lacking
+
     def can_ever_hold(self, need: Megabytes) -> bool:
         """Whether there is room once all models are gone that may be stopped one day."""
         for card, mb in need.items():
@@ -236,7 +253,7 @@ class _Later:
 
     def __init__(self, machine: _Machine) -> None:
         self._machine = machine
-        self._free = {card: machine.free(card, soon=True) for card in machine.cards}
+        self._free = {card: machine.surely_free(card) for card in machine.cards}
         self._gone: set[str] = set()
 
     def fits(self, need: Megabytes) -> bool:
@@ -285,23 +302,16 @@ def _place(need: Megabytes, machine: _Machine, victims: Victims) -> Decision:
         return Decision("", Action.GO, memory_mb=need)
     lacking = machine.lacks(need, soon=True)
     if not lacking:
-        cards = machine.lacks(need, soon=False)
-        moving = [
-            holding.model
-            for holding in machine.holdings
-            if _is_moving(holding) and any(holding.held(card) for card in cards)
-        ]
-        return Decision(
-            "",
-            Action.SOON,
-            memory_mb=need,
-            models=tuple(moving),
-            reason=f"memory on {_listed(cards)} is on its way back",
-        )
+        return _soon(need, machine)
     idle = [holding for holding in machine.holdings if holding.standing is Standing.IDLE]
     chosen = victims(lacking, idle)
     if chosen is not None:
         action = Action.EVICT
+        # Whether it is enough must not hang on what a start has taken so far.
+        doubtful = machine.still_lacks(need, chosen)
+        if doubtful:
+            reason = f"what is starting on {_listed(doubtful)} has not taken all of its memory yet"
+            return _soon(need, doubtful, machine, reason)
     else:
         action = Action.WAIT
         busy = [holding for holding in machine.holdings if holding.standing is Standing.BUSY]
@@ -321,6 +331,15 @@ def _place(need: Megabytes, machine: _Machine, victims: Victims) -> Decision:
     )
 
 
+def _soon(need: Megabytes, cards: Collection[str], machine: _Machine, reason: str) -> Decision:
+    moving = [
+        holding.model
+        for holding in machine.holdings
+        if _is_moving(holding) and any(holding.held(card) for card in cards)
+    ]
+    return Decision("", Action.SOON, memory_mb=need, models=tuple(moving), reason=reason)
+
+
 def _refusal(need: Megabytes, machine: _Machine) -> Decision | None:
     """None where there is room, be it one day."""
     for card, mb in need.items():
@@ -333,6 +352,28 @@ def _refusal(need: Megabytes, machine: _Machine) -> Decision | None:
     reason = _shortage(need, machine.lacks(need, soon=True), machine)
     reason += "; stopping the models that may be stopped is not enough"
     return Decision("", Action.REFUSE, memory_mb=need, reason=reason)
+
+
+def _soon(need: Megabytes, machine: _Machine) -> Decision:
+    cards = machine.lacks(need, soon=False)
+    moving = [
+        holding.model
+        for holding in machine.holdings
+        if _is_moving(holding) and any(holding.held(card) for card in cards)
+    ]
+    reason = f"memory on {_listed(cards)} is on its way back"
+    return Decision("", Action.SOON, memory_mb=need, models=tuple(moving), reason=reason)
+
+
+def _is_surely_enough(chosen: Sequence[Holding], need: Megabytes, machine: _Machine) -> bool:
+    """Whether there is room once these are gone, also where a start under way has taken nothing
+    yet and what is used is others'. Else nobody is stopped until that is known: the model could
+    not go before anyway."""
+    for card, mb in need.items():
+        free = machine.surely_free(card)
+        if mb and free is not None and free + sum(one.held(card) for one in chosen) < mb:
+            return False
+    return True
 
 
 def _is_in_use(holding: Holding) -> bool:
@@ -363,7 +404,7 @@ def _shortage(need: Megabytes, lacking: Lacking, machine: _Machine) -> str:
     return "; ".join(parts)
 
 
-def _listed(names: Sequence[str] | Mapping[str, int]) -> str:
+def _listed(names: Collection[str]) -> str:
     return ", ".join(names)
 
 

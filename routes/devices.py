@@ -14,6 +14,7 @@ from routes.house import House
 
 _AGE = 2.0  # seconds: older readings are from when nobody looked
 _READING = 0.5  # seconds that a page waits for a newer one
+_FIRST_READING = 2.0  # for the first of all: a driver that nobody has used may have to wake up
 
 
 def blueprint(house: House) -> Blueprint:
@@ -22,7 +23,9 @@ def blueprint(house: House) -> Blueprint:
     @routes.get("/api/devices")
     def devices() -> Response:
         house.monitor.touch()
-        house.monitor.fresh(house.clock.monotonic() - _AGE, _READING)
+        is_first = house.monitor.snapshot.taken_at is None
+        wait = _FIRST_READING if is_first else _READING
+        house.monitor.fresh(house.clock.monotonic() - _AGE, wait)
         return jsonify(view(house))
 
     house.monitor.listen(lambda _snapshot: house.events.publish("devices", lambda: view(house)))
