@@ -215,18 +215,6 @@ class _Machine:
         now = self.free(card, soon=False)
         return None if now is None else now + self._going[card]
 
-    def still_lacks(self, need: Megabytes, gone: Sequence[Holding]) -> list[str]:
-        """The cards that would not be enough without these models either, if no start has taken
-        anything so far."""
-        lacking = []
-        for card, mb in need.items():
-            free = self.free(card, soon=True)
-            if mb and free is not None:
-                freed = sum(holding.held(card) for holding in gone)
-                if free + freed - (self.others[card] - self.least_others[card]) < mb:
-                    lacking.append(card)
-        return lacking
-
     def can_ever_hold(self, need: Megabytes) -> bool:
         """Whether there is room once all models are gone that may be stopped one day."""
         for card, mb in need.items():
@@ -306,12 +294,9 @@ def _place(need: Megabytes, machine: _Machine, victims: Victims) -> Decision:
     idle = [holding for holding in machine.holdings if holding.standing is Standing.IDLE]
     chosen = victims(lacking, idle)
     if chosen is not None:
+        if not _is_surely_enough(chosen, need, machine):
+            return _soon(need, machine)
         action = Action.EVICT
-        # Whether it is enough must not hang on what a start has taken so far.
-        doubtful = machine.still_lacks(need, chosen)
-        if doubtful:
-            reason = f"what is starting on {_listed(doubtful)} has not taken all of its memory yet"
-            return _soon(need, doubtful, machine, reason)
     else:
         action = Action.WAIT
         busy = [holding for holding in machine.holdings if holding.standing is Standing.BUSY]
@@ -329,15 +314,6 @@ def _place(need: Megabytes, machine: _Machine, victims: Victims) -> Decision:
         models=tuple(holding.model for holding in chosen or ()),
         reason=_shortage(need, lacking, machine),
     )
-
-
-def _soon(need: Megabytes, cards: Collection[str], machine: _Machine, reason: str) -> Decision:
-    moving = [
-        holding.model
-        for holding in machine.holdings
-        if _is_moving(holding) and any(holding.held(card) for card in cards)
-    ]
-    return Decision("", Action.SOON, memory_mb=need, models=tuple(moving), reason=reason)
 
 
 def _refusal(need: Megabytes, machine: _Machine) -> Decision | None:
