@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 _MOST_ASSIGNMENTS = 500
-_TOKEN = re.compile(r"[a-z0-9]+")
+_TOKEN = re.compile(r"[a-z0-9]+|[^\W_a-z0-9]+")
 # Behind a name, these make it another product: RTX 4060 Ti, RTX 4070 SUPER, RX 7900 XT.
 _VARIANTS = frozenset(("ti", "super", "xt", "xtx", "gre", "d"))
 

@@ -241,7 +241,8 @@ class Model:
             if self._closed:
                 raise self._closed()
             self._breaker.close()
-            self._by_hand |= by_hand
+            if self._state is not State.READY:
+                self._by_hand |= by_hand
             if self._state in (State.STOPPED, State.FAILED):
                 self._begin_start()
             elif self._state is State.STOPPING:
@@ -575,7 +576,8 @@ class Model:
         with self._lock:
             self._start, self._adopting = None, None
             self._passed_over = start.passed_over
-            self._by_hand = False
+            # Asked for once more while it was cancelled: that holds for the next start.
+            self._by_hand = self._by_hand and self._start_again
             if server is not None:
                 self._came_up(server, adopted=adopting is not None)
             elif failure is not None:

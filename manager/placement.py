@@ -118,8 +118,13 @@ class Placement:
 
     def configure(self, program: Program) -> None:
         """Takes a new config; running models keep what they have."""
-        self._program = program
-        self._monitor.set_enabled(not program.disable_gpu_monitoring)
+        if program.disable_gpu_monitoring:
+            self._program = program
+            self._monitor.set_enabled(False)
+        else:
+            # In this order: a start in between must not find the readings missing.
+            self._monitor.set_enabled(True)
+            self._program = program
         self.look()
 
     # --- for the models ---------------------------------------------------------------------
@@ -211,6 +216,7 @@ class Placement:
 
     def leaving(self, seat: Seat) -> None:
         """The server is about to be stopped."""
+        ended = not seat.pids()
         if seat.memory_mb and not seat.going:
             # What comes back is seen by what was used before: by a reading that shows all of
             # the server, and is not from when somebody last looked.
@@ -219,7 +225,7 @@ class Placement:
         with self._lock:
             if seat.going:
                 return  # a stop that is tried again: what counts is before the first
-            seat.going = True
+            seat.going, seat.ended = True, ended
             self._disturb(seat)
             seat.used_when_going = {
                 device.reading.id: device.reading.used_mb
@@ -325,6 +331,7 @@ class Placement:
             crossed = False
             for waiter, decision in zip(list(self._line), decisions, strict=True):
                 waiter.decision = decision
+                self._let_in_who_moved(waiter)
                 if decision.action is Action.GO:
                     self._seat(waiter, decision, snapshot)
                 elif decision.action is Action.REFUSE:
@@ -398,9 +405,22 @@ class Placement:
                 seat.tenant.yield_to_others(True)
 
     def _let_in_again(self, waiter: _Waiter) -> None:
-        for model in waiter.asked_to_yield:
-            if not any(model in other.asked_to_yield for other in self._line):
-                model.yield_to_others(False)
+        asked, waiter.asked_to_yield = waiter.asked_to_yield, set()
+        for model in asked:
+            self._let_in(model)
+
+    def _let_in_who_moved(self, waiter: _Waiter) -> None:
+        """A model that has crashed or was evicted may run on another card by now."""
+        wanted = waiter.decision.memory_mb if waiter.decision else {}
+        for seat in self._seats:
+            moved = not any(card in wanted for card in seat.memory_mb)
+            if seat.tenant in waiter.asked_to_yield and moved:
+                waiter.asked_to_yield.discard(seat.tenant)
+                self._let_in(seat.tenant)
+
+    def _let_in(self, model: Tenant) -> None:
+        if not any(model in other.asked_to_yield for other in self._line):
+            model.yield_to_others(False)
 
     def _wake(self) -> None:
         self._is_due = True
@@ -470,10 +490,11 @@ class Placement:
             for device in snapshot.devices:
                 if not device.stale:
                     self._left_mb.pop(device.reading.id, None)
-                for seat in self._seats:
+                seats = [seat for seat in self._seats if device.reading.id in seat.memory_mb]
+                for seat in seats:
                     # One that is half gone shows less than it took.
-                    if device.reading.id in seat.memory_mb and not device.stale and not seat.going:
-                        measure(seat, device)
+                    if not device.stale and not seat.going:
+                        measure(seat, device, alone=len(seats) == 1)
             self._wake()
 
     def _disturb(self, seat: Seat) -> None:
@@ -505,7 +526,8 @@ class Placement:
             used = {reading.id: reading.used_mb for reading in readings}
             if used != last:
                 last, last_change = used, self._clock.monotonic()
-            unknown = all(card not in seat.measured_mb for card in used)
+            # What was used while an ended one lived may be known no more: it may be back already.
+            unknown = seat.ended or all(card not in seat.measured_mb for card in used)
             if unknown and self._clock.monotonic() >= last_change + _STEADY:
                 return
             pause.wait(_GIVE_BACK_PAUSE)

@@ -21,6 +21,7 @@ from manager.matching import assignments, offline
 
 PATIENCE = 10.0  # seconds that a model waits for busy ones before these are asked to yield
 
+_MOST_CARDS = 10  # with more there may be more assignments than are looked at
 _MOST_STEPS = 20_000  # of one search for whom to stop: some ten milliseconds
 
 Megabytes = Mapping[str, int]  # by the card's id
@@ -191,7 +192,8 @@ class _Machine:
             if holding.model in models:
                 self.holdings[at] = replace(holding, standing=Standing.GOING)
                 for card in holding.cards():
-                    self._going[card] += holding.held(card)
+                    if card in self._going:  # others are not online
+                        self._going[card] += holding.held(card)
 
     def lacks(self, need: Megabytes, *, soon: bool) -> dict[str, int]:
         """Card → MB that are missing there; ``soon``: when what is on its way has arrived."""
@@ -214,6 +216,16 @@ class _Machine:
         """When what is being stopped is gone, however much starts under way have taken yet."""
         now = self.free(card, soon=False)
         return None if now is None else now + self._going[card]
+
+    def emptiest_first(self) -> list[Card]:
+        """In the driver's order where every assignment is looked at; of more cards, those are
+        looked at first where it is likely to fit."""
+        cards = list(self.cards.values())
+        if len(cards) > _MOST_CARDS:
+            free = {card.id: self.free(card.id, soon=True) for card in cards}
+            room = {card: math.inf if mb is None else mb for card, mb in free.items()}
+            cards.sort(key=lambda card: (-room[card.id], self._pinned[card.id]))
+        return cards
 
     def can_ever_hold(self, need: Megabytes) -> bool:
         """Whether there is room once all models are gone that may be stopped one day."""
@@ -492,7 +504,7 @@ def _decide(
     passed_over: dict[str, str] = {}
     waiting: Decision | None = None
     code = "no_matching_scheme"
-    names = {card.id: card.name for card in now.cards.values()}
+    names = {card.id: card.name for card in now.emptiest_first()}
     intended = wanted.intended
     if intended is not None and names.keys() >= intended.memory_mb.keys():
         placed = _place_in_line(wanted, intended.memory_mb, now, later, claimed, victims)

@@ -56,6 +56,7 @@ class Seat:
     measured_mb: dict[str, int] = field(default_factory=dict)
     ready_at: float | None = None
     going: bool = False
+    ended: bool = False  # by itself, before the stop began
     used_before: dict[str, int] = field(default_factory=dict)
     used_when_going: dict[str, int] = field(default_factory=dict)
     pids: Callable[[], Collection[int]] = tuple
@@ -77,16 +78,19 @@ def is_read(device: Device, seat: Seat) -> bool:
     return seat.ready_at is not None and device.read_at > seat.ready_at
 
 
-def measure(seat: Seat, device: Device) -> None:
+def measure(seat: Seat, device: Device, *, alone: bool) -> None:
+    """Notes what the seat's model has taken there. ``alone``: it is the only one of ours on the
+    device, so that what is used more and more is counted as its own."""
     reading = device.reading
     if reading.held_mb is not None:
         held = [reading.held_mb[pid] for pid in seat.seen_pids if pid in reading.held_mb]
         if held:  # a container's processes are not among them
             seat.measured_mb[reading.id] = sum(held)
     elif shows(device, seat) and reading.used_mb is not None:
-        before = seat.used_before.pop(reading.id, None)
-        if before is not None:
-            seat.measured_mb[reading.id] = max(0, reading.used_mb - before)
+        before = seat.used_before.get(reading.id)
+        known = seat.measured_mb.get(reading.id)
+        if before is not None and (known is None or alone):
+            seat.measured_mb[reading.id] = max(0, known or 0, reading.used_mb - before)
 
 
 def is_back(seat: Seat, reading: Reading) -> bool:

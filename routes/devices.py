@@ -50,6 +50,7 @@ def _device(
 ) -> dict[str, Any]:
     reading = device.reading if device else Reading(card.name, "declared", 0, card.total_mb)
     free = None
+    room = scheduling.free_mb(card.id, cards, holdings)
     if reading.total_mb is not None and reading.used_mb is not None:
         free = max(0, reading.total_mb - reading.used_mb)
     return {
@@ -61,7 +62,7 @@ def _device(
         "used_mb": reading.used_mb,
         "free_mb": free,
         "budget_mb": card.total_mb,
-        "room_mb": scheduling.free_mb(card.id, cards, holdings),
+        "room_mb": None if room is None else max(0, room),
         "load": reading.load,
         "temperature_c": reading.temperature_c,
         "read_at": house.clock.iso(device.read_at) if device else None,

@@ -131,3 +131,10 @@ def test_every_way_is_found_once_and_takes_a_card_for_each_name(
     assert len(found) == len(set(found))
     assert set(found) == expected
     assert bool(found) or offline(required, cards)
+
+
+def test_names_in_any_script_are_told_apart() -> None:
+    assert matches("显卡", "我的 显卡")
+    assert matches("Карта", "карта")
+    assert matches("昇腾 910B", "昇腾 910B")
+    assert not matches("昇腾 910B", "寒武纪 910B")

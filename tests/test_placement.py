@@ -528,3 +528,38 @@ def test_with_a_hung_driver_models_still_take_turns(machine: Build, eventually: 
     assert one.placement.preview(Model("M"), _on_h100(6001)).action > Action.GO
     one.monitor.read({H100: 1000})
     assert one.placement.preview(Model("M"), _on_h100(6000)).action is Action.GO
+
+
+def test_a_model_that_takes_more_and_more_can_be_stopped_for_it(machine: Build) -> None:
+    one = machine()
+    growing = Model("Growing")
+    start = one.start(growing, 4000)
+    start.place()
+    seat = start.future.result()[0]
+    one.placement.settle(seat)
+    one.monitor.read({V100: 4000})
+    one.monitor.read({V100: 10000})
+    option = Option("Default", ("v100",), {"v100": 12000})
+    decision = one.placement.preview(Model("Large"), [Option("s", ("h100",), {"h100": 1})])
+    assert decision.action is Action.GO
+    one.monitor.read({V100: 10000, OTHER_V100: 15000})
+    decision = one.placement.preview(Model("Large"), [option])
+    assert (decision.action, decision.models) == (Action.EVICT, ("Growing",))
+
+
+def test_a_model_that_has_moved_to_another_card_takes_requests_again(
+    machine: Build, eventually: Eventually
+) -> None:
+    one = machine()
+    moving, lasting = Model("Moving", BUSY), Model("Lasting", BUSY)
+    seat = one.runs(moving, {H100: 8000})
+    one.runs(lasting, {H100: 8000})
+    start = one.start(Model("Waiting"), 16000, "h100")
+    eventually(lambda: start.action() is Action.WAIT)
+    one.later(PATIENCE)
+    eventually(lambda: moving.yielding and lasting.yielding)
+    one.goes(seat)
+    one.runs(moving, {V100: 8000})
+    one.placement.look()
+    eventually(lambda: not moving.yielding)
+    assert lasting.yielding

@@ -505,3 +505,20 @@ def test_nobody_is_overtaken_to_his_harm(scene: Scene) -> None:
             waiting.append(decision)
         elif decision.in_line:
             assert set(decision.models) <= {each.model for each in scene.line}
+
+
+def test_a_model_on_a_card_that_went_away_can_still_be_stopped_for_another() -> None:
+    both = Holding("both", {"A #0": 9000, "B #0": 9000}, IDLE)
+    cards = [Card("A #0", "A", 16000, 9000)]
+    [decision] = plan([Wanted("next", (Option("s", ("a",), {"a": 9000}),))], cards, [both])
+    assert (decision.action, decision.models) == (EVICT, ("both",))
+
+
+def test_with_many_equal_cards_those_with_room_are_found() -> None:
+    cards = [Card(f"V100 #{n}", "V100", 16000) for n in range(16)]
+    pinned = Holding("pinned", {"V100 #0": 9000}, Standing.PINNED)
+    wanted = Wanted("large", (Option("s", ("v100",) * 8, {"v100": 9000}),))
+    [decision] = plan([wanted], cards, [pinned])
+    assert decision.action is GO
+    assert len(decision.memory_mb) == 8
+    assert "V100 #0" not in decision.memory_mb

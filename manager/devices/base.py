@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -28,6 +29,29 @@ class Reading:
     load: float | None = None
     temperature_c: float | None = None
     held_mb: Mapping[int, int] | None = None
+
+    def fault(self) -> str | None:
+        """What of it nobody could reckon with; None if all is well."""
+        for key in ("name", "kind"):
+            if not isinstance(getattr(self, key), str) or not getattr(self, key):
+                return f"a Reading's {key} must be a text, not {getattr(self, key)!r}"
+        if type(self.index) is not int:
+            return f"{self.name}: index must be a whole number, not {self.index!r}"
+        for key in ("total_mb", "used_mb"):
+            mb = getattr(self, key)
+            if mb is not None and (type(mb) is not int or mb < 0):
+                return f"{self.id}: {key} must be whole MB from 0 on or None, not {mb!r}"
+        for key in ("load", "temperature_c"):
+            value = getattr(self, key)
+            if value is not None and not (isinstance(value, (int, float)) and math.isfinite(value)):
+                return f"{self.id}: {key} must be a number or None, not {value!r}"
+        held = self.held_mb
+        if held is not None and not (
+            isinstance(held, Mapping)
+            and all(type(pid) is int and type(mb) is int and mb >= 0 for pid, mb in held.items())
+        ):
+            return f"{self.id}: held_mb must be whole MB by pid or None, not {held!r}"
+        return None
 
     @property
     def id(self) -> str:

@@ -163,6 +163,7 @@ class Monitor:
                 for poller in self._pollers:
                     poller.wanted = False
                     poller.readings, poller.read_at, poller.fault = (), None, None
+                    poller.answered = None  # what it said before is thrown away
                 self._changed.notify_all()
         if enabled:
             self.touch()
@@ -340,7 +341,9 @@ class Monitor:
             readings = tuple(poller.plugin.read(self._pids()))
             for reading in readings:
                 if not isinstance(reading, Reading):
-                    raise TypeError(f"read() must return Readings, not {reading!r}")
+                    raise TypeError(f"read() must return Readings, not a {type(reading).__name__}")
+                if said := reading.fault():
+                    raise TypeError(said)
             return readings, None
         except DeviceError as error:
             fault = str(error) or "cannot be read"
