@@ -290,9 +290,13 @@ standings = st.sampled_from(list(Standing))
 costs = st.sampled_from([0.1, 0.5, 1.0, 2.0, 5.0])
 
 
+some_mb = st.integers(0, 9000)
+
+
+@settings(max_examples=200)
 @given(
-    st.lists(st.tuples(costs, megabytes, megabytes), max_size=7),
-    st.dictionaries(st.sampled_from("AB"), st.integers(1, 12000), min_size=1),
+    st.lists(st.tuples(st.floats(0.1, 10), some_mb, some_mb), min_size=3, max_size=7),
+    st.dictionaries(st.sampled_from("AB"), st.integers(1, 20000), min_size=1),
 )
 def test_the_cheapest_is_what_trying_them_all_finds(
     held: list[tuple[float, int, int]], lacking: dict[str, int]
