@@ -16,6 +16,9 @@ if sys.platform != "win32":
     import resource
 
 from jobs import journal, schedule
+from jobs.queue import TaskQueue
+from jobs.supervisor import Supervisor
+from jobs.tasks import Settings
 from manager import config, datadir, plugins
 from manager.clock import Clock
 from manager.config import ConfigError
@@ -26,8 +29,11 @@ from manager.events import Events
 from manager.fleet import Fleet
 from manager.interfaces import Interface
 from manager.logs import ModelLogs
+from manager.orders import Orders
 from manager.placement import Placement
 from manager.ports import Ports
+from manager.prices import Prices
+from manager.reports import Reports
 from manager.server import Shared
 from manager.store import Store, StoreError
 from manager.watch import Watch
@@ -107,6 +113,10 @@ def _serve(
         connections=program.threads,
     )
     fleet = Fleet(loaded, interfaces, shared)
+    usage_db = data_dir / "usage.db"
+    tasks = TaskQueue(data_dir, program.queue)
+    worker = Supervisor(Settings.of(program, data_dir), clock)
+    orders = Orders(shared.store, usage_db, clock, tasks.put)
     house = House(
         fleet=fleet,
         interfaces=interfaces,
@@ -116,11 +126,16 @@ def _serve(
         placement=placement,
         clock=clock,
         logs=shared.logs,
+        store=shared.store,
         slots=Slots(program.threads),
         metrics=metrics,
         data_dir=data_dir,
         closing=threading.Event(),
         load=load,
+        reports=Reports(usage_db),
+        prices=Prices(shared.store, usage_db, clock),
+        orders=orders,
+        worker=worker,
     )
     host = arguments.host or program.host
     # Before any model is touched: a port in use ends the program, and nothing else.
@@ -134,8 +149,10 @@ def _serve(
     wishes = _signals()
     shared.watch.start()
     monitor.start()
+    house.prices.seed(loaded.models.values())
     fleet.adopt()
-    scheduler = schedule.start(fleet, monitor, shared.logs, log_journal)
+    worker.start()
+    scheduler = schedule.start(fleet, monitor, shared.logs, log_journal, tasks, orders, clock)
     server.start()
     # One write, end of line included: a log that shares the terminal must not come between.
     sys.stdout.write(f"Listening on http://{_address(host)}:{server.port}\n")
@@ -154,6 +171,8 @@ def _serve(
     shared.watch.stop()
     monitor.stop()  # before the scheduler, which it wakes
     scheduler.shutdown()
+    worker.stop()
+    tasks.close()
     shared.store.close()
     claimed.close()
     return 0

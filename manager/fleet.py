@@ -96,7 +96,7 @@ class Fleet:
         for run in self._shared.store.open_runs():
             tree = ProcessTree.find(run.id, run.pid, run.pid_created)
             if tree is None:
-                end_run(self._shared, run.id, "found ended at the program's start")
+                end_run(self._shared, run.id, "found ended at the program's start", unseen=True)
                 continue
             model = self._models.get(run.model)
             if model is None or not model.adopt(run, tree):
@@ -121,6 +121,13 @@ class Fleet:
         """Stops every model that has been idle for its ``alive_time``."""
         for model in self.models():
             model.sweep()
+
+    def heartbeat(self) -> None:
+        """Records which servers are alive, and writes what the disk did not take before."""
+        runs = [run for model in self.models() if (run := model.run) is not None]
+        if runs:
+            self._shared.store.heartbeat(runs, self._shared.clock.wall_ms())
+        self._shared.store.write_kept()
 
     def close(self) -> None:
         """Refuses new work, drains, stops every model and waits until all are stopped."""

@@ -435,6 +435,12 @@ class Model:
         return server.interface if server is not None else self._interface
 
     @property
+    def run(self) -> str | None:
+        """The id of its server's run, if one is ready or being stopped."""
+        server = self._server
+        return server.run if server is not None else None
+
+    @property
     def state(self) -> State:
         return self._state
 

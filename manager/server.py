@@ -96,11 +96,16 @@ def stop_server(server: Server, shared: Shared, grace: float, reason: str) -> bo
     return True
 
 
-def end_run(shared: Shared, run: str, reason: str) -> None:
-    """Records the end. A run whose end cannot be recorded is found and closed at the next
-    start of the program, so that here a fault of the disk must not keep anything alive."""
+def end_run(shared: Shared, run: str, reason: str, *, unseen: bool = False) -> None:
+    """Records the end, now, or if it was ``unseen`` when the run was last seen alive. A run whose
+    end cannot be recorded is found and closed at the next start of the program, so that here a
+    fault of the disk must not keep anything alive."""
+    line = (reason.splitlines() or [""])[0][:500]
     try:
-        shared.store.end_run(run, shared.clock.wall_ms(), (reason.splitlines() or [""])[0][:500])
+        if unseen:
+            shared.store.close_dead_run(run, line)
+        else:
+            shared.store.end_run(run, shared.clock.wall_ms(), line)
     except sqlite3.Error:
         log.exception("the end of run %s was not recorded", run)
 

@@ -202,6 +202,7 @@ class Start:
             pid_created=None,
             started_ms=shared.clock.wall_ms(),
             ready_ms=None,
+            mode=settings.mode,
             memory_mb=place.memory_mb,
         )
         try:

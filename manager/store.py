@@ -8,26 +8,32 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import queue
 import sqlite3
 import threading
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent import futures
 from concurrent.futures import Future
-from contextlib import closing
-from dataclasses import dataclass, field
+from contextlib import closing, contextmanager
+from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
+from typing import Any, TypeVar
 
 from manager.schema import MIGRATIONS
 
 log = logging.getLogger(__name__)
 
+_SHRINKS = 3  # the version of the schema since which the file can shrink while it is used
 _GROUP = 500
 _BUSY_MS = 5000
 
 _WRITE_TIMEOUT = 60.0  # seconds; a disk that takes longer than this will not come back
 
-Write = tuple[str, tuple[object, ...]]
+T = TypeVar("T")
+
+Work = Callable[[sqlite3.Connection], object]
 
 
 class StoreError(Exception):
@@ -47,7 +53,48 @@ class Run:
     pid_created: float | None
     started_ms: int
     ready_ms: int | None
+    mode: str = ""
     memory_mb: Mapping[str, int] = field(default_factory=dict)  # by device id
+
+
+@dataclass(frozen=True)
+class RequestRow:
+    """One request, when it has ended; what cannot be known is empty or None. Times are epoch
+    ms, ``id`` is a UUIDv7. The price is added later."""
+
+    id: bytes
+    model: str
+    asked_for: str
+    mode: str
+    scheme: str
+    key: str
+    endpoint: str
+    streamed: bool
+    status: int
+    started_ms: int
+    leased_ms: int | None
+    first_byte_ms: int | None
+    ended_ms: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    estimated: bool
+    error: str | None
+
+
+_COLUMNS = [column.name for column in fields(RequestRow)]
+_INSERT_REQUEST = (
+    f"INSERT OR IGNORE INTO requests ({', '.join(_COLUMNS)})"
+    f" VALUES ({', '.join('?' * len(_COLUMNS))})"
+)
+_MOST_UNWRITTEN = 100_000  # rows, some 50 MB
+
+
+def uuid7(ms: int) -> bytes:
+    """A new UUID of version 7 (RFC 9562): the time in 48 bits, then chance."""
+    chance = int.from_bytes(os.urandom(10), "big")
+    number = (ms & (1 << 48) - 1) << 80 | 0x7 << 76 | (chance >> 68 & 0xFFF) << 64
+    return (number | 0b10 << 62 | chance & (1 << 62) - 1).to_bytes(16, "big")
 
 
 class Store:
@@ -57,7 +104,7 @@ class Store:
         """Opens and migrates. Raises StoreError; a file that is damaged or of a newer version
         is left as it is."""
         self._path = path
-        self._queue: queue.SimpleQueue[tuple[Write, Future[None]] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[Work, Future[Any]] | None] = queue.SimpleQueue()
         try:
             if path.exists():
                 _refuse_newer(path)
@@ -66,6 +113,7 @@ class Store:
             _migrate(self._connection)
         except sqlite3.Error as error:
             raise _unusable(path, error) from error
+        self._unwritten: deque[RequestRow] = deque(maxlen=_MOST_UNWRITTEN)
         self._thread = threading.Thread(target=self._run, name="usage-writer", daemon=True)
         self._thread.start()
 
@@ -74,10 +122,28 @@ class Store:
 
         Raises sqlite3.Error where it or its commit fails.
         """
-        future: Future[None] = Future()
-        self._queue.put(((statement, values), future))
+
+        def execute(connection: sqlite3.Connection) -> None:
+            connection.execute(statement, values)  # its cursor is not to live until the commit
+
+        self._commit(execute)
+
+    def transact(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """Calls the function with the connection, in the writer's thread, and waits until what it
+        wrote is committed; nobody writes between what it reads and what it writes. It has to be
+        quick: every other write waits for it.
+
+        Raises what it raises, and then nothing of it was written; sqlite3.Error where the commit
+        fails.
+        """
+        result: T = self._commit(lambda connection: _all_or_nothing(connection, function))
+        return result
+
+    def _commit(self, work: Work) -> Any:
+        future: Future[Any] = Future()
+        self._queue.put((work, future))
         try:
-            future.result(_WRITE_TIMEOUT)
+            return future.result(_WRITE_TIMEOUT)
         except futures.TimeoutError:
             raise sqlite3.OperationalError(f"{self._path} takes no writes") from None
 
@@ -88,8 +154,8 @@ class Store:
 
     def begin_run(self, run: Run) -> None:
         self.write(
-            "INSERT INTO runs (id, model, scheme, fingerprint, port, started_ms, memory_mb)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO runs (id, model, scheme, fingerprint, port, started_ms, mode, memory_mb)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 run.id,
                 run.model,
@@ -97,6 +163,7 @@ class Store:
                 run.fingerprint,
                 run.port,
                 run.started_ms,
+                run.mode,
                 json.dumps(dict(run.memory_mb)),
             ),
         )
@@ -117,6 +184,42 @@ class Store:
             (now_ms, reason, run),
         )
 
+    def close_dead_run(self, run: str, reason: str) -> None:
+        """Ends a run that nobody saw ending: when it was last seen alive."""
+        self.write(
+            "UPDATE runs SET ended_ms = coalesce(heartbeat_ms, ready_ms, started_ms),"
+            " end_reason = ? WHERE id = ? AND ended_ms IS NULL",
+            (reason, run),
+        )
+
+    def heartbeat(self, runs: Iterable[str], now_ms: int) -> None:
+        """Records that these runs are alive: what a crash can hide is the time since."""
+        self.write(
+            "UPDATE runs SET heartbeat_ms = max(?, coalesce(heartbeat_ms, 0))"
+            " WHERE ended_ms IS NULL AND id IN (SELECT value FROM json_each(?))",
+            (now_ms, json.dumps(list(runs))),
+        )
+
+    def add_request(self, row: RequestRow) -> None:
+        """Writes a request's row. One that the disk does not take is kept, and written when it
+        takes one again: an answer is not withheld from its client for that."""
+        try:
+            self.write(_INSERT_REQUEST, astuple(row))
+        except sqlite3.Error as error:
+            log.error("a request's row was not written and is kept: %s; %s", error, row)
+            self._unwritten.append(row)
+
+    def write_kept(self) -> None:
+        """Tries again to write the rows that were kept."""
+        for _ in range(len(self._unwritten)):
+            row = self._unwritten[0]
+            try:
+                self.write(_INSERT_REQUEST, astuple(row))
+            except sqlite3.Error as error:
+                log.error("%d requests' rows are still kept: %s", len(self._unwritten), error)
+                return
+            self._unwritten.popleft()
+
     def open_runs(self) -> list[Run]:
         """Runs with no end: at the program's start, those that an earlier one left behind.
         Raises StoreError."""
@@ -124,7 +227,8 @@ class Store:
             with closing(_connect(self._path)) as connection:
                 rows = connection.execute(
                     "SELECT id, model, scheme, fingerprint, port, pid, pid_created, started_ms,"
-                    " ready_ms, memory_mb FROM runs WHERE ended_ms IS NULL ORDER BY started_ms"
+                    " ready_ms, mode, memory_mb FROM runs WHERE ended_ms IS NULL"
+                    " ORDER BY started_ms"
                 ).fetchall()
         except sqlite3.Error as error:
             raise _unusable(self._path, error) from error
@@ -138,14 +242,14 @@ class Store:
     def _write_group(self, connection: sqlite3.Connection) -> bool:
         """Commits what is queued, at least one write; False when told to end."""
         item = self._queue.get()
-        written: list[Future[None]] = []
+        written: dict[Future[Any], object] = {}
         try:
             if item is not None:
                 connection.execute("BEGIN IMMEDIATE")
             while item is not None:
-                (statement, values), future = item
+                work, future = item
                 try:
-                    connection.execute(statement, values)
+                    written[future] = work(connection)
                 except (OverflowError, UnicodeEncodeError) as error:
                     # A value that SQLite cannot hold is told apart by Python, not by SQLite.
                     future.set_exception(sqlite3.DataError(str(error)))
@@ -153,8 +257,8 @@ class Store:
                     if not connection.in_transaction:
                         raise  # as on a full disk, where SQLite takes back the whole group
                     future.set_exception(error)  # its neighbours are kept
-                else:
-                    written.append(future)
+                except Exception as error:  # noqa: BLE001 - a transaction's own: its caller's
+                    future.set_exception(error)
                 if len(written) >= _GROUP or self._queue.empty():
                     break
                 item = self._queue.get()
@@ -163,14 +267,41 @@ class Store:
         except sqlite3.Error as error:
             log.exception("writes to %s failed", self._path)
             _roll_back(connection)
-            if item is not None and not item[1].done() and item[1] not in written:
-                written.append(item[1])
+            if item is not None and not item[1].done():
+                written[item[1]] = None
             for future in written:
                 future.set_exception(error)
         else:
-            for future in written:
-                future.set_result(None)
+            for future, result in written.items():
+                future.set_result(result)
         return item is not None
+
+
+def _all_or_nothing(
+    connection: sqlite3.Connection, function: Callable[[sqlite3.Connection], T]
+) -> T:
+    connection.execute("SAVEPOINT function")
+    try:
+        result = function(connection)
+    except BaseException:
+        if connection.in_transaction:  # not where SQLite has taken back the whole group
+            connection.execute("ROLLBACK TO function")
+            connection.execute("RELEASE function")
+        raise
+    connection.execute("RELEASE function")
+    return result
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection that only reads, and all its life sees the database as it was at the first
+    read. Raises sqlite3.Error."""
+    uri = f"{path.absolute().as_uri()}?mode=ro"
+    with closing(
+        sqlite3.connect(uri, uri=True, isolation_level=None, timeout=_BUSY_MS / 1000)
+    ) as connection:
+        connection.execute("BEGIN")
+        yield connection
 
 
 def _roll_back(connection: sqlite3.Connection) -> None:
@@ -193,8 +324,9 @@ def _connect(path: Path) -> sqlite3.Connection:
         path, isolation_level=None, timeout=_BUSY_MS / 1000, check_same_thread=False
     )
     connection.execute("PRAGMA journal_mode = WAL")
-    # FULL: a row that was reported as written survives a power cut as well.
-    connection.execute("PRAGMA synchronous = FULL")
+    # What is committed survives the death of the program. A power cut may take the last moments:
+    # FULL would keep these, and every answer would wait for the disk.
+    connection.execute("PRAGMA synchronous = NORMAL")
     return connection
 
 
@@ -215,6 +347,10 @@ def _refuse_newer(path: Path) -> None:
 
 def _migrate(connection: sqlite3.Connection) -> None:
     done = _version(connection)
+    if done < _SHRINKS and connection.execute("PRAGMA auto_vacuum").fetchone()[0] != 2:
+        # So that a file can give back in small steps what was deleted; set by VACUUM only.
+        connection.execute("PRAGMA auto_vacuum = 2")
+        connection.execute("VACUUM")
     for number, script in enumerate(MIGRATIONS[done:], done + 1):
         connection.executescript(f"BEGIN; {script}; PRAGMA user_version = {number}; COMMIT;")
 

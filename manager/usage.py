@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 # No context is longer than this; a larger number is a fault of the upstream, not a count.
-MAX_TOKENS = 2**40
+MAX_TOKENS = 2**31 - 1
 
 _DECODE = json.JSONDecoder().raw_decode
 _OBJECT = re.compile(rb"\s*:\s*\{")

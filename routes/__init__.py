@@ -11,7 +11,19 @@ from werkzeug.exceptions import HTTPException
 
 from manager.errors import ApiError, ClientGone
 from manager.relay import CLIENT_GONE
-from routes import devices, events, health, metrics, models, openai, settings
+from routes import (
+    data,
+    devices,
+    events,
+    exports,
+    health,
+    metrics,
+    models,
+    openai,
+    prices,
+    settings,
+    usage,
+)
 from routes.house import House
 
 log = logging.getLogger(__name__)
@@ -24,6 +36,10 @@ _BLUEPRINTS: tuple[Callable[[House], Any], ...] = (
     events.blueprint,
     settings.blueprint,
     metrics.blueprint,
+    usage.blueprint,
+    prices.blueprint,
+    exports.blueprint,
+    data.blueprint,
 )
 _CHANGING = frozenset(("POST", "PUT", "PATCH", "DELETE"))
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from jobs.supervisor import Supervisor
 from manager import config
 from manager.clock import Clock
 from manager.devices import Monitor
@@ -14,7 +15,11 @@ from manager.events import Events
 from manager.fleet import Fleet
 from manager.interfaces import Interface
 from manager.logs import ModelLogs
+from manager.orders import Orders
 from manager.placement import Placement
+from manager.prices import Prices
+from manager.reports import Reports
+from manager.store import Store
 from manager.watch import Watch
 from routes.metrics import Metrics
 from routes.slots import Slots
@@ -33,8 +38,13 @@ class House:
     placement: Placement
     clock: Clock
     logs: ModelLogs
+    store: Store
     slots: Slots
     metrics: Metrics
     data_dir: Path
     closing: threading.Event
     load: Callable[[], config.Config]
+    reports: Reports
+    prices: Prices
+    orders: Orders
+    worker: Supervisor

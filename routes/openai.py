@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -14,12 +15,16 @@ from manager.errors import ApiError, ClientGone
 from manager.lease import Lease
 from manager.payload import Payload
 from manager.relay import CLIENT_GONE, Outcome, Request, forward
+from manager.store import RequestRow, uuid7
 from manager.upstream import Headers
+from manager.usage import Usage
 from routes.house import House
 
 log = logging.getLogger("manager.requests")
 
 _LONGEST_NAME = 200  # characters, as in the config
+_LONGEST_ERROR = 500
+_ID_HEADER = "X-LLM-Manager-Request"  # under which the request is in usage.db
 
 
 def blueprint(house: House) -> Blueprint:
@@ -57,25 +62,32 @@ def _entry(settings: config.Model, name: str, began: int) -> dict[str, Any]:
 
 
 class _Account:
-    """What becomes known of a request on its way, told once: to the log and the metrics."""
+    """What becomes known of a request on its way, told once, before its client has the last
+    byte: to usage.db, the log and the metrics."""
 
     def __init__(self, house: House, endpoint: str) -> None:
-        self.asked_for = "-"
+        self.asked_for = ""
         self.model = ""  # empty for names that are no model's: clients must not make labels
+        self.mode = ""
         self._house = house
         self._endpoint = endpoint
-        self._began = time.monotonic()
+        self._began = house.clock.monotonic()
+        self._began_ms = house.clock.wall_ms()
+        self.id = uuid7(self._began_ms)
+        self._lease: Lease | None = None
         self._leased: float | None = None
         self._is_closed = False
 
-    def leased(self) -> None:
-        self._leased = time.monotonic()
+    def leased(self, lease: Lease) -> None:
+        self._lease, self._leased = lease, self._house.clock.monotonic()
 
     def close(self, outcome: Outcome) -> None:
         if self._is_closed:
             return
         self._is_closed = True
-        now = time.monotonic()
+        now = self._house.clock.monotonic()
+        if not self.mode or self.mode in self._house.fleet.config.program.token_tracker:
+            self._house.store.add_request(self._row(outcome, now))
         usage = outcome.usage
         waited = (self._leased or now) - self._began
         first = outcome.first_byte_at - self._began if outcome.first_byte_at else None
@@ -84,7 +96,7 @@ class _Account:
             "%s %s as %r: %d in %.3f s, waited %.3f, first byte %s, %s%s",
             self._endpoint,
             self.model or "-",
-            self.asked_for,
+            self.asked_for or "-",
             outcome.status,
             now - self._began,
             waited,
@@ -95,6 +107,35 @@ class _Account:
             f" ({usage.cached_tokens} cached{', estimated' if usage.estimated else ''})",
             f", {outcome.error.splitlines()[0]}" if outcome.error else "",
         )
+
+    def _row(self, outcome: Outcome, now: float) -> RequestRow:
+        usage = outcome.usage or Usage()
+        return RequestRow(
+            id=self.id,
+            model=self.model,
+            asked_for=self.asked_for,
+            mode=self.mode,
+            scheme=self._lease.scheme if self._lease else "",
+            key="",
+            endpoint=self._endpoint,
+            streamed=outcome.streamed,
+            status=outcome.status,
+            started_ms=self._began_ms,
+            leased_ms=self._wall_ms(self._leased),
+            first_byte_ms=self._wall_ms(outcome.first_byte_at),
+            ended_ms=self._began_ms + round((now - self._began) * 1000),
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.cached_tokens,
+            completion_tokens=usage.completion_tokens,
+            estimated=usage.estimated,
+            error=outcome.error.splitlines()[0][:_LONGEST_ERROR] if outcome.error else None,
+        )
+
+    def _wall_ms(self, moment: float | None) -> int | None:
+        """All from one reading of the wall clock: one that is set meanwhile bends no span."""
+        if moment is None:
+            return None
+        return self._began_ms + round((moment - self._began) * 1000)
 
 
 def _proxy(house: House) -> Response:
@@ -109,7 +150,7 @@ def _proxy(house: House) -> Response:
         name = _model_name(payload)
         account.asked_for = name
         model = house.fleet.find(name)
-        account.model = model.settings.name
+        account.model, account.mode = model.settings.name, model.settings.mode
         if request.path not in model.interface.endpoints:
             raise ApiError(
                 400,
@@ -119,7 +160,7 @@ def _proxy(house: House) -> Response:
                 param="model",
             )
         lease = model.lease(gone)
-        account.leased()
+        account.leased(lease)
         answer = forward(
             lease,
             Request(_target(), _headers(), payload),
@@ -141,7 +182,7 @@ def _proxy(house: House) -> Response:
         return Response(
             answer,  # a WSGI iterable with a close of its own
             status=answer.status,
-            headers=answer.headers,
+            headers=[*answer.headers, (_ID_HEADER, str(uuid.UUID(bytes=account.id)))],
             direct_passthrough=True,
         )
     except ValueError:

@@ -1,0 +1,238 @@
+"""What the worker does: prices new rows, carries out orders, clears up. All of it may be broken
+off at any moment and done again.
+
+The server imports this for the tasks' names; pandas comes with `jobs.billing`, in the worker only,
+when there is something to bill.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone, tzinfo
+from pathlib import Path
+from typing import Any
+
+from huey import Huey
+
+from manager import bills, calendar, data, orders
+from manager.orders import Order
+from manager.settings import Program
+from manager.store import StoreError
+
+log = logging.getLogger("manager.worker")
+
+NAMES = ("bill", *orders.KINDS, "clean_up")
+"""The tasks: pricing with all that waits, the orders of one kind, and retention."""
+
+_DAY_MS = 24 * 3_600_000
+_SAY_AGAIN_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the worker has to know of the config. The queue's URL may hold a password."""
+
+    data_dir: Path
+    log_level: str
+    timezone: str | None
+    currency: str
+    request_retention_days: int
+    exports: Path
+    queue: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, program: Program, data_dir: Path) -> Settings:
+        return cls(
+            data_dir=data_dir.resolve(),
+            log_level=program.log_level,
+            timezone=program.timezone,
+            currency=program.currency,
+            request_retention_days=program.request_retention_days,
+            exports=bills.directory(program, data_dir).resolve(),
+            queue=program.queue,
+        )
+
+    @classmethod
+    def read(cls, line: str) -> Settings:
+        """What `line` wrote."""
+        given = json.loads(line)
+        return cls(
+            **{**given, "data_dir": Path(given["data_dir"]), "exports": Path(given["exports"])}
+        )
+
+    def line(self) -> str:
+        """All of it in one line of text."""
+        return json.dumps(asdict(self), default=str) + "\n"
+
+
+def declare(huey: Huey, run: Callable[[str], None]) -> dict[str, Any]:
+    """Makes the queue's tasks; calling one puts it into the queue. The worker calls ``run`` with
+    its name."""
+
+    def task(name: str) -> Any:
+        def execute() -> None:
+            run(name)
+
+        return huey.task(name=name)(execute)
+
+    return {name: task(name) for name in NAMES}
+
+
+@contextlib.contextmanager
+def claim(data_dir: Path, seconds: float) -> Iterator[bool]:
+    """Whether nobody else works on the folder's bills, after waiting so long at most; and then
+    nobody does inside. It is a lock that ends with its process, on every system: SQLite's."""
+    with closing(
+        sqlite3.connect(data_dir / "worker.lock", isolation_level=None, timeout=seconds)
+    ) as lock:
+        is_ours = True
+        try:
+            lock.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                raise
+            is_ours = False
+        yield is_ours
+
+
+class Work:
+    """The tasks' work on one data folder; whoever calls it holds the `claim`. ``settings`` may be
+    replaced at any time."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._carry_out: dict[str, Callable[[sqlite3.Connection, Order], None]] = {
+            "delete": self._delete,
+            "reprice": self._reprice,
+            "export": self._export,
+            "vacuum": self._vacuum,
+            "backup": self._back_up,
+        }
+        self._said: dict[str, float] = {}
+
+    @property
+    def path(self) -> Path:
+        return self.settings.data_dir / "usage.db"
+
+    def run(self, task: str) -> None:
+        """Does a task. What the disk or the database refuses is logged; the next task tries it
+        again."""
+        try:
+            with closing(data.connect(self.path)) as connection:
+                self.bring_up_to_date(connection)
+                if task == "clean_up":
+                    self._clean_up(connection)
+                for kind in orders.KINDS if task == "bill" else (task,):
+                    self._all(connection, kind)
+        except (sqlite3.Error, StoreError) as error:
+            self._say(f"{task}: {error}; it is tried again")
+
+    def bring_up_to_date(self, connection: sqlite3.Connection) -> None:
+        """Prices and adds up all that is there. Raises sqlite3.Error."""
+        for order in orders.waiting(connection, "delete"):
+            if data.is_begun(order):
+                self._do(connection, order)
+        zone = self._zone()
+        if not is_behind(connection, zone):
+            return
+        from jobs import billing  # imports pandas
+
+        if billing.rebuild(connection, zone):
+            log.info("the sums are now those of the hours and days of %s", zone)
+        while billing.price_new(connection, zone):
+            pass
+        billing.bill_runs(connection, zone, time.time_ns() // 1_000_000)
+
+    def export(self, connection: sqlite3.Connection, period: bills.Period) -> Path:
+        """Writes the bill of what is in the rollups. Raises OSError, sqlite3.Error; ValueError for
+        a day that the time zone has skipped."""
+        bill = bills.make(connection, period, self._zone(), self.settings.currency)
+        return bills.write(self.settings.exports, period, bill)
+
+    def _zone(self) -> tzinfo:
+        return calendar.zone(self.settings.timezone)
+
+    def _all(self, connection: sqlite3.Connection, kind: str) -> None:
+        for order in orders.waiting(connection, kind):
+            self._do(connection, order)
+
+    def _do(self, connection: sqlite3.Connection, order: Order) -> None:
+        what = f"{order.kind} {order.subject}".rstrip()
+        try:
+            self._carry_out[order.kind](connection, order)
+        except (OSError, ValueError, StoreError) as error:
+            log.error("%s failed: %s", what, error)
+            orders.give_up(connection, order, str(error))
+        else:
+            orders.done(connection, order)
+
+    def _delete(self, connection: sqlite3.Connection, order: Order) -> None:
+        data.delete_model(connection, order)
+        log.info("deleted what was recorded of %s", order.subject)
+
+    def _reprice(self, connection: sqlite3.Connection, order: Order) -> None:
+        from jobs import billing  # imports pandas
+
+        span = {"start_ms": 0, "end_ms": order.asked_ms, **order.notes}
+        changed = billing.price_unpriced(connection, self._zone(), order.subject, **span)
+        log.info("priced %d requests and hours of %s that had no price", changed, order.subject)
+
+    def _export(self, connection: sqlite3.Connection, order: Order) -> None:
+        path = self.export(connection, bills.Period.read(order.subject))
+        log.info("wrote %s", path)
+
+    def _vacuum(self, connection: sqlite3.Connection, _order: Order) -> None:
+        log.info("gave %d bytes of %s back", data.shrink(connection), self.path)
+
+    def _back_up(self, _connection: sqlite3.Connection, order: Order) -> None:
+        target = self.settings.data_dir / "backups" / backup_name(order)
+        target.parent.mkdir(exist_ok=True)
+        log.info("copied %d bytes to %s", data.back_up(self.path, target), target)
+
+    def _clean_up(self, connection: sqlite3.Connection) -> None:
+        days = self.settings.request_retention_days
+        if days <= 0:
+            return
+        zone = self._zone()
+        # Whole days: what is left of a day would not make its sums again.
+        before_ms = calendar.day_start_ms(time.time_ns() // 1_000_000 - days * _DAY_MS, zone)
+        gone = data.forget_requests(connection, before_ms)
+        if gone:
+            log.info("deleted %d requests from before %s", gone, calendar.local(before_ms, zone))
+
+    def _say(self, message: str) -> None:
+        """A disk that stays full is told once a minute, not once a second."""
+        now = time.monotonic()
+        if now >= self._said.get(message, now - _SAY_AGAIN_SECONDS) + _SAY_AGAIN_SECONDS:
+            self._said = {message: now}
+            log.error("%s", message)
+
+
+def is_behind(connection: sqlite3.Connection, zone: tzinfo) -> bool:
+    """Whether something is there that is not in the rollups, or not by this zone's days."""
+    if data.newest_seq(connection) > data.billed_seq(connection) or not is_in(connection, zone):
+        return True
+    unbilled = connection.execute(
+        "SELECT 1 FROM runs WHERE ready_ms IS NOT NULL"
+        " AND (ended_ms IS NULL OR billed_ms IS NOT ended_ms) LIMIT 1"
+    )
+    return unbilled.fetchone() is not None
+
+
+def is_in(connection: sqlite3.Connection, zone: tzinfo) -> bool:
+    """Whether the rollups are those of the zone's hours and days."""
+    begun = data.mark(connection, "timezone") in (None, str(zone))
+    return begun and data.mark(connection, "move") is None
+
+
+def backup_name(order: Order) -> str:
+    """The file of a copy that was asked for over the API."""
+    moment = datetime.fromtimestamp(order.asked_ms // 1000, timezone.utc)
+    return f"usage-{moment:%Y%m%d-%H%M%S}.db"

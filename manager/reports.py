@@ -1,0 +1,412 @@
+"""The read side of usage.db: sums, series, and requests page by page.
+
+Sums come from the rollups: whole days inside of the range, hours at its edges, and the rows that
+no rollup has yet. So their time depends on the range and not on how many requests there were.
+
+Every call reads on a connection of its own, and sees the database as it was at one moment: opening
+one costs a quarter of a millisecond, and a thread of the server that only once made a report holds
+no memory for it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sqlite3
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields
+from datetime import tzinfo
+from pathlib import Path
+
+from manager import calendar, latency, search
+from manager.pricing import PER_UNIT
+from manager.search import EVERYTHING, Filters, Page, Request, Search
+from manager.store import reading
+
+BUCKETS = ("hour", "day", "month")
+
+MOST_BUCKETS = 1000
+"""A series has no more than this."""
+
+_MOST_CHOSEN = 400  # buckets, where the caller leaves them to us
+
+_EACH = {"hour": calendar.hours, "day": calendar.days, "month": calendar.months}
+
+
+class TooManyBuckets(ValueError):
+    """The range has more than MOST_BUCKETS buckets of that length."""
+
+
+@dataclass
+class Totals:
+    """Sums over some requests and runs. Money is in billionths."""
+
+    requests: int = 0
+    errors: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    estimated: int = 0  # requests whose tokens we counted
+    unpriced: int = 0  # requests with tokens that no tier fits
+    cost_tokens: int = 0
+    cost_hours: int = 0
+    run_ms: int = 0
+    generated_tokens: int = 0  # completion tokens of streamed answers
+    generated_ms: int = 0  # from their first byte to their end
+    pending: int = 0  # requests whose cost is not known yet
+    adjustments: int = 0
+    first_byte: dict[int, int] = field(default_factory=dict)  # requests by latency.bucket
+    whole: dict[int, int] = field(default_factory=dict)
+
+    def add(self, other: Totals) -> None:
+        """Adds the other's sums to these."""
+        for name in _SUMMED:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for mine, others in ((self.first_byte, other.first_byte), (self.whole, other.whole)):
+            for bucket, requests in others.items():
+                mine[bucket] = mine.get(bucket, 0) + requests
+
+    @property
+    def cost(self) -> int:
+        return self.cost_tokens + self.cost_hours + self.adjustments
+
+    @property
+    def cache_hit_rate(self) -> float | None:
+        """The part of the prompt tokens that came from a cache; None where there are none."""
+        return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else None
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """How fast streamed answers came; None where there are none."""
+        return self.generated_tokens * 1000 / self.generated_ms if self.generated_ms else None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Sums over a range, which begins and ends with an hour. Times are epoch ms; ``groups`` is by
+    the group's name, in its order."""
+
+    start_ms: int
+    end_ms: int
+    totals: Totals
+    groups: dict[str, Totals]
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """One hour, day or month of a series, or the part of it that is in the range."""
+
+    start_ms: int
+    end_ms: int
+    group: str | None
+    totals: Totals
+
+
+@dataclass(frozen=True)
+class Series:
+    """Buckets in order. Without groups all of the range, with groups those that have something in
+    them."""
+
+    start_ms: int
+    end_ms: int
+    bucket: str
+    buckets: list[Bucket]
+
+
+# Sums by the place in a series and by the group.
+_Cells = dict[tuple[int, str], Totals]
+_Piece = tuple[str, int, int]  # rollups of this span that start here and before there
+
+_SUMMED = [column.name for column in fields(Totals) if column.type == "int"]
+
+_PAGE = 1000  # requests of those that are read one after the other
+
+_COUNTS = (
+    "requests",
+    "errors",
+    "prompt_tokens",
+    "cached_tokens",
+    "completion_tokens",
+    "estimated",
+    "unpriced",
+    "run_ms",
+    "generated_tokens",
+    "generated_ms",
+)
+
+# Money in two columns: summed up it may be more than SQLite's integers hold.
+_SUMS = ", ".join(
+    [f"sum({column})" for column in _COUNTS]
+    + [
+        f"sum({column} {half} {PER_UNIT})"
+        for column in ("cost_tokens", "cost_hours")
+        for half in "/%"
+    ]
+)
+
+# One step of the index a model, not one a row.
+_MODELS = """
+    WITH RECURSIVE
+        asked(model) AS (
+            SELECT min(model) FROM requests
+            UNION ALL
+            SELECT (SELECT min(model) FROM requests WHERE model > asked.model) FROM asked
+            WHERE asked.model IS NOT NULL
+        ),
+        ran(model) AS (
+            SELECT min(model) FROM runs
+            UNION ALL
+            SELECT (SELECT min(model) FROM runs WHERE model > ran.model) FROM ran
+            WHERE ran.model IS NOT NULL
+        )
+    SELECT model FROM asked WHERE model IS NOT NULL
+    UNION SELECT model FROM ran WHERE model IS NOT NULL
+    UNION SELECT model FROM rollups WHERE span = 'day'
+    UNION SELECT model FROM prices
+    UNION SELECT model FROM adjustments
+    ORDER BY model
+"""
+
+
+class Reports:
+    """Reads usage.db. Every method raises sqlite3.Error where that cannot be read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def summary(
+        self,
+        start_ms: int,
+        end_ms: int,
+        zone: tzinfo,
+        filters: Filters = EVERYTHING,
+        group: str | None = None,
+    ) -> Summary:
+        """Sums over the hours that have a part in the range; with `group` for each of those that
+        have something in them, too."""
+        start_ms, end_ms = _whole_hours(start_ms, end_ms, zone)
+        cells = self._cells([start_ms, end_ms], zone, filters, group)
+        totals = Totals()
+        for part in cells.values():
+            totals.add(part)
+        groups = {name: cells[place, name] for place, name in sorted(cells)}
+        return Summary(start_ms, end_ms, totals, {} if group is None else groups)
+
+    def series(
+        self,
+        start_ms: int,
+        end_ms: int,
+        zone: tzinfo,
+        filters: Filters = EVERYTHING,
+        bucket: str | None = None,
+        group: str | None = None,
+    ) -> Series:
+        """The same by hours, days or months; where `bucket` is None, by the shortest of which
+        there are not too many. Raises TooManyBuckets."""
+        start_ms, end_ms = _whole_hours(start_ms, end_ms, zone)
+        bucket = bucket or _fitting(start_ms, end_ms)
+        borders = _borders(start_ms, end_ms, zone, bucket)
+        cells = self._cells(borders, zone, filters, group)
+        keys = [(place, "") for place in range(len(borders) - 1)]
+        if group is not None:
+            keys = sorted(cells)
+        buckets = [
+            Bucket(
+                borders[place],
+                borders[place + 1],
+                None if group is None else name,
+                cells.get((place, name), Totals()),
+            )
+            for place, name in keys
+        ]
+        return Series(start_ms, end_ms, bucket, buckets)
+
+    def requests(
+        self, filters: Filters, sought: Search, limit: int, before: bytes | None = None
+    ) -> Page:
+        """At most `limit` requests, newest first; `before` is the last page's ``next``."""
+        with reading(self._path) as connection:
+            return search.page(connection, filters, sought, limit, before)
+
+    def each_request(self, filters: Filters, sought: Search) -> Iterator[Request]:
+        """All of them, newest first. No look at the database lasts longer than a page, so that
+        its journal can be cleared meanwhile however slowly they are taken."""
+        before: bytes | None = None
+        while True:
+            page = self.requests(filters, sought, _PAGE, before)
+            yield from page.requests
+            before = page.next
+            if before is None:
+                return
+
+    def request(self, number: bytes) -> Request | None:
+        """The request with this id."""
+        with reading(self._path) as connection:
+            return search.one(connection, number)
+
+    def models(self) -> list[str]:
+        """The names of all models that there is something of, those of the config or not."""
+        with reading(self._path) as connection:
+            rows = connection.execute(_MODELS).fetchall()
+        return [name for (name,) in rows]
+
+    def _cells(
+        self, borders: list[int], zone: tzinfo, filters: Filters, group: str | None
+    ) -> _Cells:
+        """Sums by the place between two borders and by the group's name, '' without groups."""
+        with reading(self._path) as connection:
+            marks = dict(connection.execute("SELECT name, value FROM marks"))
+            billed_seq = int(marks.get("billed_seq", 0))
+            sums = _Sums(connection, filters, group, billed_seq)
+            has_days = marks.get("timezone") == str(zone)  # else they are another zone's
+            for place, (low, high) in enumerate(itertools.pairwise(borders)):
+                for piece in _pieces(low, high, zone) if has_days else [("hour", low, high)]:
+                    sums.add_rollups(place, piece)
+            sums.add_live(borders)
+            sums.add_adjustments(borders)
+        return sums.cells
+
+
+class _Sums:
+    """Collects what is in some ranges, by the place of the range and the group's name."""
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        filters: Filters,
+        group: str | None,
+        billed_seq: int,
+    ) -> None:
+        self.cells: _Cells = {}
+        self._billed_seq = billed_seq
+        self._connection = connection
+        self._group = "''" if group is None else group
+        self._conditions, self._values = search.conditions(filters)
+        asked = {name for name in search.GROUPS if getattr(filters, name) is not None}
+        asked |= set() if group is None else {group}
+        # Which rows of latencies there are for this; None: those of the requests have to do.
+        self._kept: str | None = None
+        if "key" not in asked:
+            self._kept = "key = '*'"
+        elif asked == {"key"}:
+            self._kept = "model = '*'"
+        # In the order of the rollups' key where that can be: what is not sorted takes half as long.
+        self._grouped = {None: "", "model": "GROUP BY start_ms, model"}.get(group, "GROUP BY 1")
+
+    def add_rollups(self, place: int, piece: _Piece) -> None:
+        where = f"WHERE span = ? AND start_ms >= ? AND start_ms < ?{self._conditions}"
+        for name, *sums in self._rows(
+            f"SELECT {self._group}, {_SUMS} FROM rollups {where} {self._grouped}", piece
+        ):
+            if sums[0] is None:
+                continue  # the sum of nothing, where nothing is grouped
+            totals = self._totals(place, name)
+            for column, value in zip(_COUNTS, sums, strict=False):
+                setattr(totals, column, getattr(totals, column) + value)
+            tokens, tokens_rest, hours, hours_rest = sums[len(_COUNTS) :]
+            totals.cost_tokens += tokens * PER_UNIT + tokens_rest
+            totals.cost_hours += hours * PER_UNIT + hours_rest
+        if self._kept is None:
+            self._add_times_of_rows(place, piece)
+            return
+        packed: dict[str, list[tuple[bytes, bytes]]] = {}
+        for name, first, whole in self._rows(
+            f"SELECT {self._group}, first, whole FROM latencies {where} AND {self._kept}", piece
+        ):
+            packed.setdefault(name, []).append((first, whole))
+        for name, rows in packed.items():
+            totals = self._totals(place, name)
+            firsts, wholes = zip(*rows, strict=True)
+            for counts, more in ((totals.first_byte, firsts), (totals.whole, wholes)):
+                for bucket, requests in latency.total(more).items():
+                    counts[bucket] = counts.get(bucket, 0) + requests
+
+    def _add_times_of_rows(self, place: int, piece: _Piece) -> None:
+        _, low, high = piece
+        for name, started_ms, first_ms, ended_ms in self._rows(
+            f"SELECT {self._group}, started_ms, first_byte_ms, ended_ms FROM requests"
+            f" WHERE id >= ? AND id < ? AND seq <= ?{self._conditions}",
+            (low.to_bytes(6, "big"), high.to_bytes(6, "big"), self._billed_seq),
+        ):
+            totals = self._totals(place, name)
+            _count(totals.whole, ended_ms - started_ms)
+            if first_ms is not None:
+                _count(totals.first_byte, first_ms - started_ms)
+
+    def add_live(self, borders: list[int]) -> None:
+        """Adds what no rollup has yet; the worker is seconds behind, so these are few."""
+        for name, started_ms, first_ms, ended_ms, streamed, cost, *counts in self._rows(
+            f"SELECT {self._group}, started_ms, first_byte_ms, ended_ms, streamed, cost,"
+            " status >= 400, prompt_tokens, cached_tokens, completion_tokens, estimated"
+            # Not by the index of a model: all of its requests are in that.
+            " FROM requests NOT INDEXED WHERE seq > ? AND started_ms >= ? AND started_ms < ?"
+            f"{self._conditions}",
+            (self._billed_seq, borders[0], borders[-1]),
+        ):
+            totals = self._totals(bisect_right(borders, started_ms) - 1, name)
+            totals.pending += cost is None
+            totals.cost_tokens += cost or 0
+            for column, value in zip(_COUNTS, [1, *counts], strict=False):
+                setattr(totals, column, getattr(totals, column) + value)
+            _count(totals.whole, ended_ms - started_ms)
+            if first_ms is not None:
+                _count(totals.first_byte, first_ms - started_ms)
+                if streamed:
+                    totals.generated_tokens += counts[3]
+                    totals.generated_ms += max(ended_ms - first_ms, 0)
+
+    def add_adjustments(self, borders: list[int]) -> None:
+        for name, at_ms, amount in self._rows(
+            f"SELECT {self._group}, at_ms, amount FROM"
+            " (SELECT model, key, '' AS mode, '' AS scheme, at_ms, amount FROM adjustments)"
+            f" WHERE at_ms >= ? AND at_ms < ?{self._conditions}",
+            (borders[0], borders[-1]),
+        ):
+            self._totals(bisect_right(borders, at_ms) - 1, name).adjustments += amount
+
+    def _rows(self, statement: str, values: Iterable[object]) -> sqlite3.Cursor:
+        return self._connection.execute(statement, (*values, *self._values))
+
+    def _totals(self, place: int, name: str) -> Totals:
+        return self.cells.setdefault((place, name), Totals())
+
+
+def _whole_hours(start_ms: int, end_ms: int, zone: tzinfo) -> tuple[int, int]:
+    start = calendar.hour_start_ms(start_ms, zone)
+    return start, max(calendar.next_hour_ms(end_ms - 1, zone), start)
+
+
+def _fitting(start_ms: int, end_ms: int) -> str:
+    hours = (end_ms - start_ms) // calendar.HOUR_MS
+    if hours <= _MOST_CHOSEN:
+        return "hour"
+    return "day" if hours <= _MOST_CHOSEN * 24 else "month"
+
+
+def _borders(start_ms: int, end_ms: int, zone: tzinfo, bucket: str) -> list[int]:
+    """Where the buckets begin, and the last one's end."""
+    borders = [start_ms]
+    for start in _EACH[bucket](start_ms, end_ms, zone):
+        if start > start_ms:
+            borders.append(start)
+        if len(borders) > MOST_BUCKETS:
+            raise TooManyBuckets(f"the range has more than {MOST_BUCKETS} {bucket}s")
+    return [*borders, end_ms]
+
+
+def _pieces(low: int, high: int, zone: tzinfo) -> Iterator[_Piece]:
+    """Whole days, and the hours before and after them."""
+    first, last = calendar.day_start_ms(low, zone), calendar.day_start_ms(high, zone)
+    if first < low:
+        first = calendar.next_day_ms(low, zone)
+    if first >= last:
+        yield "hour", low, high
+        return
+    for piece in (("hour", low, first), ("day", first, last), ("hour", last, high)):
+        if piece[1] < piece[2]:
+            yield piece
+
+
+def _count(counts: dict[int, int], ms: int) -> None:
+    bucket = latency.bucket(ms)
+    counts[bucket] = counts.get(bucket, 0) + 1

@@ -1,0 +1,203 @@
+"""Single requests of usage.db: which rows are meant, and how to walk to them.
+
+Pages are keyset pages: a walk down an index from where the last page ended, newest first. So the
+last of a million pages takes as long as the first, and each request is on one page whatever is
+written meanwhile.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+GROUPS = ("model", "key", "mode", "scheme")
+"""What requests can be filtered by and summed up by."""
+
+# Rows that a page looks at, some milliseconds: those that lie beside each other, and those that an
+# index finds here and there, each of which may have to be read from the disk.
+_MOST_SCANNED = 10_000
+_MOST_JUMPS = 1_000
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What is wanted; None is all. A run's time has the key '', an adjustment the mode '' and the
+    scheme ''."""
+
+    model: str | None = None
+    key: str | None = None
+    mode: str | None = None
+    scheme: str | None = None
+
+
+EVERYTHING = Filters()
+
+
+@dataclass(frozen=True)
+class Search:
+    """Further filters of single requests. ``status`` is one, or all ``failed`` ones (400 and
+    above) or those that did not; ``text`` is in the error or in the name asked for, in any case.
+    Times are epoch ms, the end excluded."""
+
+    status: int | None = None
+    failed: bool | None = None
+    text: str | None = None
+    start_ms: int | None = None
+    end_ms: int | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request. Times are epoch ms, the cost is in billionths."""
+
+    id: bytes
+    model: str
+    asked_for: str
+    mode: str
+    scheme: str
+    key: str
+    endpoint: str
+    streamed: bool
+    status: int
+    started_ms: int
+    leased_ms: int | None
+    first_byte_ms: int | None
+    ended_ms: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    estimated: bool
+    error: str | None
+    price: int | None
+    tier: int | None
+    cost: int | None  # None until it is priced
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some requests, newest first. ``next`` is the id to go on before; None at the end. A page
+    may be short, or empty, and not the last: a search looks at so many rows and no more."""
+
+    requests: list[Request]
+    next: bytes | None
+
+
+_COLUMNS = ", ".join(column.name for column in fields(Request))
+
+
+def page(
+    connection: sqlite3.Connection,
+    filters: Filters,
+    search: Search,
+    limit: int,
+    before: bytes | None,
+) -> Page:
+    """At most `limit` requests, newest first; `before` is the last page's ``next``."""
+    walk = _walk(filters, search)
+    path = _path(walk, filters, search, before)
+    conditions, values = _conditions(walk, filters, search)
+    least = _first_id(search.start_ms or 0)
+    floor = None
+    if conditions:
+        # What is looked for may be far away: no page looks at more rows than this.
+        most = _MOST_JUMPS if walk else _MOST_SCANNED
+        floor = _skip(connection, path, most - 1, least)
+    rows = connection.execute(
+        f"SELECT {_COLUMNS} {path.sql}{''.join(f' AND {one}' for one in conditions)}"
+        " ORDER BY id DESC LIMIT ?",
+        # One lower bound: of two SQLite would walk to the first and look at each row for the other.
+        (*path.values, floor or least, *values, limit + 1),
+    ).fetchall()
+    requests = [_request(row) for row in rows[:limit]]
+    if len(rows) > limit:
+        return Page(requests, requests[-1].id)
+    return Page(requests, floor)
+
+
+def one(connection: sqlite3.Connection, number: bytes) -> Request | None:
+    """The request with this id."""
+    row = connection.execute(f"SELECT {_COLUMNS} FROM requests WHERE id = ?", (number,)).fetchone()
+    return None if row is None else _request(row)
+
+
+def conditions(filters: Filters) -> tuple[str, list[object]]:
+    """Conditions in SQL to add to others, and their values."""
+    wanted = [(name, getattr(filters, name)) for name in GROUPS]
+    named = [(name, value) for name, value in wanted if value is not None]
+    return "".join(f" AND {name} = ?" for name, _ in named), [value for _, value in named]
+
+
+def _walk(filters: Filters, search: Search) -> str | None:
+    """The index to walk down, by the end of its name; None: that of all ids."""
+    if search.failed or (search.status is not None and search.status >= 400):
+        return "failed"
+    if filters.model is not None:
+        return "model"
+    return None if filters.key is None else "key"
+
+
+@dataclass(frozen=True)
+class _Path:
+    """The part of a statement that walks down an index; the least id is its last value."""
+
+    sql: str
+    values: list[object]
+
+
+def _path(walk: str | None, filters: Filters, search: Search, before: bytes | None) -> _Path:
+    index = f"INDEXED BY requests_{walk} " if walk else ""
+    conditions: list[str] = []
+    values: list[object] = []
+    if walk == "failed":
+        conditions.append("status >= 400")
+    elif walk is not None:
+        conditions.append(f"{walk} = ?")
+        values.append(getattr(filters, walk))
+    ends = [] if search.end_ms is None else [_first_id(search.end_ms)]
+    ends += [] if before is None else [before]
+    if ends:
+        conditions.append("id < ?")
+        values.append(min(ends))
+    conditions.append("id >= ?")
+    return _Path(f"FROM requests {index}WHERE {' AND '.join(conditions)}", values)
+
+
+def _skip(connection: sqlite3.Connection, path: _Path, rows: int, least: bytes) -> bytes | None:
+    """The id that is so many rows down the path; None where it ends before."""
+    row = connection.execute(
+        f"SELECT id {path.sql} ORDER BY id DESC LIMIT 1 OFFSET ?", (*path.values, least, rows)
+    ).fetchone()
+    return None if row is None else bytes(row[0])
+
+
+def _conditions(
+    walk: str | None, filters: Filters, search: Search
+) -> tuple[list[str], list[object]]:
+    """What the rows on the way have to be looked at for."""
+    wanted = [(name, getattr(filters, name)) for name in GROUPS if name != walk]
+    wanted.append(("status", search.status))
+    conditions = [f"{name} = ?" for name, value in wanted if value is not None]
+    values = [value for _, value in wanted if value is not None]
+    if search.failed is False:
+        conditions.append("status < 400")
+    if search.text is not None:
+        conditions.append("(error LIKE ? ESCAPE '!' OR asked_for LIKE ? ESCAPE '!')")
+        values += [_like(search.text)] * 2
+    return conditions, values
+
+
+def _like(text: str) -> str:
+    for special in "!%_":
+        text = text.replace(special, "!" + special)
+    return f"%{text}%"
+
+
+def _first_id(ms: int) -> bytes:
+    """No UUIDv7 of that moment or after it is smaller."""
+    return ms.to_bytes(6, "big") + bytes(10)
+
+
+def _request(row: tuple[Any, ...]) -> Request:
+    request = Request(*row)
+    return replace(request, streamed=bool(request.streamed), estimated=bool(request.estimated))

@@ -1,0 +1,90 @@
+"""``/api/exports``: bills as CSV files."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from flask import Blueprint, Response, jsonify
+
+from manager import bills
+from manager.bills import Period
+from manager.errors import ApiError
+from routes.data import carry_out, shown
+from routes.house import House
+from routes.parameters import bad, body, refuse_unknown
+from routes.usage import iso, unreadable, zone_of
+
+
+def blueprint(house: House) -> Blueprint:
+    routes = Blueprint("exports", __name__)
+    routes.register_error_handler(sqlite3.Error, unreadable)
+    # Where they are is one of the settings that need a restart.
+    folder = bills.directory(house.fleet.config.program, house.data_dir)
+
+    @routes.get("/api/exports")
+    def exports() -> Response:
+        orders = [shown(order) for order in house.orders.all() if order.kind == "export"]
+        files = [_file(path) for path in bills.written(folder)]
+        return jsonify({"exports": files, "orders": orders})
+
+    @routes.post("/api/exports")
+    def make() -> tuple[Response, int]:
+        period = _period()
+        start_ms, _ = _bounds(house, period)
+        if start_ms > house.clock.wall_ms():
+            raise bad("month" if period.is_month else "day", f"{period.text} has not begun")
+        answer, status = carry_out(house, house.orders.place("export", period.text))
+        return jsonify({**answer.get_json(), "file": period.file}), status
+
+    @routes.get("/api/exports/<file>")
+    def download(file: str) -> Response:
+        # Only the names that bills have: none of them leads out of the folder.
+        if bills.period_of(file) is None:
+            raise _missing(file)
+        try:
+            bill = (folder / file).read_bytes()
+        except FileNotFoundError:
+            raise _missing(file) from None
+        answer = Response(bill, mimetype="text/csv")
+        answer.headers["Content-Disposition"] = f"attachment; filename={file}"
+        return answer
+
+    return routes
+
+
+def _period() -> Period:
+    given = body()
+    refuse_unknown(given, ("month", "day"))
+    if len(given) != 1:
+        raise bad("month", 'say which: {"month": "2026-11"} or {"day": "2026-11-05"}')
+    ((kind, text),) = given.items()
+    try:
+        period = Period.read(text if isinstance(text, str) else str(text))
+    except ValueError as error:
+        raise bad(kind, f"{kind}: {error}") from None
+    if period.is_month != (kind == "month"):
+        raise bad(kind, f"{kind}: {period.text} is no {kind}")
+    return period
+
+
+def _bounds(house: House, period: Period) -> tuple[int, int]:
+    try:
+        return period.bounds_ms(zone_of(house))
+    except ValueError as error:
+        raise bad("day", str(error)) from None
+
+
+def _missing(file: str) -> ApiError:
+    return ApiError(404, "export_not_found", f"There is no bill {file[:80]!r}; GET /api/exports")
+
+
+def _file(path: Path) -> dict[str, Any]:
+    period, state = bills.period_of(path.name), path.stat()
+    return {
+        "file": path.name,
+        "period": period.text if period else "",
+        "bytes": state.st_size,
+        "made_at": iso(int(state.st_mtime * 1000)),
+    }

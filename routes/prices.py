@@ -1,0 +1,225 @@
+"""``/api/prices`` and ``/api/adjustments``: what models cost, and what corrects a bill."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from flask import Blueprint, Response, jsonify
+
+from manager import pricing
+from manager.prices import Adjustment, Version
+from manager.pricing import Price, Tier, billionths, decimal_text
+from manager.yamlnodes import has_control
+from routes.house import House
+from routes.parameters import Number, Query, bad, body, moment_ms, refuse_unknown
+from routes.usage import iso, model_named, unreadable, zone_of
+
+_PRICE = ("effective_from", "per_hour", "tiers")
+_RANGES = ("min_input", "max_input", "min_output", "max_output")
+_AMOUNTS = ("input", "output", "cache_read", "cache_write")
+_TIER = (*_RANGES, *_AMOUNTS, "support_cache")
+_ADJUSTMENT = ("model", "key", "at", "amount", "note")
+_MOST_TIERS = 100
+_MOST_TOKENS = 10**12
+_LONGEST_TEXT = 500
+
+
+def blueprint(house: House) -> Blueprint:
+    routes = Blueprint("prices", __name__)
+    routes.register_error_handler(sqlite3.Error, unreadable)
+
+    @routes.get("/api/prices")
+    def prices() -> Response:
+        model = Query(("model",)).text("model")
+        versions = house.prices.versions(None if model is None else model_named(house, model))
+        return jsonify(
+            {
+                "currency": house.fleet.config.program.currency,
+                "prices": [_version(version) for version in versions],
+            }
+        )
+
+    @routes.put("/api/models/<path:name>/price")
+    def put(name: str) -> Response:
+        model = house.fleet.find(name).settings.name
+        given = body()
+        refuse_unknown(given, _PRICE)
+        price = _price(given)
+        moment = given.get("effective_from")
+        effective_ms = None if moment is None else _moment_ms(house, "effective_from", moment)
+        version = house.prices.put(model, price, effective_ms)
+        answer = {**_version(version), "currency": house.fleet.config.program.currency}
+        return jsonify(answer | {"warnings": pricing.warnings(price)})
+
+    @routes.get("/api/adjustments")
+    def adjustments() -> Response:
+        query, zone = Query(("model", "key", "start", "end")), zone_of(house)
+        model = query.text("model")
+        found = house.prices.adjustments(
+            None if model is None else model_named(house, model),
+            query.text("key"),
+            query.moment_ms("start", zone),
+            query.moment_ms("end", zone),
+        )
+        return jsonify(
+            {
+                "currency": house.fleet.config.program.currency,
+                "adjustments": [_adjustment(one) for one in found],
+            }
+        )
+
+    @routes.post("/api/adjustments")
+    def adjust() -> tuple[Response, int]:
+        given = body()
+        refuse_unknown(given, _ADJUSTMENT)
+        amount = _read(given, "amount", _signed)
+        note = _read(given, "note", _text)
+        if amount == 0:
+            raise bad("amount", "amount has to be another than 0")
+        if not note.strip():
+            raise bad("note", "note has to say what the adjustment is for")
+        moment = given.get("at")
+        at_ms = house.clock.wall_ms() if moment is None else _moment_ms(house, "at", moment)
+        model = model_named(house, _read(given, "model", _text, ""))
+        if model and model not in house.reports.models():
+            model = house.fleet.find(model).settings.name
+        made = house.prices.adjust(model, _read(given, "key", _text, ""), at_ms, amount, note)
+        return jsonify(_adjustment(made)), 201
+
+    return routes
+
+
+def _version(version: Version) -> dict[str, Any]:
+    per_hour = version.price.per_hour
+    return {
+        "id": version.id,
+        "model": version.model,
+        "effective_from": iso(version.effective_ms),
+        "per_hour": None if per_hour is None else decimal_text(per_hour),
+        "tiers": [_shown(tier) for tier in version.price.tiers],
+        "created_at": iso(version.created_ms),
+    }
+
+
+def _shown(tier: Tier) -> dict[str, Any]:
+    return {
+        name: decimal_text(value) if name in _AMOUNTS else value
+        for name, value in asdict(tier).items()
+    }
+
+
+def _adjustment(one: Adjustment) -> dict[str, Any]:
+    return {
+        "id": one.id,
+        "model": one.model,
+        "key": one.key,
+        "at": iso(one.at_ms),
+        "amount": decimal_text(one.amount),
+        "note": one.note,
+        "created_at": iso(one.created_ms),
+    }
+
+
+# --- reading a body: the name that a message gives a field is its path -------------------
+
+Reader = Callable[[str, Any], Any]
+_REQUIRED = object()
+
+
+def _price(given: dict[str, Any]) -> Price:
+    per_hour, tiers = given.get("per_hour"), given.get("tiers")
+    if per_hour is None and tiers is None:
+        raise bad("tiers", "a price has per_hour, tiers or both")
+    if not isinstance(tiers, list | None):
+        raise bad("tiers", "tiers has to be a list")
+    if len(tiers or ()) > _MOST_TIERS:
+        raise bad("tiers", f"tiers has to have at most {_MOST_TIERS} in it")
+    price = Price(
+        None if per_hour is None else _amount("per_hour", per_hour),
+        tuple(_tier(f"tiers[{place}].", tier) for place, tier in enumerate(tiers or ())),
+    )
+    faults = pricing.faults(price)
+    if faults:
+        raise bad("tiers", "; ".join(faults))
+    return price
+
+
+def _tier(path: str, given: Any) -> Tier:
+    if not isinstance(given, dict):
+        raise bad(path.rstrip("."), f"{path.rstrip('.')} has to be an object")
+    refuse_unknown(given, _TIER, path)
+    return Tier(
+        min_input=_read(given, "min_input", _low, 0, path),
+        max_input=_read(given, "max_input", _high, pricing.OPEN, path),
+        min_output=_read(given, "min_output", _low, 0, path),
+        max_output=_read(given, "max_output", _high, pricing.OPEN, path),
+        input=_read(given, "input", _amount, _REQUIRED, path),
+        output=_read(given, "output", _amount, _REQUIRED, path),
+        cache_read=_read(given, "cache_read", _amount, 0, path),
+        cache_write=_read(given, "cache_write", _amount, 0, path),
+        support_cache=_read(given, "support_cache", _boolean, False, path),
+    )
+
+
+def _read(
+    given: dict[str, Any], name: str, reader: Reader, default: Any = _REQUIRED, path: str = ""
+) -> Any:
+    if name in given:
+        return reader(path + name, given[name])
+    if default is _REQUIRED:
+        raise bad(path + name, f"{path}{name} is missing")
+    return default
+
+
+def _amount(path: str, value: Any) -> int:
+    if not isinstance(value, str):  # a Number is one, too
+        raise bad(path, f'{path} has to be an amount, such as "0.5"')
+    try:
+        return billionths(value)
+    except ValueError as error:
+        raise bad(path, f"{path}: {error}") from error
+
+
+def _signed(path: str, value: Any) -> int:
+    if isinstance(value, str) and value.startswith("-"):
+        return -_amount(path, value[1:])
+    return _amount(path, value)
+
+
+def _low(path: str, value: Any) -> int:
+    return _whole(path, value, 0)
+
+
+def _high(path: str, value: Any) -> int:
+    return _whole(path, value, pricing.OPEN)
+
+
+def _whole(path: str, value: Any, least: int) -> int:
+    if isinstance(value, Number) and re.fullmatch("-?[0-9]{1,15}", value):
+        number = int(value)
+        if least <= number <= _MOST_TOKENS:
+            return number
+    raise bad(path, f"{path} has to be a whole number from {least} to {_MOST_TOKENS}")
+
+
+def _boolean(path: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise bad(path, f"{path} has to be true or false")
+    return value
+
+
+def _text(path: str, value: Any) -> str:
+    is_text = isinstance(value, str) and not isinstance(value, Number)
+    if not is_text or len(value) > _LONGEST_TEXT or has_control(value):
+        raise bad(path, f"{path} has to be text of one line and at most {_LONGEST_TEXT} characters")
+    return str(value)
+
+
+def _moment_ms(house: House, path: str, value: Any) -> int:
+    if not isinstance(value, str):
+        raise bad(path, f"{path} has to be epoch seconds or ISO 8601")
+    return moment_ms(path, value, zone_of(house))

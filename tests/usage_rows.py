@@ -1,0 +1,70 @@
+"""Rows of usage.db for tests, and what became of them."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from manager.store import RequestRow, Store, uuid7
+
+NOON = 1_793_880_000_000  # 2026-11-05 12:00 UTC
+DAY = 86_400_000
+TIERS = (
+    '[{"min_input":0,"max_input":-1,"min_output":0,"max_output":-1,"input":1000000000,'
+    '"output":2000000000,"cache_read":0,"cache_write":0,"support_cache":false}]'
+)
+"""1 a million prompt tokens, 2 a million completion tokens."""
+
+
+def a_request(at_ms: int = NOON, model: str = "Qwen", **changes: Any) -> RequestRow:
+    fields: dict[str, Any] = {
+        "id": uuid7(at_ms),
+        "model": model,
+        "asked_for": model,
+        "mode": "Chat",
+        "scheme": "CPU",
+        "key": "",
+        "endpoint": "/v1/chat/completions",
+        "streamed": False,
+        "status": 200,
+        "started_ms": at_ms,
+        "leased_ms": at_ms + 1,
+        "first_byte_ms": at_ms + 100,
+        "ended_ms": at_ms + 1000,
+        "prompt_tokens": 1000,
+        "cached_tokens": 0,
+        "completion_tokens": 500,
+        "estimated": False,
+        "error": None,
+    }
+    return RequestRow(**(fields | changes))
+
+
+def add_price(store: Store, model: str = "Qwen", per_hour: int | None = None) -> None:
+    store.write(
+        "INSERT INTO prices (model, effective_ms, per_hour, tiers, created_ms)"
+        " VALUES (?, 0, ?, ?, 0)",
+        (model, per_hour, TIERS),
+    )
+
+
+def add_run(
+    store: Store, name: str, ready_ms: int, ended_ms: int | None, model: str = "Qwen"
+) -> None:
+    store.write(
+        "INSERT INTO runs (id, model, scheme, fingerprint, port, started_ms, mode, ready_ms,"
+        " ended_ms, heartbeat_ms) VALUES (?, ?, 'CPU', 'f', 1, ?, 'Chat', ?, ?, ?)",
+        (name, model, ready_ms, ready_ms, ended_ms, ended_ms or ready_ms),
+    )
+
+
+def query(path: Path, statement: str, *values: object) -> list[Any]:
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute(statement, values).fetchall()
+
+
+def one(path: Path, statement: str, *values: object) -> Any:
+    """The only value of the only row."""
+    return query(path, statement, *values)[0][0]
