@@ -7,6 +7,7 @@ import ctypes
 import logging
 import queue
 import signal
+import sqlite3
 import sys
 import threading
 from collections.abc import Callable
@@ -78,7 +79,7 @@ def main() -> int:
         return 0
     try:
         return _serve(arguments, loaded, interfaces, load)
-    except (CannotListen, DataDirInUse, StoreError, OSError) as error:
+    except (CannotListen, DataDirInUse, StoreError, sqlite3.Error, OSError) as error:
         print(f"LLM-Manager cannot start: {error}", file=sys.stderr)
         return 1
 
@@ -152,7 +153,9 @@ def _serve(
     house.prices.seed(loaded.models.values())
     fleet.adopt()
     worker.start()
-    scheduler = schedule.start(fleet, monitor, shared.logs, log_journal, tasks, orders, clock)
+    scheduler = schedule.start(
+        fleet, monitor, shared.logs, log_journal, tasks, orders, clock, data_dir
+    )
     server.start()
     # One write, end of line included: a log that shares the terminal must not come between.
     sys.stdout.write(f"Listening on http://{_address(host)}:{server.port}\n")

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from jobs import crontab
 from jobs.journal import Journal
 from jobs.queue import TaskQueue
-from manager import calendar
+from manager import bills, calendar
 from manager.bills import Period
 from manager.clock import Clock
 from manager.devices import Monitor
 from manager.fleet import Fleet
 from manager.logs import ModelLogs
 from manager.orders import Orders
+from manager.settings import Export, Program
 
 _SWEEP_SECONDS = 1.0
 _POLL_SECONDS = 1.0
@@ -32,6 +35,7 @@ def start(
     tasks: TaskQueue,
     orders: Orders,
     clock: Clock,
+    data_dir: Path,
 ) -> BackgroundScheduler:
     """Starts the clock's jobs; the caller shuts the scheduler down."""
     scheduler = BackgroundScheduler(
@@ -56,12 +60,33 @@ def start(
     scheduler.add_job(lambda: tasks.put("clean_up"), "interval", hours=_CLEAN_HOURS, id="retention")
     program = fleet.config.program
     if export := program.export:
-        zone = calendar.zone(program.timezone)
-
-        def order_bill() -> None:
-            period = Period.last_whole(export.period, clock.wall_ms(), zone)
-            orders.place("export", period.text)
-
-        scheduler.add_job(order_bill, crontab.trigger(export.schedule, zone), id="export")
+        bill = ScheduledBill(program, export, data_dir, orders)
+        scheduler.add_job(lambda: bill.order(clock.wall_ms()), bill.trigger, id="export")
+        scheduler.add_job(lambda: bill.make_up_for(clock.wall_ms()), id="missed export")  # at once
     scheduler.start()
     return scheduler
+
+
+class ScheduledBill:
+    """Orders the bill of the last month or day that has ended."""
+
+    def __init__(self, program: Program, export: Export, data_dir: Path, orders: Orders) -> None:
+        self._period = export.period
+        self._zone = calendar.zone(program.timezone)
+        self._folder = bills.directory(program, data_dir)
+        self._usage_db = data_dir / "usage.db"
+        self._orders = orders
+        self.trigger = crontab.trigger(export.schedule, self._zone)
+
+    def order(self, now_ms: int) -> None:
+        self._orders.place("export", Period.last_whole(self._period, now_ms, self._zone).text)
+
+    def make_up_for(self, now_ms: int) -> None:
+        """Orders it where the program was off when it was due."""
+        period = Period.last_whole(self._period, now_ms, self._zone)
+        _, ended_ms = period.bounds_ms(self._zone)
+        due = self.trigger.get_next_fire_time(None, calendar.local(ended_ms, self._zone))
+        is_missed = due is not None and due <= calendar.local(now_ms, self._zone)
+        is_there = (self._folder / period.file).exists()
+        if is_missed and not is_there and not bills.is_empty(self._usage_db, period, self._zone):
+            self._orders.place("export", period.text)

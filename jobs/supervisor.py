@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,13 @@ class Supervisor:
         self._wake.set()
 
     def update(self, settings: Settings) -> None:
-        """Hands changed settings on. The queue is the one that it was started with."""
+        """Hands changed settings on. Where the queue is and where bills go stays as it was at the
+        start: the server itself uses them as they were."""
         with self._lock:
-            self._settings = settings
+            before = self._settings
+            self._settings = replace(settings, queue=before.queue, exports=before.exports)
             if self._process is not None:
-                _tell(self._process, settings)
+                _tell(self._process, self._settings)
 
     def stop(self) -> None:
         """Ends the worker and waits for that: asks first, then kills."""

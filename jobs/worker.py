@@ -96,15 +96,15 @@ class _Calm(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._last = ""
+        self._last: dict[str, str] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.name != "huey.consumer.Worker" or not record.exc_info:
+        if not record.name.startswith("huey.consumer") or not record.exc_info:
             return True
         text = f"{record.getMessage()}: {record.exc_info[1]}"
         record.msg, record.args, record.exc_info, record.exc_text = text, (), None, None
-        is_new = text != self._last
-        self._last = text
+        is_new = text != self._last.get(record.name)
+        self._last[record.name] = text
         return is_new
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from manager import calendar
 from manager.pricing import decimal_text
 from manager.settings import Program
+from manager.store import reading
 
 # OWASP's list. The wide ones are those of Chinese keyboards, which some spreadsheets take as well.
 _BEGINS_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # noqa: RUF001
@@ -107,6 +108,12 @@ def make(connection: sqlite3.Connection, period: Period, zone: tzinfo, currency:
     total = tuple(map(sum, zip(_NOTHING, *lines.values(), strict=True)))
     rows.writerow(["total", "", "", *_cells(total), _cell(currency)])
     return text.getvalue().encode("utf-8-sig")
+
+
+def is_empty(path: Path, period: Period, zone: tzinfo) -> bool:
+    """Whether the bill, made from the file as it is, would have nothing on it. Raises as `make`."""
+    with reading(path) as connection:
+        return not _lines(connection, period, zone)
 
 
 def directory(program: Program, data_dir: Path) -> Path:

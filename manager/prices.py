@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from manager.clock import Clock
 from manager.errors import ApiError
 from manager.pricing import Price, tiers_from_json, tiers_to_json
 from manager.store import Store, reading
+
+log = logging.getLogger(__name__)
 
 _FOR_EVER = 0  # ms; a price from the config holds for all that was before it
 
@@ -90,15 +93,28 @@ class Prices:
         return self._store.transact(put)
 
     def seed(self, models: Iterable[settings.Model]) -> None:
-        """Gives each model that never had a price that of its config, for ever."""
+        """Gives each model that never had a price that of its config, for ever. A config that has
+        another one than any of a model's versions is told to the log: it changes nothing."""
         now_ms = self._clock.wall_ms()
+        priced = [(model.name, model.price) for model in models if model.price is not None]
 
-        def seed(connection: sqlite3.Connection) -> None:
-            for model in models:
-                if model.price is not None and not _has_price(connection, model.name):
-                    _insert(connection, model.name, _FOR_EVER, model.price, now_ms)
+        def seed(connection: sqlite3.Connection) -> list[str]:
+            differ = []
+            for model, price in priced:
+                versions = _all_prices(connection, model)
+                if not versions:
+                    _insert(connection, model, _FOR_EVER, price, now_ms)
+                elif price not in versions:
+                    differ.append(model)
+            return differ
 
-        self._store.transact(seed)
+        for model in self._store.transact(seed):
+            log.warning(
+                "the price of %s in the config is not used: it had one before, and a later one is"
+                " set by PUT /api/models/%s/price",
+                model,
+                model,
+            )
 
     def adjust(self, model: str, key: str, at_ms: int, amount: int, note: str) -> Adjustment:
         """Adds to the bill for `at_ms`, or with an amount below zero takes off it. It stays: a
@@ -158,10 +174,10 @@ def _id(cursor: sqlite3.Cursor) -> int:
     return cursor.lastrowid
 
 
-def _has_price(connection: sqlite3.Connection, model: str) -> bool:
-    """Replaced versions count too: who replaced one has set a price."""
-    found = connection.execute("SELECT 1 FROM prices WHERE model = ? LIMIT 1", (model,))
-    return found.fetchone() is not None
+def _all_prices(connection: sqlite3.Connection, model: str) -> list[Price]:
+    """Replaced versions too: who replaced one has set a price."""
+    rows = connection.execute("SELECT per_hour, tiers FROM prices WHERE model = ?", (model,))
+    return [Price(per_hour, tiers_from_json(tiers)) for per_hour, tiers in rows]
 
 
 def _billed_until_ms(connection: sqlite3.Connection, model: str, start_ms: int) -> int | None:

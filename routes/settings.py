@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sqlite3
 from pathlib import Path
 from typing import Any
 
 from flask import Blueprint, Response, jsonify
 
+from jobs.tasks import Settings
 from manager import config
 from manager.config import ConfigError
 from manager.errors import ApiError
@@ -52,7 +54,8 @@ def blueprint(house: House) -> Blueprint:
 def apply(house: House) -> dict[str, Any]:
     """Reads the file and applies it; says what needs a restart of the program to take effect.
 
-    Raises ApiError 400 ``invalid_config``, and then nothing has changed.
+    Raises ApiError 400 ``invalid_config``, and then nothing has changed; 503
+    ``database_unavailable`` where all is applied but the prices of models that had none.
     """
     before = house.fleet.config
     try:
@@ -61,6 +64,16 @@ def apply(house: House) -> dict[str, Any]:
         refusal = ApiError(400, "invalid_config", str(error))
         raise refusal from error
     house.fleet.apply(after)
+    house.worker.update(Settings.of(after.program, house.data_dir))
+    try:
+        house.prices.seed(after.models.values())
+    except sqlite3.Error as error:
+        raise ApiError(
+            503,
+            "database_unavailable",
+            f"The config is in use, but prices that are new in it are not: {error}. Reload again",
+            retry_after=5,
+        ) from error
     changed = [
         key for key in _AT_START if getattr(before.program, key) != getattr(after.program, key)
     ]

@@ -22,9 +22,13 @@ from hypothesis import strategies as st
 from usage_rows import DAY, NOON, a_request, add_price, add_run
 
 from jobs import crontab
+from jobs.schedule import ScheduledBill
 from jobs.tasks import Settings, Work, claim
 from manager import bills, cron, data
 from manager.bills import Period
+from manager.clock import Clock
+from manager.orders import Orders
+from manager.settings import Export, Program
 from manager.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -294,6 +298,29 @@ def test_the_hours_of_a_schedule_are_those_of_the_zone() -> None:
     trigger = crontab.trigger("0 3 * * *", zoneinfo.ZoneInfo("Asia/Shanghai"))
     fire = trigger.get_next_fire_time(None, datetime(2026, 11, 1, tzinfo=UTC))
     assert fire.astimezone(UTC) == datetime(2026, 11, 1, 19, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("now", "made", "expected"),
+    [
+        ("2026-12-01T03:00", False, ["2026-11"]),
+        ("2026-12-20T00:00", False, ["2026-11"]),
+        ("2026-12-01T02:59", False, []),  # not due yet
+        ("2026-12-20T00:00", True, []),
+        ("2026-11-30T12:00", False, []),  # October has nothing on its bill
+    ],
+)
+def test_a_bill_that_was_due_while_the_program_was_off_is_made_up_for(
+    tmp_path: Path, store: Store, work: Work, now: str, made: bool, expected: list[str]
+) -> None:
+    store.add_request(a_request())
+    bill_of(work)
+    if not made:
+        (tmp_path / "exports" / "bill-2026-11.csv").unlink()
+    orders = Orders(store, tmp_path / "usage.db", Clock(), lambda _kind: None)
+    export = Export("0 3 1 * *", "month", None)
+    ScheduledBill(Program(timezone="UTC"), export, tmp_path, orders).make_up_for(ms(now))
+    assert [order.subject for order in orders.all()] == expected
 
 
 # --- from a shell --------------------------------------------------------------------------

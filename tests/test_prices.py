@@ -303,6 +303,19 @@ def test_the_configs_price_is_the_first_of_a_model_that_has_none_for_ever(books:
     assert books.prices.versions("m") == [m]
 
 
+def test_a_price_of_the_config_that_changes_nothing_is_told(
+    books: Books, caplog: pytest.LogCaptureFixture
+) -> None:
+    books.prices.seed([Model("m", price=CHEAP)])
+    books.prices.seed([Model("m", price=CHEAP)])
+    assert not caplog.records
+    books.prices.seed([Model("m", price=DEAR), Model("n", price=DEAR)])
+    assert [record.getMessage() for record in caplog.records] == [
+        "the price of m in the config is not used: it had one before, and a later one is set by"
+        " PUT /api/models/m/price"
+    ]
+
+
 def test_the_configs_price_does_not_come_back_where_a_person_has_set_another(books: Books) -> None:
     books.prices.put("m", DEAR, EVENING)
     books.prices.seed([Model("m", price=CHEAP)])

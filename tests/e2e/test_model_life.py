@@ -469,6 +469,26 @@ def test_a_changed_model_goes_on_and_is_launched_anew_at_its_next_start(launch: 
     assert version(program) == "new"
 
 
+def test_a_model_that_comes_with_a_price_is_billed_by_it_and_in_the_new_zone(
+    launch: Launch,
+) -> None:
+    program = launch({"Old": fake()}, timezone="UTC")
+    tiers = [{"input": "0.5", "output": 2}]
+    program.configure({"Old": fake(), "New": fake(price={"tiers": tiers})}, timezone="Asia/Tokyo")
+    assert reload(program)["restart_needed_for"] == []
+    assert program.ask("New").status_code == 200
+    (price,) = program.get("/api/prices").json()["prices"]
+    assert (price["model"], price["tiers"][0]["input"]) == ("New", "0.5")
+
+    def summary() -> dict[str, Any]:
+        found: dict[str, Any] = program.get("/api/usage/summary?model=New").json()
+        return found
+
+    eventually(lambda: summary()["pending"] == 0)
+    assert summary()["timezone"] == "Asia/Tokyo"
+    assert summary()["cost"] == "0.0000145"  # 17 prompt and 3 completion tokens
+
+
 def test_a_bad_config_changes_nothing_and_is_told_with_its_lines(launch: Launch) -> None:
     program = launch({"Steady": fake(aliases=["steady"])})
     assert program.ask("Steady").status_code == 200
