@@ -24,14 +24,16 @@ import numpy as np
 import pandas as pd
 
 from jobs import tally
-from jobs.tally import SUMS, Book, Cell, Packed, Version, Who
+from jobs.tally import Book, Cell, Packed, Version, Who
 from manager import calendar, latency
 from manager.data import billed_seq, mark, transaction
 from manager.pricing import PER_UNIT, Price, hour_cost, tiers_from_json
+from manager.schema import SUMS, SUMS_OF_RUNS
 
-BATCH = 1500
-"""Requests in one transaction: what keeps it short."""
+BATCH = 6000
+"""Requests that are added up together: the more, the fewer rows of sums are written."""
 
+_PIECE = 1500  # requests that are changed in one transaction: what keeps it short
 _HOURS = 100  # of a run's time in one transaction
 _NOON_MS = 12 * calendar.HOUR_MS
 _LARGEST = 2**63 - 1
@@ -66,12 +68,12 @@ def _adding(table: str, sums: tuple[str, ...], added: str) -> str:
 # A sum of integers that is too large becomes a float: rather the largest integer.
 _NUMBER = f"min({{}} + {{}}, {_LARGEST})"
 _LATENCIES = ("first", "whole")
-_TIME = ("run_ms", "cost_hours")
+_ALL_SUMS = (*SUMS, *SUMS_OF_RUNS)
 _ADD_REQUESTS = _adding("rollups", SUMS, _NUMBER)
-_ADD_TIME = _adding("rollups", _TIME, _NUMBER)
+_ADD_TIME = _adding("rollups", SUMS_OF_RUNS, _NUMBER)
 _ADD_LATENCIES = _adding("latencies", _LATENCIES, "latency_added({}, {})")
 _TABLES = {
-    "rollups": ((*SUMS, *_TIME), _adding("rollups", (*SUMS, *_TIME), _NUMBER)),
+    "rollups": (_ALL_SUMS, _adding("rollups", _ALL_SUMS, _NUMBER)),
     "latencies": (_LATENCIES, _ADD_LATENCIES),
 }
 _WHERE_CELL = " AND ".join(f"{name} = ?" for name in _CELL)
@@ -83,8 +85,9 @@ _TAKE_LATENCIES = (
     f" WHERE {_WHERE_CELL}"
 )
 _CLEAR_LATENCIES = f"DELETE FROM latencies WHERE {_WHERE_CELL} AND whole = x''"
-_PRICE = "UPDATE requests SET price = ?, tier = ?, cost = ? WHERE seq = ?"
-_PRICE_UNPRICED = f"{_PRICE} AND price IS NULL AND cost = 0"
+_PRICE = "UPDATE requests SET price = ?, tier = ?, cost = ? WHERE seq = ? AND price IS NULL AND"
+_PRICE_NEW = f"{_PRICE} cost IS NULL"
+_PRICE_UNPRICED = f"{_PRICE} cost = 0"
 _SET_MARK = "INSERT OR REPLACE INTO marks (name, value) VALUES (?, ?)"
 
 
@@ -279,12 +282,17 @@ def _price_new(connection: sqlite3.Connection, configured: tzinfo, limit: int) -
     new = batch.frame["new"].to_numpy() == 1
     batch = _priced(batch, book, new)
     updates = _updates(batch.frame[new])
-    sums = _rollup_rows(tally.rollups(batch.frame, zone), batch.names)
+    sums = _rollup_rows(tally.rollups(batch.frame, batch.names, zone), batch.names)
     taken = _latency_rows(tally.latencies(batch.frame, batch.names, zone))
+    # A request that has its cost and is not in the sums yet is read again after a kill, and added
+    # with the cost that it has.
+    for start in range(0, len(updates), _PIECE):
+        with transaction(connection):
+            _require(prices.hold(connection))
+            connection.executemany(_PRICE_NEW, updates[start : start + _PIECE])
     with transaction(connection):
         _require(_state(connection) == state and billed_seq(connection) == billed)
         _require(prices.hold(connection) and _are_there(connection, batch.seqs))
-        connection.executemany(_PRICE, updates)
         connection.executemany(_ADD_REQUESTS, sums)
         connection.executemany(_ADD_LATENCIES, taken)
         connection.execute(_SET_MARK, ("billed_seq", str(batch.seqs[-1])))
@@ -318,7 +326,7 @@ def _price_some(
         connection,
         "INDEXED BY requests_model WHERE model = ? AND id > ? AND id < ?"
         " AND price IS NULL AND cost = 0 ORDER BY id LIMIT ?",
-        (model, least, end, BATCH),
+        (model, least, end, _PIECE),
     )
     if batch is None:
         return 0, None
@@ -327,7 +335,9 @@ def _price_some(
     zone, book = state.zone(configured), prices.book()
     before, after = _priced(batch, book, False), _priced(batch, book, True)
     change = tally.difference(
-        tally.rollups(before.frame, zone), tally.rollups(after.frame, zone), tally.NUMBERS
+        tally.rollups(before.frame, batch.names, zone),
+        tally.rollups(after.frame, batch.names, zone),
+        tally.NUMBERS,
     )
     updates = _updates(after.frame[after.frame["price"] != 0])
     sums = _rollup_rows(change, batch.names)
@@ -481,7 +491,7 @@ def _move_requests(connection: sqlite3.Connection, state: _State, old: tzinfo, n
     batch = _read(
         connection,
         "WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?",
-        (move.seq, move.last, BATCH // 2),
+        (move.seq, move.last, _PIECE),
     )
     seqs: list[int] = []
     sums: list[Row] = []
@@ -491,7 +501,9 @@ def _move_requests(connection: sqlite3.Connection, state: _State, old: tzinfo, n
         seqs = batch.seqs
         batch = _priced(batch, prices.book(), False)
         change = tally.difference(
-            tally.rollups(batch.frame, old), tally.rollups(batch.frame, new), tally.NUMBERS
+            tally.rollups(batch.frame, batch.names, old),
+            tally.rollups(batch.frame, batch.names, new),
+            tally.NUMBERS,
         )
         sums = _rollup_rows(change, batch.names)
         before = tally.latencies(batch.frame, batch.names, old)
@@ -626,10 +638,12 @@ class _RunHours:
                     "DELETE FROM run_hours WHERE run = ? AND hour_ms = ? AND price = ?",
                     (self._run.id, *key),
                 )
+        who = (self._run.model, "", self._run.mode, self._run.scheme)
         cells = [
-            (span, start_ms, self._run.model, "", self._run.mode, self._run.scheme, ms, cost)
+            (span, start_ms, *whose, ms, cost)
             for (span, start_ms), (ms, cost) in self._sums.items()
             if ms or cost
+            for whose in (who, *tally.merged(who))
         ]
         connection.executemany(_ADD_TIME, cells)
         connection.executemany(_CLEAR_ROLLUPS, [cell[: len(_CELL)] for cell in cells])
@@ -744,7 +758,7 @@ def _rollup_rows(sums: pd.DataFrame, names: list[Who]) -> list[Row]:
     columns["cost_tokens"] = [
         min(units * PER_UNIT + billionths, _LARGEST) for units, billionths in money
     ]
-    return _rows(sums, names, [columns[name] for name in SUMS])
+    return _rows(sums, tally.everyone(names), [columns[name] for name in SUMS])
 
 
 def _latency_rows(latencies: dict[Cell, Packed]) -> list[Row]:

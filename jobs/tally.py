@@ -11,6 +11,7 @@ import pandas as pd
 
 from manager import calendar, latency
 from manager.pricing import OPEN, PER_TOKENS, PER_UNIT, Price
+from manager.schema import ALL, SUMS
 
 Who = tuple[str, str, str, str]
 """Model, key, mode, scheme."""
@@ -21,21 +22,12 @@ Cell = tuple[str, int, str, str, str, str]
 Packed = tuple[bytes, bytes]
 """Requests by how long they took, to the first byte and in all."""
 
-SUMS = (
-    *("requests", "errors", "prompt_tokens", "cached_tokens", "completion_tokens", "estimated"),
-    *("unpriced", "cost_tokens", "generated_tokens", "generated_ms"),
-)
-"""What rollups have of requests."""
-
 NUMBERS = tuple(
     part
     for name in SUMS
     for part in (("units", "billionths") if name == "cost_tokens" else (name,))
 )
 """The same as `rollups` makes them."""
-
-EACH = "*"
-"""In place of a name: of all together."""
 
 SPANS = {
     "hour": (calendar.hour_start_ms, calendar.next_hour_ms),
@@ -147,9 +139,21 @@ class Book:
         return np.asarray(millions + (2 * rest + PER_TOKENS) // (2 * PER_TOKENS))
 
 
-def rollups(frame: pd.DataFrame, zone: tzinfo) -> pd.DataFrame:
-    """Sums of priced requests by `span`, `start` and `who`, in columns of SUMS; that of the cost
-    in two, `units` and `billionths`: it may be more than 64 bits hold."""
+def merged(who: Who) -> tuple[Who, Who]:
+    """Whom it is added up with: the model with all keys, and the key with all models."""
+    model, key, mode, scheme = who
+    return (model, ALL, mode, scheme), (ALL, key, ALL, ALL)
+
+
+def everyone(names: Sequence[Who]) -> list[Who]:
+    """The names, and after them those that they are merged into."""
+    return [*names, *_merged(names)[0]]
+
+
+def rollups(frame: pd.DataFrame, names: Sequence[Who], zone: tzinfo) -> pd.DataFrame:
+    """Sums of priced requests by `span`, `start` and `who`, a place in `everyone(names)`, in
+    columns of SUMS; that of the cost in two, `units` and `billionths`: it may be more than 64
+    bits hold."""
     generated = (frame["streamed"] > 0) & (frame["first_byte_ms"] != _NONE)
     took = (frame["ended_ms"] - frame["first_byte_ms"]).clip(lower=0)
     numbers = {
@@ -163,7 +167,13 @@ def rollups(frame: pd.DataFrame, zone: tzinfo) -> pd.DataFrame:
     }
     sums = np.column_stack([numbers[name] for name in NUMBERS]).astype(np.int64)
     who = frame["who"].to_numpy()
-    hours = _summed(starts(frame["started_ms"].to_numpy(), "hour", zone), who, sums)
+    start, who, sums = _summed(starts(frame["started_ms"].to_numpy(), "hour", zone), who, sums)
+    _, places = _merged(names)
+    hours = _summed(
+        np.tile(start, 3),
+        np.concatenate([who, *(len(names) + places[who].T)]),
+        np.tile(sums, (3, 1)),
+    )
     days = _summed(starts(hours[0], "day", zone), *hours[1:])
     return pd.concat(
         [
@@ -176,15 +186,9 @@ def rollups(frame: pd.DataFrame, zone: tzinfo) -> pd.DataFrame:
 def latencies(frame: pd.DataFrame, names: Sequence[Who], zone: tzinfo) -> dict[Cell, Packed]:
     """How long requests took to their first byte and in all, as `latency.pack` packs it: of each
     model with all keys, and of each key with all models."""
-    cells: dict[Who, int] = {}
-    grains = np.array(
-        [
-            [cells.setdefault(cell, len(cells)) for cell in (_of_model(who), _of_key(who))]
-            for who in names
-        ]
-    )
-    # Two rows of each request: one a cell.
-    cell = grains[frame["who"].to_numpy()].ravel()
+    whose, places = _merged(names)
+    # Two rows of each request: one for each that it is merged into.
+    cell = places[frame["who"].to_numpy()].ravel()
     started = frame["started_ms"].to_numpy()
     hours = starts(started, "hour", zone)
     taken = [
@@ -197,7 +201,6 @@ def latencies(frame: pd.DataFrame, names: Sequence[Who], zone: tzinfo) -> dict[C
         for column in ("first_byte_ms", "ended_ms")
     ]
     found: dict[Cell, Packed] = {}
-    whose = list(cells)
     for span, begins in (("hour", hours), ("day", starts(hours, "day", zone))):
         moments, moment = np.unique(begins.repeat(2), return_inverse=True)
         groups, group = np.unique(moment * len(whose) + cell, return_inverse=True)
@@ -252,13 +255,11 @@ def _summed(
     return start[first], who[first], np.add.reduceat(numbers[order], first)
 
 
-def _of_model(who: Who) -> Who:
-    model, _, mode, scheme = who
-    return model, EACH, mode, scheme
-
-
-def _of_key(who: Who) -> Who:
-    return EACH, who[1], EACH, EACH
+def _merged(names: Sequence[Who]) -> tuple[list[Who], np.ndarray]:
+    """All that the names are merged into, and the two places in that of each name."""
+    places: dict[Who, int] = {}
+    of = [[places.setdefault(whole, len(places)) for whole in merged(who)] for who in names]
+    return list(places), np.array(of)
 
 
 def _packed(group: np.ndarray, bucket: np.ndarray, groups: int) -> list[bytes]:

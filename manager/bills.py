@@ -19,6 +19,7 @@ from pathlib import Path
 
 from manager import calendar
 from manager.pricing import decimal_text
+from manager.schema import ALL
 from manager.settings import Program
 from manager.store import reading
 
@@ -167,8 +168,9 @@ def _lines(
     days: dict[int, str] = {}
     for at_ms, model, key, *amounts in connection.execute(
         f"SELECT start_ms, model, key, {sums} FROM rollups"
-        " WHERE span = 'day' AND start_ms >= ? AND start_ms < ? GROUP BY start_ms, model, key",
-        (start_ms, end_ms),
+        " WHERE span = 'day' AND start_ms >= ? AND start_ms < ? AND key != ? AND mode != ?"
+        " GROUP BY start_ms, model, key",
+        (start_ms, end_ms, ALL, ALL),
     ):
         if at_ms not in days:
             days[at_ms] = calendar.date_of(at_ms, zone).isoformat()

@@ -10,22 +10,48 @@ import contextlib
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from manager import orders
 from manager.orders import Order
-from manager.schema import MIGRATIONS
+from manager.schema import ALL, MIGRATIONS, SUMS, SUMS_OF_RUNS
 from manager.store import StoreError
 
 _BUSY_SECONDS = 10.0
+_GAP_SECONDS = 0.001
 _AIM_SECONDS = 0.01  # that a piece takes
 _FIRST_PIECE = 200  # rows or pages
 _MOST_IN_PIECE = 5000
 _BACKUP_SUFFIX = ".part"
 _INCREMENTAL = 2  # of PRAGMA auto_vacuum
+
+_ALL_SUMS = (*SUMS, *SUMS_OF_RUNS)
+_IN_CELL = "span = :span AND start_ms = :start"
+_MINUS = ", ".join(f"{name} = {name} + excluded.{name}" for name in _ALL_SUMS)
+_DELETE_SUMS = {
+    "rollups": (
+        # Taken out of the keys' sums, those of its own go. Only these can be without requests.
+        f"INSERT INTO rollups (span, start_ms, model, key, mode, scheme, {', '.join(_ALL_SUMS)})"
+        f" SELECT span, start_ms, '{ALL}', key, '{ALL}', '{ALL}',"
+        f" {', '.join(f'-{name}' for name in _ALL_SUMS)} FROM rollups"
+        f" WHERE {_IN_CELL} AND model = :model AND key != '{ALL}' AND mode != '{ALL}'"
+        f" ON CONFLICT DO UPDATE SET {_MINUS}",
+        f"DELETE FROM rollups WHERE {_IN_CELL} AND model = :model AND mode != '{ALL}'",
+        f"DELETE FROM rollups WHERE {_IN_CELL} AND mode = '{ALL}'"
+        " AND requests = 0 AND run_ms = 0 AND cost_hours = 0",
+    ),
+    "latencies": (
+        f"DELETE FROM latencies WHERE {_IN_CELL} AND model = :model AND mode != '{ALL}'",
+    ),
+}
+_DELETE_RUN = (
+    "DELETE FROM run_hours WHERE run = :run",
+    "UPDATE runs SET billed_ms = NULL WHERE id = :run",
+    "DELETE FROM runs WHERE id = :run AND ended_ms IS NOT NULL",
+)
 
 Rest = Callable[[float], None]
 
@@ -80,6 +106,8 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
             connection.execute("ROLLBACK")
         raise
     connection.execute("COMMIT")
+    # Else who waits for the lock would hardly ever find it free between two of ours.
+    time.sleep(_GAP_SECONDS)
 
 
 def mark(connection: sqlite3.Connection, name: str) -> str | None:
@@ -102,7 +130,7 @@ def newest_seq(connection: sqlite3.Connection) -> int:
 def stored(connection: sqlite3.Connection) -> list[Stored]:
     """What there is of each model, also of those that are no longer configured, by name. It counts
     the index of all requests, about a second for ten million."""
-    billed = _by_model(connection, "sum(requests)", "rollups WHERE span = 'day'")
+    billed = _by_model(connection, "sum(requests)", f"rollups WHERE span = 'day' AND key = '{ALL}'")
     runs = _by_model(connection, "count(*)", "runs")
     prices = _by_model(connection, "count(*)", "prices")
     adjustments = _by_model(connection, "count(*)", "adjustments")
@@ -147,7 +175,8 @@ def is_stored(connection: sqlite3.Connection, model: str) -> bool:
 
 def delete_model(connection: sqlite3.Connection, order: Order, rest: Rest = time.sleep) -> None:
     """Deletes what was recorded of a model: its requests, its ended runs and all that was added up
-    from them. Its prices and what a person has put on its bills stay.
+    from them. Its prices and what a person has put on its bills stay, and so does its part in how
+    long the requests of a key took, which is not kept by model.
 
     All that is billed when it begins goes. Once it has begun (`is_begun`) nothing may be billed
     until it has ended: what comes meanwhile would be added to sums that are about to go.
@@ -156,20 +185,15 @@ def delete_model(connection: sqlite3.Connection, order: Order, rest: Rest = time
     if not is_begun(order):
         order = orders.note(connection, order, up_to=billed_seq(connection))
     pace = _Pace(rest)
-    for table in ("rollups", "latencies"):
+    for table, deletes in _DELETE_SUMS.items():
         starts = connection.execute(
             f"SELECT DISTINCT span, start_ms FROM {table} WHERE model = ?", (model,)
         ).fetchall()
-        pace.each(
-            connection,
-            f"DELETE FROM {table} WHERE span = ? AND start_ms = ? AND model = ?",
-            [(*start, model) for start in starts],
-        )
+        cells = [{"span": span, "start": start, "model": model} for span, start in starts]
+        pace.each(connection, deletes, cells)
     runs = connection.execute("SELECT id FROM runs WHERE model = ?", (model,)).fetchall()
-    pace.each(connection, "DELETE FROM run_hours WHERE run = ?", runs)
     # One that goes on is billed anew: what was added up from it is gone.
-    pace.each(connection, "UPDATE runs SET billed_ms = NULL WHERE id = ?", runs)
-    pace.each(connection, "DELETE FROM runs WHERE id = ? AND ended_ms IS NOT NULL", runs)
+    pace.each(connection, _DELETE_RUN, [{"run": run} for (run,) in runs])
     pace.until_none(
         connection,
         "DELETE FROM requests WHERE seq IN"
@@ -272,14 +296,20 @@ class _Pace:
         self._rest(max(took, 0.001))
 
     def each(
-        self, connection: sqlite3.Connection, statement: str, values: list[tuple[object, ...]]
+        self,
+        connection: sqlite3.Connection,
+        statements: Sequence[str],
+        values: Sequence[Mapping[str, object]],
     ) -> None:
+        """All statements for each of the values; a kill does not come between them."""
         at = 0
 
         def work(rows: int) -> None:
             nonlocal at
             with transaction(connection):
-                connection.executemany(statement, values[at : at + rows])
+                for some in values[at : at + rows]:
+                    for statement in statements:
+                        connection.execute(statement, some)
             at += rows
 
         while at < len(values):

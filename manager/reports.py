@@ -20,6 +20,7 @@ from pathlib import Path
 
 from manager import calendar, latency, search
 from manager.pricing import PER_UNIT
+from manager.schema import ALL
 from manager.search import EVERYTHING, Filters, Page, Request, Search
 from manager.store import reading
 
@@ -65,6 +66,12 @@ class Totals:
         for mine, others in ((self.first_byte, other.first_byte), (self.whole, other.whole)):
             for bucket, requests in others.items():
                 mine[bucket] = mine.get(bucket, 0) + requests
+
+    def count_times(self, started_ms: int, first_ms: int | None, ended_ms: int) -> None:
+        """Counts how long a request took."""
+        _count(self.whole, ended_ms - started_ms)
+        if first_ms is not None:
+            _count(self.first_byte, first_ms - started_ms)
 
     @property
     def cost(self) -> int:
@@ -119,6 +126,8 @@ _Piece = tuple[str, int, int]  # rollups of this span that start here and before
 
 _SUMMED = [column.name for column in fields(Totals) if column.type == "int"]
 
+_MOST_TIMED = 5000  # requests that are looked at where no sums have how long they took
+
 _PAGE = 1000  # requests of those that are read one after the other
 
 _COUNTS = (
@@ -161,7 +170,7 @@ _MODELS = """
         )
     SELECT model FROM asked WHERE model IS NOT NULL
     UNION SELECT model FROM ran WHERE model IS NOT NULL
-    UNION SELECT model FROM rollups WHERE span = 'day'
+    UNION SELECT model FROM rollups WHERE span = 'day' AND key = '*'
     UNION SELECT model FROM prices
     UNION SELECT model FROM adjustments
     ORDER BY model
@@ -262,6 +271,8 @@ class Reports:
             for place, (low, high) in enumerate(itertools.pairwise(borders)):
                 for piece in _pieces(low, high, zone) if has_days else [("hour", low, high)]:
                     sums.add_rollups(place, piece)
+            if not sums.has_latencies:
+                sums.add_latencies_of_rows(borders)
             sums.add_live(borders)
             sums.add_adjustments(borders)
         return sums.cells
@@ -282,19 +293,23 @@ class _Sums:
         self._connection = connection
         self._group = "''" if group is None else group
         self._conditions, self._values = search.conditions(filters)
+        self._filters = filters
         asked = {name for name in search.GROUPS if getattr(filters, name) is not None}
         asked |= set() if group is None else {group}
-        # Which rows of latencies there are for this; None: those of the requests have to do.
-        self._kept: str | None = None
+        # Each request is in a sum of its model, in one of its key, and in one of both.
         if "key" not in asked:
-            self._kept = "key = '*'"
+            self._kept = f" AND key = '{ALL}'"
         elif asked == {"key"}:
-            self._kept = "model = '*'"
+            self._kept = f" AND mode = '{ALL}'"
+        else:
+            self._kept = f" AND key != '{ALL}' AND mode != '{ALL}'"
+        # Of both there are none.
+        self.has_latencies = asked <= {"key"} or "key" not in asked
         # In the order of the rollups' key where that can be: what is not sorted takes half as long.
         self._grouped = {None: "", "model": "GROUP BY start_ms, model"}.get(group, "GROUP BY 1")
 
     def add_rollups(self, place: int, piece: _Piece) -> None:
-        where = f"WHERE span = ? AND start_ms >= ? AND start_ms < ?{self._conditions}"
+        where = f"WHERE span = ? AND start_ms >= ? AND start_ms < ?{self._kept}{self._conditions}"
         for name, *sums in self._rows(
             f"SELECT {self._group}, {_SUMS} FROM rollups {where} {self._grouped}", piece
         ):
@@ -306,12 +321,9 @@ class _Sums:
             tokens, tokens_rest, hours, hours_rest = sums[len(_COUNTS) :]
             totals.cost_tokens += tokens * PER_UNIT + tokens_rest
             totals.cost_hours += hours * PER_UNIT + hours_rest
-        if self._kept is None:
-            self._add_times_of_rows(place, piece)
-            return
         packed: dict[str, list[tuple[bytes, bytes]]] = {}
         for name, first, whole in self._rows(
-            f"SELECT {self._group}, first, whole FROM latencies {where} AND {self._kept}", piece
+            f"SELECT {self._group}, first, whole FROM latencies {where}", piece
         ):
             packed.setdefault(name, []).append((first, whole))
         for name, rows in packed.items():
@@ -321,17 +333,19 @@ class _Sums:
                 for bucket, requests in latency.total(more).items():
                     counts[bucket] = counts.get(bucket, 0) + requests
 
-    def _add_times_of_rows(self, place: int, piece: _Piece) -> None:
-        _, low, high = piece
-        for name, started_ms, first_ms, ended_ms in self._rows(
-            f"SELECT {self._group}, started_ms, first_byte_ms, ended_ms FROM requests"
-            f" WHERE id >= ? AND id < ? AND seq <= ?{self._conditions}",
-            (low.to_bytes(6, "big"), high.to_bytes(6, "big"), self._billed_seq),
+    def add_latencies_of_rows(self, borders: list[int]) -> None:
+        """Adds how long the newest requests took, of those that are in the sums."""
+        span = Search(start_ms=borders[0], end_ms=borders[-1])
+        for name, seq, started_ms, first_ms, ended_ms in search.newest(
+            self._connection,
+            f"{self._group}, seq, started_ms, first_byte_ms, ended_ms",
+            self._filters,
+            span,
+            _MOST_TIMED,
         ):
-            totals = self._totals(place, name)
-            _count(totals.whole, ended_ms - started_ms)
-            if first_ms is not None:
-                _count(totals.first_byte, first_ms - started_ms)
+            if seq <= self._billed_seq:
+                totals = self._totals(bisect_right(borders, started_ms) - 1, name)
+                totals.count_times(started_ms, first_ms, ended_ms)
 
     def add_live(self, borders: list[int]) -> None:
         """Adds what no rollup has yet; the worker is seconds behind, so these are few."""
@@ -348,12 +362,10 @@ class _Sums:
             totals.cost_tokens += cost or 0
             for column, value in zip(_COUNTS, [1, *counts], strict=False):
                 setattr(totals, column, getattr(totals, column) + value)
-            _count(totals.whole, ended_ms - started_ms)
-            if first_ms is not None:
-                _count(totals.first_byte, first_ms - started_ms)
-                if streamed:
-                    totals.generated_tokens += counts[3]
-                    totals.generated_ms += max(ended_ms - first_ms, 0)
+            totals.count_times(started_ms, first_ms, ended_ms)
+            if first_ms is not None and streamed:
+                totals.generated_tokens += counts[3]
+                totals.generated_ms += max(ended_ms - first_ms, 0)
 
     def add_adjustments(self, borders: list[int]) -> None:
         for name, at_ms, amount in self._rows(

@@ -6,6 +6,18 @@ Times are epoch milliseconds, money is in billionths of the currency. Rows of ``
 
 from __future__ import annotations
 
+ALL = "*"
+"""In a row of sums, in place of a name: of all together."""
+
+SUMS = (
+    *("requests", "errors", "prompt_tokens", "cached_tokens", "completion_tokens", "estimated"),
+    *("unpriced", "cost_tokens", "generated_tokens", "generated_ms"),
+)
+"""What a row of ``rollups`` has of requests."""
+
+SUMS_OF_RUNS = ("run_ms", "cost_hours")
+"""What it has of runs."""
+
 MIGRATIONS = (
     """
     CREATE TABLE runs (
@@ -101,7 +113,9 @@ MIGRATIONS = (
         PRIMARY KEY (run, hour_ms, price)
     ) WITHOUT ROWID;
 
-    -- Sums over an hour or a day of the configured time zone. A run's time is under key ''.
+    -- Sums over an hour or a day of the configured time zone. A run's time is under key ''. Beside
+    -- each model and key there are the sums of a model with all keys (key '*'), and those of a key
+    -- with all models (model, mode and scheme '*').
     CREATE TABLE rollups (
         span              TEXT NOT NULL,    -- 'hour' or 'day'
         start_ms          INTEGER NOT NULL,
@@ -125,8 +139,8 @@ MIGRATIONS = (
     ) WITHOUT ROWID;
 
     -- How many requests took how long to their first byte and in all, as manager/latency.py packs
-    -- it: of a model with all keys (key '*'), and of a key with all models (model, mode and scheme
-    -- '*'). With a row for each model and key there would be about as many as there are requests.
+    -- it: of a model with all keys and of a key with all models, named as above. With a row for
+    -- each model and key there would be about as many as there are requests.
     CREATE TABLE latencies (
         span      TEXT NOT NULL,
         start_ms  INTEGER NOT NULL,

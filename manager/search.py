@@ -121,6 +121,20 @@ def one(connection: sqlite3.Connection, number: bytes) -> Request | None:
     return None if row is None else _request(row)
 
 
+def newest(
+    connection: sqlite3.Connection, columns: str, filters: Filters, search: Search, most: int
+) -> sqlite3.Cursor:
+    """These columns of requests, newest first, of which no more than so many are looked at."""
+    walk = _walk(filters, search)
+    path = _path(walk, filters, search, None)
+    conditions, values = _conditions(walk, filters, search)
+    return connection.execute(
+        f"SELECT {columns} FROM (SELECT * {path.sql} ORDER BY id DESC LIMIT ?)"
+        f" WHERE {' AND '.join(['true', *conditions])}",
+        (*path.values, _first_id(search.start_ms or 0), most, *values),
+    )
+
+
 def conditions(filters: Filters) -> tuple[str, list[object]]:
     """Conditions in SQL to add to others, and their values."""
     wanted = [(name, getattr(filters, name)) for name in GROUPS]

@@ -12,6 +12,7 @@ import os
 import queue
 import sqlite3
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent import futures
@@ -27,7 +28,8 @@ log = logging.getLogger(__name__)
 
 _SHRINKS = 3  # the version of the schema since which the file can shrink while it is used
 _GROUP = 500
-_BUSY_MS = 5000
+_BUSY_SECONDS = 5.0
+_LOOK_AGAIN_SECONDS = 0.0005
 
 _WRITE_TIMEOUT = 60.0  # seconds; a disk that takes longer than this will not come back
 
@@ -111,6 +113,7 @@ class Store:
             # Made here, so that what is wrong with the file is known before the thread begins.
             self._connection = _connect(path)
             _migrate(self._connection)
+            self._connection.execute("PRAGMA busy_timeout = 0")  # see _begin
         except sqlite3.Error as error:
             raise _unusable(path, error) from error
         self._unwritten: deque[RequestRow] = deque(maxlen=_MOST_UNWRITTEN)
@@ -245,7 +248,7 @@ class Store:
         written: dict[Future[Any], object] = {}
         try:
             if item is not None:
-                connection.execute("BEGIN IMMEDIATE")
+                _begin(connection)
             while item is not None:
                 work, future = item
                 try:
@@ -277,6 +280,21 @@ class Store:
         return item is not None
 
 
+def _begin(connection: sqlite3.Connection) -> None:
+    """Takes the lock for writes. SQLite itself looks again after 1, 2, 5, 10, 15, 20 ms and so on:
+    longer than the worker keeps the lock, and it would have it again by then. Raises sqlite3.Error.
+    """
+    deadline = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(_LOOK_AGAIN_SECONDS)
+
+
 def _all_or_nothing(
     connection: sqlite3.Connection, function: Callable[[sqlite3.Connection], T]
 ) -> T:
@@ -298,7 +316,7 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
     read. Raises sqlite3.Error."""
     uri = f"{path.absolute().as_uri()}?mode=ro"
     with closing(
-        sqlite3.connect(uri, uri=True, isolation_level=None, timeout=_BUSY_MS / 1000)
+        sqlite3.connect(uri, uri=True, isolation_level=None, timeout=_BUSY_SECONDS)
     ) as connection:
         connection.execute("BEGIN")
         yield connection
@@ -321,7 +339,7 @@ def _unusable(path: Path, error: sqlite3.Error) -> StoreError:
 
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(
-        path, isolation_level=None, timeout=_BUSY_MS / 1000, check_same_thread=False
+        path, isolation_level=None, timeout=_BUSY_SECONDS, check_same_thread=False
     )
     connection.execute("PRAGMA journal_mode = WAL")
     # What is committed survives the death of the program. A power cut may take the last moments:

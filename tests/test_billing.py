@@ -162,12 +162,22 @@ class Database:
         return self.rows("SELECT price, tier, cost FROM requests ORDER BY seq")
 
     def rollups(self) -> Sums:
+        """Sums by model and key; those of a model and those of a key say the same."""
         rows = self.rows(
             "SELECT span, start_ms, model, key, mode, scheme, requests, errors, prompt_tokens,"
             " cached_tokens, completion_tokens, estimated, unpriced, cost_tokens, generated_tokens,"
             " generated_ms, run_ms, cost_hours FROM rollups"
         )
-        return {row[:6]: row[6:] for row in rows}
+        found = {row[:6]: row[6:] for row in rows}
+        each = {cell: row for cell, row in found.items() if "*" not in cell}
+        merged: Sums = {}
+        for (span, start, model, key, mode, scheme), row in each.items():
+            for who in ((model, "*", mode, scheme), ("*", key, "*", "*")):
+                before = merged.get((span, start, *who), (0,) * len(row))
+                sums = (min(a + b, 2**63 - 1) for a, b in zip(before, row, strict=True))
+                merged[(span, start, *who)] = tuple(sums)
+        assert found == each | merged
+        return each
 
     def latencies(self) -> Counter[tuple[Any, ...]]:
         counts: Counter[tuple[Any, ...]] = Counter()
@@ -180,9 +190,9 @@ class Database:
         return counts
 
     def total(self, column: str, span: str = "hour") -> int:
-        return self.rows(f"SELECT ifnull(sum({column}), 0) FROM rollups WHERE span = '{span}'")[0][
-            0
-        ]
+        return self.rows(
+            f"SELECT ifnull(sum({column}), 0) FROM rollups WHERE span = '{span}' AND key = '*'"
+        )[0][0]
 
 
 @pytest.fixture

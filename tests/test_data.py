@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from usage_rows import DAY, NOON, a_request, add_price, add_run, one, query
+from usage_rows import DAY, NOON, a_request, add_price, add_run, one, query, sums_agree
 
 import routes
 from jobs.tasks import Settings, Work
@@ -54,10 +54,11 @@ def placed(path: Path, store: Store) -> Orders:
 
 
 def sums(path: Path, model: str) -> list[Any]:
+    assert sums_agree(path)
     return query(
         path,
         "SELECT span, sum(requests), sum(cost_tokens), sum(cost_hours), sum(run_ms) FROM rollups"
-        " WHERE model = ? GROUP BY span",
+        " WHERE model = ? AND key = '*' GROUP BY span",
         model,
     )
 

@@ -135,7 +135,7 @@ def test_requests_runs_and_prices_are_taken_over_and_billed_by_them(
         (HOURLY, NOON, NOON + 5_400_000, "imported", NOON + 5_400_000),
         (HOURLY, NOON + 9_000_000, NOON + 9_000_000, "imported", NOON + 9_000_000),
     ]
-    hours = "SELECT sum(cost_hours) FROM rollups WHERE span = 'day'"
+    hours = "SELECT sum(cost_hours) FROM rollups WHERE span = 'day' AND key = '*'"
     assert one(path, hours) == 1_800_000_000  # an hour and a half at 1.2
 
 
@@ -179,7 +179,10 @@ def test_a_later_copy_adds_what_came_after_the_first(tmp_path: Path, old: Path) 
     report = import_file(old, path)
     assert (report.requests, report.runs) == (1, 1)
     work.run("bill")
-    assert one(path, "SELECT sum(cost_hours) FROM rollups WHERE span = 'day'") == 3_000_000_000
+    assert (
+        one(path, "SELECT sum(cost_hours) FROM rollups WHERE span = 'day' AND key = '*'")
+        == 3_000_000_000
+    )
 
 
 def test_a_price_of_ours_stays(tmp_path: Path, old: Path) -> None:

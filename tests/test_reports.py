@@ -321,7 +321,7 @@ def test_sums_may_be_more_than_the_databases_integers_hold(books: Books) -> None
     for day in range(3):
         books.store.write(
             "INSERT INTO rollups (span, start_ms, model, key, mode, scheme, cost_tokens)"
-            " VALUES ('hour', ?, 'm', '', '', '', ?)",
+            " VALUES ('hour', ?, 'm', '*', '', '', ?)",
             (day * HOUR, 2**63 - 1 - day),
         )
     assert books.reports.summary(0, DAY, UTC).totals.cost == 3 * 2**63 - 6

@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
-from usage_rows import NOON, a_request, add_price, one, query
+from usage_rows import NOON, a_request, add_price, one, query, sums_agree
 
 from jobs.queue import TaskQueue
 from jobs.supervisor import Supervisor
@@ -230,11 +230,14 @@ def test_killed_at_any_moment_it_prices_every_row_once(
     assert query(path, "SELECT count(*), sum(cost) FROM requests") == [(written, written * COST)]
     for span in ("hour", "day"):
         sums = "SELECT sum(requests), sum(cost_tokens), sum(prompt_tokens) FROM rollups"
-        assert query(path, f"{sums} WHERE span = ?", span) == [
+        assert query(path, f"{sums} WHERE span = ? AND key = '*'", span) == [
             (written, written * COST, written * 1000)
         ]
+    assert sums_agree(path)
     per_key = "SELECT key, count(*) FROM requests GROUP BY key"
-    rolled = "SELECT key, sum(requests) FROM rollups WHERE span = 'hour' GROUP BY key"
+    rolled = (
+        "SELECT key, sum(requests) FROM rollups WHERE span = 'hour' AND mode = '*' GROUP BY key"
+    )
     assert query(path, per_key) == query(path, rolled)
 
 
@@ -276,7 +279,7 @@ def test_a_reload_reaches_the_worker(
     store.add_request(a_request(NOON + 5 * 3_600_000))
     tasks.tick()
     eventually(lambda: billed(tmp_path) == 1)
-    days = "SELECT start_ms FROM rollups WHERE span = 'day'"
+    days = "SELECT DISTINCT start_ms FROM rollups WHERE span = 'day'"
     assert query(path, days) == [(NOON - 12 * 3_600_000,)]
     supervisor.update(settings(tmp_path, timezone="Asia/Shanghai"))
     eventually(lambda: tasks.put("bill") or query(path, days) == [(NOON + 4 * 3_600_000,)])

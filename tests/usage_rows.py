@@ -65,6 +65,19 @@ def query(path: Path, statement: str, *values: object) -> list[Any]:
         return connection.execute(statement, values).fetchall()
 
 
+def sums_agree(path: Path) -> bool:
+    """Whether the sums of models and those of keys are those of each model and key."""
+    sums = "sum(requests), sum(cost_tokens), sum(cost_hours), sum(run_ms) FROM rollups"
+
+    def by(name: str, where: str) -> list[Any]:
+        return query(path, f"SELECT span, start_ms, {name}, {sums} WHERE {where} GROUP BY 1, 2, 3")
+
+    each = "key != '*' AND mode != '*'"
+    return by("model", each) == by("model", "key = '*'") and by("key", each) == by(
+        "key", "mode = '*'"
+    )
+
+
 def one(path: Path, statement: str, *values: object) -> Any:
     """The only value of the only row."""
     return query(path, statement, *values)[0][0]
