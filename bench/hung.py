@@ -10,15 +10,13 @@ import argparse
 import http.client
 import json
 import os
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from bench import servers
+from bench import servers, turns
 from bench.servers import MODEL, BenchError, Program
 
 NOTICED_WITHIN = 30.0  # seconds in which /api/devices has to say how the driver is
@@ -27,31 +25,6 @@ STAND_IN = """\
 if [ -e "$(dirname "$0")/hang" ]; then exec sleep 3600; fi
 echo "0, GPU-0, 12, 24576, 1024, 23552, 550.54, NVIDIA GeForce RTX 3090, 0, Disabled, Disabled, 45"
 """
-ONE, MANY = ["-c", "1", "-n", "2000"], ["-c", "32", "-n", "5000"]
-STREAMS = ["-c", "50", "-n", "50", "--stream", "--tokens", "100", "--interval-ms", "20"]
-
-
-def load(port: int, options: list[str]) -> dict[str, float]:
-    """One run of the load tool; its report. Raises BenchError if a request failed."""
-    command = [sys.executable, str(servers.HERE / "load.py"), "--url", f"http://127.0.0.1:{port}"]
-    done = subprocess.run([*command, "--model", MODEL, *options], capture_output=True, text=True)
-    if done.returncode:
-        raise BenchError(f"the load tool failed: {done.stderr[-500:]}")
-    report: dict[str, float] = json.loads(done.stdout)
-    if report["failed"]:
-        raise BenchError(f"requests failed: {report}")
-    return report
-
-
-def turn(port: int) -> dict[str, float]:
-    one, many, streams = load(port, ONE), load(port, MANY), load(port, STREAMS)
-    return {
-        "one at a time, p50 ms": one["whole_ms_p50"],
-        "one at a time, p99 ms": one["whole_ms_p99"],
-        "32 at a time, answers a second": many["answers_per_s"],
-        "50 streams of 50 a second, lag p50 ms": streams["lag_ms_p50"],
-        "50 streams of 50 a second, lag p99 ms": streams["lag_ms_p99"],
-    }
 
 
 def card(port: int) -> Mapping[str, object] | None:
@@ -70,25 +43,19 @@ def wait_for(port: int, *, stale: bool) -> None:
         time.sleep(0.1)
 
 
-def compare(program: Program, hang: Path, turns: int) -> None:
+def compare(program: Program, hang: Path, number: int) -> None:
     servers.post_chat(program.port, MODEL)
-    turn(program.port)  # warm
-    figures: dict[bool, list[dict[str, float]]] = {False: [], True: []}
-    for number in range(turns):
-        for hung in (False, True) if number % 2 else (True, False):
-            if hung:
-                hang.touch()
-            else:
-                hang.unlink(missing_ok=True)
-            wait_for(program.port, stale=hung)
-            figures[hung].append(turn(program.port))
-    print("| run | driver answers | driver hangs | ratio |")
-    print("|---|---|---|---|")
-    for name in figures[False][0]:
-        answers, hangs = (
-            statistics.median(run[name] for run in figures[hung]) for hung in (False, True)
-        )
-        print(f"| {name} | {answers:.2f} | {hangs:.2f} | {hangs / answers:.2f} |")
+    turns.turn(program.port)  # warm
+
+    def prepare(hung: int) -> int:
+        if hung:
+            hang.touch()
+        else:
+            hang.unlink(missing_ok=True)
+        wait_for(program.port, stale=bool(hung))
+        return program.port
+
+    turns.compare(("driver answers", "driver hangs"), prepare, number)
 
 
 def main() -> int:

@@ -195,7 +195,7 @@ def nginx(executable: str, folder: Path, upstream_port: int) -> Iterator[int]:
         yield port
 
 
-def measured_models() -> dict[str, object]:
+def measured_models() -> dict[str, dict[str, object]]:
     """Two models: one to measure with, one with a boot time to be started cold."""
 
     def model(boot: float) -> dict[str, object]:
@@ -205,13 +205,16 @@ def measured_models() -> dict[str, object]:
     return {MODEL: model(0.0), COLD_MODEL: model(COLD_BOOT)}
 
 
-def program_config(port: int, models: dict[str, object]) -> dict[str, object]:
+def program_config(
+    port: int, models: Mapping[str, object], settings: Mapping[str, object] | None = None
+) -> dict[str, object]:
     """A config with these models, each of which stays up unless it says otherwise."""
     return {
         "program": {
             "host": "127.0.0.1",
             "port": port,
             "alive_time": 0,
+            **(settings or {}),
         },
         "Local-Models": models,
     }
@@ -221,15 +224,15 @@ def program_config(port: int, models: dict[str, object]) -> dict[str, object]:
 def program(
     wsgi: Path,
     folder: Path,
-    models: dict[str, object] | None = None,
+    models: Mapping[str, object] | None = None,
+    settings: Mapping[str, object] | None = None,
     env: Mapping[str, str] | None = None,
 ) -> Iterator[Program]:
     """LLM-Manager with these models, or those to measure with, once it listens."""
     port, log = free_port(), folder / "program.log"
     config = folder / "config.yaml"
-    config.write_text(
-        json.dumps(program_config(port, models or measured_models()), indent=2)
-    )  # JSON is YAML
+    entries = program_config(port, models or measured_models(), settings)
+    config.write_text(json.dumps(entries, indent=2))  # JSON is YAML
     data = folder / "data"
     arguments = [sys.executable, str(wsgi), "--config", str(config), "--data-dir", str(data)]
     started = time.monotonic()
