@@ -124,7 +124,9 @@ class Fleet:
 
     def heartbeat(self) -> None:
         """Records which servers are alive, and writes what the disk did not take before."""
-        runs = [run for model in self.models() if (run := model.run) is not None]
+        with self._lock:
+            models = [*self._models.values(), *self._leaving]
+        runs = [run for model in models if (run := model.run) is not None]
         if runs:
             self._shared.store.heartbeat(runs, self._shared.clock.wall_ms())
         self._shared.store.write_kept()

@@ -1,11 +1,13 @@
 """usage.db: its schema and the versions of it, one writer, queries.
 
-Every write goes through one thread that commits in groups: SQLite takes one writer at a time
-anyway, and a commit costs the same for one row as for a hundred.
+There is one connection that writes. Who finds it free commits in its own thread: to wake another
+one would take longer. What comes meanwhile is committed in groups by a thread of the store's own:
+a commit costs the same for one row as for a hundred.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -30,12 +32,14 @@ _SHRINKS = 3  # the version of the schema since which the file can shrink while 
 _GROUP = 500
 _BUSY_SECONDS = 5.0
 _LOOK_AGAIN_SECONDS = 0.0005
+_JOURNAL_PAGES = 10_000  # 40 MB
 
 _WRITE_TIMEOUT = 60.0  # seconds; a disk that takes longer than this will not come back
 
 T = TypeVar("T")
 
 Work = Callable[[sqlite3.Connection], object]
+_Item = tuple[Work, "Future[Any]"]
 
 
 class StoreError(Exception):
@@ -106,7 +110,7 @@ class Store:
         """Opens and migrates. Raises StoreError; a file that is damaged or of a newer version
         is left as it is."""
         self._path = path
-        self._queue: queue.SimpleQueue[tuple[Work, Future[Any]] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         try:
             if path.exists():
                 _refuse_newer(path)
@@ -114,14 +118,19 @@ class Store:
             self._connection = _connect(path)
             _migrate(self._connection)
             self._connection.execute("PRAGMA busy_timeout = 0")  # see _begin
+            # What moves the journal into the file has to wait for the disk: mostly the worker does.
+            self._connection.execute(f"PRAGMA wal_autocheckpoint = {_JOURNAL_PAGES}")
         except sqlite3.Error as error:
             raise _unusable(path, error) from error
+        # Held while the connection is in use. Only the store's thread waits for it.
+        self._lock = threading.Lock()
+        self._is_closed = False
         self._unwritten: deque[RequestRow] = deque(maxlen=_MOST_UNWRITTEN)
         self._thread = threading.Thread(target=self._run, name="usage-writer", daemon=True)
         self._thread.start()
 
     def write(self, statement: str, values: tuple[object, ...]) -> None:
-        """Executes it in the writer's thread and waits until it is committed.
+        """Executes it and waits until it is committed.
 
         Raises sqlite3.Error where it or its commit fails.
         """
@@ -132,9 +141,9 @@ class Store:
         self._commit(execute)
 
     def transact(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        """Calls the function with the connection, in the writer's thread, and waits until what it
-        wrote is committed; nobody writes between what it reads and what it writes. It has to be
-        quick: every other write waits for it.
+        """Calls the function with the connection and waits until what it wrote is committed; nobody
+        writes between what it reads and what it writes. It has to be quick: every other write
+        waits for it.
 
         Raises what it raises, and then nothing of it was written; sqlite3.Error where the commit
         fails.
@@ -144,11 +153,24 @@ class Store:
 
     def _commit(self, work: Work) -> Any:
         future: Future[Any] = Future()
-        self._queue.put((work, future))
+        if not self._commit_here(work, future):
+            self._queue.put((work, future))
         try:
             return future.result(_WRITE_TIMEOUT)
         except futures.TimeoutError:
             raise sqlite3.OperationalError(f"{self._path} takes no writes") from None
+
+    def _commit_here(self, work: Work, future: Future[Any]) -> bool:
+        """Commits it in this thread; False where others are at it or wait."""
+        if not self._queue.empty() or not self._lock.acquire(blocking=False):
+            return False
+        try:
+            if self._is_closed:
+                return False
+            self._write_group((work, future), ())
+        finally:
+            self._lock.release()
+        return True
 
     def close(self) -> None:
         """Writes what is queued, then ends the writer."""
@@ -238,46 +260,56 @@ class Store:
         return [Run(*(*row[:-1], json.loads(row[-1]))) for row in rows]
 
     def _run(self) -> None:
-        with closing(self._connection) as connection:
-            while self._write_group(connection):
-                pass
+        with closing(self._connection):
+            while item := self._queue.get():
+                with self._lock:
+                    self._write_group(item, self._queued())
+            with self._lock:
+                self._is_closed = True
 
-    def _write_group(self, connection: sqlite3.Connection) -> bool:
-        """Commits what is queued, at least one write; False when told to end."""
-        item = self._queue.get()
-        written: dict[Future[Any], object] = {}
+    def _queued(self) -> Iterator[_Item]:
+        """What waits, without waiting for more."""
+        while not self._queue.empty():  # nobody else takes from it
+            item = self._queue.get()
+            if item is None:
+                self._queue.put(None)  # for _run
+                return
+            yield item
+
+    def _write_group(self, first: _Item, more: Iterable[_Item]) -> None:
+        """Commits these; the lock is held."""
+        connection = self._connection
+        written: dict[Future[Any], object] = {first[1]: None}
         try:
-            if item is not None:
-                _begin(connection)
-            while item is not None:
-                work, future = item
+            _begin(connection)
+            for work, future in itertools.chain([first], more):
+                written[future] = None
                 try:
                     written[future] = work(connection)
                 except (OverflowError, UnicodeEncodeError) as error:
                     # A value that SQLite cannot hold is told apart by Python, not by SQLite.
+                    written.pop(future)
                     future.set_exception(sqlite3.DataError(str(error)))
                 except sqlite3.Error as error:
                     if not connection.in_transaction:
                         raise  # as on a full disk, where SQLite takes back the whole group
+                    written.pop(future)
                     future.set_exception(error)  # its neighbours are kept
                 except Exception as error:  # noqa: BLE001 - a transaction's own: its caller's
+                    written.pop(future)
                     future.set_exception(error)
-                if len(written) >= _GROUP or self._queue.empty():
+                if len(written) >= _GROUP:
                     break
-                item = self._queue.get()
-            if connection.in_transaction:
-                connection.execute("COMMIT")
+            connection.execute("COMMIT")
         except sqlite3.Error as error:
             log.exception("writes to %s failed", self._path)
             _roll_back(connection)
-            if item is not None and not item[1].done():
-                written[item[1]] = None
-            for future in written:
+            # Those that wait would each find the same, one after the other.
+            for future in itertools.chain(written, (future for _, future in more)):
                 future.set_exception(error)
         else:
             for future, result in written.items():
                 future.set_result(result)
-        return item is not None
 
 
 def _begin(connection: sqlite3.Connection) -> None:

@@ -145,7 +145,7 @@ def test_many_threads_write_at_once_and_nothing_is_lost(path: Path, store: Store
 def together(
     path: Path, store: Store, eventually: Callable[[Callable[[], Any]], Any]
 ) -> Callable[[list[tuple[str, tuple[object, ...]]]], list[sqlite3.Error | None]]:
-    """Has writes meet in the writer, in this order, by keeping the disk from it until then."""
+    """Has writes meet in the writer by keeping the disk from it until then; the first is first."""
 
     def together(writes: list[tuple[str, tuple[object, ...]]]) -> list[sqlite3.Error | None]:
         blocker = sqlite3.connect(path, isolation_level=None)
@@ -155,17 +155,12 @@ def together(
         def write(number: int) -> None:
             results[number] = outcome(lambda: store.write(*writes[number]))
 
-        threads = []
-        for number in range(len(writes)):
-            before = store._queue.qsize()
-            threads.append(threading.Thread(target=write, args=(number,)))
-            threads[-1].start()
-            # The writer takes the first at once, and then waits for the disk.
-            eventually(
-                lambda before=before, first=not number: first or store._queue.qsize() > before
-            )
-            if not number:
-                eventually(lambda: store._queue.empty())
+        threads = [threading.Thread(target=write, args=(number,)) for number in range(len(writes))]
+        for thread in threads:
+            thread.start()
+            eventually(store._lock.locked)
+        # The first waits for the disk, and the store's thread with the second for the first.
+        eventually(lambda: store._queue.qsize() >= len(writes) - 2)
         blocker.execute("COMMIT")
         blocker.close()
         for thread in threads:
@@ -273,7 +268,7 @@ def test_close_writes_what_is_queued(
     blocker.execute("BEGIN IMMEDIATE")
     with ThreadPoolExecutor(21) as threads:
         results = [threads.submit(store.write, ADD, row(str(number))) for number in range(20)]
-        eventually(lambda: store._queue.qsize() >= 19)
+        eventually(lambda: store._queue.qsize() >= 18)
         closing = threads.submit(store.close)
         blocker.execute("COMMIT")
         blocker.close()
