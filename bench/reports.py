@@ -19,11 +19,13 @@ from pathlib import Path
 import psutil
 
 from bench import usage_rows
-from manager import calendar
+from manager import bills, calendar
+from manager.bills import Period
 from manager.reports import Reports
-from manager.search import EVERYTHING, Filters, Search
+from manager.search import EVERYTHING, GROUPS, Filters, Search
+from manager.store import reading
 
-SUMMARY_MS, PAGE_MS = 50, 20
+SUMMARY_MS, PAGE_MS, BILL_MS = 50, 20, 5000
 TIMES = 9
 PAGE = 100
 ZONE = calendar.zone("UTC")
@@ -33,9 +35,17 @@ def main() -> int:
     arguments = _arguments()
     with _database(arguments.rows, arguments.keep) as path:
         before = _memory_mb()
+        period = Period.read("2026-09")
+
+        def bill() -> bytes:
+            with reading(path) as connection:
+                return bills.make(connection, period, ZONE, "CNY")
+
         print(f"{arguments.rows:,} requests, usage.db has {path.stat().st_size / 1e6:,.0f} MB\n")
         slow = [
-            what for what, ask, limit in _questions(Reports(path)) if not _measure(what, ask, limit)
+            what
+            for what, ask, limit in (*_questions(Reports(path)), ("bill of a month", bill, BILL_MS))
+            if not _measure(what, ask, limit)
         ]
         print(f"\nmemory before: {before:.0f} MB, after: {_memory_mb():.0f} MB")
     print(f"too slow: {', '.join(slow)}" if slow else "all within their limits")
@@ -69,6 +79,7 @@ def _questions(reports: Reports) -> Iterator[tuple[str, Callable[[], object], fl
         (" of a model", Filters(model=model)),
         (" of a key", Filters(key=key)),
         (" of a mode", Filters(mode="Embedding")),
+        (" of a model and a key", Filters(model=model, key=key)),
     ):
         yield (
             f"summary of a month{what}",
@@ -80,19 +91,20 @@ def _questions(reports: Reports) -> Iterator[tuple[str, Callable[[], object], fl
             lambda filters=filters: reports.series(start, end, ZONE, filters),
             SUMMARY_MS,
         )
+    for group in GROUPS:
+        yield (
+            f"summary of a month by {group}",
+            lambda group=group: reports.summary(start, end, ZONE, group=group),
+            SUMMARY_MS,
+        )
+        yield (
+            f"series of a month by {group}",
+            lambda group=group: reports.series(start, end, ZONE, group=group),
+            SUMMARY_MS,
+        )
     yield (
-        "summary of a month by model",
-        lambda: reports.summary(start, end, ZONE, group="model"),
-        SUMMARY_MS,
-    )
-    yield (
-        "series of a month by model",
-        lambda: reports.series(start, end, ZONE, group="model"),
-        SUMMARY_MS,
-    )
-    yield (
-        "summary from noon to noon",
-        lambda: reports.summary(start + 12 * calendar.HOUR_MS, last - 36 * calendar.HOUR_MS, ZONE),
+        "summary of a month, from noon to noon",
+        lambda: reports.summary(start + 12 * calendar.HOUR_MS, end - 12 * calendar.HOUR_MS, ZONE),
         SUMMARY_MS,
     )
     for what, filters, search in (

@@ -1,4 +1,7 @@
-"""Pure counting of how long requests took: buckets that can be added up, percentiles of them.
+"""Pure counting of how long requests took: histograms that can be added up, percentiles of them.
+
+A histogram is one integer: the number of a bucket is a place in it, and what is there is how many
+requests took so long. Python adds such integers faster than it adds counts one by one.
 
 The buckets are those of HdrHistogram with sixteen to a power of two: below 32 ms each millisecond
 has its own, above that a bucket is 3 to 6 % wide. A percentile is off by no more than that.
@@ -7,13 +10,16 @@ has its own, above that a bucket is 3 to 6 % wide. A percentile is off by no mor
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+import struct
+from bisect import bisect_left
+from collections.abc import Sequence
+from itertools import accumulate
 
 SUB_BITS = 4
 """A power of two has ``2 ** SUB_BITS`` buckets."""
 
 COUNT_BYTES = 4
-"""Of one bucket's count when packed, the least first; so many requests do not share a bucket."""
+"""Of one bucket's count, the least first; so many requests do not share a bucket."""
 
 OFFSET_BYTES = 2
 """Before the counts: the first bucket that they are of, the least byte first."""
@@ -37,58 +43,53 @@ def upper_ms(bucket: int) -> int:
     return ((bucket - (shift << SUB_BITS) + 1) << shift) - 1
 
 
-def percentile(counts: Mapping[int, int], share: float) -> int | None:
-    """The time, ms, that `share` (0 to 1) of the requests took at most: the nearest rank, rounded
-    up to its bucket's end. None where there are no requests; `counts` is requests by bucket."""
+def histogram(ms: int) -> int:
+    """That of one request."""
+    return 1 << bucket(ms) * _COUNT_BITS
+
+
+def percentiles(histogram: int, shares: Sequence[float]) -> list[int | None]:
+    """The times, ms, that `shares` (0 to 1) of the requests took at most: the nearest rank, rounded
+    up to its bucket's end. None where there are no requests."""
+    first, counts = _parts(histogram)
+    up_to = list(accumulate(counts))
+    if not up_to:
+        return [None] * len(shares)
     # 0.07 * 100 is a little more than 7: rounded, so that it does not become the eighth.
-    rank = max(math.ceil(round(share * sum(counts.values()), 6)), 1)
-    for number in sorted(counts):
-        rank -= counts[number]
-        if rank <= 0:
-            return upper_ms(number)
-    return None
+    ranks = (max(math.ceil(round(share * up_to[-1], 6)), 1) for share in shares)
+    return [upper_ms(first + bisect_left(up_to, rank)) for rank in ranks]
 
 
-def pack(counts: Mapping[int, int]) -> bytes:
-    """Requests by bucket as usage.db holds them; nothing at all where there are none."""
-    return _packed(sum(count << _COUNT_BITS * number for number, count in counts.items()))
+def pack(histogram: int) -> bytes:
+    """It as usage.db holds it; nothing at all where there are no requests."""
+    first, counts = _parts(histogram)
+    if not counts:
+        return b""
+    return first.to_bytes(OFFSET_BYTES, "little") + struct.pack(f"<{len(counts)}I", *counts)
 
 
-def unpack(packed: bytes) -> dict[int, int]:
-    """What `pack` packed, without the buckets that are empty."""
-    first = int.from_bytes(packed[:OFFSET_BYTES], "little")
-    counts = (
-        int.from_bytes(packed[at : at + COUNT_BYTES], "little")
-        for at in range(OFFSET_BYTES, len(packed), COUNT_BYTES)
-    )
-    return {first + number: count for number, count in enumerate(counts) if count}
-
-
-def total(packed: Iterable[bytes]) -> dict[int, int]:
-    """The sum of many: a microsecond for each."""
-    return unpack(_packed(sum(map(_number, packed))))
-
-
-def added(packed: bytes, more: bytes) -> bytes:
-    """The sum of both."""
-    return _packed(_number(packed) + _number(more))
-
-
-def taken(packed: bytes, less: bytes) -> bytes:
-    """What is left without `less`, which has to be in it. Raises OverflowError if it is not."""
-    return _packed(_number(packed) - _number(less))
-
-
-def _number(packed: bytes) -> int:
-    """All counts as the digits of one integer: Python adds those faster than one by one."""
+def unpack(packed: bytes) -> int:
+    """What `pack` packed."""
     first = int.from_bytes(packed[:OFFSET_BYTES], "little")
     return int.from_bytes(packed[OFFSET_BYTES:], "little") << first * _COUNT_BITS
 
 
-def _packed(number: int) -> bytes:
-    if number == 0:
-        return b""
-    first = ((number & -number).bit_length() - 1) // _COUNT_BITS
-    number >>= first * _COUNT_BITS
-    length = -(-number.bit_length() // _COUNT_BITS) * COUNT_BYTES
-    return first.to_bytes(OFFSET_BYTES, "little") + number.to_bytes(length, "little")
+def added(packed: bytes, more: bytes) -> bytes:
+    """The sum of both."""
+    return pack(unpack(packed) + unpack(more))
+
+
+def taken(packed: bytes, less: bytes) -> bytes:
+    """What is left without `less`, which has to be in it. Raises OverflowError if it is not."""
+    return pack(unpack(packed) - unpack(less))
+
+
+def _parts(histogram: int) -> tuple[int, tuple[int, ...]]:
+    """The first bucket that is not empty, and the counts from there on. Raises OverflowError for
+    what is below zero."""
+    if histogram == 0:
+        return 0, ()
+    first = ((histogram & -histogram).bit_length() - 1) // _COUNT_BITS
+    histogram >>= first * _COUNT_BITS
+    length = -(-histogram.bit_length() // _COUNT_BITS)
+    return first, struct.unpack(f"<{length}I", histogram.to_bytes(length * COUNT_BYTES, "little"))

@@ -14,7 +14,7 @@ import itertools
 import sqlite3
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from datetime import tzinfo
 from pathlib import Path
 
@@ -56,22 +56,20 @@ class Totals:
     generated_ms: int = 0  # from their first byte to their end
     pending: int = 0  # requests whose cost is not known yet
     adjustments: int = 0
-    first_byte: dict[int, int] = field(default_factory=dict)  # requests by latency.bucket
-    whole: dict[int, int] = field(default_factory=dict)
+    first_byte: int = 0  # how long requests took, as manager/latency.py has it
+    whole: int = 0
 
     def add(self, other: Totals) -> None:
         """Adds the other's sums to these."""
-        for name in _SUMMED:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        for mine, others in ((self.first_byte, other.first_byte), (self.whole, other.whole)):
-            for bucket, requests in others.items():
-                mine[bucket] = mine.get(bucket, 0) + requests
+        for column in fields(self):
+            sums = getattr(self, column.name) + getattr(other, column.name)
+            setattr(self, column.name, sums)
 
     def count_times(self, started_ms: int, first_ms: int | None, ended_ms: int) -> None:
         """Counts how long a request took."""
-        _count(self.whole, ended_ms - started_ms)
+        self.whole += latency.histogram(ended_ms - started_ms)
         if first_ms is not None:
-            _count(self.first_byte, first_ms - started_ms)
+            self.first_byte += latency.histogram(first_ms - started_ms)
 
     @property
     def cost(self) -> int:
@@ -123,8 +121,6 @@ class Series:
 # Sums by the place in a series and by the group.
 _Cells = dict[tuple[int, str], Totals]
 _Piece = tuple[str, int, int]  # rollups of this span that start here and before there
-
-_SUMMED = [column.name for column in fields(Totals) if column.type == "int"]
 
 _MOST_TIMED = 5000  # requests that are looked at where no sums have how long they took
 
@@ -321,17 +317,12 @@ class _Sums:
             tokens, tokens_rest, hours, hours_rest = sums[len(_COUNTS) :]
             totals.cost_tokens += tokens * PER_UNIT + tokens_rest
             totals.cost_hours += hours * PER_UNIT + hours_rest
-        packed: dict[str, list[tuple[bytes, bytes]]] = {}
         for name, first, whole in self._rows(
             f"SELECT {self._group}, first, whole FROM latencies {where}", piece
         ):
-            packed.setdefault(name, []).append((first, whole))
-        for name, rows in packed.items():
             totals = self._totals(place, name)
-            firsts, wholes = zip(*rows, strict=True)
-            for counts, more in ((totals.first_byte, firsts), (totals.whole, wholes)):
-                for bucket, requests in latency.total(more).items():
-                    counts[bucket] = counts.get(bucket, 0) + requests
+            totals.first_byte += latency.unpack(first)
+            totals.whole += latency.unpack(whole)
 
     def add_latencies_of_rows(self, borders: list[int]) -> None:
         """Adds how long the newest requests took, of those that are in the sums."""
@@ -417,8 +408,3 @@ def _pieces(low: int, high: int, zone: tzinfo) -> Iterator[_Piece]:
     for piece in (("hour", low, first), ("day", first, last), ("hour", last, high)):
         if piece[1] < piece[2]:
             yield piece
-
-
-def _count(counts: dict[int, int], ms: int) -> None:
-    bucket = latency.bucket(ms)
-    counts[bucket] = counts.get(bucket, 0) + 1

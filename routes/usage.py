@@ -277,8 +277,9 @@ def _rounded(value: float | None, digits: int) -> float | None:
     return None if value is None else round(value, digits)
 
 
-def _percentiles(counts: Mapping[int, int]) -> dict[str, int | None]:
-    return {name: latency.percentile(counts, share) for name, share in _PERCENTILES.items()}
+def _percentiles(histogram: int) -> dict[str, int | None]:
+    times = latency.percentiles(histogram, list(_PERCENTILES.values()))
+    return dict(zip(_PERCENTILES, times, strict=True))
 
 
 def _request(one: Request) -> dict[str, Any]:

@@ -180,14 +180,14 @@ class Database:
         return each
 
     def latencies(self) -> Counter[tuple[Any, ...]]:
-        counts: Counter[tuple[Any, ...]] = Counter()
+        """Histograms by cell, and whether they are of the first byte or of the whole answer."""
+        found: Counter[tuple[Any, ...]] = Counter()
         for *cell, first, whole in self.rows(
             "SELECT span, start_ms, model, key, mode, scheme, first, whole FROM latencies"
         ):
-            for kind, packed in (("first", first), ("whole", whole)):
-                for bucket, requests in latency.unpack(packed).items():
-                    counts[(*cell, kind, bucket)] = requests
-        return counts
+            found[(*cell, "first")] = latency.unpack(first)
+            found[(*cell, "whole")] = latency.unpack(whole)
+        return found
 
     def total(self, column: str, span: str = "hour") -> int:
         return self.rows(
@@ -258,9 +258,9 @@ def latencies_of(requests: list[Request], zone: tzinfo) -> Counter[tuple[Any, ..
                 (*start, one.model, "*", one.mode, one.scheme),
                 (*start, "*", one.key, "*", "*"),
             ):
-                counts[(*cell, "whole", latency.bucket(one.took_ms))] += 1
+                counts[(*cell, "whole")] += latency.histogram(one.took_ms)
                 if one.first_ms is not None:
-                    counts[(*cell, "first", latency.bucket(one.first_ms))] += 1
+                    counts[(*cell, "first")] += latency.histogram(one.first_ms)
     return counts
 
 

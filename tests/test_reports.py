@@ -118,11 +118,9 @@ def summed(books: Books, start_ms: int, end_ms: int, filters: Filters) -> Totals
         has_tokens = row["prompt_tokens"] + row["completion_tokens"] > 0
         if row["seq"] <= billed_seq and has_tokens and row["tier"] is None:
             totals.unpriced += 1
-        whole = latency.bucket(row["ended_ms"] - row["started_ms"])
-        totals.whole[whole] = totals.whole.get(whole, 0) + 1
+        totals.whole += latency.histogram(row["ended_ms"] - row["started_ms"])
         if row["first_byte_ms"] is not None:
-            first = latency.bucket(row["first_byte_ms"] - row["started_ms"])
-            totals.first_byte[first] = totals.first_byte.get(first, 0) + 1
+            totals.first_byte += latency.histogram(row["first_byte_ms"] - row["started_ms"])
             if row["streamed"]:
                 totals.generated_tokens += row["completion_tokens"]
                 totals.generated_ms += max(row["ended_ms"] - row["first_byte_ms"], 0)
