@@ -7,7 +7,7 @@ a commit costs the same for one row as for a hundred.
 
 from __future__ import annotations
 
-import itertools
+import functools
 import json
 import logging
 import os
@@ -94,6 +94,8 @@ _INSERT_REQUEST = (
     f" VALUES ({', '.join('?' * len(_COLUMNS))})"
 )
 _MOST_UNWRITTEN = 100_000  # rows, some 50 MB
+# The wall clock may have been set between any two of them.
+_LAST_SEEN = "max(started_ms, coalesce(ready_ms, 0), coalesce(heartbeat_ms, 0))"
 
 
 def uuid7(ms: int) -> bytes:
@@ -126,6 +128,7 @@ class Store:
         self._lock = threading.Lock()
         self._is_closed = False
         self._unwritten: deque[RequestRow] = deque(maxlen=_MOST_UNWRITTEN)
+        self._writes_kept = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="usage-writer", daemon=True)
         self._thread.start()
 
@@ -173,7 +176,8 @@ class Store:
         return True
 
     def close(self) -> None:
-        """Writes what is queued, then ends the writer."""
+        """Writes what is queued and what was kept, then ends the writer."""
+        self.write_kept()
         self._queue.put(None)
         self._thread.join()
 
@@ -199,21 +203,23 @@ class Store:
     def run_ready(self, run: str, now_ms: int, pid: int, created: float) -> None:
         """The process is told again: the script may have handed over to another."""
         self.write(
-            "UPDATE runs SET ready_ms = ?, pid = ?, pid_created = ? WHERE id = ?",
+            "UPDATE runs SET ready_ms = max(?, started_ms), pid = ?, pid_created = ? WHERE id = ?",
             (now_ms, pid, created, run),
         )
 
     def end_run(self, run: str, now_ms: int, reason: str) -> None:
+        """Not before it was last seen alive, whatever the clock says that was set back."""
         self.write(
-            "UPDATE runs SET ended_ms = ?, end_reason = ? WHERE id = ? AND ended_ms IS NULL",
+            f"UPDATE runs SET ended_ms = max(?, {_LAST_SEEN}), end_reason = ?"
+            " WHERE id = ? AND ended_ms IS NULL",
             (now_ms, reason, run),
         )
 
     def close_dead_run(self, run: str, reason: str) -> None:
         """Ends a run that nobody saw ending: when it was last seen alive."""
         self.write(
-            "UPDATE runs SET ended_ms = coalesce(heartbeat_ms, ready_ms, started_ms),"
-            " end_reason = ? WHERE id = ? AND ended_ms IS NULL",
+            f"UPDATE runs SET ended_ms = {_LAST_SEEN}, end_reason = ?"
+            " WHERE id = ? AND ended_ms IS NULL",
             (reason, run),
         )
 
@@ -230,20 +236,31 @@ class Store:
         takes one again: an answer is not withheld from its client for that."""
         try:
             self.write(_INSERT_REQUEST, astuple(row))
+        except sqlite3.DataError as error:  # its own fault: it would keep the others from the disk
+            log.error("a request's row cannot be written: %s; %s", error, row)
         except sqlite3.Error as error:
             log.error("a request's row was not written and is kept: %s; %s", error, row)
             self._unwritten.append(row)
+        else:
+            if self._unwritten:
+                self.write_kept()
 
     def write_kept(self) -> None:
-        """Tries again to write the rows that were kept."""
-        for _ in range(len(self._unwritten)):
-            row = self._unwritten[0]
-            try:
-                self.write(_INSERT_REQUEST, astuple(row))
-            except sqlite3.Error as error:
-                log.error("%d requests' rows are still kept: %s", len(self._unwritten), error)
-                return
-            self._unwritten.popleft()
+        """Tries again to write the rows that were kept, unless somebody does so already."""
+        if not self._writes_kept.acquire(blocking=False):
+            return
+        try:
+            while self._unwritten:
+                count = min(len(self._unwritten), _GROUP)
+                rows = [self._unwritten[place] for place in range(count)]
+                self.transact(functools.partial(_add_requests, rows))
+                for _ in range(count):
+                    self._unwritten.popleft()
+                log.info("wrote %d requests' rows that were kept", count)
+        except sqlite3.Error as error:
+            log.error("%d requests' rows are still kept: %s", len(self._unwritten), error)
+        finally:
+            self._writes_kept.release()
 
     def open_runs(self) -> list[Run]:
         """Runs with no end: at the program's start, those that an earlier one left behind.
@@ -267,23 +284,19 @@ class Store:
             with self._lock:
                 self._is_closed = True
 
-    def _queued(self) -> Iterator[_Item]:
-        """What waits, without waiting for more."""
-        while not self._queue.empty():  # nobody else takes from it
-            item = self._queue.get()
-            if item is None:
-                self._queue.put(None)  # for _run
-                return
-            yield item
-
-    def _write_group(self, first: _Item, more: Iterable[_Item]) -> None:
-        """Commits these; the lock is held."""
-        connection = self._connection
-        written: dict[Future[Any], object] = {first[1]: None}
+    def _write_group(self, connection: sqlite3.Connection) -> bool:
+        """Commits what is queued, at least one write; False when told to end."""
+        item = self._queue.get()
+        if item is None:
+            return False
         try:
-            _begin(connection)
-            for work, future in itertools.chain([first], more):
-                written[future] = None
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.Error as error:
+            return self._refuse_waiting(item, error)
+        written: dict[Future[Any], object] = {}
+        try:
+            while item is not None:
+                work, future = item
                 try:
                     written[future] = work(connection)
                 except (OverflowError, UnicodeEncodeError) as error:
@@ -302,7 +315,7 @@ class Store:
                     break
             connection.execute("COMMIT")
         except sqlite3.Error as error:
-            log.exception("writes to %s failed", self._path)
+            log.error("writes to %s failed: %s", self._path, error)
             _roll_back(connection)
             # Those that wait would each find the same, one after the other.
             for future in itertools.chain(written, (future for _, future in more)):
@@ -325,6 +338,22 @@ def _begin(connection: sqlite3.Connection) -> None:
             if "locked" not in str(error) or time.monotonic() > deadline:
                 raise
         time.sleep(_LOOK_AGAIN_SECONDS)
+
+    def _refuse_waiting(self, first: _Item, error: sqlite3.Error) -> bool:
+        """Tells all that wait, not the first one only: one after the other, each as long as the
+        lock is waited for, would keep the last one's answer for minutes."""
+        log.error("writes to %s failed: %s", self._path, error)
+        item: _Item | None = first
+        while item is not None:
+            item[1].set_exception(error)
+            if self._queue.empty():
+                return True
+            item = self._queue.get()
+        return False
+
+
+def _add_requests(rows: list[RequestRow], connection: sqlite3.Connection) -> None:
+    connection.executemany(_INSERT_REQUEST, map(astuple, rows))
 
 
 def _all_or_nothing(

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from flask import Blueprint, Response, jsonify, request
+from flask import Blueprint, Response, after_this_request, jsonify, request
 
 from manager import config
 from manager.errors import ApiError, ClientGone
@@ -24,7 +24,7 @@ log = logging.getLogger("manager.requests")
 
 _LONGEST_NAME = 200  # characters, as in the config
 _LONGEST_ERROR = 500
-_ID_HEADER = "X-LLM-Manager-Request"  # under which the request is in usage.db
+_ID_HEADER = "X-LLM-Manager-Request"
 
 
 def blueprint(house: House) -> Blueprint:
@@ -77,6 +77,11 @@ class _Account:
         self._lease: Lease | None = None
         self._leased: float | None = None
         self._is_closed = False
+
+    @property
+    def header(self) -> tuple[str, str]:
+        """Tells the client under which id its request is in usage.db."""
+        return _ID_HEADER, str(uuid.UUID(bytes=self.id))
 
     def leased(self, lease: Lease) -> None:
         self._lease, self._leased = lease, self._house.clock.monotonic()
@@ -148,7 +153,8 @@ def _proxy(house: House) -> Response:
         give_back = house.slots.take()
         payload = Payload(request.get_data(cache=False))
         name = _model_name(payload)
-        account.asked_for = name
+        # JSON can spell half a character (a lone surrogate), which no database and no log takes.
+        account.asked_for = name.encode("utf-8", "replace").decode("utf-8")
         model = house.fleet.find(name)
         account.model, account.mode = model.settings.name, model.settings.mode
         if request.path not in model.interface.endpoints:
@@ -176,18 +182,24 @@ def _proxy(house: House) -> Response:
         status = error.status if isinstance(error, ApiError) else 500
         status = CLIENT_GONE if isinstance(error, ClientGone) else status
         account.close(Outcome(status, error=str(error) or "the client left"))
+        after_this_request(lambda response: _with_header(response, account))
         raise
     answer.when_closed(give_back)
     try:
         return Response(
             answer,  # a WSGI iterable with a close of its own
             status=answer.status,
-            headers=[*answer.headers, (_ID_HEADER, str(uuid.UUID(bytes=account.id)))],
+            headers=[*answer.headers, account.header],
             direct_passthrough=True,
         )
     except ValueError:
         answer.close()  # nobody else will: the server never gets to see it
         raise
+
+
+def _with_header(response: Response, account: _Account) -> Response:
+    response.headers.add(*account.header)
+    return response
 
 
 def _model_name(payload: Payload) -> str:
