@@ -289,6 +289,10 @@ class Program:
         return "".join(self._output)
 
     @property
+    def usage_db(self) -> Path:
+        return self.data / "usage.db"
+
+    @property
     def pid(self) -> int:
         return self.process.pid
 
@@ -301,6 +305,17 @@ class Program:
                 is_ours = environment.get(MARK) == self._mark and RUN in environment
                 is_wanted = model in (None, environment.get("LLM_MANAGER_MODEL"))
                 if is_ours and is_wanted and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+    def workers(self) -> list[psutil.Process]:
+        """The living processes that price, of this program or left behind by an earlier one."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                is_ours = process.environ().get(MARK) == self._mark
+                is_worker = "jobs.worker" in process.cmdline()
+                if is_ours and is_worker and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
         return found
 
