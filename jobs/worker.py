@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import logging.handlers
 import os
+import sqlite3
 import sys
 import threading
 
@@ -39,6 +40,14 @@ def main() -> int:
     threading.Thread(target=_follow_server, args=(work,), name="server", daemon=True).start()
     _begin_log(settings)
     _be_nice()
+    try:
+        return _work(settings, work)
+    except (OSError, sqlite3.Error) as error:  # such as a full disk, on which another tries again
+        log.error("the worker cannot work on %s: %s", settings.data_dir, error)
+        return 1
+
+
+def _work(settings: tasks.Settings, work: tasks.Work) -> int:
     with tasks.claim(settings.data_dir, _CLAIM_SECONDS) as is_ours:
         if not is_ours:
             log.error("another worker is at work on %s", settings.data_dir)

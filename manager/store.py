@@ -224,12 +224,16 @@ class Store:
         )
 
     def heartbeat(self, runs: Iterable[str], now_ms: int) -> None:
-        """Records that these runs are alive: what a crash can hide is the time since."""
-        self.write(
-            "UPDATE runs SET heartbeat_ms = max(?, coalesce(heartbeat_ms, 0))"
-            " WHERE ended_ms IS NULL AND id IN (SELECT value FROM json_each(?))",
-            (now_ms, json.dumps(list(runs))),
-        )
+        """Records that these runs are alive: what a crash can hide is the time since. Where the
+        disk does not take it, the next one tells as much."""
+        try:
+            self.write(
+                "UPDATE runs SET heartbeat_ms = max(?, coalesce(heartbeat_ms, 0))"
+                " WHERE ended_ms IS NULL AND id IN (SELECT value FROM json_each(?))",
+                (now_ms, json.dumps(list(runs))),
+            )
+        except sqlite3.Error as error:
+            log.error("that models are alive was not written: %s", error)
 
     def add_request(self, row: RequestRow) -> None:
         """Writes a request's row. One that the disk does not take is kept, and written when it

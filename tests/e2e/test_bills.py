@@ -1,0 +1,349 @@
+"""Bills over everything that ends a process or fills a disk: nothing is lost, nothing is twice."""
+
+from __future__ import annotations
+
+import json
+import random
+import sqlite3
+import threading
+import time
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import requests
+from usage_rows import a_request, one, query
+
+from manager.store import MIGRATIONS, Store
+
+from .conftest import Launch
+from .program import Program, events_of, eventually, fake
+from .test_first_use import run
+from .test_full_disk import fill, own_mounts  # noqa: F401 - a fixture
+
+ID = "X-LLM-Manager-Request"
+INPUT, OUTPUT = 1, 2  # of the currency for a million tokens
+PRICE = {"tiers": [{"input": INPUT, "output": OUTPUT}]}
+COST = "0.000023"  # of an answer of the fake upstream: 17 and 3 tokens
+A_SECOND = {"per_hour": 3600}  # 1 a second
+HOUR = 3_600_000
+DAY = 24 * HOUR
+UNPRICED = "SELECT count(*) FROM requests WHERE cost IS NULL"
+
+
+def ask(program: Program, **fields: Any) -> str:
+    """The id of a request that was answered whole."""
+    with program.ask("Model", **fields) as answer:
+        assert answer.status_code == 200
+        assert not fields.get("stream") or events_of(answer)[-1] == "[DONE]"
+        return answer.headers[ID]
+
+
+def ids(path: Path) -> list[str]:
+    """Those of all rows, in the order in which they were written."""
+    rows = query(path, "SELECT id FROM requests ORDER BY seq")
+    return [str(uuid.UUID(bytes=number)) for (number,) in rows]
+
+
+def cost_of(program: Program, number: str) -> str:
+    """What the program says that a request costs, once it says so."""
+    path = f"/api/usage/requests/{number}"
+    cost: str = eventually(lambda: program.get(path).json().get("cost"))
+    return cost
+
+
+def summary(program: Program, **asked: Any) -> dict[str, Any]:
+    """All sums there are, once everything is in them."""
+    end = {"start": 0, "end": time.time() + 10 * DAY / 1000}
+
+    def settled() -> dict[str, Any] | None:
+        sums: dict[str, Any] = program.get("/api/usage/summary", params={**end, **asked}).json()
+        return sums if sums["pending"] == 0 else None
+
+    return eventually(settled)
+
+
+# --- processes that are killed ----------------------------------------------------------
+
+
+def test_whoever_is_killed_there_is_one_worker_and_it_prices_what_is_there(
+    launch: Launch,
+) -> None:
+    program = launch({"Model": fake(price=PRICE)})
+    numbers = [ask(program)]
+    assert cost_of(program, numbers[0]) == COST
+    assert summary(program)["cost"] == COST
+
+    (first,) = eventually(program.workers)
+    first.kill()
+    numbers.append(ask(program, stream=True))
+    assert cost_of(program, numbers[1]) == COST
+    (second,) = program.workers()
+    assert second != first
+
+    numbers.append(ask(program))
+    program.kill()
+    eventually(lambda: not program.workers())
+    assert ids(program.usage_db) == numbers
+
+    program.start()
+    numbers.append(ask(program))
+    assert [cost_of(program, number) for number in numbers] == [COST] * 4
+    assert len(program.workers()) == 1
+    assert ids(program.usage_db) == numbers
+    sums = summary(program)
+    assert (sums["requests"], sums["cost"]) == (4, "0.000092")
+    program.end()
+    assert program.workers() == []
+
+
+def test_a_run_ends_when_it_was_last_seen_alive_or_goes_on_under_the_next_program(
+    launch: Launch,
+) -> None:
+    models = {name: fake(price=A_SECOND) for name in ("Lost", "Kept")}
+    program = launch(models)
+    for name in models:
+        assert program.ask(name).status_code == 200
+    lost, kept = (program.model(name)["pid"] for name in models)
+    program.kill()
+    psutil.Process(lost).kill()
+    eventually(lambda: not program.processes("Lost") and not program.workers())
+    with closing(sqlite3.connect(program.usage_db)) as connection, connection:
+        # As if it had begun an hour ago and was last seen half an hour ago.
+        connection.execute(
+            "UPDATE runs SET started_ms = started_ms - 2 * ?1, ready_ms = ready_ms - 2 * ?1,"
+            " heartbeat_ms = ready_ms - ?1 WHERE model = 'Lost'",
+            (HOUR // 2,),
+        )
+    (kept_run,) = query(program.usage_db, "SELECT id, ready_ms FROM runs WHERE model = 'Kept'")
+
+    program.start()
+    program.becomes("Kept", state="ready", pid=kept)
+    ends = "SELECT ended_ms - heartbeat_ms, ended_ms - ready_ms FROM runs WHERE model = 'Lost'"
+    assert query(program.usage_db, ends) == [(0, HOUR // 2)]
+    for name in models:
+        assert program.ask(name).status_code == 200
+    runs = "SELECT model, count(*), sum(ended_ms IS NULL) FROM runs GROUP BY model"
+    assert query(program.usage_db, runs) == [("Kept", 1, 1), ("Lost", 2, 1)]
+    eventually(lambda: summary(program, model="Lost")["cost_hours"] == "1800")
+
+    program.command("Kept", "stop")
+    assert program.ask("Lost").status_code == 200  # the worker looks for what else there is
+    statement = "SELECT id, ready_ms, ended_ms FROM runs WHERE model = 'Kept'"
+    ((number, ready_ms, ended_ms),) = query(program.usage_db, statement)
+    assert (number, ready_ms) == kept_run
+    took = Decimal(ended_ms - ready_ms) / 1000
+    eventually(lambda: Decimal(summary(program, model="Kept")["cost_hours"]) == took)
+
+
+def test_killed_at_random_every_answer_seen_whole_is_there_once_and_priced_once(
+    launch: Launch,
+) -> None:
+    """`python -m bench.bill` is the large one."""
+    program = launch({"Model": fake(price=PRICE)})
+    ask(program)
+    dice, lock = random.Random(4), threading.Lock()
+    seen: dict[str, int] = {}
+
+    def client(seed: int) -> None:
+        own = random.Random(seed)
+        for _ in range(6):
+            while not one_answer(own):
+                time.sleep(0.05)  # as clients do whose server is away
+
+    def one_answer(own: random.Random) -> bool:
+        chunks, stream = own.randrange(2, 9), own.random() < 0.7
+        fields: dict[str, Any] = {"stream_options": {"include_usage": True}} if stream else {}
+        try:
+            shape = {"chunks": chunks, "interval": 0.02}
+            with program.ask("Model", shape, stream=stream, **fields) as answer:
+                if answer.status_code != 200:
+                    return False
+                if not stream:
+                    told = answer.json()
+                else:
+                    *_, told, done = events_of(answer)
+                    if done != "[DONE]":
+                        return False
+        except requests.RequestException:
+            return False
+        with lock:
+            assert answer.headers[ID] not in seen
+            seen[answer.headers[ID]] = told["usage"]["completion_tokens"]
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        clients = [pool.submit(client, number) for number in range(4)]
+        for so_many in (3, 7, 10, 15, 20):
+            eventually(lambda so_many=so_many: len(seen) >= so_many)
+            victims = dice.choice(["server", "worker", "both"])
+            for worker in program.workers() if victims != "server" else []:
+                worker.kill()
+            if victims != "worker":
+                program.kill()
+                program.start()
+        for each in clients:
+            each.result()
+
+    eventually(lambda: one(program.usage_db, UNPRICED) == 0)
+    rows = query(
+        program.usage_db, "SELECT id, prompt_tokens, completion_tokens, cost FROM requests"
+    )
+    costs = {}
+    for number, prompt, completion, cost in rows:
+        costs[str(uuid.UUID(bytes=number))] = cost
+        # One million tokens cost INPUT and OUTPUT of the currency, and this is in billionths.
+        assert cost == prompt * INPUT * 1000 + completion * OUTPUT * 1000
+    assert len(costs) == len(rows)
+    assert len(seen) == 24
+    for number, completion in seen.items():
+        assert costs[number] == 17 * INPUT * 1000 + completion * OUTPUT * 1000
+    total = Decimal(sum(costs.values())) / 10**9
+    sums = summary(program)
+    assert (sums["requests"], Decimal(sums["cost"])) == (len(rows), total)
+
+
+# --- a disk that is full, a file that is locked or damaged -------------------------------
+
+
+def test_on_a_full_disk_answers_come_and_their_rows_are_written_when_there_is_room(
+    launch: Launch,
+    tmp_path: Path,
+    own_mounts: list[str],  # noqa: F811
+) -> None:
+    data = tmp_path / "program-1" / "data"
+    mount = "mkdir -p {0} && mount -t tmpfs -o size={1} tmpfs {0}".format
+    script = f'{mount(data, "3m")} && {mount(data / "logs", "8m")} && exec "$@"'
+    wrapper = [*own_mounts, "sh", "-c", script, "sh"]
+    program = launch({"Model": fake(price=PRICE)}, wrapper=wrapper)
+    disk = Path(f"/proc/{program.pid}/root{data}")  # as the program sees it
+    # SQLite would follow that link to our own disk, so that the program has to say what is there.
+    listed = "/api/usage/requests?limit=1000"
+
+    def rows() -> list[str]:
+        return sorted(row["id"] for row in program.get(listed).json()["requests"])
+
+    numbers = [ask(program)]
+
+    fill(disk)
+    # What has room in the journal is still written.
+    while "is kept: database or disk is full" not in program.output:
+        numbers.append(ask(program))
+        assert len(numbers) < 500
+    numbers += [ask(program, stream=True) for _ in range(3)]
+    assert program.get("/health").status_code == 200
+    assert program.get("/api/usage/summary").status_code == 200
+    assert set(rows()) < set(numbers)
+
+    (disk / "filler").unlink()
+    numbers.append(ask(program))
+    eventually(lambda: rows() == sorted(numbers))
+
+
+def test_what_was_kept_is_written_at_the_programs_end(launch: Launch) -> None:
+    program = launch({"Model": fake(price=PRICE)})
+    numbers = [ask(program)]
+    with closing(sqlite3.connect(program.usage_db, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        # One after the other, each as long as a lock is waited for, they would not come in time.
+        with ThreadPoolExecutor(10) as clients:
+            asked = [clients.submit(ask, program, stream=n % 2 == 0) for n in range(10)]
+            numbers += [each.result() for each in asked]
+        assert program.get("/api/usage/summary").status_code == 200
+        assert ids(program.usage_db) == numbers[:1]
+    assert "is kept: database is locked" in program.output
+    program.end()
+    assert sorted(ids(program.usage_db)) == sorted(numbers)
+
+
+@pytest.mark.parametrize("fault", ["damaged", "newer"])
+def test_a_file_that_is_not_ours_to_use_is_named_and_left_as_it_is(
+    tmp_path: Path, fault: str
+) -> None:
+    path, config = tmp_path / "data" / "usage.db", tmp_path / "config.yaml"
+    config.write_text(json.dumps({"program": {}, "Local-Models": {"Model": fake(price=PRICE)}}))
+    path.parent.mkdir()
+    store = Store(path)
+    store.add_request(a_request())
+    store.close()
+    if fault == "damaged":
+        whole = path.read_bytes()
+        path.write_bytes(whole[:100] + b"\xff" * 4000 + whole[4100:])
+        expected = f"{path} cannot be used: "
+    else:
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+        expected = f"{path} was written by a newer version"
+    before = path.read_bytes()
+
+    done = run("--config", config, "--data-dir", path.parent, "--port", "0")
+    assert done.returncode == 1
+    assert expected in done.stderr
+    assert "It was not changed" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Listening" not in done.stdout
+    assert path.read_bytes() == before
+
+
+# --- a clock that is set -----------------------------------------------------------------
+
+# Found by every Python process of the program: the file says how far its clock is off.
+CLOCK = """
+import os, time
+
+def seconds(now=time.time, path=os.environ["CLOCK_OFF_BY"]):
+    with open(path) as file:
+        return now() + float(file.read())
+
+time.time, time.time_ns = seconds, lambda: int(seconds() * 1e9)
+"""
+
+
+def test_a_clock_that_is_set_bends_no_span_and_loses_no_row(launch: Launch, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(CLOCK)
+    off_by = tmp_path / "off-by"
+
+    def set_clock(seconds: float) -> None:
+        new = off_by.with_suffix(".new")
+        new.write_text(str(seconds))
+        new.replace(off_by)
+
+    set_clock(0)
+    env = {"PYTHONPATH": str(tmp_path), "CLOCK_OFF_BY": str(off_by)}
+    program = launch({"Model": fake(price={**PRICE, **A_SECOND})}, env=env)
+    numbers = [ask(program)]
+    for days in (2, -3, 1):  # forward, back behind the beginning, forward again
+        with program.held("Model") as answer:
+            set_clock(days * DAY / 1000)
+            numbers += [ask(program), answer.headers[ID]]
+        numbers.append(ask(program, stream=True))
+        program.becomes("Model", in_flight=0)
+    set_clock(-DAY / 1000)
+    program.command("Model", "stop")
+    numbers.append(program.ask("Nobody").headers[ID])  # the worker looks for what else there is
+
+    assert sorted(ids(program.usage_db)) == sorted(numbers)
+    for began, *moments in query(
+        program.usage_db, "SELECT started_ms, leased_ms, first_byte_ms, ended_ms FROM requests"
+    ):
+        known = [moment for moment in moments if moment is not None]
+        assert [began, *known] == sorted([began, *known])
+        assert known[-1] - began < HOUR
+    started = {
+        began for (began,) in query(program.usage_db, "SELECT started_ms / 86400000 FROM requests")
+    }
+    assert len(started) >= 3  # the clock was really another one
+    ((begun, ready, ended),) = query(
+        program.usage_db, "SELECT started_ms, ready_ms, ended_ms FROM runs"
+    )
+    assert begun <= ready <= ended < ready + HOUR
+    eventually(lambda: one(program.usage_db, "SELECT billed_ms FROM runs") == ended)
+    sums = summary(program)
+    assert sums["requests"] == len(numbers)
+    assert sums["run_seconds"] * 1000 == ended - ready
+    assert Decimal(sums["cost_hours"]) == Decimal(ended - ready) / 1000
