@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from usage_rows import a_request
 
 from manager import store as store_module
 from manager.store import MIGRATIONS, Run, Store, StoreError
@@ -121,6 +122,26 @@ def test_a_run_can_be_begun_only_once(store: Store) -> None:
     with pytest.raises(sqlite3.IntegrityError):
         store.begin_run(a_run())
     assert store.open_runs() == [a_run()]
+
+
+@pytest.mark.parametrize("heartbeat", [None, 1500, 9000])
+def test_a_run_spans_no_negative_time_whatever_the_clock_says(
+    path: Path, store: Store, heartbeat: int | None
+) -> None:
+    """It was set back by hours between any two of these."""
+    last = max(1000, heartbeat or 0)
+    for name, end in (
+        ("seen", lambda: store.end_run("seen", 5, "idle")),
+        ("unseen", lambda: store.close_dead_run("unseen", "found ended")),
+    ):
+        store.begin_run(a_run(name, started_ms=1000))
+        store.run_ready(name, 500, 4322, 1700000001.5)
+        if heartbeat is not None:
+            store.heartbeat([name], heartbeat)
+            store.heartbeat([name], 7)
+        end()
+        times = f"SELECT started_ms, ready_ms, ended_ms FROM runs WHERE id = '{name}'"
+        assert query(path, times) == [(1000, 1000, last)]
 
 
 # --- writes -----------------------------------------------------------------------------
@@ -304,6 +325,89 @@ def test_what_was_written_survives_kill_9(path: Path) -> None:
     found = {run.id for run in store.open_runs()}
     store.close()
     assert {line.strip() for line in told if line.endswith("\n")} <= found
+
+
+# --- rows of requests that the disk does not take -----------------------------------------
+
+
+@pytest.fixture
+def locked(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Store, sqlite3.Connection]]:
+    """A store, and another process's connection that can take its lock."""
+    monkeypatch.setattr(store_module, "_BUSY_MS", 50)
+    store = Store(path)
+    other = sqlite3.connect(path, isolation_level=None)
+    yield store, other
+    other.close()
+    store.close()
+
+
+def request_ids(path: Path) -> list[bytes]:
+    return [number for (number,) in query(path, "SELECT id FROM requests ORDER BY seq")]
+
+
+@pytest.mark.parametrize("by", ["the next row", "the heartbeat", "the end"])
+def test_rows_that_a_locked_file_did_not_take_are_written_once_it_does(
+    path: Path, locked: tuple[Store, sqlite3.Connection], by: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, other = locked
+    rows = [a_request() for _ in range(1200)]  # more than a group
+    other.execute("BEGIN IMMEDIATE")
+    for row in rows[:3]:
+        store.add_request(row)  # its client gets the answer all the same
+    store.heartbeat(["1"], 5)
+    assert caplog.text.count("is kept: database is locked") == 3
+    assert repr(rows[0]) in caplog.text  # whoever kills it now can still find it there
+    store._unwritten.extend(rows[3:])  # each of them would wait for the lock
+    store.write_kept()
+    assert "1200 requests' rows are still kept" in caplog.text
+    assert request_ids(path) == []
+    other.execute("ROLLBACK")
+
+    if by == "the next row":
+        rows.append(a_request())
+        store.add_request(rows[-1])
+    elif by == "the heartbeat":
+        store.write_kept()
+    else:
+        store.close()
+    assert sorted(request_ids(path)) == sorted(row.id for row in rows)
+
+
+def test_all_who_wait_for_a_lock_are_told_when_the_first_of_them_is(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One after the other, each as long, the last would wait for minutes."""
+    monkeypatch.setattr(store_module, "_BUSY_MS", 500)
+    store, other = Store(path), sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with ThreadPoolExecutor(20) as threads:
+        list(threads.map(store.add_request, [a_request() for _ in range(20)]))
+    assert caplog.text.count("writes to") < 20
+    other.close()
+    store.close()
+    assert len(request_ids(path)) == 20
+
+
+def test_a_row_that_no_database_can_hold_keeps_no_other_back(
+    path: Path, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.add_request(a_request(model="half a character: \ud800"))
+    assert "cannot be written" in caplog.text
+    fine = a_request()
+    store._unwritten.append(fine)
+    store.write_kept()
+    assert request_ids(path) == [fine.id]
+
+
+def test_a_row_that_is_written_again_is_there_once(path: Path, store: Store) -> None:
+    """As where the disk took it at last, after its writer had given up on it."""
+    row = a_request()
+    store.add_request(row)
+    store._unwritten.append(row)
+    store.write_kept()
+    assert request_ids(path) == [row.id]
 
 
 # --- the file ---------------------------------------------------------------------------

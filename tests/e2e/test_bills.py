@@ -239,6 +239,9 @@ def test_on_a_full_disk_answers_come_and_their_rows_are_written_when_there_is_ro
     assert program.get("/health").status_code == 200
     assert program.get("/api/usage/summary").status_code == 200
     assert set(rows()) < set(numbers)
+    for worker in program.workers():
+        worker.kill()
+    eventually(lambda: "the worker cannot work on" in program.output)
 
     (disk / "filler").unlink()
     numbers.append(ask(program))
