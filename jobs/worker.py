@@ -94,21 +94,23 @@ def _begin_log(settings: tasks.Settings) -> None:
     ]
     for handler in handlers:
         handler.setFormatter(queue.Discreet(_FORMAT, settings.queue))
-        handler.addFilter(_Calm())
     logging.basicConfig(handlers=handlers, force=True)
     logging.getLogger("manager").setLevel(settings.log_level)
     logging.getLogger("huey").setLevel(logging.WARNING)
+    for thread in ("Worker", "Scheduler"):
+        # Not of the handlers, of which the first would take the traceback before the others look.
+        logging.getLogger(f"huey.consumer.{thread}").addFilter(_Calm())
 
 
 class _Calm(logging.Filter):
-    """Huey tells a server that is away with a traceback each time that it looks."""
+    """Each of Huey's threads tells a server that is away with a traceback each time it looks."""
 
     def __init__(self) -> None:
         super().__init__()
         self._last: dict[str, str] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if not record.name.startswith("huey.consumer") or not record.exc_info:
+        if not record.exc_info:
             return True
         text = f"{record.getMessage()}: {record.exc_info[1]}"
         record.msg, record.args, record.exc_info, record.exc_text = text, (), None, None
