@@ -36,6 +36,7 @@ from manager.ports import Ports
 from manager.prices import Prices
 from manager.reports import Reports
 from manager.server import Shared
+from manager.spool import Spool
 from manager.store import Store, StoreError
 from manager.watch import Watch
 from routes import create_app, settings
@@ -116,6 +117,7 @@ def _serve(
     fleet = Fleet(loaded, interfaces, shared)
     usage_db = data_dir / "usage.db"
     tasks = TaskQueue(data_dir, program.queue)
+    spool = Spool(data_dir, shared.store.add_requests)
     worker = Supervisor(Settings.of(program, data_dir), clock)
     orders = Orders(shared.store, usage_db, clock, tasks.put)
     house = House(
@@ -127,7 +129,7 @@ def _serve(
         placement=placement,
         clock=clock,
         logs=shared.logs,
-        store=shared.store,
+        spool=spool,
         slots=Slots(program.threads),
         metrics=metrics,
         data_dir=data_dir,
@@ -176,6 +178,7 @@ def _serve(
     scheduler.shutdown()
     worker.stop()
     tasks.close()
+    spool.close()
     shared.store.close()
     claimed.close()
     return 0

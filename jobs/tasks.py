@@ -131,8 +131,6 @@ class Work:
                     self._clean_up(connection)
                 for kind in orders.KINDS if task == "bill" else (task,):
                     self._all(connection, kind)
-                # So that the server, whose clients wait for its commits, has not to do it.
-                connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
         except (sqlite3.Error, StoreError) as error:
             self._say(f"{task}: {error}; it is tried again")
 

@@ -123,13 +123,12 @@ class Fleet:
             model.sweep()
 
     def heartbeat(self) -> None:
-        """Records which servers are alive, and writes what the disk did not take before."""
+        """Records which servers are alive."""
         with self._lock:
             models = [*self._models.values(), *self._leaving]
         runs = [run for model in models if (run := model.run) is not None]
         if runs:
             self._shared.store.heartbeat(runs, self._shared.clock.wall_ms())
-        self._shared.store.write_kept()
 
     def close(self) -> None:
         """Refuses new work, drains, stops every model and waits until all are stopped."""

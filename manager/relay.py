@@ -230,11 +230,14 @@ class _Passage:
 
     def _passed_on(self, response: Response) -> Iterator[bytes]:
         """An answer that is too large to hold, or of unknown length."""
-        tail = b""
+        tail, left = b"", response.length
         try:
             for piece in response.pieces():
                 self._first_byte_at = self._first_byte_at or time.monotonic()
                 tail = (tail + piece)[-_READ_WHOLE:]
+                left = None if left is None else left - len(piece)
+                if left == 0:  # a client reads no further than the length that it was told
+                    self._report(response.status, usage=self._lease.interface.usage(tail))
                 yield piece
         except Aborted:
             return  # the client has left, as close() will report

@@ -1,13 +1,12 @@
 """usage.db: its schema and the versions of it, one writer, queries.
 
-There is one connection that writes. Who finds it free commits in its own thread: to wake another
-one would take longer. What comes meanwhile is committed in groups by a thread of the store's own:
-a commit costs the same for one row as for a hundred.
+Every write goes through one thread that commits in groups: SQLite takes one writer at a time
+anyway, and a commit costs the same for one row as for a hundred.
 """
 
 from __future__ import annotations
 
-import functools
+import itertools
 import json
 import logging
 import os
@@ -15,14 +14,13 @@ import queue
 import sqlite3
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
-from dataclasses import astuple, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from manager.schema import MIGRATIONS
 
@@ -31,8 +29,7 @@ log = logging.getLogger(__name__)
 _SHRINKS = 3  # the version of the schema since which the file can shrink while it is used
 _GROUP = 500
 _BUSY_SECONDS = 5.0
-_LOOK_AGAIN_SECONDS = 0.0005
-_JOURNAL_PAGES = 10_000  # 40 MB
+_LOOK_AGAIN_SECONDS = 0.001
 
 _WRITE_TIMEOUT = 60.0  # seconds; a disk that takes longer than this will not come back
 
@@ -63,8 +60,7 @@ class Run:
     memory_mb: Mapping[str, int] = field(default_factory=dict)  # by device id
 
 
-@dataclass(frozen=True)
-class RequestRow:
+class RequestRow(NamedTuple):
     """One request, when it has ended; what cannot be known is empty or None. Times are epoch
     ms, ``id`` is a UUIDv7. The price is added later."""
 
@@ -88,12 +84,11 @@ class RequestRow:
     error: str | None
 
 
-_COLUMNS = [column.name for column in fields(RequestRow)]
+# A row that is written again is there once.
 _INSERT_REQUEST = (
-    f"INSERT OR IGNORE INTO requests ({', '.join(_COLUMNS)})"
-    f" VALUES ({', '.join('?' * len(_COLUMNS))})"
+    f"INSERT OR IGNORE INTO requests ({', '.join(RequestRow._fields)})"
+    f" VALUES ({', '.join('?' * len(RequestRow._fields))})"
 )
-_MOST_UNWRITTEN = 100_000  # rows, some 50 MB
 # The wall clock may have been set between any two of them.
 _LAST_SEEN = "max(started_ms, coalesce(ready_ms, 0), coalesce(heartbeat_ms, 0))"
 
@@ -120,20 +115,13 @@ class Store:
             self._connection = _connect(path)
             _migrate(self._connection)
             self._connection.execute("PRAGMA busy_timeout = 0")  # see _begin
-            # What moves the journal into the file has to wait for the disk: mostly the worker does.
-            self._connection.execute(f"PRAGMA wal_autocheckpoint = {_JOURNAL_PAGES}")
         except sqlite3.Error as error:
             raise _unusable(path, error) from error
-        # Held while the connection is in use. Only the store's thread waits for it.
-        self._lock = threading.Lock()
-        self._is_closed = False
-        self._unwritten: deque[RequestRow] = deque(maxlen=_MOST_UNWRITTEN)
-        self._writes_kept = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="usage-writer", daemon=True)
         self._thread.start()
 
     def write(self, statement: str, values: tuple[object, ...]) -> None:
-        """Executes it and waits until it is committed.
+        """Executes it in the writer's thread and waits until it is committed.
 
         Raises sqlite3.Error where it or its commit fails.
         """
@@ -144,9 +132,9 @@ class Store:
         self._commit(execute)
 
     def transact(self, function: Callable[[sqlite3.Connection], T]) -> T:
-        """Calls the function with the connection and waits until what it wrote is committed; nobody
-        writes between what it reads and what it writes. It has to be quick: every other write
-        waits for it.
+        """Calls the function with the connection, in the writer's thread, and waits until what it
+        wrote is committed; nobody writes between what it reads and what it writes. It has to be
+        quick: every other write waits for it.
 
         Raises what it raises, and then nothing of it was written; sqlite3.Error where the commit
         fails.
@@ -156,28 +144,14 @@ class Store:
 
     def _commit(self, work: Work) -> Any:
         future: Future[Any] = Future()
-        if not self._commit_here(work, future):
-            self._queue.put((work, future))
+        self._queue.put((work, future))
         try:
             return future.result(_WRITE_TIMEOUT)
         except futures.TimeoutError:
             raise sqlite3.OperationalError(f"{self._path} takes no writes") from None
 
-    def _commit_here(self, work: Work, future: Future[Any]) -> bool:
-        """Commits it in this thread; False where others are at it or wait."""
-        if not self._queue.empty() or not self._lock.acquire(blocking=False):
-            return False
-        try:
-            if self._is_closed:
-                return False
-            self._write_group((work, future), ())
-        finally:
-            self._lock.release()
-        return True
-
     def close(self) -> None:
-        """Writes what is queued and what was kept, then ends the writer."""
-        self.write_kept()
+        """Writes what is queued, then ends the writer."""
         self._queue.put(None)
         self._thread.join()
 
@@ -235,36 +209,14 @@ class Store:
         except sqlite3.Error as error:
             log.error("that models are alive was not written: %s", error)
 
-    def add_request(self, row: RequestRow) -> None:
-        """Writes a request's row. One that the disk does not take is kept, and written when it
-        takes one again: an answer is not withheld from its client for that."""
-        try:
-            self.write(_INSERT_REQUEST, astuple(row))
-        except sqlite3.DataError as error:  # its own fault: it would keep the others from the disk
-            log.error("a request's row cannot be written: %s; %s", error, row)
-        except sqlite3.Error as error:
-            log.error("a request's row was not written and is kept: %s; %s", error, row)
-            self._unwritten.append(row)
-        else:
-            if self._unwritten:
-                self.write_kept()
+    def add_requests(self, rows: Sequence[RequestRow]) -> None:
+        """Writes requests' rows, all or none; those that are there already are left as they are.
+        Raises sqlite3.Error; sqlite3.DataError for a value that the database cannot hold."""
 
-    def write_kept(self) -> None:
-        """Tries again to write the rows that were kept, unless somebody does so already."""
-        if not self._writes_kept.acquire(blocking=False):
-            return
-        try:
-            while self._unwritten:
-                count = min(len(self._unwritten), _GROUP)
-                rows = [self._unwritten[place] for place in range(count)]
-                self.transact(functools.partial(_add_requests, rows))
-                for _ in range(count):
-                    self._unwritten.popleft()
-                log.info("wrote %d requests' rows that were kept", count)
-        except sqlite3.Error as error:
-            log.error("%d requests' rows are still kept: %s", len(self._unwritten), error)
-        finally:
-            self._writes_kept.release()
+        def add(connection: sqlite3.Connection) -> None:
+            connection.executemany(_INSERT_REQUEST, rows)
+
+        self.transact(add)
 
     def open_runs(self) -> list[Run]:
         """Runs with no end: at the program's start, those that an earlier one left behind.
@@ -283,24 +235,16 @@ class Store:
     def _run(self) -> None:
         with closing(self._connection):
             while item := self._queue.get():
-                with self._lock:
-                    self._write_group(item, self._queued())
-            with self._lock:
-                self._is_closed = True
+                self._write_group(item)
 
-    def _write_group(self, connection: sqlite3.Connection) -> bool:
-        """Commits what is queued, at least one write; False when told to end."""
-        item = self._queue.get()
-        if item is None:
-            return False
+    def _write_group(self, first: _Item) -> None:
+        """Commits this and what is queued behind it."""
+        connection = self._connection
+        written: dict[Future[Any], object] = {first[1]: None}
         try:
-            connection.execute("BEGIN IMMEDIATE")
-        except sqlite3.Error as error:
-            return self._refuse_waiting(item, error)
-        written: dict[Future[Any], object] = {}
-        try:
-            while item is not None:
-                work, future = item
+            _begin(connection)
+            for work, future in itertools.chain([first], self._queued()):
+                written[future] = None
                 try:
                     written[future] = work(connection)
                 except (OverflowError, UnicodeEncodeError) as error:
@@ -322,11 +266,20 @@ class Store:
             log.error("writes to %s failed: %s", self._path, error)
             _roll_back(connection)
             # Those that wait would each find the same, one after the other.
-            for future in itertools.chain(written, (future for _, future in more)):
+            for future in [*written, *(future for _, future in self._queued())]:
                 future.set_exception(error)
         else:
             for future, result in written.items():
                 future.set_result(result)
+
+    def _queued(self) -> Iterator[_Item]:
+        """What waits, without waiting for more."""
+        while not self._queue.empty():  # nobody else takes from it
+            item = self._queue.get()
+            if item is None:
+                self._queue.put(None)  # for _run
+                return
+            yield item
 
 
 def _begin(connection: sqlite3.Connection) -> None:
@@ -342,22 +295,6 @@ def _begin(connection: sqlite3.Connection) -> None:
             if "locked" not in str(error) or time.monotonic() > deadline:
                 raise
         time.sleep(_LOOK_AGAIN_SECONDS)
-
-    def _refuse_waiting(self, first: _Item, error: sqlite3.Error) -> bool:
-        """Tells all that wait, not the first one only: one after the other, each as long as the
-        lock is waited for, would keep the last one's answer for minutes."""
-        log.error("writes to %s failed: %s", self._path, error)
-        item: _Item | None = first
-        while item is not None:
-            item[1].set_exception(error)
-            if self._queue.empty():
-                return True
-            item = self._queue.get()
-        return False
-
-
-def _add_requests(rows: list[RequestRow], connection: sqlite3.Connection) -> None:
-    connection.executemany(_INSERT_REQUEST, map(astuple, rows))
 
 
 def _all_or_nothing(

@@ -19,7 +19,7 @@ from manager.orders import Orders
 from manager.placement import Placement
 from manager.prices import Prices
 from manager.reports import Reports
-from manager.store import Store
+from manager.spool import Spool
 from manager.watch import Watch
 from routes.metrics import Metrics
 from routes.slots import Slots
@@ -38,7 +38,7 @@ class House:
     placement: Placement
     clock: Clock
     logs: ModelLogs
-    store: Store
+    spool: Spool
     slots: Slots
     metrics: Metrics
     data_dir: Path

@@ -92,7 +92,7 @@ class _Account:
         self._is_closed = True
         now = self._house.clock.monotonic()
         if not self.mode or self.mode in self._house.fleet.config.program.token_tracker:
-            self._house.store.add_request(self._row(outcome, now))
+            self._house.spool.add(self._row(outcome, now))
         usage = outcome.usage
         waited = (self._leased or now) - self._began
         first = outcome.first_byte_at - self._began if outcome.first_byte_at else None

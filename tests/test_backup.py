@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from usage_rows import NOON, a_request, add_price, one
+from usage_rows import NOON, a_request, add_price, add_request, one
 
 from manager import data
 from manager.store import Store, StoreError
@@ -40,13 +40,13 @@ def test_it_works_while_rows_come_in_and_opens_like_the_original(
     tmp_path: Path, store: Store
 ) -> None:
     for number in range(500):
-        store.add_request(a_request(NOON + number))
+        add_request(store, a_request(NOON + number))
     stop = threading.Event()
 
     def serve() -> None:
         number = 500
         while not stop.is_set():
-            store.add_request(a_request(NOON + number))
+            add_request(store, a_request(NOON + number))
             number += 1
 
     serving = threading.Thread(target=serve)
@@ -61,7 +61,7 @@ def test_it_works_while_rows_come_in_and_opens_like_the_original(
     copied = one(tmp_path / "copy.db", "SELECT count(*) FROM requests")
     assert 500 <= copied <= one(tmp_path / "usage.db", "SELECT count(*) FROM requests")
     restored = Store(tmp_path / "copy.db")  # the program starts on it
-    restored.add_request(a_request())
+    add_request(restored, a_request())
     restored.close()
     assert one(tmp_path / "copy.db", "SELECT count(*) FROM requests") == copied + 1
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from flask.testing import FlaskClient
-from usage_rows import a_request, query
+from usage_rows import a_request, add_request, query
 
 import routes
 from jobs import billing
@@ -132,7 +132,7 @@ class Example:
             completion_tokens=completion,
             **changes,
         )
-        self.store.add_request(row)
+        add_request(self.store, row)
         self.at(ended)
 
     def begin_run(self, run: str, started: str, ready: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from usage_rows import DAY, NOON, a_request, add_price, add_run, one, query, sums_agree
+from usage_rows import DAY, NOON, a_request, add_price, add_request, add_run, one, query, sums_agree
 
 import routes
 from jobs.tasks import Settings, Work
@@ -73,7 +73,7 @@ def counts(path: Path, model: str) -> tuple[int, ...]:
 
 def fill(store: Store, model: str, number: int = 50) -> None:
     for i in range(number):
-        store.add_request(a_request(NOON + i * DAY // 10, model))
+        add_request(store, a_request(NOON + i * DAY // 10, model))
     add_run(store, f"{model} ended", NOON, NOON + 3 * DAY, model)
 
 
@@ -153,7 +153,7 @@ def test_a_kill_in_the_middle_leaves_it_to_the_next_worker(
             pass
         else:
             orders.done(connection, order)
-    store.add_request(a_request(NOON + 40 * DAY))
+    add_request(store, a_request(NOON + 40 * DAY))
     work.run("bill")
     assert one(path, "SELECT count(*) FROM requests WHERE model = 'Qwen'") == 1
     assert query(path, "SELECT id FROM runs") == [("goes on",)]
@@ -192,7 +192,7 @@ def test_retention_deletes_old_billed_requests_and_keeps_their_sums(
 ) -> None:
     now = Clock().wall_ms()
     for days in (0, 1, 5, 6, 100):
-        store.add_request(a_request(now - days * DAY))
+        add_request(store, a_request(now - days * DAY))
     work = Work(Settings(tmp_path, "INFO", "UTC", "CNY", 3, tmp_path / "exports"))
     work.run("bill")
     before = sums(path, "Qwen")
@@ -209,7 +209,7 @@ def test_retention_deletes_old_billed_requests_and_keeps_their_sums(
 
 
 def test_without_retention_every_request_is_kept(path: Path, store: Store, work: Work) -> None:
-    store.add_request(a_request(DAY))
+    add_request(store, a_request(DAY))
     work.run("clean_up")
     assert one(path, "SELECT count(*) FROM requests") == 1
 
@@ -290,7 +290,7 @@ def test_a_locked_database_is_told_and_tried_again(
     path: Path, store: Store, work: Work, caplog: pytest.LogCaptureFixture, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(data, "_BUSY_SECONDS", 0.05)
-    store.add_request(a_request())
+    add_request(store, a_request())
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         work.run("bill")
@@ -344,7 +344,7 @@ def test_the_data_page_says_what_is_stored_and_whether_the_worker_lives(
 ) -> None:
     fill(store, "Qwen", 2)
     fill(store, "Gone", 2)
-    store.add_request(a_request())
+    add_request(store, a_request())
     before = client.get("/api/data").get_json()
     assert before["unbilled_requests"] == 5
     assert before["worker"] == {"alive": True, "pid": 7}
@@ -403,7 +403,7 @@ def test_what_had_no_price_gets_the_one_it_has_now(
 def test_a_bill_is_made_listed_and_downloaded(
     client: FlaskClient, store: Store, tmp_path: Path
 ) -> None:
-    store.add_request(a_request())
+    add_request(store, a_request())
     made = client.post("/api/exports?wait=1", json={"month": "2026-11"})
     assert made.status_code == 200
     assert made.get_json()["file"] == "bill-2026-11.csv"

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from usage_rows import DAY, NOON, a_request, add_price, add_run
+from usage_rows import DAY, NOON, a_request, add_price, add_request, add_run
 
 from jobs import crontab
 from jobs.schedule import ScheduledBill
@@ -80,14 +80,14 @@ def test_a_bill_has_a_row_for_each_model_key_and_day_and_the_total_last(
     store: Store, work: Work
 ) -> None:
     add_price(store, "Hourly", per_hour=1_500_000_000)
-    store.add_request(a_request(NOON, key="team", cached_tokens=10))
-    store.add_request(a_request(NOON + HOUR, key="team", status=500, prompt_tokens=1))
-    store.add_request(a_request(NOON + DAY, key="team", estimated=True))
-    store.add_request(a_request(NOON, "Free"))
+    add_request(store, a_request(NOON, key="team", cached_tokens=10))
+    add_request(store, a_request(NOON + HOUR, key="team", status=500, prompt_tokens=1))
+    add_request(store, a_request(NOON + DAY, key="team", estimated=True))
+    add_request(store, a_request(NOON, "Free"))
     add_run(store, "r", NOON, NOON + HOUR // 2, "Hourly")
     adjust(store, "Qwen", "team", NOON, -1)
     adjust(store, "", "guest", NOON, 5_000_000_000)
-    store.add_request(a_request(NOON - 40 * DAY))  # of another month
+    add_request(store, a_request(NOON - 40 * DAY))  # of another month
     bill = bill_of(work)
     assert bill.startswith(b"\xef\xbb\xbfdate,model,key,requests,")
     assert bill.count(b"\n") == bill.count(b"\r\n") == 7
@@ -116,7 +116,7 @@ def test_a_bill_has_a_row_for_each_model_key_and_day_and_the_total_last(
 
 def test_a_days_bill_has_that_day_only(store: Store, work: Work) -> None:
     for days in (0, 1, 2):
-        store.add_request(a_request(NOON + days * DAY))
+        add_request(store, a_request(NOON + days * DAY))
     assert [row["date"] for row in rows_of(bill_of(work, "2026-11-06"))] == ["2026-11-06", "total"]
 
 
@@ -127,7 +127,7 @@ def test_nothing_in_a_month_is_a_bill_of_nothing(work: Work) -> None:
 
 def test_the_same_rows_give_the_same_bytes(store: Store, work: Work) -> None:
     for number in range(50):
-        store.add_request(a_request(NOON + number * HOUR, f"m{number % 7}", key=f"k{number % 3}"))
+        add_request(store, a_request(NOON + number * HOUR, f"m{number % 7}", key=f"k{number % 3}"))
     first = bill_of(work)
     assert bill_of(work) == first
     # Also when they were added up another way: in one zone first, then in another and back.
@@ -139,8 +139,8 @@ def test_the_same_rows_give_the_same_bytes(store: Store, work: Work) -> None:
 
 def test_the_columns_add_up_to_the_total(store: Store, work: Work) -> None:
     for number in range(60):
-        store.add_request(
-            a_request(NOON + number * 7 * HOUR, f"m{number % 3}", key=f"{number % 4}")
+        add_request(
+            store, a_request(NOON + number * 7 * HOUR, f"m{number % 3}", key=f"{number % 4}")
         )
         add_price(store, f"m{number}")
     *lines, total = rows_of(bill_of(work))
@@ -153,23 +153,23 @@ def test_the_columns_add_up_to_the_total(store: Store, work: Work) -> None:
     ["=1+2", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "＝1+2", '=HYPERLINK("http://x","y")'],  # noqa: RUF001
 )
 def test_no_name_is_taken_for_a_formula(store: Store, work: Work, name: str) -> None:
-    store.add_request(a_request(NOON, name, key=name))
+    add_request(store, a_request(NOON, name, key=name))
     row = rows_of(bill_of(work))[0]
     assert (row["model"], row["key"]) == (f"'{name}", f"'{name}")
 
 
 @pytest.mark.parametrize("name", ["通义千问", 'a "b", c', "line\nbreak", "a;b", "1=2", "é😀"])
 def test_every_name_is_read_back_as_it_is(store: Store, work: Work, name: str) -> None:
-    store.add_request(a_request(NOON, name))
+    add_request(store, a_request(NOON, name))
     assert rows_of(bill_of(work))[0]["model"] == name
 
 
 def test_a_bill_replaces_the_one_before_and_leaves_nothing_beside_it(
     tmp_path: Path, store: Store, work: Work
 ) -> None:
-    store.add_request(a_request())
+    add_request(store, a_request())
     first = bill_of(work)
-    store.add_request(a_request())
+    add_request(store, a_request())
     assert bill_of(work) != first
     assert [path.name for path in (tmp_path / "exports").iterdir()] == ["bill-2026-11.csv"]
     assert bills.written(tmp_path / "exports") == [tmp_path / "exports" / "bill-2026-11.csv"]
@@ -184,8 +184,8 @@ def test_libreoffice_opens_it_with_names_and_numbers_and_runs_no_formula(
 ) -> None:
     add_price(store, "通义千问")
     add_price(store, "=1+2")
-    store.add_request(a_request(NOON, "通义千问"))
-    store.add_request(a_request(NOON, "=1+2"))
+    add_request(store, a_request(NOON, "通义千问"))
+    add_request(store, a_request(NOON, "=1+2"))
     bill_of(work)
     subprocess.run(
         [
@@ -313,7 +313,7 @@ def test_the_hours_of_a_schedule_are_those_of_the_zone() -> None:
 def test_a_bill_that_was_due_while_the_program_was_off_is_made_up_for(
     tmp_path: Path, store: Store, work: Work, now: str, made: bool, expected: list[str]
 ) -> None:
-    store.add_request(a_request())
+    add_request(store, a_request())
     bill_of(work)
     if not made:
         (tmp_path / "exports" / "bill-2026-11.csv").unlink()
@@ -344,7 +344,7 @@ def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_shell_gets_a_bill_with_everything_priced(tmp_path: Path, store: Store) -> None:
-    store.add_request(a_request())
+    add_request(store, a_request())
     done = command(tmp_path, "--month", "2026-11")
     assert done.returncode == 0, done.stderr
     total = rows_of(Path(done.stdout.strip()).read_bytes())[-1]
@@ -355,7 +355,7 @@ def test_beside_a_worker_it_waits_until_that_has_priced_what_is_there(
     tmp_path: Path, store: Store, work: Work
 ) -> None:
     """The two never add up at the same time."""
-    store.add_request(a_request())
+    add_request(store, a_request())
     with claim(tmp_path, 0), closing(data.connect(work.path)) as connection:
         shell = subprocess.Popen(
             [sys.executable, "-c", _IMPATIENT, str(tmp_path)],

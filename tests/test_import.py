@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from usage_rows import NOON, a_request, one, query
+from usage_rows import NOON, a_request, add_request, one, query
 
 from jobs.import_history import NotReadable, import_file
 from jobs.tasks import Settings, Work
@@ -301,6 +301,6 @@ def test_it_works_from_a_shell_beside_a_running_program(tmp_path: Path, old: Pat
     assert done.returncode == 1  # something was left out
     assert "2 requests, 2 runs and 2 prices added" in done.stdout
     assert "left out" in done.stderr
-    store.add_request(a_request())
+    add_request(store, a_request())
     store.close()
     assert counts(tmp_path / "data" / "usage.db") == (3, 2, 2)

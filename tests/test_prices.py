@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from usage_rows import add_request
 
 from jobs import billing
 from manager import calendar, data
@@ -53,11 +54,12 @@ class Books:
         self.reports = Reports(path)
 
     def request(self, at_ms: int, model: str = "m", prompt: int = 1000, output: int = 1000) -> None:
-        self.store.add_request(
+        add_request(
+            self.store,
             RequestRow(
                 *(uuid7(at_ms), model, model, "Chat", "gpu", "", "/v1/chat/completions"),
                 *(False, 200, at_ms, at_ms, at_ms + 10, at_ms + 20, prompt, 0, output, False, None),
-            )
+            ),
         )
 
     def run(self, ready_ms: int, heartbeat_ms: int, model: str = "m") -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from usage_rows import NOON, a_request, add_price, one, query
+from usage_rows import NOON, a_request, add_price, add_request, one, query
 
 from jobs import queue
 from jobs.queue import Discreet, QueueError, TaskQueue
@@ -161,7 +161,7 @@ def test_rows_are_priced_and_bills_made_over_the_server(
     try:
         orders = Orders(store, tmp_path / "usage.db", Clock(), tasks.put)
         for number in range(200):
-            store.add_request(a_request(NOON + number))
+            add_request(store, a_request(NOON + number))
         order = orders.place("export", "2026-11")
         assert orders.wait(order, 20, lambda: False) is None
         assert billed(tmp_path) == 200
@@ -187,11 +187,11 @@ def test_a_server_that_goes_away_is_told_once_and_found_again(
     supervisor = supervised(tmp_path, server.url)
     supervisor.start()
     try:
-        store.add_request(a_request())
+        add_request(store, a_request())
         tasks.tick()
         eventually(lambda: billed(tmp_path) == 1)
         server.stop()
-        store.add_request(a_request())
+        add_request(store, a_request())
         eventually(lambda: tasks.tick() or "the task queue fails" in caplog.text)
         tasks.tick()
         server.start(eventually)

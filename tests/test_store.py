@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sqlite3
@@ -16,7 +17,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from usage_rows import a_request
 
 from manager import store as store_module
 from manager.store import MIGRATIONS, Run, Store, StoreError
@@ -166,7 +166,7 @@ def test_many_threads_write_at_once_and_nothing_is_lost(path: Path, store: Store
 def together(
     path: Path, store: Store, eventually: Callable[[Callable[[], Any]], Any]
 ) -> Callable[[list[tuple[str, tuple[object, ...]]]], list[sqlite3.Error | None]]:
-    """Has writes meet in the writer by keeping the disk from it until then; the first is first."""
+    """Has writes meet in the writer, in this order, by keeping the disk from it until then."""
 
     def together(writes: list[tuple[str, tuple[object, ...]]]) -> list[sqlite3.Error | None]:
         blocker = sqlite3.connect(path, isolation_level=None)
@@ -176,12 +176,17 @@ def together(
         def write(number: int) -> None:
             results[number] = outcome(lambda: store.write(*writes[number]))
 
-        threads = [threading.Thread(target=write, args=(number,)) for number in range(len(writes))]
-        for thread in threads:
-            thread.start()
-            eventually(store._lock.locked)
-        # The first waits for the disk, and the store's thread with the second for the first.
-        eventually(lambda: store._queue.qsize() >= len(writes) - 2)
+        threads = []
+        for number in range(len(writes)):
+            before = store._queue.qsize()
+            threads.append(threading.Thread(target=write, args=(number,)))
+            threads[-1].start()
+            # The writer takes the first at once, and then waits for the disk.
+            eventually(
+                lambda before=before, first=not number: first or store._queue.qsize() > before
+            )
+            if not number:
+                eventually(lambda: store._queue.empty())
         blocker.execute("COMMIT")
         blocker.close()
         for thread in threads:
@@ -289,7 +294,7 @@ def test_close_writes_what_is_queued(
     blocker.execute("BEGIN IMMEDIATE")
     with ThreadPoolExecutor(21) as threads:
         results = [threads.submit(store.write, ADD, row(str(number))) for number in range(20)]
-        eventually(lambda: store._queue.qsize() >= 18)
+        eventually(lambda: store._queue.qsize() >= 19)
         closing = threads.submit(store.close)
         blocker.execute("COMMIT")
         blocker.close()
@@ -327,87 +332,22 @@ def test_what_was_written_survives_kill_9(path: Path) -> None:
     assert {line.strip() for line in told if line.endswith("\n")} <= found
 
 
-# --- rows of requests that the disk does not take -----------------------------------------
-
-
-@pytest.fixture
-def locked(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[Store, sqlite3.Connection]]:
-    """A store, and another process's connection that can take its lock."""
-    monkeypatch.setattr(store_module, "_BUSY_MS", 50)
-    store = Store(path)
-    other = sqlite3.connect(path, isolation_level=None)
-    yield store, other
-    other.close()
-    store.close()
-
-
-def request_ids(path: Path) -> list[bytes]:
-    return [number for (number,) in query(path, "SELECT id FROM requests ORDER BY seq")]
-
-
-@pytest.mark.parametrize("by", ["the next row", "the heartbeat", "the end"])
-def test_rows_that_a_locked_file_did_not_take_are_written_once_it_does(
-    path: Path, locked: tuple[Store, sqlite3.Connection], by: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    store, other = locked
-    rows = [a_request() for _ in range(1200)]  # more than a group
-    other.execute("BEGIN IMMEDIATE")
-    for row in rows[:3]:
-        store.add_request(row)  # its client gets the answer all the same
-    store.heartbeat(["1"], 5)
-    assert caplog.text.count("is kept: database is locked") == 3
-    assert repr(rows[0]) in caplog.text  # whoever kills it now can still find it there
-    store._unwritten.extend(rows[3:])  # each of them would wait for the lock
-    store.write_kept()
-    assert "1200 requests' rows are still kept" in caplog.text
-    assert request_ids(path) == []
-    other.execute("ROLLBACK")
-
-    if by == "the next row":
-        rows.append(a_request())
-        store.add_request(rows[-1])
-    elif by == "the heartbeat":
-        store.write_kept()
-    else:
-        store.close()
-    assert sorted(request_ids(path)) == sorted(row.id for row in rows)
-
-
 def test_all_who_wait_for_a_lock_are_told_when_the_first_of_them_is(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One after the other, each as long, the last would wait for minutes."""
-    monkeypatch.setattr(store_module, "_BUSY_MS", 500)
+    monkeypatch.setattr(store_module, "_BUSY_SECONDS", 0.5)
     store, other = Store(path), sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with ThreadPoolExecutor(20) as threads:
-        list(threads.map(store.add_request, [a_request() for _ in range(20)]))
+        refused = [
+            threads.submit(outcome, functools.partial(store.write, ADD, row(f"{number}")))
+            for number in range(20)
+        ]
+        assert all("locked" in str(one.result()) for one in refused)
     assert caplog.text.count("writes to") < 20
     other.close()
     store.close()
-    assert len(request_ids(path)) == 20
-
-
-def test_a_row_that_no_database_can_hold_keeps_no_other_back(
-    path: Path, store: Store, caplog: pytest.LogCaptureFixture
-) -> None:
-    store.add_request(a_request(model="half a character: \ud800"))
-    assert "cannot be written" in caplog.text
-    fine = a_request()
-    store._unwritten.append(fine)
-    store.write_kept()
-    assert request_ids(path) == [fine.id]
-
-
-def test_a_row_that_is_written_again_is_there_once(path: Path, store: Store) -> None:
-    """As where the disk took it at last, after its writer had given up on it."""
-    row = a_request()
-    store.add_request(row)
-    store._unwritten.append(row)
-    store.write_kept()
-    assert request_ids(path) == [row.id]
 
 
 # --- the file ---------------------------------------------------------------------------

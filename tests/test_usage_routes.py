@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from usage_rows import add_request
 from werkzeug.test import TestResponse
 
 import routes
@@ -127,7 +128,7 @@ class Office:
             "error": None,
         }
         row = RequestRow(**(fields | changes))
-        self.store.add_request(row)
+        add_request(self.store, row)
         return row
 
     def bill(self) -> None:

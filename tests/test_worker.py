@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
-from usage_rows import NOON, a_request, add_price, one, query, sums_agree
+from usage_rows import NOON, a_request, add_price, add_request, one, query, sums_agree
 
 from jobs.queue import TaskQueue
 from jobs.supervisor import Supervisor
@@ -80,7 +80,7 @@ def is_gone(pid: int) -> bool:
 def test_a_row_is_priced_a_moment_after_it_was_written(
     tmp_path: Path, store: Store, tasks: TaskQueue, eventually: Eventually
 ) -> None:
-    store.add_request(a_request())
+    add_request(store, a_request())
     tasks.tick()
     eventually(lambda: billed(tmp_path) == 1)
     assert query(tmp_path / "usage.db", "SELECT price, tier, cost FROM requests") == [(1, 0, COST)]
@@ -222,7 +222,7 @@ def test_killed_at_any_moment_it_prices_every_row_once(
         while time.monotonic() < end:
             for _ in range(20):
                 written += 1
-                store.add_request(a_request(NOON + written * 60_000, key=f"k{written % 5}"))
+                add_request(store, a_request(NOON + written * 60_000, key=f"k{written % 5}"))
             tasks.tick()
             time.sleep(0.02)
         kill(pid)
@@ -247,7 +247,7 @@ def test_what_a_lost_queue_asked_for_is_done_all_the_same(
 ) -> None:
     lost: list[str] = []
     orders = Orders(store, tmp_path / "usage.db", Clock(), lost.append)
-    store.add_request(a_request())
+    add_request(store, a_request())
     order = orders.place("export", "2026-11")
     assert lost == ["export"]  # and nobody puts it into the queue
     tasks.tick()
@@ -276,7 +276,7 @@ def test_a_reload_reaches_the_worker(
 ) -> None:
     """Late in the evening in Shanghai is another day than in UTC."""
     path = tmp_path / "usage.db"
-    store.add_request(a_request(NOON + 5 * 3_600_000))
+    add_request(store, a_request(NOON + 5 * 3_600_000))
     tasks.tick()
     eventually(lambda: billed(tmp_path) == 1)
     days = "SELECT DISTINCT start_ms FROM rollups WHERE span = 'day'"

@@ -42,6 +42,10 @@ def a_request(at_ms: int = NOON, model: str = "Qwen", **changes: Any) -> Request
     return RequestRow(**(fields | changes))
 
 
+def add_request(store: Store, row: RequestRow) -> None:
+    store.add_requests([row])
+
+
 def add_price(store: Store, model: str = "Qwen", per_hour: int | None = None) -> None:
     store.write(
         "INSERT INTO prices (model, effective_ms, per_hour, tiers, created_ms)"

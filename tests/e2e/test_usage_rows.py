@@ -1,17 +1,16 @@
-"""A request's row: in usage.db when its client has the last byte, and sane whatever was said."""
+"""A request's row: on the disk when its client has the last byte, and sane whatever was said."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import os
 import re
 import sqlite3
 import sys
-import threading
 import uuid
 from collections.abc import Callable
-from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import pytest
 from usage_rows import query
 
 from .conftest import Launch
-from .program import CHAT, Program, chat, eventually, fake, raw_post, reset
+from .program import CHAT, Program, chat, eventually, fake, frozen, raw_post, reset
 
 ID = "X-LLM-Manager-Request"
 ENDLESS = {"chunks": 5000, "interval": 0.02}
@@ -147,6 +146,7 @@ CASES = {
         completion_tokens=5,
     ),
     "cut short": case(chat("Model", BREAKS, stream=True), says_why, **CUT, streamed=1),
+    "large": case(chat("Model", {"size": 3_000_000}), status=200),
     "refused by the model": case(chat("Model", {"status": 500}), status=500, completion_tokens=0),
     "no answer": case(chat("Model", {"fail": "close"}), status=502, completion_tokens=0),
     "unknown": case(chat("Nobody"), **{**NOBODY, "asked_for": "Nobody"}, status=404),
@@ -172,8 +172,7 @@ def read_to_the_last_byte(program: Program, case: Case) -> str:
     return id_in(answer)
 
 
-def check(name: str, row: dict[str, Any] | None) -> None:
-    assert row is not None, name
+def check(name: str, row: dict[str, Any]) -> None:
     expected = CASES[name].row
     assert {key: row[key] for key in expected} == expected, name
     moments = [row[key] for key in ("started_ms", "leased_ms", "first_byte_ms", "ended_ms")]
@@ -183,43 +182,39 @@ def check(name: str, row: dict[str, Any] | None) -> None:
         assert row["error"], name
 
 
-def test_a_row_is_there_when_the_client_has_the_last_byte(program: Program) -> None:
+@pytest.mark.skipif(os.name == "nt", reason="Windows stops no process")
+@pytest.mark.parametrize("name", CASES)
+def test_a_row_is_on_the_disk_when_the_client_has_the_last_byte(
+    program: Program, name: str
+) -> None:
     assert program.ask("Model").status_code == 200
-
-    def row_at_the_last_byte(case: Case) -> dict[str, Any] | None:
-        return row_of(program, read_to_the_last_byte(program, case))
-
-    with ThreadPoolExecutor(len(CASES)) as clients:
-        with closing(sqlite3.connect(program.usage_db, isolation_level=None)) as other:
-            other.execute("BEGIN IMMEDIATE")  # nobody can write now
-            rows = {name: clients.submit(row_at_the_last_byte, CASES[name]) for name in CASES}
-            # An answer that did not wait for its row would come now, and its client find none.
-            futures.wait(rows.values(), timeout=0.3)
-        for name, row in rows.items():
-            check(name, row.result())
+    with closing(sqlite3.connect(program.usage_db, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")  # nobody waits for the database
+        number = read_to_the_last_byte(program, CASES[name])
+        with frozen(program.pid):
+            waiting = b"".join(path.read_bytes() for path in program.data.glob("requests-?.jsonl"))
+            assert waiting.count(uuid.UUID(number).hex.encode()) == 1
+    check(name, eventually(lambda: row_of(program, number)))
 
 
 def test_a_row_outlives_a_kill_at_the_last_byte(launch: Launch) -> None:
     program = launch({"Model": fake(price=PRICE)})
     assert program.ask("Model").status_code == 200
-    left, lock = set(CASES), threading.Lock()
-
-    def ask(name: str) -> str:
-        number = read_to_the_last_byte(program, CASES[name])
-        with lock:
-            left.remove(name)
-            if not left:
-                program.kill()
-        return number
-
-    with ThreadPoolExecutor(len(CASES)) as clients:
-        numbers = dict(zip(CASES, clients.map(ask, CASES), strict=True))
-    for name, number in numbers.items():
-        check(name, row_of(program, number))
+    eventually(lambda: query(program.usage_db, "SELECT 1 FROM requests"))
+    with (
+        closing(sqlite3.connect(program.usage_db, isolation_level=None)) as other,
+        ThreadPoolExecutor(len(CASES)) as clients,
+    ):
+        other.execute("BEGIN IMMEDIATE")  # so that none of them is in the database
+        asked = clients.map(lambda case: read_to_the_last_byte(program, case), CASES.values())
+        numbers = dict(zip(CASES, asked, strict=True))
+        program.kill()
+    assert len(query(program.usage_db, "SELECT 1 FROM requests")) == 1
 
     program.start()
     for name, number in numbers.items():
         row = priced_row(program, number)
+        check(name, row)
         shown = program.get(f"/api/usage/requests/{number}").json()
         assert shown["id"] == number
         expected = row["prompt_tokens"] * INPUT + row["completion_tokens"] * OUTPUT

@@ -1,0 +1,194 @@
+"""Rows of requests on their way to usage.db.
+
+A client gets its last byte when its request's row is in a file here, which survives the death of
+the program: to write a line takes some microseconds, a commit to the database many times that. A
+thread commits the rows soon after, many at once. There are two files: one takes new rows while
+those of the other are committed, after which it is emptied. What a dead program has left is
+committed by the next one; a row that was committed already is there once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+
+from manager.store import RequestRow, StoreError
+
+log = logging.getLogger(__name__)
+
+_NAMES = ("requests-0.jsonl", "requests-1.jsonl")
+_GROUP = 1000  # rows in one commit
+_GAP_SECONDS = 0.02  # between commits, so that under load each has many rows
+_AGAIN_SECONDS = 1.0  # after one that failed
+_MOST_KEPT = 100_000  # rows in memory, some 50 MB
+_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)  # as Windows needs
+
+Commit = Callable[[Sequence[RequestRow]], None]
+
+
+class Spool:
+    """``commit`` writes rows to the database and raises sqlite3.Error; its own thread,
+    ``usage-spool``, calls it."""
+
+    def __init__(self, folder: Path, commit: Commit) -> None:
+        """Opens the files in the folder. Raises StoreError."""
+        self._commit = commit
+        try:
+            self._files = [_File(folder / name) for name in _NAMES]
+        except OSError as error:
+            raise StoreError(f"the rows of requests cannot be kept in {folder}: {error}") from error
+        self._state = threading.Condition()
+        self._taking, self._emptied = self._files
+        self._kept: deque[RequestRow] = deque(maxlen=_MOST_KEPT)
+        self._closing = threading.Event()
+        self._wake = threading.Event()
+        self._wake.set()  # for what a dead program has left
+        self._thread = threading.Thread(target=self._run, name="usage-spool", daemon=True)
+        self._thread.start()
+
+    def add(self, row: RequestRow) -> None:
+        """Returns when the row is in the file. One that the disk does not take is kept in memory,
+        and written when it takes one again: an answer is not withheld from its client for that."""
+        line = _line(row)
+        with self._state:
+            file = self._taking
+            file.writers += 1
+        try:
+            file.append(line)  # outside of the lock; the file is not emptied meanwhile
+        except OSError as error:
+            log.error("a request's row was not written and is kept: %s; %s", error, row)
+            with self._state:
+                self._kept.append(row)
+        finally:
+            with self._state:
+                file.writers -= 1
+                if not file.writers:
+                    self._state.notify_all()
+        self._wake.set()
+
+    def close(self) -> None:
+        """Commits what is there, as far as the database takes it, and ends the thread."""
+        self._closing.set()
+        self._wake.set()
+        self._thread.join()
+        for file in self._files:
+            file.close()
+
+    def _run(self) -> None:
+        has_failed = False
+        while True:
+            self._wake.wait()
+            # First: what is added from here on is seen now or wakes us again.
+            is_last = self._closing.is_set()
+            self._wake.clear()
+            try:
+                for _ in range(2 if is_last else 1):
+                    self._empty_one()
+            except (sqlite3.Error, OSError) as error:
+                if not has_failed:
+                    log.error("rows of requests wait for the database: %s", error)
+                has_failed = True
+                self._wake.set()
+            else:
+                if has_failed:
+                    log.info("the database takes rows of requests again")
+                has_failed = False
+            if is_last:
+                return
+            self._closing.wait(_AGAIN_SECONDS if has_failed else _GAP_SECONDS)
+
+    def _empty_one(self) -> None:
+        """Commits the rows of one file, and those in memory. Raises sqlite3.Error, OSError."""
+        with self._state:
+            if not self._emptied.size():  # else it failed before, or a dead program has left it
+                self._taking, self._emptied = self._emptied, self._taking
+            # Those who took it before may still be writing; a write to a file has an end.
+            self._state.wait_for(lambda: not self._emptied.writers)
+        rows = self._emptied.rows()
+        while group := list(islice(rows, _GROUP)):
+            self._commit_fitting(group)
+        self._emptied.clear()
+        self._commit_kept()
+        if self._taking.size():
+            self._wake.set()  # rows that came while the other file could not be committed
+
+    def _commit_kept(self) -> None:
+        with self._state:
+            kept, self._kept = self._kept, deque(maxlen=_MOST_KEPT)
+        try:
+            while group := list(islice(kept, _GROUP)):
+                self._commit_fitting(group)
+                for _ in group:
+                    kept.popleft()
+        finally:
+            with self._state:
+                self._kept.extendleft(reversed(kept))
+
+    def _commit_fitting(self, rows: list[RequestRow]) -> None:
+        """One that the database cannot hold would keep the others from it."""
+        try:
+            self._commit(rows)
+        except sqlite3.DataError:
+            for row in rows:
+                try:
+                    self._commit([row])
+                except sqlite3.DataError as error:
+                    log.error("a request's row cannot be written: %s; %s", error, row)
+
+
+class _File:
+    """Lines of rows. Several threads may append at once."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises OSError."""
+        self._path = path
+        self._number = os.open(path, _FLAGS, 0o600)
+        self.writers = 0
+
+    def append(self, line: bytes) -> None:
+        """Raises OSError where not all of it was written."""
+        written = os.write(self._number, line)
+        if written < len(line):
+            raise OSError(f"{self._path} took {written} of {len(line)} bytes")
+
+    def rows(self) -> Iterator[RequestRow]:
+        """Those that are whole; nobody may append meanwhile. Raises OSError."""
+        with self._path.open("rb") as lines:
+            for line in lines:
+                row = _row(line)
+                if row is not None:
+                    yield row
+
+    def size(self) -> int:
+        return os.fstat(self._number).st_size
+
+    def clear(self) -> None:
+        os.ftruncate(self._number, 0)
+
+    def close(self) -> None:
+        os.close(self._number)
+
+
+def _line(row: RequestRow) -> bytes:
+    """Begins with an end of line: what a full disk took of the one before stays apart from it."""
+    fields = row._asdict()
+    fields["id"] = row.id.hex()
+    return f"\n{json.dumps(fields)}\n".encode()
+
+
+def _row(line: bytes) -> RequestRow | None:
+    """None for half a line: its client has not had its last byte, or it is written again."""
+    with suppress(ValueError, KeyError, TypeError):
+        fields = json.loads(line)
+        return RequestRow(**{**fields, "id": bytes.fromhex(fields["id"])})
+    if line.strip():
+        log.warning("half a row of a request was left out: %r", line[:200])
+    return None
