@@ -16,7 +16,6 @@ import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
@@ -26,8 +25,9 @@ log = logging.getLogger(__name__)
 
 _NAMES = ("requests-0.jsonl", "requests-1.jsonl")
 _GROUP = 1000  # rows in one commit
-_GAP_SECONDS = 0.02  # between commits, so that under load each has many rows
+_GAP_SECONDS = 0.05  # between commits, so that under load each has many rows
 _AGAIN_SECONDS = 1.0  # after one that failed
+_MOST_HELD = 10_000  # rows of a file in memory, too
 _MOST_KEPT = 100_000  # rows in memory, some 50 MB
 _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)  # as Windows needs
 
@@ -61,17 +61,17 @@ class Spool:
         with self._state:
             file = self._taking
             file.writers += 1
-        try:
-            file.append(line)  # outside of the lock; the file is not emptied meanwhile
-        except OSError as error:
-            log.error("a request's row was not written and is kept: %s; %s", error, row)
-            with self._state:
+        error = file.append(line)  # outside of the lock: the file is not emptied meanwhile
+        with self._state:
+            if error is None:
+                file.hold(row)
+            else:
                 self._kept.append(row)
-        finally:
-            with self._state:
-                file.writers -= 1
-                if not file.writers:
-                    self._state.notify_all()
+            file.writers -= 1
+            if not file.writers:
+                self._state.notify_all()
+        if error is not None:
+            log.error("a request's row was not written and is kept: %s; %s", error, row)
         self._wake.set()
 
     def close(self) -> None:
@@ -152,15 +152,31 @@ class _File:
         self._path = path
         self._number = os.open(path, _FLAGS, 0o600)
         self.writers = 0
+        # The same rows: to read few of them again would be waste. None: the file has more.
+        self._held: list[RequestRow] | None = None if self.size() else []
 
-    def append(self, line: bytes) -> None:
-        """Raises OSError where not all of it was written."""
-        written = os.write(self._number, line)
+    def append(self, line: bytes) -> OSError | None:
+        """Why not all of it was written, if it was not."""
+        try:
+            written = os.write(self._number, line)
+        except OSError as error:
+            return error
         if written < len(line):
-            raise OSError(f"{self._path} took {written} of {len(line)} bytes")
+            return OSError(f"{self._path} took {written} of {len(line)} bytes")
+        return None
+
+    def hold(self, row: RequestRow) -> None:
+        """Remembers a row that was appended."""
+        if self._held is not None:
+            self._held.append(row)
+            if len(self._held) > _MOST_HELD:
+                self._held = None
 
     def rows(self) -> Iterator[RequestRow]:
         """Those that are whole; nobody may append meanwhile. Raises OSError."""
+        if self._held is not None:
+            yield from self._held
+            return
         with self._path.open("rb") as lines:
             for line in lines:
                 row = _row(line)
@@ -171,7 +187,9 @@ class _File:
         return os.fstat(self._number).st_size
 
     def clear(self) -> None:
+        """Raises OSError."""
         os.ftruncate(self._number, 0)
+        self._held = []
 
     def close(self) -> None:
         os.close(self._number)
@@ -179,16 +197,16 @@ class _File:
 
 def _line(row: RequestRow) -> bytes:
     """Begins with an end of line: what a full disk took of the one before stays apart from it."""
-    fields = row._asdict()
-    fields["id"] = row.id.hex()
-    return f"\n{json.dumps(fields)}\n".encode()
+    return f"\n{json.dumps([row.id.hex(), *row[1:]])}\n".encode()
 
 
 def _row(line: bytes) -> RequestRow | None:
     """None for half a line: its client has not had its last byte, or it is written again."""
-    with suppress(ValueError, KeyError, TypeError):
-        fields = json.loads(line)
-        return RequestRow(**{**fields, "id": bytes.fromhex(fields["id"])})
-    if line.strip():
+    if line == b"\n":
+        return None
+    try:
+        number, *others = json.loads(line)
+        return RequestRow(bytes.fromhex(number), *others)
+    except (ValueError, TypeError):
         log.warning("half a row of a request was left out: %r", line[:200])
-    return None
+        return None

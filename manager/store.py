@@ -85,10 +85,11 @@ class RequestRow(NamedTuple):
 
 
 # A row that is written again is there once.
-_INSERT_REQUEST = (
-    f"INSERT OR IGNORE INTO requests ({', '.join(RequestRow._fields)})"
-    f" VALUES ({', '.join('?' * len(RequestRow._fields))})"
-)
+_INSERT_REQUESTS = f"INSERT OR IGNORE INTO requests ({', '.join(RequestRow._fields)}) VALUES "
+_ONE_REQUEST = f"({', '.join('?' * len(RequestRow._fields))})"
+# Of so many rows at once: for each statement the thread gives up the interpreter's lock, and gets
+# it back when others let it.
+_AT_ONCE = (32, 8, 1)
 # The wall clock may have been set between any two of them.
 _LAST_SEEN = "max(started_ms, coalesce(ready_ms, 0), coalesce(heartbeat_ms, 0))"
 
@@ -214,7 +215,13 @@ class Store:
         Raises sqlite3.Error; sqlite3.DataError for a value that the database cannot hold."""
 
         def add(connection: sqlite3.Connection) -> None:
-            connection.executemany(_INSERT_REQUEST, rows)
+            start = 0
+            for count in _AT_ONCE:
+                statement = _INSERT_REQUESTS + ", ".join([_ONE_REQUEST] * count)
+                while len(rows) - start >= count:
+                    some = itertools.chain.from_iterable(rows[start : start + count])
+                    connection.execute(statement, list(some))
+                    start += count
 
         self.transact(add)
 
