@@ -43,7 +43,7 @@ def a_row(at_ms: int, **changes: Any) -> RequestRow:
         *(uuid7(at_ms), "m", "m", "Chat", "gpu", "", "/v1/chat/completions", True, 200),
         *(at_ms, at_ms + 1, at_ms + 20, at_ms + 120, 100, 40, 50, False, None),
     )
-    return replace(row, **changes)
+    return row._replace(**changes)
 
 
 class Books:
