@@ -57,14 +57,7 @@ class Books:
         self.reports = Reports(path)
 
     def add(self, *rows: RequestRow) -> None:
-        def add(connection: sqlite3.Connection) -> None:
-            for row in rows:
-                values = [getattr(row, name) for name in row.__dataclass_fields__]
-                names = ", ".join(row.__dataclass_fields__)
-                marks = ", ".join("?" * len(values))
-                connection.execute(f"INSERT INTO requests ({names}) VALUES ({marks})", values)
-
-        self.store.transact(add)
+        self.store.add_requests(rows)
 
     def run(self, number: int, start_ms: int, end_ms: int, model: str) -> None:
         run = Run(f"run {number}", model, "gpu", "f", 1, None, None, start_ms, None, "Chat")
