@@ -360,7 +360,7 @@ def test_a_request_is_shown_as_it_was_written(books: Books) -> None:
     )
     books.add(row)
     (found,) = books.reports.requests(search.EVERYTHING, Search(), 10).requests
-    assert found == Request(**vars(row), price=None, tier=None, cost=None)
+    assert found == Request(*row, price=None, tier=None, cost=None)
     assert books.reports.request(row.id) == found
     assert books.reports.request(uuid7(5)) is None
 
