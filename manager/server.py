@@ -106,8 +106,8 @@ def end_run(shared: Shared, run: str, reason: str, *, unseen: bool = False) -> N
             shared.store.close_dead_run(run, line)
         else:
             shared.store.end_run(run, shared.clock.wall_ms(), line)
-    except sqlite3.Error:
-        log.exception("the end of run %s was not recorded", run)
+    except sqlite3.Error as error:
+        log.error("the end of run %s was not recorded: %s", run, error)
 
 
 def fingerprint(settings: config.Model, scheme: config.Scheme) -> str:

@@ -132,7 +132,8 @@ class _Account:
             prompt_tokens=usage.prompt_tokens,
             cached_tokens=usage.cached_tokens,
             completion_tokens=usage.completion_tokens,
-            estimated=usage.estimated,
+            # Also where a server has not said: a bill shows that something may be missing.
+            estimated=usage.estimated or (outcome.usage is None and outcome.status < 300),
             error=outcome.error.splitlines()[0][:_LONGEST_ERROR] if outcome.error else None,
         )
 

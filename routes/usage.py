@@ -169,7 +169,7 @@ def model_named(house: House, name: str) -> str:
 
 def unreadable(error: Exception) -> Response:
     """The answer where usage.db cannot be used."""
-    log.error("usage.db cannot be used: %s", error, exc_info=error)
+    log.error("usage.db cannot be used: %s", error)
     refusal = ApiError(
         503, "database_unavailable", f"usage.db cannot be used: {error}", retry_after=5
     )
