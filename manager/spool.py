@@ -42,11 +42,10 @@ class Spool:
         """Opens the files in the folder. Raises StoreError."""
         self._commit = commit
         try:
-            self._files = [_File(folder / name) for name in _NAMES]
+            self._taking, self._emptied = [_File(folder / name) for name in _NAMES]
         except OSError as error:
             raise StoreError(f"the rows of requests cannot be kept in {folder}: {error}") from error
         self._state = threading.Condition()
-        self._taking, self._emptied = self._files
         self._kept: deque[RequestRow] = deque(maxlen=_MOST_KEPT)
         self._closing = threading.Event()
         self._wake = threading.Event()
@@ -75,12 +74,11 @@ class Spool:
         self._wake.set()
 
     def close(self) -> None:
-        """Commits what is there, as far as the database takes it, and ends the thread."""
+        """Commits what is there, as far as the database takes it, and ends the thread. The files
+        stay open: a request that ends after this has its row there for the next program."""
         self._closing.set()
         self._wake.set()
         self._thread.join()
-        for file in self._files:
-            file.close()
 
     def _run(self) -> None:
         has_failed = False
@@ -190,9 +188,6 @@ class _File:
         """Raises OSError."""
         os.ftruncate(self._number, 0)
         self._held = []
-
-    def close(self) -> None:
-        os.close(self._number)
 
 
 def _line(row: RequestRow) -> bytes:

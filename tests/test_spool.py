@@ -215,6 +215,18 @@ def test_a_row_that_the_disk_has_no_room_for_is_kept_until_it_has(
     assert repr(rows[1]) in caplog.text  # who ends it now can still find it there
 
 
+def test_a_request_that_ends_after_all_else_has_its_row_in_the_next_program(
+    tmp_path: Path, store: Store
+) -> None:
+    spool = Spool(tmp_path, store.add_requests)
+    spool.close()
+    row = a_request()
+    spool.add(row)
+    assert ids(tmp_path) == []
+    Spool(tmp_path, store.add_requests).close()
+    assert ids(tmp_path) == [row.id]
+
+
 def test_a_row_that_no_database_can_hold_keeps_no_other_back(
     tmp_path: Path, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
