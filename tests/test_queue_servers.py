@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from usage_rows import NOON, a_request, add_price, add_request, one, query
+from usage_rows import NOON, a_request, add_price, add_request, billed, query
 
 from jobs import queue
 from jobs.queue import Discreet, QueueError, TaskQueue
@@ -146,10 +146,6 @@ def supervised(folder: Path, url: str) -> Supervisor:
 
 def no_secret(text: str) -> bool:
     return not any(secret in text for secret in (PASSWORD, QUOTED, "s3cret"))
-
-
-def billed(folder: Path) -> int:
-    return int(one(folder / "usage.db", "SELECT count(*) FROM requests WHERE cost IS NOT NULL"))
 
 
 def test_rows_are_priced_and_bills_made_over_the_server(

@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
-from usage_rows import NOON, a_request, add_price, add_request, one, query, sums_agree
+from usage_rows import NOON, a_request, add_price, add_request, billed, one, query, sums_agree
 
 from jobs.queue import TaskQueue
 from jobs.supervisor import Supervisor
@@ -63,10 +63,6 @@ def settings(folder: Path, **changes: Any) -> Settings:
 def kill(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-
-
-def billed(folder: Path) -> int:
-    return int(one(folder / "usage.db", "SELECT count(*) FROM requests WHERE cost IS NOT NULL"))
 
 
 def is_gone(pid: int) -> bool:

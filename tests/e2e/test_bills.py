@@ -189,6 +189,7 @@ def test_killed_at_random_every_answer_seen_whole_is_there_once_and_priced_once(
         for each in clients:
             each.result()
 
+    eventually(lambda: seen.keys() <= set(ids(program.usage_db)))
     eventually(lambda: one(program.usage_db, UNPRICED) == 0)
     rows = query(
         program.usage_db, "SELECT id, prompt_tokens, completion_tokens, cost FROM requests"
