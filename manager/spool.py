@@ -14,6 +14,7 @@ import logging
 import os
 import sqlite3
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 _NAMES = ("requests-0.jsonl", "requests-1.jsonl")
 _GROUP = 1000  # rows in one commit
 _GAP_SECONDS = 0.05  # between commits, so that under load each has many rows
+_WRITING_SECONDS = 0.001
 _AGAIN_SECONDS = 1.0  # after one that failed
 _MOST_HELD = 10_000  # rows of a file in memory, too
 _MOST_KEPT = 100_000  # rows in memory, some 50 MB
@@ -45,7 +47,7 @@ class Spool:
             self._taking, self._emptied = [_File(folder / name) for name in _NAMES]
         except OSError as error:
             raise StoreError(f"the rows of requests cannot be kept in {folder}: {error}") from error
-        self._state = threading.Condition()
+        self._lock = threading.Lock()
         self._kept: deque[RequestRow] = deque(maxlen=_MOST_KEPT)
         self._closing = threading.Event()
         self._wake = threading.Event()
@@ -57,18 +59,16 @@ class Spool:
         """Returns when the row is in the file. One that the disk does not take is kept in memory,
         and written when it takes one again: an answer is not withheld from its client for that."""
         line = _line(row)
-        with self._state:
+        with self._lock:
             file = self._taking
             file.writers += 1
         error = file.append(line)  # outside of the lock: the file is not emptied meanwhile
-        with self._state:
+        with self._lock:
+            file.writers -= 1
             if error is None:
                 file.hold(row)
             else:
                 self._kept.append(row)
-            file.writers -= 1
-            if not file.writers:
-                self._state.notify_all()
         if error is not None:
             log.error("a request's row was not written and is kept: %s; %s", error, row)
         self._wake.set()
@@ -105,11 +105,13 @@ class Spool:
 
     def _empty_one(self) -> None:
         """Commits the rows of one file, and those in memory. Raises sqlite3.Error, OSError."""
-        with self._state:
-            if not self._emptied.size():  # else it failed before, or a dead program has left it
+        if not self._emptied.size():  # else it failed before, or a dead program has left it
+            with self._lock:
                 self._taking, self._emptied = self._emptied, self._taking
-            # Those who took it before may still be writing; a write to a file has an end.
-            self._state.wait_for(lambda: not self._emptied.writers)
+        # Those who took it before may still be writing, some microseconds. (A condition would cost
+        # each of them more than looking again costs us.)
+        while self._emptied.writers:
+            time.sleep(_WRITING_SECONDS)
         rows = self._emptied.rows()
         while group := list(islice(rows, _GROUP)):
             self._commit_fitting(group)
@@ -119,7 +121,7 @@ class Spool:
             self._wake.set()  # rows that came while the other file could not be committed
 
     def _commit_kept(self) -> None:
-        with self._state:
+        with self._lock:
             kept, self._kept = self._kept, deque(maxlen=_MOST_KEPT)
         try:
             while group := list(islice(kept, _GROUP)):
@@ -127,7 +129,7 @@ class Spool:
                 for _ in group:
                     kept.popleft()
         finally:
-            with self._state:
+            with self._lock:
                 self._kept.extendleft(reversed(kept))
 
     def _commit_fitting(self, rows: list[RequestRow]) -> None:
