@@ -21,7 +21,7 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 
 from bench import usage_rows
-from jobs import billing
+from jobs import billing, rezone, run_hours
 from manager import calendar, data
 from manager.store import Store
 
@@ -83,12 +83,12 @@ def main() -> None:
         with closing(data.connect(path)) as connection:
             measure("priced and added up", path, lambda: price_all(connection, zone))
             later = usage_rows.START_MS * 2
-            measure("runs billed", path, lambda: billing.bill_runs(connection, zone, later))
+            measure("runs billed", path, lambda: run_hours.bill_runs(connection, zone, later))
             if given.rebuild:
                 measure(
                     "moved to another time zone",
                     path,
-                    lambda: given.rows * billing.rebuild(connection, calendar.zone("Asia/Kolkata")),
+                    lambda: given.rows * rezone.rebuild(connection, calendar.zone("Asia/Kolkata")),
                 )
             for table in ("requests", "rollups", "latencies", "run_hours"):
                 (count,) = connection.execute(f"SELECT count(*) FROM {table}").fetchone()

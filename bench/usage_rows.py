@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jobs import billing
+from jobs import billing, run_hours
 from manager import data
 from manager.pricing import Price, Tier, tiers_to_json
 from manager.store import Store, uuid7
@@ -56,7 +56,7 @@ def fill(path: Path, rows: int, zone: tzinfo, rolled_up: bool = True, days: int 
         if rolled_up:
             while billing.price_new(connection, zone):
                 pass
-            billing.bill_runs(connection, zone, START_MS + days * _DAY_MS)
+            run_hours.bill_runs(connection, zone, START_MS + days * _DAY_MS)
 
 
 def _prices_and_runs(connection: sqlite3.Connection, days: int) -> None:

@@ -142,13 +142,13 @@ class Work:
         zone = self._zone()
         if not is_behind(connection, zone):
             return
-        from jobs import billing  # imports pandas
+        from jobs import billing, rezone, run_hours  # import pandas
 
-        if billing.rebuild(connection, zone):
+        if rezone.rebuild(connection, zone):
             log.info("the sums are now those of the hours and days of %s", zone)
         while billing.price_new(connection, zone):
             pass
-        billing.bill_runs(connection, zone, time.time_ns() // 1_000_000)
+        run_hours.bill_runs(connection, zone, time.time_ns() // 1_000_000)
 
     def export(self, connection: sqlite3.Connection, period: bills.Period) -> Path:
         """Writes the bill of what is in the rollups. Raises OSError, sqlite3.Error; ValueError for
@@ -178,7 +178,7 @@ class Work:
         log.info("deleted what was recorded of %s", order.subject)
 
     def _reprice(self, connection: sqlite3.Connection, order: Order) -> None:
-        from jobs import billing  # imports pandas
+        from jobs import billing  # import pandas
 
         span = {"start_ms": 0, "end_ms": order.asked_ms, **order.notes}
         changed = billing.price_unpriced(connection, self._zone(), order.subject, **span)

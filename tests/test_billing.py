@@ -23,7 +23,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from jobs import billing, tally
+from jobs import billing, rezone, run_hours, tally
 from manager import calendar, data, latency, pricing
 from manager.pricing import LARGEST, PER_UNIT, Price, Tier, tiers_to_json
 from manager.store import Store, uuid7
@@ -483,7 +483,7 @@ def test_the_database_keeps_names_as_they_are(database: Database) -> None:
 
 
 def bill(database: Database, zone: tzinfo = UTC, now_ms: int = 2**53) -> int:
-    return billing.bill_runs(database.connection, zone, now_ms)
+    return run_hours.bill_runs(database.connection, zone, now_ms)
 
 
 def test_a_run_costs_from_ready_to_its_end(database: Database) -> None:
@@ -545,7 +545,7 @@ def test_however_often_a_run_is_billed_it_costs_its_time(
     effective: list[int],
     zone: tzinfo,
 ) -> None:
-    monkeypatch.setattr(billing, "_HOURS", 3)
+    monkeypatch.setattr(run_hours, "_AT_ONCE", 3)
     database.clear()
     versions = [Version(BOTH if at % 2000 else BY_HOUR, at) for at in effective]
     database.prices(*versions)
@@ -635,8 +635,11 @@ def test_in_another_zone_the_sums_are_as_if_it_had_always_been_that_one(
     effective: int,
     zones: list[tzinfo],
 ) -> None:
-    monkeypatch.setattr(billing, "_HOURS", 3)
+    monkeypatch.setattr(run_hours, "_AT_ONCE", 3)
     monkeypatch.setattr(billing, "BATCH", 4)
+    monkeypatch.setattr(billing, "_PIECE", 3)
+    monkeypatch.setattr(rezone, "_REQUESTS", 3)
+    monkeypatch.setattr(rezone, "_HOURS", 3)
     database.clear()
     versions = [replace(version) for version in [*VERSIONS[1:], Version(DEARER, effective)]]
     database.prices(*versions)
@@ -647,7 +650,7 @@ def test_in_another_zone_the_sums_are_as_if_it_had_always_been_that_one(
     bill(database, zones[0])
     costs = database.costs()
     database.requests(*given_requests[:3])  # these are new in the new zone
-    billing.rebuild(database.connection, zones[1])
+    rezone.rebuild(database.connection, zones[1])
     database.price_all(zones[1])
     in_order = [*given_requests[3:], *given_requests[:3]]
     assert costs == database.costs()[: len(costs)]
@@ -658,7 +661,7 @@ def test_in_another_zone_the_sums_are_as_if_it_had_always_been_that_one(
     assert database.latencies() == latencies_of(in_order, zones[1])
     check_runs(database, versions, runs, zones[1])
     assert all(any(numbers) for numbers in database.rollups().values())
-    assert not billing.rebuild(database.connection, zones[1])
+    assert not rezone.rebuild(database.connection, zones[1])
 
 
 @pytest.mark.usefixtures("small_pieces")
@@ -670,13 +673,13 @@ def test_while_the_zone_changes_new_requests_are_billed_and_runs_wait(database: 
     connection = database.connect(Failing)
     connection.fail_at = 20
     with pytest.raises(Failed):
-        billing.rebuild(connection, KOLKATA)
+        rezone.rebuild(connection, KOLKATA)
     connection.close()
     assert database.rows("SELECT * FROM marks") != marks
     database.requests(Request(AUTUMN + 9 * HOUR))
     assert billing.price_new(database.connection, KOLKATA) == 1
     assert bill(database, KOLKATA) == 0
-    assert billing.rebuild(database.connection, KOLKATA)
+    assert rezone.rebuild(database.connection, KOLKATA)
     assert bill(database, KOLKATA) == 1
     hours = [cell[1] for cell in database.rollups() if cell[0] == "hour"]
     assert all(start % HOUR == HOUR // 2 for start in hours)
@@ -689,7 +692,7 @@ def test_what_deleted_requests_have_left_is_kept_when_the_zone_changes(database:
     hours, latencies = database.rollups(), sum(database.latencies().values())
     data.forget_requests(database.connection, AUTUMN + 2 * DAY, rest=lambda _: None)
     assert len(database.costs()) == 2
-    billing.rebuild(database.connection, UTC)
+    rezone.rebuild(database.connection, UTC)
     assert sum(database.latencies().values()) == latencies
     assert database.total("requests") == database.total("requests", "day") == 4
     found = database.rollups()
@@ -743,11 +746,11 @@ def work(connection: sqlite3.Connection, zone: tzinfo = KOLKATA, limit: int = 9)
     """All that the worker does."""
     while billing.price_new(connection, zone, limit):
         pass
-    billing.bill_runs(connection, zone, 2**53)
-    billing.rebuild(connection, zone)
+    run_hours.bill_runs(connection, zone, 2**53)
+    rezone.rebuild(connection, zone)
     while billing.price_new(connection, zone, limit):
         pass
-    billing.bill_runs(connection, zone, 2**53)
+    run_hours.bill_runs(connection, zone, 2**53)
     billing.price_unpriced(connection, zone, "qwen", 0, 2**46)
 
 
@@ -779,8 +782,11 @@ def check_done(database: Database, versions: list[Version]) -> None:
 
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(billing, "_HOURS", 2)
+    monkeypatch.setattr(run_hours, "_AT_ONCE", 2)
     monkeypatch.setattr(billing, "BATCH", 16)
+    monkeypatch.setattr(billing, "_PIECE", 5)
+    monkeypatch.setattr(rezone, "_REQUESTS", 5)
+    monkeypatch.setattr(rezone, "_HOURS", 2)
 
 
 @pytest.mark.usefixtures("small_pieces")
@@ -878,9 +884,9 @@ class Overtaken(sqlite3.Connection):
     "task",
     [
         lambda connection: billing.price_new(connection, BERLIN, 9),
-        lambda connection: billing.bill_runs(connection, BERLIN, 2**53),
+        lambda connection: run_hours.bill_runs(connection, BERLIN, 2**53),
         lambda connection: billing.price_unpriced(connection, BERLIN, "qwen", 0, 2**46),
-        lambda connection: billing.rebuild(connection, KOLKATA),
+        lambda connection: rezone.rebuild(connection, KOLKATA),
     ],
     ids=["price_new", "bill_runs", "price_unpriced", "rebuild"],
 )
@@ -919,7 +925,7 @@ def test_a_run_that_ends_while_it_computes_is_billed_to_its_end(database: Databa
     database.runs(run)
     with closing(database.connect(Overtaken)) as connection:
         connection.overtaken_by = lambda: database.runs(replace(run, ended_ms=4000))
-        billing.bill_runs(connection, UTC, 2**53)
+        run_hours.bill_runs(connection, UTC, 2**53)
     assert database.total("run_ms") == 4000
 
 
@@ -927,5 +933,5 @@ def test_a_run_that_goes_while_it_computes_is_in_no_sum(database: Database) -> N
     database.runs(Run(ready_ms=0, ended_ms=4000))
     with closing(database.connect(Overtaken)) as connection:
         connection.overtaken_by = lambda: database.rows("DELETE FROM runs")
-        billing.bill_runs(connection, UTC, 2**53)
+        run_hours.bill_runs(connection, UTC, 2**53)
     assert database.rollups() == {}

@@ -18,7 +18,7 @@ from flask.testing import FlaskClient
 from usage_rows import a_request, add_request, query
 
 import routes
-from jobs import billing
+from jobs import billing, run_hours
 from jobs.tasks import Settings, Work
 from manager import calendar, config, data
 from manager.bills import Period
@@ -118,7 +118,7 @@ class Example:
         with closing(data.connect(self.path)) as connection:
             while billing.price_new(connection, ZONE):
                 pass
-            billing.bill_runs(connection, ZONE, self.now_ms)
+            run_hours.bill_runs(connection, ZONE, self.now_ms)
 
     def request(self, number: int, ended: str, **changes: Any) -> None:
         began, status, prompt, cached, completion, _, _ = REQUESTS[number - 1]

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from usage_rows import add_request
 
-from jobs import billing
+from jobs import billing, run_hours
 from manager import calendar, data
 from manager.clock import Clock
 from manager.errors import ApiError
@@ -71,7 +71,7 @@ class Books:
         with closing(data.connect(self.path)) as connection:
             while billing.price_new(connection, UTC):
                 pass
-            billing.bill_runs(connection, UTC, self.now_ms)
+            run_hours.bill_runs(connection, UTC, self.now_ms)
 
     def query(self, statement: str) -> list[Any]:
         with closing(sqlite3.connect(self.path)) as connection:

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs import billing
+from jobs import billing, run_hours
 from manager import calendar, data, latency, reports, search
 from manager.clock import Clock
 from manager.prices import Prices
@@ -69,7 +69,7 @@ class Books:
         with closing(data.connect(self.path)) as connection:
             while billing.price_new(connection, self.zone):
                 pass
-            billing.bill_runs(connection, self.zone, 2**47)
+            run_hours.bill_runs(connection, self.zone, 2**47)
 
     def query(self, statement: str, *values: object) -> list[Any]:
         with closing(sqlite3.connect(self.path)) as connection:

@@ -17,7 +17,7 @@ from usage_rows import add_request
 from werkzeug.test import TestResponse
 
 import routes
-from jobs import billing
+from jobs import billing, run_hours
 from manager import calendar, config, data
 from manager.clock import Clock
 from manager.errors import ApiError
@@ -135,7 +135,7 @@ class Office:
         with closing(data.connect(self.path)) as connection:
             while billing.price_new(connection, calendar.zone(ZONE)):
                 pass
-            billing.bill_runs(connection, calendar.zone(ZONE), self.now_ms)
+            run_hours.bill_runs(connection, calendar.zone(ZONE), self.now_ms)
 
 
 @pytest.fixture
