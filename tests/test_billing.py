@@ -29,7 +29,8 @@ from manager.pricing import LARGEST, PER_UNIT, Price, Tier, tiers_to_json
 from manager.store import Store, uuid7
 from manager.usage import MAX_TOKENS
 
-HOUR = 3_600_000
+MINUTE = 60_000
+HOUR = 60 * MINUTE
 DAY = 24 * HOUR
 
 UTC = zoneinfo.ZoneInfo("UTC")
@@ -265,13 +266,13 @@ def latencies_of(requests: list[Request], zone: tzinfo) -> Counter[tuple[Any, ..
 
 
 def run_hours_of(versions: list[Version], runs: list[Run], zone: tzinfo) -> Counter[Any]:
-    """Milliseconds by run, hour and version: looked at second by second, so give whole seconds."""
+    """Milliseconds by run, hour and version: looked at minute by minute, so give whole minutes."""
     found: Counter[Any] = Counter()
     for run in runs:
-        for at_ms in range(run.ready_ms or 0, max(run.ended_ms or 0, run.ready_ms or 0), 1000):
+        for at_ms in range(run.ready_ms or 0, max(run.ended_ms or 0, run.ready_ms or 0), MINUTE):
             version = in_force(versions, run.model, at_ms)
             hour = calendar.hour_start_ms(at_ms, zone)
-            found[run.id, hour, version.id if version else 0] += 1000
+            found[run.id, hour, version.id if version else 0] += MINUTE
     return found
 
 
@@ -526,13 +527,13 @@ def test_a_run_without_ready_time_costs_nothing_and_is_done(database: Database, 
     assert bill(database) == 0
 
 
-seconds = st.integers(-2 * 3600, 27 * 3600).map(lambda second: AUTUMN + second * 1000)
+minutes = st.integers(-2 * 60, 27 * 60).map(lambda minute: AUTUMN + minute * MINUTE)
 
 
 @given(
-    spans=st.lists(st.tuples(seconds, seconds), min_size=1, max_size=2),
-    heartbeats=st.lists(seconds, max_size=5),
-    effective=st.lists(seconds, max_size=2, unique=True),
+    spans=st.lists(st.tuples(minutes, minutes), min_size=1, max_size=2),
+    heartbeats=st.lists(st.integers(AUTUMN - 2 * HOUR, AUTUMN + 27 * HOUR), max_size=5),
+    effective=st.lists(minutes, max_size=2, unique=True),
     zone=st.sampled_from(ZONES),
 )
 @example([(AUTUMN, AUTUMN + 5 * HOUR)], [AUTUMN + 20 * HOUR], [AUTUMN + HOUR], BERLIN)
@@ -547,7 +548,7 @@ def test_however_often_a_run_is_billed_it_costs_its_time(
 ) -> None:
     monkeypatch.setattr(run_hours, "_AT_ONCE", 3)
     database.clear()
-    versions = [Version(BOTH if at % 2000 else BY_HOUR, at) for at in effective]
+    versions = [Version(BOTH if at % (2 * MINUTE) else BY_HOUR, at) for at in effective]
     database.prices(*versions)
     runs = [Run(ready_ms, ended_ms) for ready_ms, ended_ms in spans]
     for heartbeat_ms in heartbeats:  # some of them beyond its end, as clocks jump
@@ -564,14 +565,15 @@ def test_however_often_a_run_is_billed_it_costs_its_time(
 
 
 def test_what_had_no_price_gets_one_on_request(database: Database) -> None:
-    rows = [Request(at_ms, model) for model in ("qwen", "llama") for at_ms in (500, 1500, 2500)]
-    database.requests(*rows, Request(1500, cost=9))
+    moments = (MINUTE - 1, MINUTE, 2 * MINUTE)
+    rows = [Request(at_ms, model) for model in ("qwen", "llama") for at_ms in moments]
+    database.requests(*rows, Request(MINUTE, cost=9))
     database.runs(run := Run(ready_ms=0, ended_ms=2 * HOUR))
     database.price_all()
     bill(database)
-    versions = [Version(BOTH, 1000)]
+    versions = [Version(BOTH, MINUTE)]
     database.prices(*versions)
-    assert billing.price_unpriced(database.connection, UTC, "qwen", 1000, 2000) == 1
+    assert billing.price_unpriced(database.connection, UTC, "qwen", MINUTE, 2 * MINUTE) == 1
     assert [cost > 0 for _, _, cost in database.costs()] == [False, True, *[False] * 4, True]
     assert database.total("cost_tokens") == cost_of(versions, rows[1])[2] + 9
 
@@ -622,8 +624,8 @@ def test_priced_later_it_costs_what_it_would_have_cost(
 
 @given(
     given_requests=st.lists(requests, max_size=10),
-    spans=st.lists(st.tuples(seconds, seconds), max_size=2),
-    effective=seconds,
+    spans=st.lists(st.tuples(minutes, minutes), max_size=2),
+    effective=minutes,
     zones=st.permutations(ZONES),
 )
 @settings(max_examples=40)
@@ -737,7 +739,7 @@ MANY = [
     for at in range(60)
 ]
 LIVES = [
-    Run(AUTUMN - 1000, AUTUMN + 6 * HOUR),
+    Run(AUTUMN - MINUTE, AUTUMN + 6 * HOUR),
     Run(AUTUMN + HOUR, AUTUMN + 3 * HOUR, model="llama"),
 ]
 
