@@ -839,7 +839,7 @@ def test_killed_again_and_again_it_bills_everything_once(database: Database) -> 
         with closing(database.connect()) as connection:
             work(connection, limit=2)
 
-    for _ in range(60):
+    for _ in range(100):
         (process,) = in_processes(life)
         time.sleep(chance.random() * 0.03)
         process.kill()
@@ -896,8 +896,13 @@ class Overtaken(sqlite3.Connection):
 def test_a_worker_that_is_overtaken_by_another_does_nothing_twice(
     database: Database, task: Callable[[sqlite3.Connection], object]
 ) -> None:
-    """Before whichever of its transactions."""
+    """Before whichever of its transactions; the other does the same."""
     versions = half_done(database)
+    twice = database.copy("twice")
+    with closing(twice.connection):
+        task(twice.connection)
+        task(twice.connection)
+        expected = (twice.costs(), twice.rollups(), twice.latencies())
     for transaction in itertools.count(1):
         again = database.copy(transaction)
         with closing(again.connection), closing(again.connect(Overtaken)) as connection:
@@ -906,6 +911,7 @@ def test_a_worker_that_is_overtaken_by_another_does_nothing_twice(
             task(connection)
             if connection.overtaken_by:
                 break  # it has not so many
+            assert (again.costs(), again.rollups(), again.latencies()) == expected
             work(again.connection)
             check_done(again, versions)
     assert transaction > 2
