@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,27 +32,54 @@ COST = 2_000_000  # billionths: what a row of `a_request` costs, 1,000 and 500 t
 Eventually = Callable[[Callable[[], Any]], Any]
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path / "usage.db")
+@dataclass
+class House:
+    """A data folder, its server's part in bills, and the worker."""
+
+    folder: Path
+    store: Store
+    supervisor: Supervisor
+    tasks: TaskQueue
+
+    @property
+    def usage_db(self) -> Path:
+        return self.folder / "usage.db"
+
+    def pid(self) -> int | None:
+        pid: int | None = self.supervisor.view()["pid"]
+        return pid
+
+
+@contextlib.contextmanager
+def running(folder: Path) -> Iterator[House]:
+    store = Store(folder / "usage.db")
     add_price(store)
-    yield store
+    house = House(folder, store, Supervisor(settings(folder), Clock()), TaskQueue(folder, None))
+    house.supervisor.start()
+    yield house
+    house.supervisor.stop()
+    house.tasks.close()
     store.close()
 
 
 @pytest.fixture
-def supervisor(tmp_path: Path, store: Store) -> Iterator[Supervisor]:  # noqa: ARG001
-    supervisor = Supervisor(settings(tmp_path), Clock())
-    supervisor.start()
-    yield supervisor
-    supervisor.stop()
+def house(tmp_path: Path) -> Iterator[House]:
+    with running(tmp_path) as house:
+        yield house
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """One for all who leave its worker alive."""
+    with running(tmp_path_factory.mktemp("shared")) as house:
+        yield house
 
 
 @pytest.fixture
-def tasks(tmp_path: Path) -> Iterator[TaskQueue]:
-    tasks = TaskQueue(tmp_path, None)
-    yield tasks
-    tasks.close()
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store(tmp_path / "usage.db")
+    yield store
+    store.close()
 
 
 def settings(folder: Path, **changes: Any) -> Settings:
@@ -72,39 +99,41 @@ def is_gone(pid: int) -> bool:
         return True
 
 
-@pytest.mark.usefixtures("supervisor")
 def test_a_row_is_priced_a_moment_after_it_was_written(
-    tmp_path: Path, store: Store, tasks: TaskQueue, eventually: Eventually
+    shared: House, eventually: Eventually
 ) -> None:
-    add_request(store, a_request())
-    tasks.tick()
-    eventually(lambda: billed(tmp_path) == 1)
-    assert query(tmp_path / "usage.db", "SELECT price, tier, cost FROM requests") == [(1, 0, COST)]
+    row = a_request()
+    add_request(shared.store, row)
+    shared.tasks.tick()
+    priced = "SELECT price, tier, cost FROM requests WHERE id = ? AND cost IS NOT NULL"
+    assert eventually(lambda: query(shared.usage_db, priced, row.id)) == [(1, 0, COST)]
 
 
-def test_a_worker_that_dies_is_replaced(supervisor: Supervisor, eventually: Eventually) -> None:
-    first = eventually(lambda: supervisor.view()["pid"])
+def test_a_worker_that_dies_is_replaced(house: House, eventually: Eventually) -> None:
+    first = eventually(house.pid)
     kill(first)
-    second = eventually(lambda: supervisor.view()["pid"] not in (None, first))
+    second = eventually(lambda: house.pid() not in (None, first))
     assert second
-    view = supervisor.view()
+    view = house.supervisor.view()
     assert view["alive"]
     assert view["restarts"] == 1
     assert view["last_exit"] == -signal.SIGKILL
 
 
 def test_one_that_dies_at_once_is_tried_less_and_less_often(
-    tmp_path: Path, eventually: Eventually
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, eventually: Eventually
 ) -> None:
+    """Unless it is woken, which ends the pause."""
     supervisor = Supervisor(settings(tmp_path), Clock(), (sys.executable, "-c", "exit(3)"))
     supervisor.start()
-    eventually(lambda: supervisor.view()["restarts"] >= 4)
-    before = supervisor.view()["restarts"]
-    supervisor.wake()  # a pause of over a second is under way
-    eventually(lambda: supervisor.view()["restarts"] > before)
+    for number in range(1, 9):
+        eventually(lambda number=number: supervisor.view()["restarts"] >= number)
+        supervisor.wake()
     assert supervisor.view()["last_exit"] == 3
     supervisor.stop()
     assert not supervisor.view()["alive"]
+    pauses = re.findall(r"another starts in (\S+) s", caplog.text)
+    assert pauses[:8] == ["0.2", "0.4", "0.8", "1.6", "3.2", "6.4", "10.0", "10.0"]
 
 
 @pytest.mark.usefixtures("store")
@@ -132,10 +161,10 @@ time.sleep(600)
 """
 
 
-@pytest.mark.parametrize("wait", [0.0, 0.7])
+@pytest.mark.parametrize("is_at_work", [False, True])
 @pytest.mark.usefixtures("store")
 def test_it_ends_when_its_server_is_killed_also_while_it_is_starting(
-    tmp_path: Path, eventually: Eventually, wait: float
+    tmp_path: Path, eventually: Eventually, is_at_work: bool
 ) -> None:
     server = subprocess.Popen(
         [sys.executable, "-c", SERVER, str(tmp_path)],
@@ -145,7 +174,8 @@ def test_it_ends_when_its_server_is_killed_also_while_it_is_starting(
     )
     assert server.stdout is not None
     pid = int(server.stdout.readline())
-    time.sleep(wait)  # at the one moment or another of its life
+    if is_at_work:
+        eventually((tmp_path / "queue.db").exists)
     server.kill()
     server.wait()
     server.stdout.close()
@@ -208,21 +238,31 @@ def test_the_server_needs_no_pandas() -> None:
 
 
 def test_killed_at_any_moment_it_prices_every_row_once(
-    tmp_path: Path, store: Store, supervisor: Supervisor, tasks: TaskQueue, eventually: Eventually
+    house: House, eventually: Eventually
 ) -> None:
-    path, chance, written = tmp_path / "usage.db", random.Random(4), 0
-    for _ in range(8):
-        pid = eventually(lambda: supervisor.view()["pid"])
-        supervisor.wake()
-        end = time.monotonic() + chance.choice([0.1, 0.6, 0.9, 1.2])
-        while time.monotonic() < end:
-            for _ in range(20):
-                written += 1
-                add_request(store, a_request(NOON + written * 60_000, key=f"k{written % 5}"))
-            tasks.tick()
-            time.sleep(0.02)
+    path, written = house.usage_db, 0
+    priced = "SELECT count(cost) FROM requests"
+
+    def priced_since(before: int) -> bool:
+        """Meanwhile rows come in."""
+        nonlocal written
+        moments = range(written + 1, written + 21)
+        written += 20
+        house.store.add_requests(
+            [a_request(NOON + at * 60_000, key=f"k{at % 5}") for at in moments]
+        )
+        house.tasks.tick()
+        return int(one(path, priced)) > before
+
+    # While it starts, and each time it has just written what some rows cost.
+    for after in (0.05, 0.3, None, None, None):
+        pid = eventually(house.pid)
+        end = None if after is None else time.monotonic() + after
+        before = one(path, priced)
+        eventually(lambda b=before, e=end: priced_since(b) if e is None else time.monotonic() > e)
         kill(pid)
-    eventually(lambda: tasks.tick() or billed(tmp_path) == written)
+        eventually(lambda pid=pid: house.supervisor.wake() or house.pid() not in (None, pid))
+    eventually(lambda: house.tasks.tick() or billed(house.folder) >= written)
     assert query(path, "SELECT count(*), sum(cost) FROM requests") == [(written, written * COST)]
     for span in ("hour", "day"):
         sums = "SELECT sum(requests), sum(cost_tokens), sum(prompt_tokens) FROM rollups"
@@ -237,18 +277,15 @@ def test_killed_at_any_moment_it_prices_every_row_once(
     assert query(path, per_key) == query(path, rolled)
 
 
-@pytest.mark.usefixtures("supervisor")
-def test_what_a_lost_queue_asked_for_is_done_all_the_same(
-    tmp_path: Path, store: Store, tasks: TaskQueue
-) -> None:
+def test_what_a_lost_queue_asked_for_is_done_all_the_same(shared: House) -> None:
     lost: list[str] = []
-    orders = Orders(store, tmp_path / "usage.db", Clock(), lost.append)
-    add_request(store, a_request())
+    orders = Orders(shared.store, shared.usage_db, Clock(), lost.append)
+    add_request(shared.store, a_request())
     order = orders.place("export", "2026-11")
     assert lost == ["export"]  # and nobody puts it into the queue
-    tasks.tick()
+    shared.tasks.tick()
     assert orders.wait(order, 20, lambda: False) is None
-    assert (tmp_path / "exports" / "bill-2026-11.csv").exists()
+    assert (shared.folder / "exports" / "bill-2026-11.csv").exists()
 
 
 @pytest.mark.usefixtures("store")
@@ -261,29 +298,32 @@ def test_a_damaged_queue_is_made_anew(tmp_path: Path, caplog: pytest.LogCaptureF
     tasks.close()
 
 
-def test_a_worker_that_is_away_leaves_a_short_queue(tmp_path: Path, tasks: TaskQueue) -> None:
+def test_a_worker_that_is_away_leaves_a_short_queue(tmp_path: Path) -> None:
+    tasks = TaskQueue(tmp_path, None)
     for _ in range(200):
         tasks.put("bill")
     assert one(tmp_path / "queue.db", "SELECT count(*) FROM task") == 50
+    tasks.close()
 
 
-def test_a_reload_reaches_the_worker(
-    tmp_path: Path, store: Store, supervisor: Supervisor, tasks: TaskQueue, eventually: Eventually
-) -> None:
+def test_a_reload_reaches_the_worker(shared: House, eventually: Eventually) -> None:
     """Late in the evening in Shanghai is another day than in UTC."""
-    path = tmp_path / "usage.db"
-    add_request(store, a_request(NOON + 5 * 3_600_000))
-    tasks.tick()
-    eventually(lambda: billed(tmp_path) == 1)
-    days = "SELECT DISTINCT start_ms FROM rollups WHERE span = 'day'"
-    assert query(path, days) == [(NOON - 12 * 3_600_000,)]
-    supervisor.update(settings(tmp_path, timezone="Asia/Shanghai"))
-    eventually(lambda: tasks.put("bill") or query(path, days) == [(NOON + 4 * 3_600_000,)])
+    days = "SELECT start_ms FROM rollups WHERE span = 'day' AND model = 'Late' AND key = '*'"
+
+    add_request(shared.store, a_request(NOON + 5 * 3_600_000, "Late"))
+    shared.tasks.tick()
+    eventually(lambda: query(shared.usage_db, days) == [(NOON - 12 * 3_600_000,)])
+    shared.supervisor.update(settings(shared.folder, timezone="Asia/Shanghai"))
+
+    def has_moved() -> bool:
+        shared.tasks.put("bill")
+        return query(shared.usage_db, days) == [(NOON + 4 * 3_600_000,)]
+
+    eventually(has_moved)
 
 
-@pytest.mark.usefixtures("supervisor")
-def test_its_log_is_in_the_log_folder(tmp_path: Path, store: Store, tasks: TaskQueue) -> None:
-    orders = Orders(store, tmp_path / "usage.db", Clock(), tasks.put)
+def test_its_log_is_in_the_log_folder(shared: House) -> None:
+    orders = Orders(shared.store, shared.usage_db, Clock(), shared.tasks.put)
     order = orders.place("backup")
     assert orders.wait(order, 20, lambda: False) is None
-    assert "copied" in (tmp_path / "logs" / "worker.log").read_text()
+    assert "copied" in (shared.folder / "logs" / "worker.log").read_text()

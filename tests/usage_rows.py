@@ -88,6 +88,12 @@ def sums_agree(path: Path) -> bool:
     )
 
 
+def billed(folder: Path) -> int:
+    """How many requests are in the sums, each with its price."""
+    sums = "SELECT ifnull(sum(requests), 0) FROM rollups WHERE span = 'hour' AND key = '*'"
+    return int(one(folder / "usage.db", sums))
+
+
 def one(path: Path, statement: str, *values: object) -> Any:
     """The only value of the only row."""
     return query(path, statement, *values)[0][0]
