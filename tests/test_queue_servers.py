@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from usage_rows import NOON, a_request, add_price, add_request, billed, query
+from usage_rows import NOON, a_request, add_price, add_request, billed, one, query
 
 from jobs import queue
 from jobs.queue import Discreet, QueueError, TaskQueue
@@ -119,59 +119,68 @@ def postgresql_server(folder: Path) -> Server:
 
 
 @pytest.fixture(scope="module", params=[redis_server, postgresql_server])
-def made(request: pytest.FixtureRequest) -> Iterator[Server]:
+def server(request: pytest.FixtureRequest, eventually: Eventually) -> Iterator[Server]:
     # Not pytest's own folder, which another user may not enter.
     with tempfile.TemporaryDirectory(prefix="queue-server-") as folder:
-        yield request.param(Path(folder))
+        server: Server = request.param(Path(folder))
+        server.start(eventually)
+        yield server
+        server.stop()
 
 
-@pytest.fixture
-def server(made: Server, eventually: Eventually) -> Iterator[Server]:
-    made.start(eventually)
-    yield made
-    made.stop()
+@pytest.fixture(scope="module")
+def folder(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data of a program that has its queue on the server."""
+    return tmp_path_factory.mktemp(server.kind)
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path / "usage.db")
+@pytest.fixture(scope="module")
+def store(folder: Path) -> Iterator[Store]:
+    store = Store(folder / "usage.db")
     add_price(store)
     yield store
     store.close()
 
 
-def supervised(folder: Path, url: str) -> Supervisor:
-    return Supervisor(Settings(folder, "INFO", "UTC", "CNY", 0, folder / "exports", url), Clock())
+@pytest.fixture(scope="module")
+def supervisor(folder: Path, store: Store, server: Server) -> Iterator[Supervisor]:  # noqa: ARG001
+    settings = Settings(folder, "INFO", "UTC", "CNY", 0, folder / "exports", server.url)
+    supervisor = Supervisor(settings, Clock())
+    supervisor.start()
+    yield supervisor
+    supervisor.stop()
+
+
+@pytest.fixture
+def tasks(folder: Path, server: Server) -> Iterator[TaskQueue]:
+    tasks = TaskQueue(folder, server.url)
+    yield tasks
+    tasks.close()
 
 
 def no_secret(text: str) -> bool:
     return not any(secret in text for secret in (PASSWORD, QUOTED, "s3cret"))
 
 
+@pytest.mark.usefixtures("supervisor")
 def test_rows_are_priced_and_bills_made_over_the_server(
-    tmp_path: Path, server: Server, store: Store
+    folder: Path, store: Store, tasks: TaskQueue
 ) -> None:
-    tasks = TaskQueue(tmp_path, server.url)
-    supervisor = supervised(tmp_path, server.url)
-    supervisor.start()
-    try:
-        orders = Orders(store, tmp_path / "usage.db", Clock(), tasks.put)
-        for number in range(200):
-            add_request(store, a_request(NOON + number))
-        order = orders.place("export", "2026-11")
-        assert orders.wait(order, 20, lambda: False) is None
-        assert billed(tmp_path) == 200
-        assert (tmp_path / "exports" / "bill-2026-11.csv").exists()
-        assert not (tmp_path / "queue.db").exists()
-    finally:
-        supervisor.stop()
-        tasks.close()
+    orders = Orders(store, folder / "usage.db", Clock(), tasks.put)
+    store.add_requests([a_request(NOON + number) for number in range(200)])
+    order = orders.place("export", "2026-11")
+    assert orders.wait(order, 20, lambda: False) is None
+    assert one(folder / "usage.db", "SELECT count(*) FROM requests WHERE cost IS NULL") == 0
+    assert (folder / "exports" / "bill-2026-11.csv").exists()
+    assert not (folder / "queue.db").exists()
 
 
 def test_a_server_that_goes_away_is_told_once_and_found_again(
-    tmp_path: Path,
+    folder: Path,
     server: Server,
     store: Store,
+    supervisor: Supervisor,
+    tasks: TaskQueue,
     eventually: Eventually,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
@@ -179,50 +188,37 @@ def test_a_server_that_goes_away_is_told_once_and_found_again(
     """Whoever asks for work is not told: the rows are there, and are billed afterwards."""
     monkeypatch.setattr(queue, "_TRY_AGAIN_SECONDS", 0.1)
     caplog.set_level(logging.INFO)
-    tasks = TaskQueue(tmp_path, server.url)
-    supervisor = supervised(tmp_path, server.url)
-    supervisor.start()
-    try:
-        add_request(store, a_request())
+    before = billed(folder)
+    add_request(store, a_request())
+    tasks.tick()
+    eventually(lambda: billed(folder) == before + 1)
+    server.stop()
+    add_request(store, a_request())
+    eventually(lambda: tasks.tick() or "the task queue fails" in caplog.text)
+    tasks.tick()
+    server.start(eventually)
+
+    def ticked() -> bool:
+        supervisor.wake()
         tasks.tick()
-        eventually(lambda: billed(tmp_path) == 1)
-        server.stop()
-        add_request(store, a_request())
-        eventually(lambda: tasks.tick() or "the task queue fails" in caplog.text)
-        tasks.tick()
-        server.start(eventually)
+        return billed(folder) == before + 2
 
-        def ticked() -> bool:
-            supervisor.wake()
-            tasks.tick()
-            return billed(tmp_path) == 2
-
-        eventually(ticked)
-        assert caplog.text.count("the task queue fails") == 1
-        assert "the task queue works again" in caplog.text
-        worker_log = (tmp_path / "logs" / "worker.log").read_text()
-        assert no_secret(caplog.text + worker_log)
-    finally:
-        supervisor.stop()
-        tasks.close()
+    eventually(ticked)
+    assert caplog.text.count("the task queue fails") == 1
+    assert "the task queue works again" in caplog.text
+    worker_log = (folder / "logs" / "worker.log").read_text()
+    assert no_secret(caplog.text + worker_log)
 
 
-@pytest.mark.usefixtures("store")
 def test_the_password_is_in_no_command_line_and_no_environment(
-    tmp_path: Path, server: Server, eventually: Eventually
+    folder: Path, server: Server, supervisor: Supervisor, eventually: Eventually
 ) -> None:
-    supervisor = supervised(tmp_path, server.url)
-    supervisor.start()
-    try:
-        pid = eventually(lambda: supervisor.view()["pid"])
-        seen = [Path(f"/proc/{pid}/{name}") for name in ("cmdline", "environ")]
-        assert all(no_secret(path.read_bytes().decode(errors="replace")) for path in seen)
-        assert no_secret(repr(Settings(tmp_path, "INFO", None, "CNY", 0, tmp_path, server.url)))
-    finally:
-        supervisor.stop()
+    pid = eventually(lambda: supervisor.view()["pid"])
+    seen = [Path(f"/proc/{pid}/{name}") for name in ("cmdline", "environ")]
+    assert all(no_secret(path.read_bytes().decode(errors="replace")) for path in seen)
+    assert no_secret(repr(Settings(folder, "INFO", None, "CNY", 0, folder, server.url)))
 
 
-@pytest.mark.usefixtures("store")
 def test_a_wrong_password_is_told_without_it(
     tmp_path: Path, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
