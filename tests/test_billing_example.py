@@ -170,15 +170,16 @@ class Example:
         return routes.create_app(house).test_client()
 
 
-@pytest.fixture(params=[True, False], ids=["often", "in the evening"])
+@pytest.fixture(scope="module", params=[True, False], ids=["often", "in the evening"])
 def example(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Example]:
-    monkeypatch.setattr(routes, "_BLUEPRINTS", (usage.blueprint, prices.blueprint))
-    example = Example(tmp_path, request.param)
-    happen(example)
-    yield example
-    example.store.close()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(routes, "_BLUEPRINTS", (usage.blueprint, prices.blueprint))
+        example = Example(tmp_path_factory.mktemp("day"), request.param)
+        happen(example)
+        yield example
+        example.store.close()
 
 
 def happen(day: Example) -> None:
