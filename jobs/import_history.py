@@ -15,7 +15,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -161,6 +161,9 @@ class _Model:
         self._first_ms = _LATEST_MS
 
     def add(self) -> None:
+        # Before what it is for: a worker prices rows as soon as they are there, and once.
+        self._find_first()
+        self._add_price()
         self._report.requests += self._insert(
             "requests",
             self._request,
@@ -178,7 +181,14 @@ class _Model:
             " ON CONFLICT (id) DO UPDATE SET ended_ms = excluded.ended_ms"
             " WHERE excluded.ended_ms > ended_ms",
         )
-        self._add_price()  # known by now: how far back it has to reach
+
+    def _find_first(self) -> None:
+        """Finds out how far back the price has to reach."""
+        for kind, read in (("requests", self._request), ("runtime", self._run)):
+            for rows in self._batches(kind):
+                for row in rows:
+                    with suppress(ValueError):  # told when the rows are added
+                        read(*row)
 
     def _insert(self, kind: str, read: Callable[..., tuple[object, ...]], statement: str) -> int:
         """Adds a table's rows; says how many were new."""

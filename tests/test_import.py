@@ -6,8 +6,8 @@ import hashlib
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from usage_rows import NOON, a_request, add_request, one, query
 
 from jobs.import_history import NotReadable, import_file
 from jobs.tasks import Settings, Work
+from manager import data
 from manager.pricing import Price, Tier, tiers_from_json
 from manager.store import Store
 
@@ -281,6 +282,31 @@ def test_what_is_no_database_is_told(tmp_path: Path, content: bytes) -> None:
         import_file(tmp_path / "monitoring.db", tmp_path / "usage.db")
     with pytest.raises(NotReadable, match="missing"):
         import_file(tmp_path / "no.db", tmp_path / "usage.db")
+
+
+def test_a_worker_that_prices_each_row_at_once_finds_its_price(
+    tmp_path: Path, old: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it once found no price for costs nothing, until somebody notices."""
+    path = tmp_path / "usage.db"
+    work = Work(Settings(tmp_path, "INFO", "UTC", "CNY", 0, tmp_path / "exports"))
+    transaction = data.transaction
+
+    @contextmanager
+    def then_priced(connection: sqlite3.Connection) -> Iterator[None]:
+        with transaction(connection):
+            yield
+        monkeypatch.undo()  # the worker has transactions of its own
+        with closing(data.connect(path)) as other:
+            work.bring_up_to_date(other)
+        monkeypatch.setattr(data, "transaction", then_priced)
+
+    monkeypatch.setattr(data, "transaction", then_priced)
+    import_file(old, path)
+    monkeypatch.undo()
+    assert one(path, "SELECT count(*) FROM requests WHERE price IS NULL") == 0
+    assert one(path, "SELECT count(*) FROM run_hours WHERE price = 0") == 0
+    assert one(path, "SELECT sum(cost_hours) FROM rollups WHERE span = 'day' AND key = ''") > 0
 
 
 def test_it_works_from_a_shell_beside_a_running_program(tmp_path: Path, old: Path) -> None:
