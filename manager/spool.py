@@ -203,6 +203,8 @@ def _row(line: bytes) -> RequestRow | None:
         return None
     try:
         number, *others = json.loads(line)
+        if not all(isinstance(value, str | int | None) for value in others):
+            raise TypeError
         return RequestRow(bytes.fromhex(number), *others)
     except (ValueError, TypeError):
         log.warning("half a row of a request was left out: %r", line[:200])

@@ -133,12 +133,15 @@ def test_rows_of_a_dead_program_are_there_once_and_half_a_row_harms_none(
     lines = [spool_module._line(row) for row in rows]
     store.add_requests(rows[:2])  # it died between the commit and emptying the file
     (tmp_path / "requests-0.jsonl").write_bytes(lines[0] + lines[1] + lines[2][:-30])
-    (tmp_path / "requests-1.jsonl").write_bytes(lines[3] + b"\n[]\n{}\n7\n\x00\xff\n" + lines[4])
+    damaged = lines[5].replace(b'"Chat"', b'{"Chat": 1}')
+    (tmp_path / "requests-1.jsonl").write_bytes(
+        lines[3] + b"\n[]\n{}\n7\n\x00\xff\n" + damaged + lines[4]
+    )
     spool = Spool(tmp_path, store.add_requests)
     spool.add(rows[5])
     spool.close()
     assert sorted(ids(tmp_path)) == sorted(rows[place].id for place in (0, 1, 3, 4, 5))
-    assert caplog.text.count("half a row") == 5
+    assert caplog.text.count("half a row") == 6
     assert left(tmp_path) == b""
 
 
