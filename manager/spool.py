@@ -36,6 +36,11 @@ _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)  # 
 Commit = Callable[[Sequence[RequestRow]], None]
 
 
+def has_rows(folder: Path) -> bool:
+    """Whether there are rows that are not in the database yet. Raises OSError."""
+    return any(path.exists() and path.stat().st_size for path in map(folder.joinpath, _NAMES))
+
+
 class Spool:
     """``commit`` writes rows to the database and raises sqlite3.Error; its own thread,
     ``usage-spool``, calls it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import shutil
+import sqlite3
 import subprocess
 import sys
 import zoneinfo
@@ -24,11 +25,12 @@ from usage_rows import DAY, NOON, a_request, add_price, add_request, add_run
 from jobs import crontab
 from jobs.schedule import ScheduledBill
 from jobs.tasks import Settings, Work, claim
-from manager import bills, cron, data
+from manager import bills, cron, data, datadir
 from manager.bills import Period
 from manager.clock import Clock
 from manager.orders import Orders
 from manager.settings import Export, Program
+from manager.spool import Spool, has_rows
 from manager.store import Store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -349,6 +351,26 @@ def test_a_shell_gets_a_bill_with_everything_priced(tmp_path: Path, store: Store
     assert done.returncode == 0, done.stderr
     total = rows_of(Path(done.stdout.strip()).read_bytes())[-1]
     assert (total["cost"], total["currency"]) == ("0.002", "EUR")
+
+
+def test_a_shell_bills_what_a_killed_program_has_left_beside_the_database(
+    tmp_path: Path,
+    store: Store,  # noqa: ARG001 - makes the database
+) -> None:
+    def refuse(_rows: object) -> None:
+        raise sqlite3.OperationalError("killed before")
+
+    left = Spool(tmp_path, refuse)
+    left.add(a_request())
+    left.close()
+    with datadir.claim(tmp_path):  # while another program runs, it is that one's
+        done = command(tmp_path, "--month", "2026-11")
+        assert rows_of(Path(done.stdout.strip()).read_bytes())[-1]["requests"] == "0"
+    done = command(tmp_path, "--month", "2026-11")
+    assert done.returncode == 0, done.stderr
+    total = rows_of(Path(done.stdout.strip()).read_bytes())[-1]
+    assert (total["requests"], total["cost"]) == ("1", "0.002")
+    assert not has_rows(tmp_path)
 
 
 def test_beside_a_worker_it_waits_until_that_has_priced_what_is_there(
