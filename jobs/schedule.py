@@ -87,6 +87,8 @@ class ScheduledBill:
         _, ended_ms = period.bounds_ms(self._zone)
         due = self.trigger.get_next_fire_time(None, calendar.local(ended_ms, self._zone))
         is_missed = due is not None and due <= calendar.local(now_ms, self._zone)
-        is_there = (self._folder / period.file).exists()
+        made_ms = bills.made_ms(self._folder / period.file)
+        # One that somebody asked for before the period had ended is a part of it.
+        is_there = made_ms is not None and made_ms >= ended_ms
         if is_missed and not is_there and not bills.is_empty(self._usage_db, period, self._zone):
             self._orders.place("export", period.text)

@@ -159,6 +159,14 @@ def written(folder: Path) -> list[Path]:
     return sorted((path for path in folder.iterdir() if period_of(path.name)), reverse=True)
 
 
+def made_ms(path: Path) -> int | None:
+    """When the bill was written; None where there is none. Raises OSError."""
+    try:
+        return path.stat().st_mtime_ns // 1_000_000
+    except FileNotFoundError:
+        return None
+
+
 def _lines(
     connection: sqlite3.Connection, period: Period, zone: tzinfo
 ) -> dict[tuple[str, str, str], Line]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -305,20 +306,24 @@ def test_the_hours_of_a_schedule_are_those_of_the_zone() -> None:
 @pytest.mark.parametrize(
     ("now", "made", "expected"),
     [
-        ("2026-12-01T03:00", False, ["2026-11"]),
-        ("2026-12-20T00:00", False, ["2026-11"]),
-        ("2026-12-01T02:59", False, []),  # not due yet
-        ("2026-12-20T00:00", True, []),
-        ("2026-11-30T12:00", False, []),  # October has nothing on its bill
+        ("2026-12-01T03:00", None, ["2026-11"]),
+        ("2026-12-20T00:00", None, ["2026-11"]),
+        ("2026-12-01T02:59", None, []),  # not due yet
+        ("2026-12-20T00:00", "2026-12-02T00:00", []),
+        ("2026-12-20T00:00", "2026-11-15T00:00", ["2026-11"]),  # had half of the month
+        ("2026-11-30T12:00", None, []),  # October has nothing on its bill
     ],
 )
 def test_a_bill_that_was_due_while_the_program_was_off_is_made_up_for(
-    tmp_path: Path, store: Store, work: Work, now: str, made: bool, expected: list[str]
+    tmp_path: Path, store: Store, work: Work, now: str, made: str | None, expected: list[str]
 ) -> None:
     add_request(store, a_request())
     bill_of(work)
-    if not made:
-        (tmp_path / "exports" / "bill-2026-11.csv").unlink()
+    bill = tmp_path / "exports" / "bill-2026-11.csv"
+    if made is None:
+        bill.unlink()
+    else:
+        os.utime(bill, (ms(made) / 1000, ms(made) / 1000))
     orders = Orders(store, tmp_path / "usage.db", Clock(), lambda _kind: None)
     export = Export("0 3 1 * *", "month", None)
     ScheduledBill(Program(timezone="UTC"), export, tmp_path, orders).make_up_for(ms(now))
