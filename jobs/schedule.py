@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timezone
 from pathlib import Path
 
 from apscheduler.executors.pool import ThreadPoolExecutor
@@ -45,6 +46,8 @@ def start(
     )
     scheduler.add_job(fleet.sweep, "interval", seconds=_SWEEP_SECONDS, id="idle sweep")
     scheduler.add_job(fleet.heartbeat, "interval", seconds=_HEARTBEAT_SECONDS, id="heartbeat")
+    # Else a program that is started each morning would never come to it.
+    at_once = calendar.local(clock.wall_ms(), timezone.utc)
     poll = scheduler.add_job(
         monitor.tick, "interval", seconds=_POLL_SECONDS, id="device poll", next_run_time=None
     )
@@ -54,10 +57,17 @@ def start(
         lambda: logs.clean(fleet.config.program.log_retention_days),
         "interval",
         hours=_CLEAN_HOURS,
+        next_run_time=at_once,
         id="log clean-up",
     )
     scheduler.add_job(tasks.tick, "interval", seconds=_BILL_SECONDS, id="bills")
-    scheduler.add_job(lambda: tasks.put("clean_up"), "interval", hours=_CLEAN_HOURS, id="retention")
+    scheduler.add_job(
+        lambda: tasks.put("clean_up"),
+        "interval",
+        hours=_CLEAN_HOURS,
+        next_run_time=at_once,
+        id="retention",
+    )
     program = fleet.config.program
     if export := program.export:
         bill = ScheduledBill(program, export, data_dir, orders)

@@ -292,6 +292,19 @@ def test_a_file_that_is_not_ours_to_use_is_named_and_left_as_it_is(
     assert path.read_bytes() == before
 
 
+def test_a_program_that_is_started_anew_each_day_deletes_what_is_too_old(launch: Launch) -> None:
+    program = launch({"Model": fake(price=PRICE)}, request_retention_days=30)
+    kept = ask(program)
+    summary(program)
+    program.end()
+    store = Store(program.usage_db)
+    store.add_requests([a_request(int(time.time() * 1000) - 40 * DAY, "Model")])
+    store.close()
+
+    program.start()
+    eventually(lambda: summary(program)["requests"] == 2 and ids(program.usage_db) == [kept])
+
+
 # --- a clock that is set -----------------------------------------------------------------
 
 # Found by every Python process of the program: the file says how far its clock is off.
