@@ -69,12 +69,6 @@ def query(path: Path, statement: str, *values: object) -> list[Any]:
         return connection.execute(statement, values).fetchall()
 
 
-def billed(folder: Path) -> int:
-    """How many requests are priced and in the sums."""
-    until = "SELECT ifnull(max(CAST(value AS INTEGER)), 0) FROM marks WHERE name = 'billed_seq'"
-    return int(one(folder / "usage.db", f"SELECT count(*) FROM requests WHERE seq <= ({until})"))
-
-
 def sums_agree(path: Path) -> bool:
     """Whether the sums of models and those of keys are those of each model and key."""
     sums = "sum(requests), sum(cost_tokens), sum(cost_hours), sum(run_ms) FROM rollups"
