@@ -77,6 +77,8 @@ def apply(house: House) -> dict[str, Any]:
     changed = [
         key for key in _AT_START if getattr(before.program, key) != getattr(after.program, key)
     ]
+    if after.program.export and before.program.timezone != after.program.timezone:
+        changed.append("timezone")  # of the schedule: all else has it now
     return {"models": list(after.models), "restart_needed_for": changed}
 
 

@@ -521,3 +521,10 @@ def test_a_setting_that_needs_a_restart_of_the_program_is_named(launch: Launch) 
     program = launch({"One": fake()})
     program.configure({"One": fake()}, threads=FEW_THREADS, queue_timeout=7)
     assert reload(program)["restart_needed_for"] == ["threads"]
+
+
+def test_a_new_time_zone_needs_a_restart_where_bills_are_scheduled_by_it(launch: Launch) -> None:
+    export = {"schedule": "0 3 1 * *", "period": "month"}
+    program = launch({"One": fake()}, timezone="UTC", export=export)
+    program.configure({"One": fake()}, timezone="Asia/Tokyo", export=export)
+    assert reload(program)["restart_needed_for"] == ["timezone"]
