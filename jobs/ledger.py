@@ -242,7 +242,7 @@ def rollup_rows(sums: pd.DataFrame, names: list[Who]) -> list[Row]:
     columns = {name: sums[name].tolist() for name in tally.NUMBERS}
     money = zip(columns.pop("units"), columns.pop("billionths"), strict=True)
     columns["cost_tokens"] = [
-        min(units * PER_UNIT + billionths, LARGEST) for units, billionths in money
+        max(min(units * PER_UNIT + billionths, LARGEST), -LARGEST) for units, billionths in money
     ]
     return _rows(sums, tally.everyone(names), [columns[name] for name in SUMS])
 

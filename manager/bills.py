@@ -18,7 +18,7 @@ from datetime import date, datetime, timedelta, timezone, tzinfo
 from pathlib import Path
 
 from manager import calendar
-from manager.pricing import decimal_text
+from manager.pricing import PER_UNIT, decimal_text
 from manager.schema import ALL
 from manager.settings import Program
 from manager.store import reading
@@ -86,8 +86,9 @@ _COUNTS = (
     *("requests", "errors", "prompt_tokens", "cached_tokens", "completion_tokens"),
     *("estimated", "unpriced"),
 )
-_OF_ROLLUPS = (*_COUNTS, "run_ms", "cost_tokens", "cost_hours")
-_NOTHING = (0,) * (len(_OF_ROLLUPS) + 1)  # and the adjustments
+_COUNTS_OF_ROLLUPS = (*_COUNTS, "run_ms")
+_MONEY_OF_ROLLUPS = ("cost_tokens", "cost_hours")
+_NOTHING = (0,) * (len(_COUNTS_OF_ROLLUPS) + len(_MONEY_OF_ROLLUPS) + 1)  # and the adjustments
 
 COLUMNS = (
     *("date", "model", "key", *_COUNTS, "hours"),
@@ -171,10 +172,14 @@ def _lines(
     connection: sqlite3.Connection, period: Period, zone: tzinfo
 ) -> dict[tuple[str, str, str], Line]:
     start_ms, end_ms = period.bounds_ms(zone)
-    sums = ", ".join(f"sum({name})" for name in _OF_ROLLUPS)
+    # Money in two columns: summed up it may be more than SQLite's integers hold.
+    sums = ", ".join(
+        [f"sum({name})" for name in _COUNTS_OF_ROLLUPS]
+        + [f"sum({name} {half} {PER_UNIT})" for name in _MONEY_OF_ROLLUPS for half in "/%"]
+    )
     lines: dict[tuple[str, str, str], Line] = {}
     days: dict[int, str] = {}
-    for at_ms, model, key, *amounts in connection.execute(
+    for at_ms, model, key, *cells in connection.execute(
         f"SELECT start_ms, model, key, {sums} FROM rollups"
         " WHERE span = 'day' AND start_ms >= ? AND start_ms < ? AND key != ? AND mode != ?"
         " GROUP BY start_ms, model, key",
@@ -182,7 +187,9 @@ def _lines(
     ):
         if at_ms not in days:
             days[at_ms] = calendar.date_of(at_ms, zone).isoformat()
-        lines[days[at_ms], model, key] = (*amounts, 0)
+        *counts, tokens, tokens_rest, hours, hours_rest = cells
+        money = (tokens * PER_UNIT + tokens_rest, hours * PER_UNIT + hours_rest)
+        lines[days[at_ms], model, key] = (*counts, *money, 0)
     for at_ms, model, key, amount in connection.execute(
         "SELECT at_ms, model, key, amount FROM adjustments WHERE at_ms >= ? AND at_ms < ?",
         (start_ms, end_ms),

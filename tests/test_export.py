@@ -21,7 +21,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from usage_rows import DAY, NOON, a_request, add_price, add_request, add_run
+from usage_rows import DAY, NOON, TIERS, a_request, add_price, add_request, add_run
 
 from jobs import crontab
 from jobs.schedule import ScheduledBill
@@ -115,6 +115,23 @@ def test_a_bill_has_a_row_for_each_model_key_and_day_and_the_total_last(
         ("2026-11-06", "Qwen", "team", "1", "0", "0.002", "0", "0", "0.002", "0"),
         ("total", "", "", "4", "0.5", "0.005001", "0.75", "4.999999999", "5.755000999", "1"),
     ]
+
+
+def test_money_that_no_integer_of_the_database_holds_stops_neither_bill_nor_prices(
+    store: Store, work: Work
+) -> None:
+    """Such as a price with zeros too many, and a server that tells tokens it cannot have had."""
+    dear = TIERS.replace("1000000000", str(10**15), 1)
+    store.write("UPDATE prices SET tiers = ?", (dear,))
+    for mode in ("Chat", "Other"):
+        for _ in range(3):
+            add_request(store, a_request(mode=mode, prompt_tokens=2**31 - 1, completion_tokens=0))
+    assert rows_of(bill_of(work))[-1]["cost"] == str(6 * (2**31 - 1))
+    for zone in ("Asia/Tokyo", "UTC"):
+        work.settings = replace(work.settings, timezone=zone)
+        add_request(store, a_request(NOON + DAY, "Free"))
+        bill_of(work)
+    assert [row["requests"] for row in rows_of(bill_of(work)) if row["model"] == "Free"] == ["2"]
 
 
 def test_a_days_bill_has_that_day_only(store: Store, work: Work) -> None:
