@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from manager import data
+from manager import data, spool
 from manager.store import StoreError
 
 
@@ -22,6 +22,7 @@ def main() -> int:
     parser.add_argument("--data-dir", type=Path, default=Path("data"), metavar="DIR")
     arguments = parser.parse_args()
     try:
+        spool.commit_left(arguments.data_dir)
         size = data.back_up(arguments.data_dir / "usage.db", arguments.file)
     except (StoreError, OSError) as error:
         print(f"No copy was made: {error}", file=sys.stderr)

@@ -38,8 +38,8 @@ _PRICE_UNPRICED = f"{_PRICE} cost = 0"
 def price_new(connection: sqlite3.Connection, zone: tzinfo, limit: int = BATCH) -> int:
     """Prices the next requests and adds them to the sums; says how many, 0 when all are done.
 
-    Where the sums are another zone's, they go to that one's until `rebuild`. Raises ValueError
-    where that cannot be read any more.
+    Where the sums are another zone's, they go to that one's until `rezone.rebuild`. Raises
+    ValueError where that cannot be read any more.
     """
     return again(lambda: _price_new(connection, zone, limit))
 
@@ -112,8 +112,8 @@ def _price_some(
     batch = read(
         connection,
         "INDEXED BY requests_model WHERE model = ? AND id > ? AND id < ?"
-        " AND price IS NULL AND cost = 0 ORDER BY id LIMIT ?",
-        (model, least, end, _PIECE),
+        " AND price IS NULL AND cost = 0 AND seq <= ? ORDER BY id LIMIT ?",
+        (model, least, end, billed_seq(connection), _PIECE),
     )
     if batch is None:
         return 0, None

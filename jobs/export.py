@@ -11,10 +11,9 @@ from contextlib import closing
 from pathlib import Path
 
 from jobs import tasks
-from manager import bills, calendar, config, data, datadir, plugins, spool
+from manager import bills, calendar, config, data, plugins, spool
 from manager.config import ConfigError
-from manager.spool import Spool
-from manager.store import Store, StoreError
+from manager.store import StoreError
 
 _WORKER_SECONDS = 120.0  # that the program's worker may take to price what is there
 _LOOK_SECONDS = 0.1
@@ -43,7 +42,7 @@ def _write(period: bills.Period, config_file: Path, data_dir: Path) -> Path:
     loaded = config.load(config_file, lambda folder: list(plugins.interfaces(folder)))
     settings = tasks.Settings.of(loaded.program, data_dir)
     work = tasks.Work(settings)
-    _take_left(data_dir, work.path)
+    spool.commit_left(data_dir)
     with closing(data.connect(work.path)) as connection:
         with tasks.claim(settings.data_dir, 0) as is_ours:
             if is_ours:
@@ -51,19 +50,6 @@ def _write(period: bills.Period, config_file: Path, data_dir: Path) -> Path:
         if not is_ours:
             _wait_for_worker(connection, settings)
         return work.export(connection, period)
-
-
-def _take_left(data_dir: Path, usage_db: Path) -> None:
-    """Writes what a killed program has left beside the database into it. One that runs does that
-    itself. Raises StoreError, OSError."""
-    if not (usage_db.exists() and spool.has_rows(data_dir)):
-        return
-    try:
-        claimed = datadir.claim(data_dir)
-    except datadir.DataDirInUse:
-        return
-    with claimed, closing(Store(usage_db)) as store:
-        Spool(data_dir, store.add_requests).close()
 
 
 def _wait_for_worker(connection: sqlite3.Connection, settings: tasks.Settings) -> None:

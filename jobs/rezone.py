@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from dataclasses import replace
 from datetime import tzinfo
@@ -40,6 +41,8 @@ from manager import calendar
 from manager.data import billed_seq, transaction
 from manager.schema import SUMS, SUMS_OF_RUNS
 
+log = logging.getLogger("manager.worker")
+
 _REQUESTS = 1500  # in one transaction
 _HOURS = 100
 _NOON_MS = 12 * calendar.HOUR_MS
@@ -61,8 +64,8 @@ def rebuild(connection: sqlite3.Connection, zone: tzinfo) -> bool:
     Each piece takes some requests out of where they were added up and adds them to their hours and
     days in the new zone, so at each moment each is counted once. Killed, it goes on where it was
     when it is called again. What requests that retention has deleted have left stays in its hours;
-    its days become those of the same dates. Nobody may delete a model's data meanwhile.
-    Raises ValueError where the zone before cannot be read any more.
+    its days become those of the same dates. Nobody may delete a model's data meanwhile. Where the
+    zone before cannot be read any more, what was added up stays where it is.
     """
     teach(connection)
     moved = False
@@ -76,18 +79,20 @@ def _move_piece(connection: sqlite3.Connection, configured: tzinfo) -> bool:
     state = state_of(connection)
     if state.timezone is None or (state.move is None and state.timezone == str(configured)):
         return False
-    old = zone_of(state.timezone, configured)
+    try:
+        old = zone_of(state.timezone, configured)
+        new = zone_of(state.move.zone, configured) if state.move else configured
+    except ValueError as error:
+        # Such as the system's own zone, of a system that it was copied from.
+        log.warning("what was added up so far stays in its hours and days: %s", error)
+        _end_move(connection, state, str(configured))
+        return True
     if state.move is None:
         _begin_move(connection, state, str(configured))
-        return True
-    new = zone_of(state.move.zone, configured)
-    if state.move.seq < state.move.last:
+    elif state.move.seq < state.move.last:
         _move_requests(connection, state, old, new)
     elif not _move_hours(connection, state, old, new) and not _move_days(connection, state, new):
-        with transaction(connection):
-            require(state_of(connection) == state)
-            connection.execute(SET_MARK, ("timezone", state.move.zone))
-            connection.execute("DELETE FROM marks WHERE name = 'move'")
+        _end_move(connection, state, state.move.zone)
     return True
 
 
@@ -95,6 +100,13 @@ def _begin_move(connection: sqlite3.Connection, state: State, zone: str) -> None
     with transaction(connection):
         require(state_of(connection) == state)
         write_move(connection, Move(zone, billed_seq(connection)))
+
+
+def _end_move(connection: sqlite3.Connection, state: State, zone: str) -> None:
+    with transaction(connection):
+        require(state_of(connection) == state)
+        connection.execute(SET_MARK, ("timezone", zone))
+        connection.execute("DELETE FROM marks WHERE name = 'move'")
 
 
 def _move_requests(connection: sqlite3.Connection, state: State, old: tzinfo, new: tzinfo) -> None:

@@ -161,7 +161,10 @@ class Work:
 
     def _all(self, connection: sqlite3.Connection, kind: str) -> None:
         for order in orders.waiting(connection, kind):
-            self._do(connection, order)
+            try:
+                self._do(connection, order)
+            except sqlite3.Error as error:  # those behind it are not to wait for it
+                self._say(f"{order.kind} {order.subject}: {error}; it is tried again")
 
     def _do(self, connection: sqlite3.Connection, order: Order) -> None:
         what = f"{order.kind} {order.subject}".rstrip()

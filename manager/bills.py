@@ -106,9 +106,9 @@ def make(connection: sqlite3.Connection, period: Period, zone: tzinfo, currency:
     rows = csv.writer(text, lineterminator="\r\n")
     rows.writerow(COLUMNS)
     for (day, model, key), line in sorted(lines.items()):
-        rows.writerow([day, _cell(model), _cell(key), *_cells(line), _cell(currency)])
+        rows.writerow([day, cell(model), cell(key), *_cells(line), cell(currency)])
     total = tuple(map(sum, zip(_NOTHING, *lines.values(), strict=True)))
-    rows.writerow(["total", "", "", *_cells(total), _cell(currency)])
+    rows.writerow(["total", "", "", *_cells(total), cell(currency)])
     return text.getvalue().encode("utf-8-sig")
 
 
@@ -157,7 +157,8 @@ def written(folder: Path) -> list[Path]:
     """The bills in the folder, the latest period first."""
     if not folder.is_dir():
         return []
-    return sorted((path for path in folder.iterdir() if period_of(path.name)), reverse=True)
+    found = (path for path in folder.iterdir() if period_of(path.name) and path.is_file())
+    return sorted(found, reverse=True)
 
 
 def made_ms(path: Path) -> int | None:
@@ -224,6 +225,6 @@ def _hours(run_ms: int) -> int:
     return (2 * run_ms * 1_000_000_000 + per_shown) // (2 * per_shown) * _SHORTEST
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     """A text that no spreadsheet takes for a formula."""
     return f"'{text}" if text.startswith(_BEGINS_FORMULA) else text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import decimal
 import itertools
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 
@@ -25,6 +26,8 @@ OPEN = -1
 _HOUR_MS = 3_600_000
 
 # Nothing is ever rounded: a digit too many is an error.
+# Decimal itself takes the digits of every script. YAML has 1_000 for a thousand.
+_AMOUNT = re.compile(r"[+-]?([0-9][0-9_]*\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?")
 _EXACT = decimal.Context(prec=40, traps=[decimal.Inexact, decimal.InvalidOperation])
 
 
@@ -132,6 +135,8 @@ def billionths(text: str) -> int:
     with at most nine decimals.
     """
     try:
+        if not _AMOUNT.fullmatch(text):
+            raise decimal.InvalidOperation
         amount = decimal.Decimal(text)
     except decimal.InvalidOperation:
         raise ValueError(f"expected an amount such as 0.5, found {text[:60]!r}") from None

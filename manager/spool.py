@@ -17,10 +17,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
-from manager.store import RequestRow, StoreError
+from manager import datadir
+from manager.datadir import DataDirInUse
+from manager.store import RequestRow, Store, StoreError
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +42,20 @@ Commit = Callable[[Sequence[RequestRow]], None]
 def has_rows(folder: Path) -> bool:
     """Whether there are rows that are not in the database yet. Raises OSError."""
     return any(path.exists() and path.stat().st_size for path in map(folder.joinpath, _NAMES))
+
+
+def commit_left(folder: Path) -> None:
+    """Commits what a killed program has left in its data folder; one that runs does that itself.
+    Raises StoreError, OSError."""
+    usage_db = folder / "usage.db"
+    if not (usage_db.exists() and has_rows(folder)):
+        return
+    try:
+        claimed = datadir.claim(folder)
+    except DataDirInUse:
+        return
+    with claimed, closing(Store(usage_db)) as store:
+        Spool(folder, store.add_requests).close()
 
 
 class Spool:

@@ -62,7 +62,8 @@ class Run:
 
 class RequestRow(NamedTuple):
     """One request, when it has ended; what cannot be known is empty or None. Times are epoch
-    ms, ``id`` is a UUIDv7. The price is added later."""
+    ms, ``id`` is a UUIDv7. The price is added later. (What a program before an update has left is
+    read by place: new fields come last and have a default.)"""
 
     id: bytes
     model: str

@@ -45,7 +45,7 @@ def blueprint(house: House) -> Blueprint:
             raise _missing(file)
         try:
             bill = (folder / file).read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, IsADirectoryError):
             raise _missing(file) from None
         answer = Response(bill, mimetype="text/csv")
         answer.headers["Content-Disposition"] = f"attachment; filename={file}"

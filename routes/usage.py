@@ -17,7 +17,7 @@ from typing import Any
 
 from flask import Blueprint, Response, jsonify
 
-from manager import calendar, latency, reports, search
+from manager import bills, calendar, latency, reports, search
 from manager.errors import ApiError
 from manager.pricing import decimal_text
 from manager.reports import TooManyBuckets, Totals
@@ -60,7 +60,6 @@ _PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 _MONEY = ("cost", "cost_tokens", "cost_hours", "adjustments")  # may begin with a minus
 _CSV_MARK = b"\xef\xbb\xbf"  # without it spreadsheets take UTF-8 for something else
 # What makes a spreadsheet take a text for a formula.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def blueprint(house: House) -> Blueprint:
@@ -348,8 +347,8 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
 def _cell(name: str, value: Any) -> Any:
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, str) and value.startswith(_FORMULA) and name not in _MONEY:
-        return f"'{value}"
+    if isinstance(value, str) and name not in _MONEY:
+        return bills.cell(value)
     return value
 
 

@@ -675,6 +675,18 @@ def test_in_another_zone_the_sums_are_as_if_it_had_always_been_that_one(
 
 
 @pytest.mark.usefixtures("small_pieces")
+def test_sums_in_a_zone_that_is_unknown_here_stay_and_pricing_goes_on(database: Database) -> None:
+    database.requests(MANY[0])
+    database.price_all(UTC)
+    sums = database.rollups()
+    database.connection.execute("UPDATE marks SET value = 'local' WHERE name = 'timezone'")
+    assert rezone.rebuild(database.connection, KOLKATA)
+    assert database.rollups() == sums
+    database.requests(MANY[1])
+    assert billing.price_new(database.connection, KOLKATA) == 1
+    assert not rezone.rebuild(database.connection, KOLKATA)
+
+
 def test_while_the_zone_changes_new_requests_are_billed_and_runs_wait(database: Database) -> None:
     database.requests(*(Request(AUTUMN + hour * HOUR) for hour in range(50)))
     database.runs(Run(AUTUMN, AUTUMN + HOUR))
