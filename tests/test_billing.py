@@ -24,11 +24,12 @@ import pandas as pd
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from usage_rows import new_store
 
 from jobs import billing, rezone, run_hours, tally
 from manager import calendar, data, latency, pricing
 from manager.pricing import LARGEST, PER_UNIT, Price, Tier, tiers_to_json
-from manager.store import Store, uuid7
+from manager.store import uuid7
 from manager.usage import MAX_TOKENS
 
 MINUTE = 60_000
@@ -97,7 +98,7 @@ class Database:
     path: Path
 
     def __post_init__(self) -> None:
-        Store(self.path).close()
+        new_store(self.path).close()
         self.connection = self.connect()
 
     def connect(self, factory: type[sqlite3.Connection] = sqlite3.Connection) -> sqlite3.Connection:

@@ -14,7 +14,18 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
-from usage_rows import DAY, NOON, a_request, add_price, add_request, add_run, one, query, sums_agree
+from usage_rows import (
+    DAY,
+    NOON,
+    a_request,
+    add_price,
+    add_request,
+    add_run,
+    new_store,
+    one,
+    query,
+    sums_agree,
+)
 
 import routes
 from jobs.tasks import Settings, Work
@@ -37,7 +48,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def store(path: Path) -> Iterator[Store]:
-    store = Store(path)
+    store = new_store(path)
     add_price(store, per_hour=1_000_000_000)
     yield store
     store.close()

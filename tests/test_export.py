@@ -21,7 +21,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from usage_rows import DAY, NOON, TIERS, a_request, add_price, add_request, add_run
+from usage_rows import DAY, NOON, TIERS, a_request, add_price, add_request, add_run, new_store
 
 from jobs import crontab
 from jobs.schedule import ScheduledBill
@@ -43,7 +43,7 @@ APIA = zoneinfo.ZoneInfo("Pacific/Apia")  # had no 2011-12-30
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path / "usage.db")
+    store = new_store(tmp_path / "usage.db")
     add_price(store)
     yield store
     store.close()

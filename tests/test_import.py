@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from usage_rows import NOON, a_request, add_request, one, query
+from usage_rows import NOON, a_request, add_request, new_store, one, query
 
 from jobs.import_history import NotReadable, import_file
 from jobs.tasks import Settings, Work
@@ -188,7 +188,7 @@ def test_a_later_copy_adds_what_came_after_the_first(tmp_path: Path, old: Path) 
 
 def test_a_price_of_ours_stays(tmp_path: Path, old: Path) -> None:
     path = tmp_path / "usage.db"
-    store = Store(path)
+    store = new_store(path)
     for model, since in ((CHAT, 0), (HOURLY, NOON + 1)):
         store.write(
             "INSERT INTO prices (model, effective_ms, per_hour, tiers, created_ms)"

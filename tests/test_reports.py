@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from usage_rows import new_store
 
 from jobs import billing, run_hours
 from manager import calendar, data, latency, reports, search
@@ -23,7 +24,7 @@ from manager.prices import Prices
 from manager.pricing import Price, Tier
 from manager.reports import MOST_BUCKETS, Reports, Series, TooManyBuckets, Totals
 from manager.search import Filters, Request, Search
-from manager.store import RequestRow, Run, Store, reading, uuid7
+from manager.store import RequestRow, Run, reading, uuid7
 
 HOUR, DAY = calendar.HOUR_MS, 24 * calendar.HOUR_MS
 UTC = calendar.zone("UTC")
@@ -52,7 +53,7 @@ class Books:
     def __init__(self, path: Path, zone: tzinfo = UTC) -> None:
         self.path = path
         self.zone = zone
-        self.store = Store(path)
+        self.store = new_store(path)
         self.prices = Prices(self.store, path, Clock(wall=lambda: 1.0))
         self.reports = Reports(path)
 
@@ -165,7 +166,7 @@ FILTERS = st.builds(
 )
 
 
-@settings(max_examples=80)
+@settings(max_examples=50)
 @given(
     where=st.sampled_from(ZONES),
     billed=st.lists(ROWS, max_size=12),
@@ -365,7 +366,7 @@ def test_a_request_is_shown_as_it_was_written(books: Books) -> None:
     assert books.reports.request(uuid7(5)) is None
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(
     offsets=st.lists(st.integers(0, 20), max_size=30),
     meanwhile=st.lists(st.integers(0, 20), max_size=12),

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from usage_rows import add_request
+from usage_rows import add_request, new_store
 from werkzeug.test import TestResponse
 
 import routes
@@ -23,7 +23,7 @@ from manager.clock import Clock
 from manager.errors import ApiError
 from manager.prices import Prices
 from manager.reports import Reports
-from manager.store import RequestRow, Run, Store, uuid7
+from manager.store import RequestRow, Run, uuid7
 from routes import prices, usage
 from routes.slots import Slots
 
@@ -64,7 +64,7 @@ class Office:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_ms = NOW
         self.path = folder / "usage.db"
-        self.store = Store(self.path)
+        self.store = new_store(self.path)
         (folder / "config.yaml").write_text(CONFIG, encoding="utf-8")
         loaded = config.load(folder / "config.yaml", lambda _folder: ["Chat"])
         clock = Clock(wall=lambda: self.now_ms / 1000)
@@ -141,6 +141,15 @@ class Office:
 @pytest.fixture
 def office(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Office]:
     office = Office(tmp_path, monkeypatch)
+    yield office
+    office.store.close()
+
+
+@pytest.fixture(scope="module")
+def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Office]:
+    """For all that changes nothing."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        office = Office(tmp_path_factory.mktemp("idle"), monkeypatch)
     yield office
     office.store.close()
 
@@ -231,9 +240,9 @@ def test_a_filter_by_an_alias_is_one_by_its_model(office: Office) -> None:
     ],
 )
 def test_a_range_is_told_in_seconds_or_in_iso_8601_with_or_without_a_zone(
-    office: Office, start: str, end: str
+    idle: Office, start: str, end: str
 ) -> None:
-    found = office.json("/api/usage/summary", start=start, end=end)
+    found = idle.json("/api/usage/summary", start=start, end=end)
     assert found["start"] == "2026-11-21T16:00:00.000+00:00"
     assert found["end"] == "2026-11-22T16:00:00.000+00:00"
 
@@ -294,15 +303,15 @@ def test_a_series_by_group_has_the_buckets_in_which_something_is(office: Office)
     ],
 )
 def test_a_bad_parameter_is_named(
-    office: Office, path: str, query: dict[str, str], param: str
+    idle: Office, path: str, query: dict[str, str], param: str
 ) -> None:
-    answer = office.get(f"/api/usage/{path}", **query)
-    assert office.refused(answer, 400, "bad_parameter", param)
+    answer = idle.get(f"/api/usage/{path}", **query)
+    assert idle.refused(answer, 400, "bad_parameter", param)
 
 
-def test_a_parameter_that_is_there_twice_is_refused(office: Office) -> None:
-    answer = office.client.get("/api/usage/summary?model=a&model=b")
-    assert "twice" in office.refused(answer, 400, "bad_parameter", "model")
+def test_a_parameter_that_is_there_twice_is_refused(idle: Office) -> None:
+    answer = idle.client.get("/api/usage/summary?model=a&model=b")
+    assert "twice" in idle.refused(answer, 400, "bad_parameter", "model")
 
 
 # --- single requests --------------------------------------------------------------------
@@ -362,8 +371,8 @@ def test_requests_are_filtered_by_status_and_text(office: Office) -> None:
 
 
 @pytest.mark.parametrize("number", ["x", "00000000-0000-7000-8000-000000000000"])
-def test_a_request_that_is_not_there_is_not_found(office: Office, number: str) -> None:
-    office.refused(office.get(f"/api/usage/requests/{number}"), 404, "request_not_found", None)
+def test_a_request_that_is_not_there_is_not_found(idle: Office, number: str) -> None:
+    idle.refused(idle.get(f"/api/usage/requests/{number}"), 404, "request_not_found", None)
 
 
 # --- CSV --------------------------------------------------------------------------------
@@ -493,22 +502,22 @@ def test_a_price_with_gaps_and_overlaps_is_taken_with_warnings(office: Office) -
     ],
 )
 def test_a_price_that_cannot_be_read_is_refused_with_the_fields_name(
-    office: Office, body: Any, param: str
+    idle: Office, body: Any, param: str
 ) -> None:
-    answer = office.send("PUT", "/api/models/m/price", body)
-    assert office.refused(answer, 400, "bad_parameter", param)
-    assert office.json("/api/prices")["prices"] == []
+    answer = idle.send("PUT", "/api/models/m/price", body)
+    assert idle.refused(answer, 400, "bad_parameter", param)
+    assert idle.json("/api/prices")["prices"] == []
 
 
 @pytest.mark.parametrize(
     "body", ["", "[1]", "{", '{"per_hour": NaN}', '{"per_hour": 1, "per_hour": 2}', "[" * 100_000]
 )
-def test_what_is_no_json_object_is_refused(office: Office, body: str) -> None:
-    office.refused(office.send("PUT", "/api/models/m/price", body), 400, "invalid_json", None)
+def test_what_is_no_json_object_is_refused(idle: Office, body: str) -> None:
+    idle.refused(idle.send("PUT", "/api/models/m/price", body), 400, "invalid_json", None)
 
 
-def test_a_price_of_a_model_that_does_not_exist_is_refused(office: Office) -> None:
-    answer = office.send("PUT", "/api/models/gone/price", PRICE)
+def test_a_price_of_a_model_that_does_not_exist_is_refused(idle: Office) -> None:
+    answer = idle.send("PUT", "/api/models/gone/price", PRICE)
     assert answer.status_code == 404
 
 
@@ -570,15 +579,15 @@ def test_an_adjustment_is_made_and_listed(office: Office) -> None:
     ],
 )
 def test_an_adjustment_that_cannot_be_read_is_refused_with_the_fields_name(
-    office: Office, body: Any, param: str
+    idle: Office, body: Any, param: str
 ) -> None:
-    answer = office.send("POST", "/api/adjustments", body)
-    office.refused(answer, 400, "bad_parameter", param)
+    answer = idle.send("POST", "/api/adjustments", body)
+    idle.refused(answer, 400, "bad_parameter", param)
 
 
-def test_an_adjustment_for_a_model_that_never_was_is_refused(office: Office) -> None:
-    answer = office.send("POST", "/api/adjustments", {"model": "n", "amount": 1, "note": "x"})
-    office.refused(answer, 404, "model_not_found", None)
+def test_an_adjustment_for_a_model_that_never_was_is_refused(idle: Office) -> None:
+    answer = idle.send("POST", "/api/adjustments", {"model": "n", "amount": 1, "note": "x"})
+    idle.refused(answer, 404, "model_not_found", None)
 
 
 def test_a_database_that_cannot_be_read_is_told_without_a_traceback(office: Office) -> None:

@@ -17,7 +17,17 @@ from typing import Any
 
 import psutil
 import pytest
-from usage_rows import NOON, a_request, add_price, add_request, billed, one, query, sums_agree
+from usage_rows import (
+    NOON,
+    a_request,
+    add_price,
+    add_request,
+    billed,
+    new_store,
+    one,
+    query,
+    sums_agree,
+)
 
 from jobs.queue import TaskQueue
 from jobs.supervisor import Supervisor
@@ -52,7 +62,7 @@ class House:
 
 @contextlib.contextmanager
 def running(folder: Path) -> Iterator[House]:
-    store = Store(folder / "usage.db")
+    store = new_store(folder / "usage.db")
     add_price(store)
     house = House(folder, store, Supervisor(settings(folder), Clock()), TaskQueue(folder, None))
     house.supervisor.start()
@@ -77,7 +87,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(tmp_path / "usage.db")
+    store = new_store(tmp_path / "usage.db")
     yield store
     store.close()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import sqlite3
+import tempfile
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,20 @@ TIERS = (
     '"output":2000000000,"cache_read":0,"cache_write":0,"support_cache":false}]'
 )
 """1 a million prompt tokens, 2 a million completion tokens."""
+
+
+@functools.cache
+def _empty() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "usage.db"
+        Store(path).close()
+        return path.read_bytes()
+
+
+def new_store(path: Path) -> Store:
+    """A new database as `Store` makes it, in a fifth of the time."""
+    path.write_bytes(_empty())
+    return Store(path)
 
 
 def a_request(at_ms: int = NOON, model: str = "Qwen", **changes: Any) -> RequestRow:
