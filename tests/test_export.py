@@ -23,7 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from usage_rows import DAY, NOON, TIERS, a_request, add_price, add_request, add_run, new_store
 
-from jobs import crontab
+from jobs import crontab, export
 from jobs.schedule import ScheduledBill
 from jobs.tasks import Settings, Work, claim
 from manager import bills, cron, data, datadir
@@ -342,34 +342,31 @@ def test_a_bill_that_was_due_while_the_program_was_off_is_made_up_for(
     else:
         os.utime(bill, (ms(made) / 1000, ms(made) / 1000))
     orders = Orders(store, tmp_path / "usage.db", Clock(), lambda _kind: None)
-    export = Export("0 3 1 * *", "month", None)
-    ScheduledBill(Program(timezone="UTC"), export, tmp_path, orders).make_up_for(ms(now))
+    monthly = Export("0 3 1 * *", "month", None)
+    ScheduledBill(Program(timezone="UTC"), monthly, tmp_path, orders).make_up_for(ms(now))
     assert [order.subject for order in orders.all()] == expected
 
 
 # --- from a shell --------------------------------------------------------------------------
 
 
-def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def arguments(folder: Path, *period: str) -> list[str]:
     config = folder / "config.yaml"
     program = {"timezone": "UTC", "currency": "EUR"}
     config.write_text(yaml.safe_dump({"program": program, "Local-Models": {}}))
-    return subprocess.run(
-        [
-            *(sys.executable, "-m", "jobs.export", "--data-dir", str(folder)),
-            *("--config", str(config), *arguments),
-        ],
+    return ["jobs.export", "--data-dir", str(folder), "--config", str(config), *period]
+
+
+def test_a_shell_gets_a_bill_with_everything_priced(tmp_path: Path, store: Store) -> None:
+    add_request(store, a_request())
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments(tmp_path, "--month", "2026-11")],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
-
-
-def test_a_shell_gets_a_bill_with_everything_priced(tmp_path: Path, store: Store) -> None:
-    add_request(store, a_request())
-    done = command(tmp_path, "--month", "2026-11")
     assert done.returncode == 0, done.stderr
     total = rows_of(Path(done.stdout.strip()).read_bytes())[-1]
     assert (total["cost"], total["currency"]) == ("0.002", "EUR")
@@ -396,54 +393,50 @@ def test_a_shell_bills_what_a_killed_program_has_left_beside_the_database(
 
 
 def test_beside_a_worker_it_waits_until_that_has_priced_what_is_there(
-    tmp_path: Path, store: Store, work: Work
+    tmp_path: Path,
+    store: Store,
+    work: Work,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The two never add up at the same time."""
+    monkeypatch.setattr(export, "_WORKER_SECONDS", 0.2)
+    monkeypatch.setattr(sys, "argv", arguments(tmp_path, "--day", "2026-11-05"))
     add_request(store, a_request())
     with claim(tmp_path, 0), closing(data.connect(work.path)) as connection:
-        shell = subprocess.Popen(
-            [sys.executable, "-c", _IMPATIENT, str(tmp_path)],
-            cwd=ROOT,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        _, error = shell.communicate(timeout=60)
-        assert "has not priced all requests" in error
+        assert export.main() == 1
+        assert "has not priced all requests" in capsys.readouterr().err
         work.bring_up_to_date(connection)
-        done = command(tmp_path, "--day", "2026-11-05")
-    assert done.returncode == 0, done.stderr
-    assert rows_of(Path(done.stdout.strip()).read_bytes())[-1]["cost"] == "0.002"
-
-
-_IMPATIENT = """
-import sys
-from contextlib import closing
-from pathlib import Path
-from jobs import export, tasks
-from manager import data
-folder = Path(sys.argv[1])
-export._WORKER_SECONDS = 0.2
-settings = tasks.Settings(folder, "INFO", "UTC", "CNY", 0, folder)
-with closing(data.connect(folder / "usage.db")) as connection:
-    export._wait_for_worker(connection, settings)
-"""
+        assert export.main() == 0
+    bill = Path(capsys.readouterr().out.strip())
+    assert rows_of(bill.read_bytes())[-1]["cost"] == "0.002"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("period", "message"),
     [
         (("--month", "2026-13"), "expected a month such as 2026-11"),
         (("--month", "2026-11-05"), "is no month"),
         ((), "required"),
     ],
 )
-def test_a_wrong_period_is_told(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
-    done = command(tmp_path, *arguments)
-    assert done.returncode == 2
-    assert message in done.stderr
+def test_a_wrong_period_is_told(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    period: tuple[str, ...],
+    message: str,
+) -> None:
+    monkeypatch.setattr(sys, "argv", arguments(tmp_path, *period))
+    with pytest.raises(SystemExit) as ended:
+        export.main()
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
 
 
-def test_a_folder_without_data_is_told(tmp_path: Path) -> None:
-    done = command(tmp_path, "--month", "2026-11")
-    assert done.returncode == 1
-    assert "usage.db is missing" in done.stderr
+def test_a_folder_without_data_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", arguments(tmp_path, "--month", "2026-11"))
+    assert export.main() == 1
+    assert "usage.db is missing" in capsys.readouterr().err
