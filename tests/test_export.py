@@ -375,6 +375,8 @@ def test_a_shell_gets_a_bill_with_everything_priced(tmp_path: Path, store: Store
 def test_a_shell_bills_what_a_killed_program_has_left_beside_the_database(
     tmp_path: Path,
     store: Store,  # noqa: ARG001 - makes the database
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def refuse(_rows: object) -> None:
         raise sqlite3.OperationalError("killed before")
@@ -382,13 +384,15 @@ def test_a_shell_bills_what_a_killed_program_has_left_beside_the_database(
     left = Spool(tmp_path, refuse)
     left.add(a_request())
     left.close()
+    monkeypatch.setattr(sys, "argv", arguments(tmp_path, "--month", "2026-11"))
+
+    def total() -> dict[str, str]:
+        assert export.main() == 0
+        return rows_of(Path(capsys.readouterr().out.strip()).read_bytes())[-1]
+
     with datadir.claim(tmp_path):  # while another program runs, it is that one's
-        done = command(tmp_path, "--month", "2026-11")
-        assert rows_of(Path(done.stdout.strip()).read_bytes())[-1]["requests"] == "0"
-    done = command(tmp_path, "--month", "2026-11")
-    assert done.returncode == 0, done.stderr
-    total = rows_of(Path(done.stdout.strip()).read_bytes())[-1]
-    assert (total["requests"], total["cost"]) == ("1", "0.002")
+        assert total()["requests"] == "0"
+    assert (total()["requests"], total()["cost"]) == ("1", "0.002")
     assert not has_rows(tmp_path)
 
 
