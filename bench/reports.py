@@ -43,11 +43,11 @@ def main() -> int:
 
         print(f"{arguments.rows:,} requests, usage.db has {path.stat().st_size / 1e6:,.0f} MB\n")
         slow = [
-            what
-            for what, ask, limit in (*_questions(Reports(path)), ("bill of a month", bill, BILL_MS))
-            if not _measure(what, ask, limit)
+            what for what, ask, limit in _questions(Reports(path)) if not _measure(what, ask, limit)
         ]
         print(f"\nmemory before: {before:.0f} MB, after: {_memory_mb():.0f} MB")
+        # The worker makes it.
+        slow += [] if _measure("bill of a month", bill, BILL_MS) else ["bill of a month"]
     print(f"too slow: {', '.join(slow)}" if slow else "all within their limits")
     return 1 if slow else 0
 

@@ -77,10 +77,12 @@ def _next_line() -> str:
 
 
 def _follow_server(work: tasks.Work) -> None:
-    while line := _next_line():
-        work.settings = tasks.Settings.read(line)
-    # Not an orderly end: a long task would keep us, and needs none.
-    os._exit(0)
+    try:
+        while line := _next_line():
+            work.settings = tasks.Settings.read(line)
+    finally:  # also after half a line, of a server that was killed while it wrote
+        # Not an orderly end: a long task would keep us, and needs none.
+        os._exit(0)
 
 
 def _begin_log(settings: tasks.Settings) -> None:

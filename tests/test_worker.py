@@ -192,6 +192,19 @@ def test_it_ends_when_its_server_is_killed_also_while_it_is_starting(
     eventually(lambda: is_gone(pid))
 
 
+@pytest.mark.usefixtures("store")
+def test_it_ends_with_a_server_that_was_killed_while_it_handed_settings_on(tmp_path: Path) -> None:
+    line = settings(tmp_path).line()
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "jobs.worker"], cwd=ROOT, stdin=subprocess.PIPE, text=True
+    )
+    try:
+        worker.communicate(line + line[:20], timeout=30)
+        assert worker.returncode == 0
+    finally:
+        worker.kill()
+
+
 def test_two_never_work_on_one_folder(tmp_path: Path) -> None:
     with claim(tmp_path, 0) as first, claim(tmp_path, 0.05) as second:
         assert (first, second) == (True, False)
