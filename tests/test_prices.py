@@ -246,7 +246,7 @@ def test_of_a_transaction_that_fails_half_way_nothing_is_written_and_its_neighbo
     assert books.query("SELECT name FROM marks ORDER BY name") == [("beside",), ("whole",)]
 
 
-MOMENTS = st.integers(0, 9).map(lambda place: MORNING + place * 1_000_000)
+MOMENTS = st.integers(0, 4).map(lambda place: MORNING + place * 1_000_000)
 STEPS = st.one_of(
     st.tuples(st.just("request"), MOMENTS),
     st.tuples(st.just("put"), MOMENTS),
@@ -255,7 +255,7 @@ STEPS = st.one_of(
 
 
 @settings(max_examples=40)
-@given(st.lists(STEPS, max_size=25))
+@given(st.lists(STEPS, max_size=20))
 def test_whatever_is_asked_put_and_billed_in_which_order_no_bill_changes(
     tmp_path: Path, steps: list[tuple[str, Any]]
 ) -> None:

@@ -134,9 +134,11 @@ def summed(books: Books, start_ms: int, end_ms: int, filters: Filters) -> Totals
     return totals
 
 
-# Around the borders of hours, where mistakes are.
+# Around the borders of some hours and days, where mistakes are.
 OFFSETS = st.builds(
-    lambda halves, ms: halves * HOUR // 2 + ms, st.integers(-60, 120), st.integers(-1, 1)
+    lambda halves, ms: halves * HOUR // 2 + ms,
+    st.sampled_from([-60, -49, -48, -46, -2, -1, 0, 1, 2, 3, 4, 7, 47, 48, 49, 50, 96, 119, 120]),
+    st.integers(-1, 1),
 )
 ROWS = st.builds(
     lambda **fields: fields,
@@ -157,12 +159,17 @@ RUNS = st.tuples(OFFSETS, st.integers(0, 40 * HOUR), st.sampled_from(MODELS))
 ADJUSTMENTS = st.tuples(
     OFFSETS, st.sampled_from(MODELS), st.sampled_from(["", "kim"]), st.integers(-(10**15), 10**15)
 )
-FILTERS = st.builds(
-    Filters,
-    model=st.none() | st.sampled_from(MODELS),
-    key=st.none() | st.sampled_from(["", "kim", "nobody's"]),
-    mode=st.none() | st.sampled_from(["", "Chat"]),
-    scheme=st.none() | st.sampled_from(["", "gpu"]),
+FILTERS = st.one_of(
+    st.just(Filters()),
+    st.builds(Filters, model=st.sampled_from(MODELS)),
+    st.builds(Filters, key=st.sampled_from(["", "kim"])),
+    st.builds(
+        Filters,
+        model=st.none() | st.sampled_from(MODELS),
+        key=st.none() | st.sampled_from(["", "kim", "nobody's"]),
+        mode=st.none() | st.sampled_from(["", "Chat"]),
+        scheme=st.none() | st.sampled_from(["", "gpu"]),
+    ),
 )
 
 
