@@ -13,7 +13,7 @@ import openai
 import pytest
 
 from .conftest import Launch
-from .program import CHAT, NOT_INSTALLED, ROOT, Program, chat, error_of, events_of, fake, text_of
+from .program import CHAT, ROOT, Program, chat, error_of, events_of, fake, text_of
 
 MODELS = {
     "Talker": fake(aliases=["gpt", "org/talker:7b"]),
@@ -50,8 +50,7 @@ def client(program: Program) -> Iterator[openai.OpenAI]:
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     """The program where it ends by itself."""
     command = [sys.executable, str(ROOT / "wsgi.py"), *map(str, arguments)]
-    env = {**os.environ, "PYTHONPATH": str(NOT_INSTALLED)}
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=env)
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
 # --- the command line -------------------------------------------------------------------
