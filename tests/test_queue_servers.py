@@ -143,10 +143,16 @@ def store(folder: Path) -> Iterator[Store]:
 
 
 @pytest.fixture(scope="module")
-def supervisor(folder: Path, store: Store, server: Server) -> Iterator[Supervisor]:  # noqa: ARG001
+def supervisor(
+    folder: Path,
+    store: Store,  # noqa: ARG001
+    server: Server,
+    eventually: Eventually,
+) -> Iterator[Supervisor]:
     settings = Settings(folder, "INFO", "UTC", "CNY", 0, folder / "exports", server.url)
     supervisor = Supervisor(settings, Clock())
     supervisor.start()
+    eventually(lambda: supervisor.view()["pid"])  # later it would write to pytest's own terminal
     yield supervisor
     supervisor.stop()
 

@@ -61,11 +61,12 @@ class House:
 
 
 @contextlib.contextmanager
-def running(folder: Path) -> Iterator[House]:
+def running(folder: Path, eventually: Eventually) -> Iterator[House]:
     store = new_store(folder / "usage.db")
     add_price(store)
     house = House(folder, store, Supervisor(settings(folder), Clock()), TaskQueue(folder, None))
     house.supervisor.start()
+    eventually(house.pid)  # later it would write to pytest's own terminal
     yield house
     house.supervisor.stop()
     house.tasks.close()
@@ -73,15 +74,15 @@ def running(folder: Path) -> Iterator[House]:
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
-    with running(tmp_path) as house:
+def house(tmp_path: Path, eventually: Eventually) -> Iterator[House]:
+    with running(tmp_path, eventually) as house:
         yield house
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def shared(tmp_path_factory: pytest.TempPathFactory, eventually: Eventually) -> Iterator[House]:
     """One for all who leave its worker alive."""
-    with running(tmp_path_factory.mktemp("shared")) as house:
+    with running(tmp_path_factory.mktemp("shared"), eventually) as house:
         yield house
 
 
