@@ -75,9 +75,7 @@ def blueprint(house: House) -> Blueprint:
             raise ApiError(
                 409, "model_running", f"{name} is {state}: stop it first, then delete its data"
             )
-        with reading(path) as connection:
-            if not data.is_stored(connection, name):
-                raise ApiError(404, "no_data", f"Nothing is stored of a model {name[:200]!r}")
+        _require_stored(path, name)
         return carry_out(house, house.orders.place("delete", name))
 
     @routes.post("/api/data/reprice")
@@ -87,9 +85,7 @@ def blueprint(house: House) -> Blueprint:
         name = given.get("model")
         if not isinstance(name, str):
             raise bad("model", "model has to be the name of a model")
-        with reading(path) as connection:
-            if not data.is_stored(connection, name):
-                raise ApiError(404, "no_data", f"Nothing is stored of a model {name[:200]!r}")
+        _require_stored(path, name)
         return carry_out(house, house.orders.place("reprice", name))
 
     @routes.post("/api/data/vacuum")
@@ -101,6 +97,12 @@ def blueprint(house: House) -> Blueprint:
         return carry_out(house, house.orders.place("backup"))
 
     return routes
+
+
+def _require_stored(path: Path, model: str) -> None:
+    with reading(path) as connection:
+        if not data.is_stored(connection, model):
+            raise ApiError(404, "no_data", f"Nothing is stored of a model {model[:200]!r}")
 
 
 def carry_out(house: House, order: Order) -> tuple[Response, int]:
