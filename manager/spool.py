@@ -127,9 +127,8 @@ class Spool:
 
     def _empty_one(self) -> None:
         """Commits the rows of one file, and those in memory. Raises sqlite3.Error, OSError."""
-        if not self._emptied.size():  # else it failed before, or a dead program has left it
-            with self._lock:
-                self._taking, self._emptied = self._emptied, self._taking
+        with self._lock:
+            self._taking, self._emptied = self._emptied, self._taking
         # Those who took it before may still be writing, some microseconds. (A condition would cost
         # each of them more than looking again costs us.)
         while self._emptied.writers:
@@ -140,7 +139,7 @@ class Spool:
         self._emptied.clear()
         self._commit_kept()
         if self._taking.size():
-            self._wake.set()  # rows that came while the other file could not be committed
+            self._wake.set()  # what a dead program has left, or could not be committed before
 
     def _commit_kept(self) -> None:
         with self._lock:
