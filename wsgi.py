@@ -21,6 +21,7 @@ from jobs.queue import TaskQueue
 from jobs.supervisor import Supervisor
 from jobs.tasks import Settings
 from manager import config, datadir, plugins
+from manager.activity import Activity
 from manager.clock import Clock
 from manager.config import ConfigError
 from manager.datadir import DataDirInUse
@@ -100,7 +101,7 @@ def _serve(
         plugins.devices(program.device_plugin_dir),
         clock,
         pids=lambda: placement.pids(),
-        watched=lambda: events.has_subscribers() or placement.has_line(),
+        watched=lambda: events.are_wanted("devices") or placement.has_line(),
     )
     monitor.set_enabled(not program.disable_gpu_monitoring)
     placement = Placement(monitor, clock, events, metrics, program)
@@ -125,6 +126,7 @@ def _serve(
         interfaces=interfaces,
         watch=shared.watch,
         events=events,
+        activity=Activity(clock, events),
         monitor=monitor,
         placement=placement,
         clock=clock,
@@ -156,7 +158,7 @@ def _serve(
     fleet.adopt()
     worker.start()
     scheduler = schedule.start(
-        fleet, monitor, shared.logs, log_journal, tasks, orders, clock, data_dir
+        house.activity, fleet, monitor, shared.logs, log_journal, tasks, orders, clock, data_dir
     )
     server.start()
     # One write, end of line included: a log that shares the terminal must not come between.

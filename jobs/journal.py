@@ -6,6 +6,8 @@ import logging
 import logging.handlers
 from pathlib import Path
 
+from manager.logs import OWN_LOG
+
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _FILE_BYTES = 10 << 20
 _FILES = 5
@@ -22,7 +24,7 @@ class Journal(logging.handlers.BufferingHandler):
     def __init__(self, folder: Path) -> None:
         super().__init__(_LINES_KEPT)
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "llm-manager.log"
+        path = folder / OWN_LOG
         self._targets: list[logging.Handler] = [
             logging.StreamHandler(),
             logging.handlers.RotatingFileHandler(path, "a", _FILE_BYTES, _FILES, encoding="utf-8"),

@@ -12,6 +12,7 @@ from jobs import crontab
 from jobs.journal import Journal
 from jobs.queue import TaskQueue
 from manager import bills, calendar
+from manager.activity import Activity
 from manager.bills import Period
 from manager.clock import Clock
 from manager.devices import Monitor
@@ -24,11 +25,13 @@ _SWEEP_SECONDS = 1.0
 _POLL_SECONDS = 1.0
 _BILL_SECONDS = 1.0
 _FLUSH_SECONDS = 1.0
+_COUNT_SECONDS = 1.0
 _HEARTBEAT_SECONDS = 30
 _CLEAN_HOURS = 24
 
 
 def start(
+    activity: Activity,
     fleet: Fleet,
     monitor: Monitor,
     logs: ModelLogs,
@@ -45,6 +48,7 @@ def start(
         job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
     )
     scheduler.add_job(fleet.sweep, "interval", seconds=_SWEEP_SECONDS, id="idle sweep")
+    scheduler.add_job(activity.tick, "interval", seconds=_COUNT_SECONDS, id="throughput")
     scheduler.add_job(fleet.heartbeat, "interval", seconds=_HEARTBEAT_SECONDS, id="heartbeat")
     # Else a program that is started each morning would never come to it.
     at_once = calendar.local(clock.wall_ms(), timezone.utc)

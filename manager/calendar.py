@@ -101,6 +101,11 @@ def local(ms: int, zone: tzinfo) -> datetime:
     return (_EPOCH + ms * _MILLISECOND).astimezone(zone)
 
 
+def iso(ms: int) -> str:
+    """The moment in UTC, as ISO 8601."""
+    return local(ms, timezone.utc).isoformat(timespec="milliseconds")
+
+
 def date_of(ms: int, zone: tzinfo) -> date:
     """The date of the local day that `ms` lies in."""
     return _day(ms, zone)

@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 MAX_PENDING = 1000
 
 
+class Event:
+    """What happened. ``data`` is JSON and must not change any more."""
+
+    def __init__(self, kind: str, data: Any) -> None:
+        self.kind = kind
+        self.data = data
+
+    @functools.cached_property
+    def message(self) -> bytes:
+        """It as a server-sent event; made once, however many pages are open."""
+        text = json.dumps(self.data, ensure_ascii=False)
+        # A name may hold half a character, which no UTF-8 has.
+        return f"event: {self.kind}\ndata: {text}\n\n".encode("utf-8", "replace")
+
+
 class Subscription:
     """One reader's events, oldest first. Close it, from any thread, to wake its reader."""
 
-    def __init__(self) -> None:
+    def __init__(self, kinds: Collection[str] | None) -> None:
+        self._kinds = kinds
         self._changed = threading.Condition()
-        self._pending: deque[tuple[str, Any]] = deque(maxlen=MAX_PENDING)
+        self._pending: deque[Event] = deque(maxlen=MAX_PENDING)
         self._closed = False
 
-    def put(self, kind: str, data: Any) -> None:
+    def wants(self, kind: str) -> bool:
+        return self._kinds is None or kind in self._kinds
+
+    def put(self, event: Event) -> None:
         with self._changed:
-            self._pending.append((kind, data))  # a reader too slow loses the oldest
+            self._pending.append(event)  # a reader too slow loses the oldest
             self._changed.notify()
 
     def close(self) -> None:
@@ -32,15 +53,17 @@ class Subscription:
     def closed(self) -> bool:
         return self._closed
 
-    def get(self, timeout: float) -> tuple[str, Any] | None:
-        """The next event, or None after ``timeout`` seconds or when it is closed."""
+    def take(self, timeout: float) -> list[Event]:
+        """All events that wait; none after ``timeout`` seconds or when it is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._pending or self._closed, timeout)
-            return None if self._closed or not self._pending else self._pending.popleft()
+            taken = [] if self._closed else list(self._pending)
+            self._pending.clear()
+        return taken
 
 
 class Events:
-    """Hands every event to every subscriber; publishing never blocks."""
+    """Hands every event to all who want its kind; publishing never blocks."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -48,18 +71,19 @@ class Events:
 
     def publish(self, kind: str, tell: Callable[[], Any]) -> None:
         """``tell`` makes the event's data; it is only asked where somebody listens."""
-        with self._lock:
-            subscriptions = list(self._subscriptions)
+        subscriptions = self._who_want(kind)
         if subscriptions:
-            data = tell()
+            event = Event(kind, tell())
             for subscription in subscriptions:
-                subscription.put(kind, data)
+                subscription.put(event)
 
-    def has_subscribers(self) -> bool:
-        return bool(self._subscriptions)
+    def are_wanted(self, kind: str) -> bool:
+        """Whether somebody listens for these."""
+        return bool(self._who_want(kind))
 
-    def subscribe(self) -> Subscription:
-        subscription = Subscription()
+    def subscribe(self, kinds: Collection[str] | None = None) -> Subscription:
+        """From now on; of these kinds, or of all."""
+        subscription = Subscription(kinds)
         with self._lock:
             self._subscriptions.add(subscription)
         return subscription
@@ -68,3 +92,7 @@ class Events:
         with self._lock:
             self._subscriptions.discard(subscription)
         subscription.close()
+
+    def _who_want(self, kind: str) -> list[Subscription]:
+        with self._lock:
+            return [one for one in self._subscriptions if one.wants(kind)]

@@ -1,4 +1,4 @@
-"""A model's output: one file a run, its tail, its followers."""
+"""Logs: a model's output, one file a run, and the program's own; tails, followers."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
 _BLOCK = 1 << 16
 _MAX_LINE = 1 << 16
 _MAX_TAIL = 4 << 20  # bytes; a progress bar can be one line of gigabytes
-_POLL = 0.25  # seconds between two looks at a file that somebody follows
+POLL = 0.25
+"""Seconds between two looks at a file that somebody follows."""
+OWN_LOG = "llm-manager.log"
 _UNSAFE = re.compile(r'[<>:"/\\|?*%\x00-\x1f]|^\.|[. ]$')
 # Windows keeps these names for devices, whatever stands behind a dot.
 _DEVICE = re.compile(r"(?:con|prn|aux|nul|com\d|lpt\d)\s*(?:\.|$)", re.IGNORECASE)
@@ -71,27 +73,26 @@ class ModelLogs:
 
         None stands for a quiet moment, so that the caller can show that it is still there.
         """
-        path = self.newest(model)
-        offset = 0
-        if path is not None:
-            offset = path.stat().st_size
-            yield from _last_lines(path, lines, offset)
-        partial = b""
+        follower = self.follower(model, lines)
         while not stopped.is_set():
-            later = self._after(model, path)
-            data, offset = _read_from(path, offset) if path else (b"", 0)
-            if data:
-                *whole, partial = (partial + data).split(b"\n")
-                if len(partial) > _MAX_LINE:
-                    whole, partial = [*whole, partial], b""
-                yield from map(_text, whole)
-            elif later is not None:
-                if partial:
-                    yield _text(partial)
-                path, offset, partial = later, 0, b""
+            found = follower.read()
+            if found is not None:
+                yield from found
             else:
                 yield None
-                stopped.wait(_POLL)
+                stopped.wait(POLL)
+
+    def follower(self, model: str, lines: int) -> Follower:
+        """Reads on in the model's log, from its last lines on."""
+        return Follower(lambda: self._files(model), lines)
+
+    def own_follower(self, lines: int) -> Follower:
+        """The same of the program's own log."""
+        return Follower(self._own_files, lines)
+
+    def own_tail(self, lines: int) -> str:
+        """The last lines of the program's own log."""
+        return "\n".join(line for path in self._own_files() for line in _last_lines(path, lines))
 
     def clean(self, days: float) -> int:
         """Removes files that nothing was written to for ``days``, except each model's latest.
@@ -107,12 +108,51 @@ class ModelLogs:
                     removed += 1
         return removed
 
-    def _after(self, model: str, path: Path | None) -> Path | None:
-        """The file of the run behind that of ``path``, None where there is none yet."""
-        return next((file for file in self._files(model) if path is None or file > path), None)
-
     def _files(self, model: str) -> list[Path]:
         return sorted((self._folder / folder_name(model)).glob("*.log"))
+
+    def _own_files(self) -> list[Path]:
+        path = self._folder / OWN_LOG
+        return [path] if path.exists() else []
+
+
+class Follower:
+    """Reads on in a log, over later runs as well. For one thread."""
+
+    def __init__(self, files: Callable[[], list[Path]], lines: int) -> None:
+        self._files = files
+        self._path: Path | None = None
+        self._offset = 0
+        self._partial = b""
+        self._first: list[str] = []
+        if found := files():
+            self._path = found[-1]
+            self._offset = self._path.stat().st_size
+            self._first = _last_lines(self._path, lines, self._offset)
+
+    def read(self) -> list[str] | None:
+        """What was added since; None in a quiet moment, after which more may come."""
+        if self._first:
+            first, self._first = self._first, []
+            return first
+        # In this order: what was written before the next run began is read before it.
+        later = next((file for file in self._files() if self._is_later(file)), None)
+        data = b""
+        if self._path is not None:
+            data, self._offset = _read_from(self._path, self._offset)
+        if data:
+            *whole, self._partial = (self._partial + data).split(b"\n")
+            if len(self._partial) > _MAX_LINE:
+                whole, self._partial = [*whole, self._partial], b""
+            return [_text(line) for line in whole]
+        if later is None:
+            return None
+        rest = [_text(self._partial)] if self._partial else []
+        self._path, self._offset, self._partial = later, 0, b""
+        return rest
+
+    def _is_later(self, file: Path) -> bool:
+        return self._path is None or file > self._path
 
 
 def _escaped(character: str) -> str:

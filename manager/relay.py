@@ -115,10 +115,16 @@ class Answer:
     """
 
     def __init__(
-        self, status: str, headers: Headers, pieces: Iterator[bytes], close: Callable[[], None]
+        self,
+        status: str,
+        headers: Headers,
+        pieces: Iterator[bytes],
+        close: Callable[[], None],
+        stream: EventStream | None,
     ) -> None:
         self.status = status
         self.headers = headers
+        self.stream = stream  # of an answer that comes as events; it counts them
         self._pieces = pieces
         self._closers = ExitStack()  # all of them, also if one fails
         self._closers.callback(close)
@@ -205,7 +211,8 @@ class _Passage:
             pieces = iter(self._whole(response))
         else:
             pieces = self._passed_on(response)
-        return Answer(f"{response.status} {response.reason}", headers, pieces, self.close)
+        status = f"{response.status} {response.reason}"
+        return Answer(status, headers, pieces, self.close, self._stream)
 
     def close(self) -> None:
         """The client's side is over; what is still under way ends with it."""

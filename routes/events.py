@@ -1,16 +1,24 @@
-"""``/api/events``: what changes, as it changes."""
+"""``/api/events``: what changes, as it changes; ``/api/activity``: what is under way."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
-from flask import Blueprint, Response
+from flask import Blueprint, Response, jsonify
 
-from manager.events import Subscription
+from manager.events import Event, Subscription
+from manager.logs import POLL, Follower
 from routes import streams
 from routes.house import House
+from routes.logs import lines_asked_for
+from routes.parameters import Query, bad
 
+KINDS = ("model", "devices", "eviction", "throughput", "requests")
+_UNASKED = KINDS[:-1]  # the list of requests is long: it is for those who name it
 _KEEP_ALIVE = 15.0  # seconds; proxies cut a stream that is silent for long
+_PAUSE = 0.1  # seconds between two pieces of a stream
+_OF_MODEL = "model/"
 
 
 def blueprint(house: House) -> Blueprint:
@@ -18,24 +26,81 @@ def blueprint(house: House) -> Blueprint:
 
     @routes.get("/api/events")
     def events() -> Response:
-        subscription = house.events.subscribe()
-        house.monitor.touch()
+        query = Query(("only", "log", "lines"))
+        kinds = _kinds(query)
+        follower = _follower(house, query)
+        subscription = house.events.subscribe(kinds)
+        if "devices" in kinds:
+            house.monitor.touch()
 
         def stop() -> None:
             house.events.unsubscribe(subscription)
 
-        return streams.answer(house, _pieces(house, subscription), stop)
+        return streams.answer(house, _pieces(house, subscription, follower), stop)
+
+    @routes.get("/api/activity")
+    def activity() -> Response:
+        return jsonify(
+            {
+                "throughput": house.activity.throughput(),
+                "history": house.activity.history(),
+                "requests": house.activity.requests(),
+            }
+        )
 
     return routes
 
 
-def _pieces(house: House, subscription: Subscription) -> Iterator[bytes]:
-    """First every model as it is, then each change."""
-    for model in house.fleet.models():
-        yield streams.event("model", model.view())
+def _kinds(query: Query) -> tuple[str, ...]:
+    only = query.text("only")
+    if only is None:
+        return _UNASKED
+    kinds = tuple(only.split(",")) if only else ()
+    for kind in kinds:
+        if kind not in KINDS:
+            raise bad("only", f"only has to be some of {','.join(KINDS)}, not {kind[:40]!r}")
+    return kinds
+
+
+def _follower(house: House, query: Query) -> Follower | None:
+    """Of the log that the page shows, in the same stream: a page holds one thread."""
+    log = query.text("log")
+    if log is None:
+        return None
+    if log == "program":
+        return house.logs.own_follower(lines_asked_for())
+    if not log.startswith(_OF_MODEL):
+        raise bad("log", f"log has to be program or model/NAME, not {log[:40]!r}")
+    model = house.fleet.find(log.removeprefix(_OF_MODEL))
+    return house.logs.follower(model.settings.name, lines_asked_for())
+
+
+def _pieces(house: House, subscription: Subscription, follower: Follower | None) -> Iterator[bytes]:
+    """First all as it is, then each change."""
+    yield b"".join(event.message for event in _now(house, subscription))
+    quiet = 0.0
+    wait = _KEEP_ALIVE if follower is None else POLL
     while not subscription.closed:
-        change = subscription.get(_KEEP_ALIVE)
-        if change is not None:
-            yield streams.event(*change)
-        elif not subscription.closed:
+        changes = subscription.take(wait)
+        if follower is not None and (lines := follower.read()):
+            changes.append(Event("lines", lines))
+        if changes:
+            quiet = 0.0
+            # In one write: each is a system call, and a turn at the interpreter's lock.
+            yield b"".join(event.message for event in changes)
+            time.sleep(_PAUSE)  # meanwhile a burst gathers, and wakes nobody
+            continue
+        quiet += wait
+        if quiet >= _KEEP_ALIVE and not subscription.closed:
+            quiet = 0.0
             yield b": still here\n\n"
+
+
+def _now(house: House, subscription: Subscription) -> Iterator[Event]:
+    if subscription.wants("model"):
+        for model in house.fleet.models():
+            yield Event("model", model.view())
+    if subscription.wants("throughput"):
+        yield Event("throughput", house.activity.throughput())
+    if subscription.wants("requests"):
+        yield Event("requests", house.activity.requests())

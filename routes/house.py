@@ -9,6 +9,7 @@ from pathlib import Path
 
 from jobs.supervisor import Supervisor
 from manager import config
+from manager.activity import Activity
 from manager.clock import Clock
 from manager.devices import Monitor
 from manager.events import Events
@@ -34,6 +35,7 @@ class House:
     interfaces: Mapping[str, Interface]
     watch: Watch
     events: Events
+    activity: Activity
     monitor: Monitor
     placement: Placement
     clock: Clock

@@ -1,21 +1,13 @@
-"""``/api/models``: what each model does, and steering it; its logs."""
+"""``/api/models``: what each model does, and steering it."""
 
 from __future__ import annotations
 
-import re
-import threading
-from collections.abc import Iterator
 from typing import Any
 
 from flask import Blueprint, Response, jsonify, request
 
-from manager.errors import ApiError
 from manager.model import Model
-from routes import streams
 from routes.house import House
-
-_MAX_LINES = 10_000
-_KEEP_ALIVE_ROUNDS = 60  # quiet moments of a follower, about 15 seconds
 
 
 def blueprint(house: House) -> Blueprint:
@@ -55,19 +47,6 @@ def blueprint(house: House) -> Blueprint:
         house.fleet.stop_all()
         return _accepted(house, models, lambda: {"models": [model.view() for model in models]})
 
-    @routes.get("/api/models/<path:name>/logs")
-    def logs(name: str) -> Response:
-        model = house.fleet.find(name)
-        text = house.logs.tail(model.settings.name, _lines())
-        return Response(text + "\n" if text else "", mimetype="text/plain")
-
-    @routes.get("/api/models/<path:name>/logs/stream")
-    def follow(name: str) -> Response:
-        model = house.fleet.find(name)
-        stopped = threading.Event()
-        lines = house.logs.follow(model.settings.name, _lines(), stopped)
-        return streams.answer(house, _log_pieces(lines), stopped.set)
-
     return routes
 
 
@@ -84,26 +63,3 @@ def _accepted(house: House, models: list[Model], view: Any) -> tuple[Response, i
     finally:
         give_back()
     return jsonify(view()), 200
-
-
-def _lines() -> int:
-    text = request.args.get("lines", "200")
-    if not re.fullmatch("[1-9][0-9]{0,4}", text) or int(text) > _MAX_LINES:
-        raise ApiError(
-            400,
-            "bad_parameter",
-            f"lines has to be 1 to {_MAX_LINES}, not {text[:40]!r}",
-            param="lines",
-        )
-    return int(text)
-
-
-def _log_pieces(lines: Iterator[str | None]) -> Iterator[bytes]:
-    quiet = 0
-    for line in lines:
-        if line is not None:
-            yield streams.event("line", line)
-            continue
-        quiet += 1
-        if quiet % _KEEP_ALIVE_ROUNDS == 1:
-            yield b": still here\n\n"

@@ -11,10 +11,11 @@ from typing import Any
 from flask import Blueprint, Response, after_this_request, jsonify, request
 
 from manager import config
+from manager.activity import UnderWay
 from manager.errors import ApiError, ClientGone
 from manager.lease import Lease
 from manager.payload import Payload
-from manager.relay import CLIENT_GONE, Outcome, Request, forward
+from manager.relay import CLIENT_GONE, Answer, Outcome, Request, forward
 from manager.store import RequestRow, uuid7
 from manager.upstream import Headers
 from manager.usage import Usage
@@ -66,42 +67,45 @@ class _Account:
     byte: to usage.db, the log and the metrics."""
 
     def __init__(self, house: House, endpoint: str) -> None:
-        self.asked_for = ""
-        self.model = ""  # empty for names that are no model's: clients must not make labels
-        self.mode = ""
         self._house = house
-        self._endpoint = endpoint
         self._began = house.clock.monotonic()
-        self._began_ms = house.clock.wall_ms()
-        self.id = uuid7(self._began_ms)
-        self._lease: Lease | None = None
+        began_ms = house.clock.wall_ms()
+        self.request = UnderWay(uuid7(began_ms), endpoint, began_ms)
         self._leased: float | None = None
         self._is_closed = False
+        house.activity.begin(self.request)
 
     @property
     def header(self) -> tuple[str, str]:
         """Tells the client under which id its request is in usage.db."""
-        return _ID_HEADER, str(uuid.UUID(bytes=self.id))
+        return _ID_HEADER, str(uuid.UUID(bytes=self.request.id))
 
     def leased(self, lease: Lease) -> None:
-        self._lease, self._leased = lease, self._house.clock.monotonic()
+        self._leased = self._house.clock.monotonic()
+        self.request.scheme = lease.scheme
+        self.request.leased_ms = self._wall_ms(self._leased)
+
+    def answered(self, answer: Answer) -> None:
+        self.request.stream = answer.stream
+        self.request.answered = True
 
     def close(self, outcome: Outcome) -> None:
         if self._is_closed:
             return
         self._is_closed = True
         now = self._house.clock.monotonic()
-        if not self.mode or self.mode in self._house.fleet.config.program.token_tracker:
+        request, usage = self.request, outcome.usage
+        if not request.mode or request.mode in self._house.fleet.config.program.token_tracker:
             self._house.spool.add(self._row(outcome, now))
-        usage = outcome.usage
+        self._house.activity.end(request, outcome.status, usage)
         waited = (self._leased or now) - self._began
         first = outcome.first_byte_at - self._began if outcome.first_byte_at else None
-        self._house.metrics.request(self.model, outcome, now - self._began, first)
+        self._house.metrics.request(request.model, outcome, now - self._began, first)
         log.info(
             "%s %s as %r: %d in %.3f s, waited %.3f, first byte %s, %s%s",
-            self._endpoint,
-            self.model or "-",
-            self.asked_for or "-",
+            request.endpoint,
+            request.model or "-",
+            request.asked_for or "-",
             outcome.status,
             now - self._began,
             waited,
@@ -114,21 +118,21 @@ class _Account:
         )
 
     def _row(self, outcome: Outcome, now: float) -> RequestRow:
-        usage = outcome.usage or Usage()
+        request, usage = self.request, outcome.usage or Usage()
         return RequestRow(
-            id=self.id,
-            model=self.model,
-            asked_for=self.asked_for,
-            mode=self.mode,
-            scheme=self._lease.scheme if self._lease else "",
-            key="",
-            endpoint=self._endpoint,
+            id=request.id,
+            model=request.model,
+            asked_for=request.asked_for,
+            mode=request.mode,
+            scheme=request.scheme,
+            key=request.key,
+            endpoint=request.endpoint,
             streamed=outcome.streamed,
             status=outcome.status,
-            started_ms=self._began_ms,
-            leased_ms=self._wall_ms(self._leased),
+            started_ms=request.began_ms,
+            leased_ms=request.leased_ms,
             first_byte_ms=self._wall_ms(outcome.first_byte_at),
-            ended_ms=self._began_ms + round((now - self._began) * 1000),
+            ended_ms=request.began_ms + round((now - self._began) * 1000),
             prompt_tokens=usage.prompt_tokens,
             cached_tokens=usage.cached_tokens,
             completion_tokens=usage.completion_tokens,
@@ -141,7 +145,7 @@ class _Account:
         """All from one reading of the wall clock: one that is set meanwhile bends no span."""
         if moment is None:
             return None
-        return self._began_ms + round((moment - self._began) * 1000)
+        return self.request.began_ms + round((moment - self._began) * 1000)
 
 
 def _proxy(house: House) -> Response:
@@ -155,9 +159,9 @@ def _proxy(house: House) -> Response:
         payload = Payload(request.get_data(cache=False))
         name = _model_name(payload)
         # JSON can spell half a character (a lone surrogate), which no database and no log takes.
-        account.asked_for = name.encode("utf-8", "replace").decode("utf-8")
+        account.request.asked_for = name.encode("utf-8", "replace").decode("utf-8")
         model = house.fleet.find(name)
-        account.model, account.mode = model.settings.name, model.settings.mode
+        account.request.model, account.request.mode = model.settings.name, model.settings.mode
         if request.path not in model.interface.endpoints:
             raise ApiError(
                 400,
@@ -175,6 +179,7 @@ def _proxy(house: House) -> Response:
             gone=gone,
             on_end=account.close,
         )
+        account.answered(answer)
     except BaseException as error:
         if lease is not None:
             lease.release()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from flask import Response, request
 
@@ -29,11 +27,6 @@ class _Stream:
         if self._close is not None:
             self._close()
             self._close = None
-
-
-def event(kind: str, data: Any) -> bytes:
-    """One event with JSON data."""
-    return f"event: {kind}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
 
 
 def answer(house: House, pieces: Iterator[bytes], stop: Callable[[], None]) -> Response:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manager.events import MAX_PENDING, Events, Subscription
+from manager.events import MAX_PENDING, Event, Events, Subscription
 
 PATIENCE = 20.0
 
@@ -18,10 +18,7 @@ def publish(events: Events, data: object) -> None:
 
 
 def pending(subscription: Subscription) -> list[object]:
-    found = []
-    while event := subscription.get(0):
-        found.append(event[1])
-    return found
+    return [event.data for event in subscription.take(0)]
 
 
 @given(st.lists(st.integers(), max_size=20), st.integers(0, 3))
@@ -37,7 +34,9 @@ def test_an_event_comes_with_its_kind() -> None:
     events = Events()
     subscription = events.subscribe()
     publish(events, {"name": "Qwen"})
-    assert subscription.get(0) == ("model", {"name": "Qwen"})
+    (event,) = subscription.take(0)
+    assert (event.kind, event.data) == ("model", {"name": "Qwen"})
+    assert event.message == b'event: model\ndata: {"name": "Qwen"}\n\n'
 
 
 def test_only_what_comes_after_the_subscription_is_told() -> None:
@@ -51,32 +50,32 @@ def test_only_what_comes_after_the_subscription_is_told() -> None:
 def test_a_reader_that_waits_is_woken_by_an_event() -> None:
     events = Events()
     subscription = events.subscribe()
-    found: list[object] = []
+    found: list[Event] = []
     reader = threading.Thread(
-        target=lambda: found.append(subscription.get(PATIENCE * 10)), daemon=True
+        target=lambda: found.extend(subscription.take(PATIENCE * 10)), daemon=True
     )
     reader.start()
     publish(events, 1)
     reader.join(PATIENCE)
-    assert found == [("model", 1)]
+    assert [event.data for event in found] == [1]
 
 
 def test_a_reader_that_waits_is_woken_by_the_end_of_its_subscription() -> None:
     events = Events()
     subscription = events.subscribe()
-    found: list[object] = []
+    found: list[Event] = []
     reader = threading.Thread(
-        target=lambda: found.append(subscription.get(PATIENCE * 10)), daemon=True
+        target=lambda: found.extend(subscription.take(PATIENCE * 10)), daemon=True
     )
     reader.start()
     events.unsubscribe(subscription)
     reader.join(PATIENCE)
-    assert found == [None]
+    assert found == []
     assert subscription.closed
 
 
 def test_with_nothing_to_tell_a_reader_is_let_go_after_its_time() -> None:
-    assert Events().subscribe().get(0.01) is None
+    assert Events().subscribe().take(0.01) == []
 
 
 def test_who_has_left_is_told_no_more() -> None:
@@ -85,7 +84,7 @@ def test_who_has_left_is_told_no_more() -> None:
     events.unsubscribe(left)
     events.unsubscribe(left)
     publish(events, 1)
-    assert left.get(0) is None
+    assert left.take(0) == []
     assert pending(stays) == [1]
 
 
@@ -101,7 +100,7 @@ def test_a_reader_too_slow_loses_the_oldest_and_holds_up_nobody() -> None:
 
 
 @pytest.mark.parametrize("writers", [1, 4])
-def test_events_of_many_threads_all_arrive_and_each_threads_in_order(writers: int) -> None:
+def test_takenof_many_threads_all_arrive_and_each_threads_in_order(writers: int) -> None:
     events = Events()
     subscription = events.subscribe()
     count = MAX_PENDING // writers
@@ -114,8 +113,8 @@ def test_events_of_many_threads_all_arrive_and_each_threads_in_order(writers: in
     for thread in threads:
         thread.start()
     found: list[tuple[int, int]] = []
-    while len(found) < count * writers and (event := subscription.get(PATIENCE)):
-        found.append(event[1])
+    while len(found) < count * writers and (taken := subscription.take(PATIENCE)):
+        found += [event.data for event in taken]
     for thread in threads:
         thread.join()
     for writer in range(writers):
@@ -136,3 +135,18 @@ def test_what_nobody_listens_to_is_not_even_made() -> None:
     events.publish("model", tell)
     assert asked == [1]
     assert pending(first) == pending(second) == [7]
+
+
+def test_a_reader_gets_only_the_kinds_that_it_asked_for() -> None:
+    events = Events()
+    some, none = events.subscribe(("throughput", "devices")), events.subscribe(())
+    for kind in ("model", "devices", "throughput"):
+        events.publish(kind, lambda kind=kind: kind)
+    assert pending(some) == ["devices", "throughput"]
+    assert pending(none) == []
+    assert events.are_wanted("devices")
+    assert not events.are_wanted("model")
+
+
+def test_a_name_with_half_a_character_does_not_end_the_stream() -> None:
+    assert Event("model", {"name": "\ud800"}).message.startswith(b"event: model")

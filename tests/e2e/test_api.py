@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -150,6 +151,53 @@ def test_a_page_is_told_of_every_model_and_then_of_each_change(
     program.command("Watched", "stop")
     page.until(lambda view: (view["name"], view["state"]) == ("Watched", "stopped"))
     page.close()
+
+
+def test_a_page_sees_the_requests_under_way_and_how_fast_they_go(program: Program) -> None:
+    page = program.page("/api/events?only=requests,throughput", "requests", "throughput")
+    page.until(lambda seen: seen == [])
+    with program.held("Model") as answer:
+        number = answer.headers["X-LLM-Manager-Request"]
+
+        def is_shown(seen: Any) -> bool:
+            return isinstance(seen, list) and any(
+                (one["id"], one["model"], one["state"]) == (number, "Model", "answering")
+                and one["completion_tokens"] > 0
+                for one in seen
+            )
+
+        page.until(is_shown)
+        now = page.until(lambda seen: isinstance(seen, dict) and seen["in_flight"] == 1)[-1]
+        assert now["models"]["Model"]["in_flight"] == 1
+        page.until(lambda seen: isinstance(seen, dict) and seen["completion_tokens_per_second"] > 0)
+        under_way = program.get("/api/activity").json()["requests"]
+        assert [one["id"] for one in under_way] == [number]
+    page.until(lambda seen: seen == [])
+    assert sum(program.get("/api/activity").json()["history"]["completion_tokens"]) > 0
+    page.close()
+
+
+def test_a_page_gets_a_models_log_in_its_one_stream(program: Program) -> None:
+    program.command("Logged", "start")
+    page = program.page("/api/events?only=&log=model/Logged&lines=5", "lines")
+    assert any("listening on" in line for line in page.next())
+    program.command("Logged", "restart")
+    page.until(lambda lines: any("listening on" in line for line in lines))
+    page.close()
+
+
+def test_the_programs_own_log_is_read_and_followed(program: Program) -> None:
+    page = program.page("/api/events?only=&log=program&lines=1", "lines")
+    program.command("Logged", "restart")
+    page.until(lambda lines: any("Logged is ready" in line for line in lines))
+    assert "Logged is ready" in program.get("/api/log?lines=50").text
+    page.close()
+
+
+@pytest.mark.parametrize("query", ["only=models", "log=Model", "log=model/Model&lines=0", "x=1"])
+def test_a_stream_that_cannot_be_is_refused(program: Program, query: str) -> None:
+    answer = program.get(f"/api/events?{query}")
+    assert (answer.status_code, error_of(answer)["code"]) == (400, "bad_parameter")
 
 
 def test_a_page_that_is_closed_gives_its_place_back_and_pages_never_take_all(
