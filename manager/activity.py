@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections import defaultdict, deque
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from manager import calendar
@@ -159,7 +159,7 @@ class Activity:
             "prompt_tokens_per_second": sum(s.prompt_tokens for s in last) / _STILL,
             "completion_tokens_per_second": sum(s.completion_tokens for s in last) / _STILL,
             "requests_per_second": sum(s.requests for s in last) / _STILL,
-            "ended": last[-1].requests if last else 0,
+            "second": asdict(last[-1] if last else _Second()),
             "in_flight": sum(model["in_flight"] for model in models.values()),
             "waiting": sum(model["waiting"] for model in models.values()),
             "models": models,

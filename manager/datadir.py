@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import BinaryIO
 
+_SECRET_BYTES = 32
+
 
 class DataDirInUse(Exception):
     """Another program runs on the same folder."""
@@ -34,6 +36,23 @@ def claim(folder: Path) -> BinaryIO:
     file.write(str(os.getpid()).encode())
     file.flush()
     return file
+
+
+def secret(folder: Path) -> bytes:
+    """What signs the pages' sessions: kept, so that open pages outlive a restart. Raises
+    OSError."""
+    path = folder / "secret"
+    try:
+        found = path.read_bytes()
+    except FileNotFoundError:
+        found = b""
+    if len(found) != _SECRET_BYTES:  # also half of one, of a program that was killed
+        found = os.urandom(_SECRET_BYTES)
+        path.unlink(missing_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "wb") as file:
+            file.write(found)
+    return found
 
 
 if sys.platform == "win32":

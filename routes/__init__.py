@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from flask import Flask, Response, jsonify, request
+from flask import Flask, Request, Response, jsonify, request
+from flask.sessions import SecureCookieSessionInterface, SessionMixin
+from flask_wtf.csrf import CSRFError, CSRFProtect
 from werkzeug.exceptions import HTTPException
 
+from manager import datadir
 from manager.errors import ApiError, ClientGone
 from manager.relay import CLIENT_GONE
 from routes import (
+    assets,
     data,
     devices,
     events,
@@ -21,6 +26,7 @@ from routes import (
     metrics,
     models,
     openai,
+    pages,
     prices,
     settings,
     usage,
@@ -42,38 +48,62 @@ _BLUEPRINTS: tuple[Callable[[House], Any], ...] = (
     prices.blueprint,
     exports.blueprint,
     data.blueprint,
+    pages.blueprint,
 )
+_ROOT = Path(__file__).resolve().parent.parent
 _CHANGING = frozenset(("POST", "PUT", "PATCH", "DELETE"))
 
 
 def create_app(house: House) -> Flask:
-    """The WSGI application over a house whose parts are all running."""
-    app = Flask("llm_manager", static_folder=None)
+    """The WSGI application over a house whose parts are all running. Raises OSError."""
+    app = Flask("llm_manager", static_folder=None, root_path=str(_ROOT))
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.json.ensure_ascii = False  # type: ignore[attr-defined]
     for make in _BLUEPRINTS:
         app.register_blueprint(make(house))
-    app.before_request(_require_json)
+    app.session_interface = _Sessions()
+    static, asset = assets.blueprint()
+    app.register_blueprint(static)
+    csrf = pages.prepare(app, datadir.secret(house.data_dir), asset)
+    app.before_request(lambda: _check_change(app, csrf))
+    app.after_request(
+        lambda response: response if _is_proxied(request) else pages.protect(response)
+    )
     app.register_error_handler(ApiError, _tell)
+    app.register_error_handler(CSRFError, _tell_csrf)
     app.register_error_handler(ClientGone, lambda _gone: Response(status=CLIENT_GONE))
     app.register_error_handler(HTTPException, _tell_http)
     app.register_error_handler(Exception, _tell_fault)
     return app
 
 
-def _require_json() -> None:
-    """A form on a foreign page can post to a local port, but not with this content type."""
-    environ = request.environ
-    if (
-        environ["REQUEST_METHOD"] in _CHANGING
-        and environ["PATH_INFO"].startswith("/api/")
-        and request.mimetype != "application/json"
-    ):
+class _Sessions(SecureCookieSessionInterface):
+    """Sessions are for pages: what is proxied has none to read."""
+
+    def open_session(self, app: Flask, request: Request) -> SessionMixin | None:
+        if _is_proxied(request):
+            return self.make_null_session(app)
+        return super().open_session(app, request)
+
+
+def _is_proxied(request: Request) -> bool:
+    return bool(request.environ["PATH_INFO"].startswith("/v1/"))
+
+
+def _check_change(app: Flask, csrf: CSRFProtect) -> None:
+    """A form on a foreign page can post to a local port. It cannot send JSON's content type, which
+    is what scripts are asked for, nor the token that our own pages know."""
+    if request.environ["REQUEST_METHOD"] not in _CHANGING or _is_proxied(request):
+        return
+    is_call = request.path.startswith("/api/")
+    if is_call and request.mimetype != "application/json":
         raise ApiError(
             415,
             "json_required",
             "Calls that change something need the header Content-Type: application/json",
         )
+    if not is_call or app.config["SESSION_COOKIE_NAME"] in request.cookies:
+        csrf.protect()
 
 
 def _tell(error: ApiError) -> Response:
@@ -86,6 +116,8 @@ def _tell(error: ApiError) -> Response:
 
 def _tell_http(error: HTTPException) -> Response:
     status = error.code or 500
+    if status == 404 and request.accept_mimetypes.best == "text/html":
+        return pages.failed(status, request.path)
     if status == 404:
         message = f"There is nothing at {request.method} {request.path}"
     else:
@@ -94,6 +126,10 @@ def _tell_http(error: HTTPException) -> Response:
     if status == 405 and request.url_rule is None:
         response.headers["Allow"] = ", ".join(sorted(getattr(error, "valid_methods", None) or ()))
     return response
+
+
+def _tell_csrf(_error: CSRFError) -> Response:
+    return _tell(ApiError(403, "page_outdated", "This page is out of date: load it again"))
 
 
 def _tell_fault(_error: Exception) -> Response:

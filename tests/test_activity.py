@@ -93,7 +93,7 @@ def test_an_answer_that_comes_whole_is_counted_at_its_end(activity: Activity) ->
     activity.tick()
     assert speeds(activity) == [0, 9]
     assert activity.history()["requests"] == [0, 1]
-    assert activity.throughput()["ended"] == 1
+    assert activity.throughput()["second"]["requests"] == 1
 
 
 def test_what_failed_is_counted_as_failed(activity: Activity) -> None:

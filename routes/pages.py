@@ -1,0 +1,142 @@
+"""The pages. What they show comes from ``/api``, like everybody else's; here is what they are made
+of: structure, words, and what a browser may do with them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import quote
+
+import werkzeug
+from flask import Blueprint, Flask, Response, redirect, render_template, request
+from flask_babel import Babel, get_locale
+from flask_wtf.csrf import CSRFProtect
+
+from routes import words
+from routes.house import House
+from routes.usage import zone_of
+
+_ROOT = Path(__file__).resolve().parent.parent
+LANGUAGES = {"en": "English", "zh": "简体中文"}
+_HTML_LANGUAGES = {"en": "en", "zh": "zh-CN"}
+THEMES = ("system", "light", "dark")
+_YEAR = 365 * 24 * 3600
+_CSP = "; ".join(
+    [
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self'",
+        "connect-src 'self'",
+        "form-action 'self'",
+        "base-uri 'none'",
+        "frame-ancestors 'none'",
+    ]
+)
+# By the path's end; each has a template and a script of that name.
+PAGES = ("overview", "models", "usage", "requests", "billing", "playground", "logs", "settings")
+
+
+def blueprint(house: House) -> Blueprint:
+    routes = Blueprint("pages", __name__)
+
+    for page in PAGES:
+        path = "/" if page == "overview" else f"/{page}"
+        routes.add_url_rule(path, page, _show(house, page))
+
+    @routes.post("/preferences")
+    def preferences() -> werkzeug.Response:
+        """Language and theme, kept by the browser."""
+        answer = redirect(_own_path(request.form.get("back", "")), 303)
+        for name, choices in (("language", LANGUAGES), ("theme", THEMES)):
+            value = request.form.get(name, "")
+            if value in choices:
+                answer.set_cookie(name, value, max_age=_YEAR, samesite="Lax", httponly=True)
+        return answer
+
+    return routes
+
+
+def prepare(app: Flask, secret: bytes, asset: Callable[[str], str]) -> CSRFProtect:
+    """What the pages need of the application; ``secret`` signs their sessions."""
+    app.secret_key = secret
+    app.config.update(
+        # Cookies know no ports: two programs on one machine must not take each other's.
+        SESSION_COOKIE_NAME=f"llm_manager_{hashlib.sha256(secret).hexdigest()[:8]}",
+        SESSION_COOKIE_SAMESITE="Lax",
+        # A page is open for days; its token holds as long as its session.
+        WTF_CSRF_TIME_LIMIT=None,
+        # routes/__init__.py says which requests are checked.
+        WTF_CSRF_CHECK_DEFAULT=False,
+        BABEL_TRANSLATION_DIRECTORIES=str(_ROOT / "translations"),
+    )
+    Babel(app, locale_selector=_language)
+    app.jinja_env.globals.update(
+        asset=asset,
+        language=_html_language,
+        languages=LANGUAGES,
+        pages=PAGES,
+        theme=_theme,
+        themes=THEMES,
+    )
+    app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
+    return CSRFProtect(app)
+
+
+def protect(response: Response) -> Response:
+    """Says what a browser may do with an answer of ours."""
+    response.headers.setdefault("Content-Security-Policy", _CSP)
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Referrer-Policy"] = "same-origin"
+    return response
+
+
+def failed(status: int, message: str) -> Response:
+    """A page instead of JSON, for who came here with a browser's address line."""
+    text = render_template("error.html", page=None, status=status, message=message)
+    return Response(text, status, mimetype="text/html")
+
+
+def _show(house: House, page: str) -> Callable[[], Response]:
+    def show() -> Response:
+        program = house.fleet.config.program
+        text = render_template(
+            f"{page}.html",
+            page=page,
+            words=words.for_scripts(),
+            currency=program.currency,
+            timezone=str(zone_of(house)),
+        )
+        return Response(text, mimetype="text/html", headers={"Cache-Control": "no-store"})
+
+    return show
+
+
+def _language() -> str:
+    chosen = request.cookies.get("language")
+    if chosen in LANGUAGES:
+        return chosen
+    for wanted, _ in request.accept_languages:
+        if (language := wanted.split("-")[0].lower()) in LANGUAGES:
+            return language
+    return "en"
+
+
+def _html_language() -> str:
+    return _HTML_LANGUAGES[str(get_locale())]
+
+
+def _theme() -> str:
+    chosen = request.cookies.get("theme", "")
+    return chosen if chosen in THEMES else "system"
+
+
+def _own_path(address: str) -> str:
+    """Where to go back to: only within the pages, whoever has made the form."""
+    path, _, query = address.partition("?")
+    page = path.strip("/")
+    if page not in PAGES[1:]:
+        return "/"
+    # Only what an address may hold: a line break would begin another header.
+    return f"/{page}" + (f"?{quote(query, safe='=&%+:,;-._~/')}" if query else "")

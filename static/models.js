@@ -1,0 +1,171 @@
+import { Live, api, attempt, copy, every, fill, find, list, megabytes, number, onAct, path, say,
+  secondsSince, span, time } from "./core.js";
+import { LogView } from "./logview.js";
+import { Steering, canStart, canStop, stateName, why } from "./steering.js";
+
+const models = new Map();
+const dry = new Map();
+const steering = new Steering();
+const log = new LogView(find("#log"));
+let busy = {};
+let devices = [];
+let followed = new URLSearchParams(location.search).get("log");
+
+// --- cards ---------------------------------------------------------------------------------
+
+function show() {
+  const wanted = find("#wanted").value.toLowerCase();
+  const state = find("#state").value;
+  const views = [...models.values()].filter((view) => {
+    const names = [view.name, ...view.aliases].join("\n").toLowerCase();
+    const isOfState = state === "" || (state === "on" ? canStop(view) : view.state === state);
+    return names.includes(wanted) && isOfState;
+  });
+  find("#no-models").hidden = models.size > 0;
+  find("#sift").hidden = models.size === 0;
+  find("#count").textContent = say("models_shown", { shown: views.length, count: models.size });
+  list(find("#cards"), views, (view) => view.name, () => copy("card"), showCard);
+}
+
+function showCard(card, view) {
+  const now = busy[view.name] ?? { in_flight: 0, waiting: 0, completion_tokens_per_second: 0 };
+  const { name } = view;
+  card.setAttribute("aria-current", name === followed);
+  fill(card, {
+    name,
+    aliases: view.aliases.join(", "),
+    state: view.state,
+    state_name: stateName(view.state),
+    why: why(view),
+    mode: view.mode,
+    scheme: view.scheme,
+    passed_over: Object.entries(view.schemes_passed_over)
+      .map(([scheme, reason]) => say("scheme_why", { scheme, reason })).join("\n"),
+    pid: view.pid,
+    process: [view.pid, view.port].filter(Boolean).join(", "),
+    memory: memoryOf(name),
+    busy: canStop(view) && [
+      say("busy", { in_flight: number(now.in_flight), waiting: number(now.waiting) }),
+      now.completion_tokens_per_second
+        ? say("speed_of", { speed: number(now.completion_tokens_per_second, 1) }) : null,
+    ].filter(Boolean).join(" · "),
+    started: view.started_at
+      ? say("ago", { span: span(Math.round(secondsSince(view.started_at))),
+        took: span(view.start_seconds) })
+      : null,
+    last_used: view.last_used_at && time(view.last_used_at),
+    idle: idleOf(view, now),
+    can_start: canStart(view),
+    can_stop: canStop(view),
+    start_title: say("start_it", { name }),
+    stop_title: say("stop_it", { name }),
+    restart_title: say("restart_it", { name }),
+    dry_title: say("dry_it", { name }),
+    log_title: say("log_of", { name }),
+    dry: dry.get(name),
+  });
+}
+
+function memoryOf(name) {
+  return devices.flatMap((device) => device.models
+    .filter((model) => model.name === name)
+    .map((model) => say(model.measured_mb === null ? "memory_declared" : "memory_measured", {
+      device: device.name,
+      mb: megabytes(model.measured_mb ?? model.declared_mb),
+      declared: megabytes(model.declared_mb),
+    }))).join("\n");
+}
+
+function idleOf(view, now) {
+  if (view.state !== "ready" || now.in_flight || now.waiting) return null;
+  if (view.idle_stop_at) {
+    const left = Math.max(0, Math.round(-secondsSince(view.idle_stop_at)));
+    return say("idle_stop", { span: span(left) });
+  }
+  return view.in_flight || view.waiting ? null : say("never_stops");
+}
+
+find("#sift").addEventListener("submit", (event) => event.preventDefault());
+find("#wanted").addEventListener("input", show);
+find("#state").addEventListener("change", show);
+find("#stop-all").addEventListener("click", (event) => steering.stopAll(event.currentTarget));
+onAct(find("#cards"), (act, name, button) => {
+  if (act === "log") follow(name);
+  else if (act === "dry") attempt(() => tryOut(name), button);
+  else {
+    dry.delete(name);
+    steering.command(act, name, button);
+  }
+});
+
+/** Says what a start would do, which changes nothing. */
+async function tryOut(name) {
+  const would = await api(`/api/models${path(name)}/start?dry_run=1`, { method: "POST" });
+  const memory = Object.entries(would.memory_mb ?? {})
+    .map(([id, mb]) => `${devices.find((device) => device.id === id)?.name ?? id}: ${megabytes(mb)}`);
+  const models_ = [...(would.stops ?? []), ...(would.waits_for ?? [])].join(", ");
+  const outcome = say(`dry_${would.action}`,
+    { scheme: would.scheme, models: models_, reason: would.reason });
+  const passed = Object.entries(would.schemes_passed_over ?? {})
+    .map(([scheme, reason]) => say("scheme_why", { scheme, reason }));
+  const takes = memory.length ? say("takes", { memory: memory.join(", ") }) : null;
+  dry.set(name, [outcome, takes, ...passed].filter(Boolean).join("\n"));
+  show();
+}
+
+// --- log -----------------------------------------------------------------------------------
+
+function follow(name) {
+  followed = name;
+  find("#log-panel").hidden = name === null;
+  find("#both").classList.toggle("on", name !== null);
+  const address = name === null ? "/models" : `/models?log=${encodeURIComponent(name)}`;
+  history.replaceState(null, "", address);
+  show();
+  if (name === null) {
+    live.follow(null);
+    return;
+  }
+  find("#log-title").textContent = say("log_of", { name });
+  log.clear(name);
+  live.follow(`model/${name}`);
+  find("#log-panel").scrollIntoView({ block: "nearest" });
+}
+
+find("#close-log").addEventListener("click", () => follow(null));
+
+/** Takes all models as they are now; when one is idle no event says until when it stays. */
+async function load() {
+  const { models: views } = await api("/api/models");
+  models.clear();
+  for (const view of views) models.set(view.name, view);
+  show();
+}
+
+// --- live ----------------------------------------------------------------------------------
+
+const live = new Live(["model", "devices", "throughput"], {
+  model(view) {
+    models.set(view.name, view);
+    steering.seen(view);
+    show();
+  },
+  devices(told) {
+    devices = told.devices;
+    show();
+  },
+  throughput(now) {
+    busy = now.models;
+    show();
+  },
+  lines: (lines) => log.add(lines),
+  log_begins: () => log.clear(),
+}, async () => {
+  await load();
+  if (followed !== null && !models.has(followed)) follow(null);
+  devices = (await api("/api/devices")).devices;
+  show();
+});
+if (followed !== null) follow(followed);
+every(1, show);
+every(5, () => load().catch(() => {})); // the stream tells when nothing answers

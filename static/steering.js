@@ -1,0 +1,68 @@
+// Models as several pages show them: their states in words, why, and steering them.
+
+import { agreed, api, attempt, notice, path, say, span } from "./core.js";
+
+const AT_REST = ["stopped", "failed"];
+const SETTLED = { start: ["ready", ...AT_REST], restart: ["ready", ...AT_REST], stop: AT_REST };
+
+export const stateName = (state) => say(`state_${state}`);
+export const canStart = (view) => [...AT_REST, "stopping"].includes(view.state);
+export const canStop = (view) => !AT_REST.includes(view.state);
+export const pageOf = (name) => `/models?log=${encodeURIComponent(name)}`;
+
+/** Why it waits or failed, or why it runs in this scheme; "" where there is nothing to say. */
+export function why(view) {
+  if (view.waits_for) {
+    const { reason, waits_for: others, place_in_line: place } = view.waits_for;
+    const parts = [reason, others.length ? say("waits_for", { models: others.join(", ") }) : null,
+      say("place", { place })];
+    return parts.filter(Boolean).join(" · ");
+  }
+  return view.last_error ?? "";
+}
+
+/** Starts, stops and restarts models, and tells how that ended when the events say so. */
+export class Steering {
+  #asked = new Map();
+  #views = new Map();
+
+  /** Takes a model's latest view. */
+  seen(view) {
+    this.#views.set(view.name, view);
+    const verb = this.#asked.get(view.name);
+    if (verb && SETTLED[verb].includes(view.state)) this.#tell(verb, view);
+  }
+
+  async command(verb, name, button) {
+    const view = this.#views.get(name);
+    if (verb !== "start" && view?.in_flight) {
+      const text = say(`agree_${verb}`, { name, count: view.in_flight });
+      if (!(await agreed(text, say(verb)))) return;
+    }
+    await attempt(async () => {
+      const answer = await api(`/api/models${path(name)}/${verb}`, { method: "POST" });
+      this.#asked.set(name, verb);
+      if (SETTLED[verb].includes(answer.state)) this.#tell(verb, answer);
+    }, button);
+  }
+
+  async stopAll(button) {
+    if (!(await agreed(say("agree_stop_all"), say("stop_all")))) return;
+    await attempt(async () => {
+      await api("/api/models/stop", { method: "POST" });
+      notice(say("stopping_all"));
+    }, button);
+  }
+
+  #tell(verb, view) {
+    this.#asked.delete(view.name);
+    const { name, state } = view;
+    if (state === "ready") {
+      notice(say("is_ready", { name, seconds: span(view.start_seconds), scheme: view.scheme }));
+    } else if (state === "failed") {
+      notice(say("did_not_start", { name, why: why(view) }), "bad");
+    } else {
+      notice(say("is_stopped", { name }), verb === "stop" ? "good" : "warn");
+    }
+  }
+}
