@@ -1,7 +1,8 @@
 """The read side of usage.db: sums, series, and requests page by page.
 
 Sums come from the rollups: whole days inside of the range, hours at its edges, and the rows that
-no rollup has yet. So their time depends on the range and not on how many requests there were.
+no rollup has yet. So their time depends on the range and not on how many requests there were. Only
+what is shorter than an hour is summed up from the requests themselves.
 
 Every call reads on a connection of its own, and sees the database as it was at one moment: opening
 one costs a quarter of a millisecond, and a thread of the server that only once made a report holds
@@ -13,7 +14,7 @@ from __future__ import annotations
 import itertools
 import sqlite3
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from datetime import tzinfo
 from pathlib import Path
@@ -24,10 +25,16 @@ from manager.schema import ALL
 from manager.search import EVERYTHING, Filters, Page, Request, Search
 from manager.store import reading
 
-BUCKETS = ("hour", "day", "month")
+_SHORT = {"10s": 10_000, "minute": 60_000}  # ms; the same ones in every zone
+
+ROUNDS = (*_SHORT, "hour")
+"""What the range of a summary can be rounded to."""
+
+BUCKETS = (*ROUNDS, "day", "month")
 
 MOST_BUCKETS = 1000
-"""A series has no more than this."""
+"""A series has no more than this, and a range that is rounded to less than an hour no more of what
+it is rounded to."""
 
 _MOST_CHOSEN = 400  # buckets, where the caller leaves them to us
 
@@ -35,7 +42,7 @@ _EACH = {"hour": calendar.hours, "day": calendar.days, "month": calendar.months}
 
 
 class TooManyBuckets(ValueError):
-    """The range has more than MOST_BUCKETS buckets of that length."""
+    """The range has more than MOST_BUCKETS of that length."""
 
 
 @dataclass
@@ -88,8 +95,8 @@ class Totals:
 
 @dataclass(frozen=True)
 class Summary:
-    """Sums over a range, which begins and ends with an hour. Times are epoch ms; ``groups`` is by
-    the group's name, in its order."""
+    """Sums over a range, which begins and ends with what it was rounded to. Times are epoch ms;
+    ``groups`` is by the group's name, in its order."""
 
     start_ms: int
     end_ms: int
@@ -99,7 +106,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Bucket:
-    """One hour, day or month of a series, or the part of it that is in the range."""
+    """One of BUCKETS in a series, or the part of it that is in the range."""
 
     start_ms: int
     end_ms: int
@@ -149,6 +156,21 @@ _SUMS = ", ".join(
     ]
 )
 
+# One request as a row of rollups has it. A price without tiers wants nothing for tokens: what it
+# prices is not unpriced.
+_REQUEST = """
+    started_ms, model, key, mode, scheme,
+    1 AS requests, status >= 400 AS errors,
+    prompt_tokens, cached_tokens, completion_tokens, estimated,
+    cost IS 0 AND tier IS NULL AND prompt_tokens + completion_tokens > 0 AND
+        (price IS NULL OR price IN (SELECT id FROM prices WHERE tiers != '[]')) AS unpriced,
+    0 AS run_ms,
+    iif(streamed AND first_byte_ms IS NOT NULL, completion_tokens, 0) AS generated_tokens,
+    iif(streamed AND first_byte_ms IS NOT NULL, max(ended_ms - first_byte_ms, 0), 0)
+        AS generated_ms,
+    ifnull(cost, 0) AS cost_tokens, 0 AS cost_hours, cost IS NULL AS pending
+"""
+
 # One step of the index a model, not one a row.
 _MODELS = """
     WITH RECURSIVE
@@ -186,11 +208,16 @@ class Reports:
         zone: tzinfo,
         filters: Filters = EVERYTHING,
         group: str | None = None,
+        unit: str = "hour",
     ) -> Summary:
         """Sums over the hours that have a part in the range; with `group` for each of those that
-        have something in them, too."""
-        start_ms, end_ms = _whole_hours(start_ms, end_ms, zone)
-        cells = self._cells([start_ms, end_ms], zone, filters, group)
+        have something in them, too.
+
+        `unit` is one of ROUNDS. With a shorter one than an hour the sums are of requests only, of
+        no run time and no adjustments. Raises TooManyBuckets where the range has too many of that.
+        """
+        start_ms, end_ms = _rounded(start_ms, end_ms, zone, unit)
+        cells = self._cells([start_ms, end_ms], zone, filters, group, unit)
         totals = Totals()
         for part in cells.values():
             totals.add(part)
@@ -206,12 +233,12 @@ class Reports:
         bucket: str | None = None,
         group: str | None = None,
     ) -> Series:
-        """The same by hours, days or months; where `bucket` is None, by the shortest of which
-        there are not too many. Raises TooManyBuckets."""
-        start_ms, end_ms = _whole_hours(start_ms, end_ms, zone)
+        """The same by one of BUCKETS; where `bucket` is None, by the shortest from an hour on of
+        which there are not too many. Raises TooManyBuckets."""
+        start_ms, end_ms = _rounded(start_ms, end_ms, zone, bucket)
         bucket = bucket or _fitting(start_ms, end_ms)
         borders = _borders(start_ms, end_ms, zone, bucket)
-        cells = self._cells(borders, zone, filters, group)
+        cells = self._cells(borders, zone, filters, group, bucket)
         keys = [(place, "") for place in range(len(borders) - 1)]
         if group is not None:
             keys = sorted(cells)
@@ -256,19 +283,23 @@ class Reports:
         return [name for (name,) in rows]
 
     def _cells(
-        self, borders: list[int], zone: tzinfo, filters: Filters, group: str | None
+        self, borders: list[int], zone: tzinfo, filters: Filters, group: str | None, unit: str
     ) -> _Cells:
         """Sums by the place between two borders and by the group's name, '' without groups."""
         with reading(self._path) as connection:
             marks = dict(connection.execute("SELECT name, value FROM marks"))
             billed_seq = int(marks.get("billed_seq", 0))
             sums = _Sums(connection, filters, group, billed_seq)
+            if unit in _SHORT:
+                sums.add_rows(borders)
+                sums.add_latencies_of_rows(borders, billed_only=False)
+                return sums.cells
             has_days = marks.get("timezone") == str(zone)  # else they are another zone's
             for place, (low, high) in enumerate(itertools.pairwise(borders)):
                 for piece in _pieces(low, high, zone) if has_days else [("hour", low, high)]:
                     sums.add_rollups(place, piece)
             if not sums.has_latencies:
-                sums.add_latencies_of_rows(borders)
+                sums.add_latencies_of_rows(borders, billed_only=True)
             sums.add_live(borders)
             sums.add_adjustments(borders)
         return sums.cells
@@ -309,14 +340,8 @@ class _Sums:
         for name, *sums in self._rows(
             f"SELECT {self._group}, {_SUMS} FROM rollups {where} {self._grouped}", piece
         ):
-            if sums[0] is None:
-                continue  # the sum of nothing, where nothing is grouped
-            totals = self._totals(place, name)
-            for column, value in zip(_COUNTS, sums, strict=False):
-                setattr(totals, column, getattr(totals, column) + value)
-            tokens, tokens_rest, hours, hours_rest = sums[len(_COUNTS) :]
-            totals.cost_tokens += tokens * PER_UNIT + tokens_rest
-            totals.cost_hours += hours * PER_UNIT + hours_rest
+            if sums[0] is not None:  # the sum of nothing, where nothing is grouped
+                self._add(place, name, sums)
         for name, first, whole in self._rows(
             f"SELECT {self._group}, first, whole FROM latencies {where}", piece
         ):
@@ -324,8 +349,21 @@ class _Sums:
             totals.first_byte += latency.unpack(first)
             totals.whole += latency.unpack(whole)
 
-    def add_latencies_of_rows(self, borders: list[int]) -> None:
-        """Adds how long the newest requests took, of those that are in the sums."""
+    def add_rows(self, borders: list[int]) -> None:
+        """Adds all requests, billed or not; the borders are equally far apart. It is SQLite that
+        adds them up: meanwhile others have the interpreter's lock."""
+        found, values = search.every(self._filters, Search(start_ms=borders[0], end_ms=borders[-1]))
+        for place, name, pending, *sums in self._connection.execute(
+            f"SELECT (started_ms - ?) / ?, {self._group}, sum(pending), {_SUMS}"
+            f" FROM (SELECT {_REQUEST} {found}) GROUP BY 1, 2",
+            (borders[0], borders[1] - borders[0], *values),
+        ):
+            self._add(place, name, sums)
+            self._totals(place, name).pending += pending
+
+    def add_latencies_of_rows(self, borders: list[int], billed_only: bool) -> None:
+        """Adds how long the newest requests took; `billed_only`: of those that are in the
+        rollups."""
         span = Search(start_ms=borders[0], end_ms=borders[-1])
         for name, seq, started_ms, first_ms, ended_ms in search.newest(
             self._connection,
@@ -334,7 +372,7 @@ class _Sums:
             span,
             _MOST_TIMED,
         ):
-            if seq <= self._billed_seq:
+            if seq <= self._billed_seq or not billed_only:
                 totals = self._totals(bisect_right(borders, started_ms) - 1, name)
                 totals.count_times(started_ms, first_ms, ended_ms)
 
@@ -367,6 +405,15 @@ class _Sums:
         ):
             self._totals(bisect_right(borders, at_ms) - 1, name).adjustments += amount
 
+    def _add(self, place: int, name: str, sums: Sequence[int]) -> None:
+        """Adds what _SUMS has found."""
+        totals = self._totals(place, name)
+        for column, value in zip(_COUNTS, sums, strict=False):
+            setattr(totals, column, getattr(totals, column) + value)
+        tokens, tokens_rest, hours, hours_rest = sums[len(_COUNTS) :]
+        totals.cost_tokens += tokens * PER_UNIT + tokens_rest
+        totals.cost_hours += hours * PER_UNIT + hours_rest
+
     def _rows(self, statement: str, values: Iterable[object]) -> sqlite3.Cursor:
         return self._connection.execute(statement, (*values, *self._values))
 
@@ -374,9 +421,16 @@ class _Sums:
         return self.cells.setdefault((place, name), Totals())
 
 
-def _whole_hours(start_ms: int, end_ms: int, zone: tzinfo) -> tuple[int, int]:
-    start = calendar.hour_start_ms(start_ms, zone)
-    return start, max(calendar.next_hour_ms(end_ms - 1, zone), start)
+def _rounded(start_ms: int, end_ms: int, zone: tzinfo, unit: str | None) -> tuple[int, int]:
+    """The range in what is shorter than an hour, or else in whole hours."""
+    length = _SHORT.get(unit or "")
+    if length is None:
+        start = calendar.hour_start_ms(start_ms, zone)
+        return start, max(calendar.next_hour_ms(end_ms - 1, zone), start)
+    start, end = start_ms - start_ms % length, end_ms + -end_ms % length
+    if end - start > MOST_BUCKETS * length:  # each request in it is looked at
+        raise _too_many(unit)
+    return start, end
 
 
 def _fitting(start_ms: int, end_ms: int) -> str:
@@ -388,13 +442,19 @@ def _fitting(start_ms: int, end_ms: int) -> str:
 
 def _borders(start_ms: int, end_ms: int, zone: tzinfo, bucket: str) -> list[int]:
     """Where the buckets begin, and the last one's end."""
+    if bucket in _SHORT:
+        return list(range(start_ms, end_ms + 1, _SHORT[bucket]))
     borders = [start_ms]
     for start in _EACH[bucket](start_ms, end_ms, zone):
         if start > start_ms:
             borders.append(start)
         if len(borders) > MOST_BUCKETS:
-            raise TooManyBuckets(f"the range has more than {MOST_BUCKETS} {bucket}s")
+            raise _too_many(bucket)
     return [*borders, end_ms]
+
+
+def _too_many(bucket: str | None) -> TooManyBuckets:
+    return TooManyBuckets(f"the range is longer than {MOST_BUCKETS} x {bucket}")
 
 
 def _pieces(low: int, high: int, zone: tzinfo) -> Iterator[_Piece]:

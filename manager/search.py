@@ -135,6 +135,15 @@ def newest(
     )
 
 
+def every(filters: Filters, search: Search) -> tuple[str, list[object]]:
+    """All of these requests: the part of a statement that begins with FROM, and its values."""
+    walk = _walk(filters, search)
+    path = _path(walk, filters, search, None)
+    conditions, values = _conditions(walk, filters, search)
+    where = "".join(f" AND {one}" for one in conditions)
+    return path.sql + where, [*path.values, _first_id(search.start_ms or 0), *values]
+
+
 def conditions(filters: Filters) -> tuple[str, list[object]]:
     """Conditions in SQL to add to others, and their values."""
     wanted = [(name, getattr(filters, name)) for name in GROUPS]

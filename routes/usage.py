@@ -68,11 +68,15 @@ def blueprint(house: House) -> Blueprint:
 
     @routes.get("/api/usage/summary")
     def summary() -> Response:
-        query = Query((*_RANGE, "group"))
+        query = Query((*_RANGE, "group", "round"))
         zone = zone_of(house)
         group = query.choice("group", search.GROUPS)
         start_ms, end_ms = _range(house, query, zone)
-        found = house.reports.summary(start_ms, end_ms, zone, _filters(house, query), group)
+        filters, unit = _filters(house, query), query.choice("round", reports.ROUNDS)
+        try:
+            found = house.reports.summary(start_ms, end_ms, zone, filters, group, unit or "hour")
+        except TooManyBuckets as error:
+            raise bad("round", f"{error}: choose a longer round or a shorter range") from error
         span = {"start": iso(found.start_ms), "end": iso(found.end_ms)}
         currency = house.fleet.config.program.currency
         whole = _sums(found.totals)

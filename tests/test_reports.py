@@ -88,19 +88,20 @@ def books(tmp_path: Path) -> Iterator[Books]:
 # --- sums -------------------------------------------------------------------------------
 
 
-def summed(books: Books, start_ms: int, end_ms: int, filters: Filters) -> Totals:
-    """The same from the rows, one by one."""
+def is_wanted(filters: Filters, **has: object) -> bool:
     wanted = {name: value for name, value in vars(filters).items() if value is not None}
+    return wanted.items() <= has.items()
 
-    def is_wanted(**has: object) -> bool:
-        return wanted.items() <= has.items()
 
+def of_requests(books: Books, start_ms: int, end_ms: int, filters: Filters) -> Totals:
+    """The sums of requests from the rows, one by one."""
     totals = Totals()
     marks = dict(map(tuple, books.query("SELECT name, value FROM marks")))
     billed_seq = int(marks.get("billed_seq", 0))
     for row in books.query("SELECT * FROM requests"):
         if not (
-            start_ms <= row["started_ms"] < end_ms and is_wanted(**{c: row[c] for c in COLUMNS})
+            start_ms <= row["started_ms"] < end_ms
+            and is_wanted(filters, **{c: row[c] for c in COLUMNS})
         ):
             continue
         totals.requests += 1
@@ -118,17 +119,23 @@ def summed(books: Books, start_ms: int, end_ms: int, filters: Filters) -> Totals
             if row["streamed"]:
                 totals.generated_tokens += row["completion_tokens"]
                 totals.generated_ms += max(row["ended_ms"] - row["first_byte_ms"], 0)
+    return totals
+
+
+def summed(books: Books, start_ms: int, end_ms: int, filters: Filters) -> Totals:
+    """The same, and of runs and adjustments."""
+    totals = of_requests(books, start_ms, end_ms, filters)
     for row in books.query(
         "SELECT hour_ms, ms, cost, model, mode, scheme FROM run_hours JOIN runs ON runs.id = run"
     ):
         if start_ms <= row["hour_ms"] < end_ms and is_wanted(
-            model=row["model"], key="", mode=row["mode"], scheme=row["scheme"]
+            filters, model=row["model"], key="", mode=row["mode"], scheme=row["scheme"]
         ):
             totals.run_ms += row["ms"]
             totals.cost_hours += row["cost"]
     for row in books.query("SELECT * FROM adjustments"):
         if start_ms <= row["at_ms"] < end_ms and is_wanted(
-            model=row["model"], key=row["key"], mode="", scheme=""
+            filters, model=row["model"], key=row["key"], mode="", scheme=""
         ):
             totals.adjustments += row["amount"]
     return totals
@@ -140,9 +147,14 @@ OFFSETS = st.builds(
     st.sampled_from([-60, -49, -48, -46, -2, -1, 0, 1, 2, 3, 4, 7, 47, 48, 49, 50, 96, 119, 120]),
     st.integers(-1, 1),
 )
-ROWS = st.builds(
+# The same of some minutes and of a few times ten seconds.
+SHORT_OFFSETS = st.builds(
+    lambda fives, ms: fives * 5_000 + ms,
+    st.sampled_from([-25, -24, -13, -12, -3, -2, -1, 0, 1, 2, 3, 11, 12, 13, 23, 24, 25]),
+    st.integers(-1, 1),
+)
+FIELDS = st.builds(
     lambda **fields: fields,
-    offset=OFFSETS,
     model=st.sampled_from(MODELS),
     key=st.sampled_from(["", "kim"]),
     mode=st.sampled_from(["Chat", "Base"]),
@@ -155,6 +167,8 @@ ROWS = st.builds(
     completion_tokens=st.sampled_from([0, 7, 2**31 - 1]),
     estimated=st.booleans(),
 )
+ROWS = st.tuples(OFFSETS, FIELDS)
+SHORT_ROWS = st.tuples(SHORT_OFFSETS, FIELDS)
 RUNS = st.tuples(OFFSETS, st.integers(0, 40 * HOUR), st.sampled_from(MODELS))
 ADJUSTMENTS = st.tuples(
     OFFSETS, st.sampled_from(MODELS), st.sampled_from(["", "kim"]), st.integers(-(10**15), 10**15)
@@ -173,6 +187,49 @@ FILTERS = st.one_of(
 )
 
 
+Given = tuple[int, dict[str, Any]]
+
+
+def rows_of(midnight: int, given: Sequence[Given]) -> list[RequestRow]:
+    made = []
+    for offset, fields in given:
+        fields = dict(fields)
+        at_ms, first = midnight + offset, fields.pop("first")
+        first_ms = None if first is None else at_ms + first
+        ended_ms = at_ms + fields.pop("took")
+        cached = fields["prompt_tokens"] // 3
+        made.append(
+            a_row(at_ms, first_byte_ms=first_ms, ended_ms=ended_ms, cached_tokens=cached, **fields)
+        )
+    return made
+
+
+def filled(
+    folder: Path,
+    where: tuple[str, int],
+    billed: Sequence[Given],
+    live: Sequence[Given],
+    runs: Sequence[tuple[int, int, str]],
+    adjustments: Sequence[tuple[int, str, str, int]],
+) -> Books:
+    """With all of that at offsets from a midnight, and with prices."""
+    for file in folder.iterdir():
+        file.unlink()
+    name, midnight = where
+    books = Books(folder / "usage.db", calendar.zone(name))
+    tier = Tier(0, 1000, 0, -1, 123_456_789, 987_654_321, 1, 0, True)
+    books.prices.put("m", Price(3_333_333_333, (tier,)), 0)
+    books.prices.put(MODELS[2], Price(None, (replace(tier, max_input=-1),)), midnight)
+    for number, (offset, took, model) in enumerate(runs):
+        books.run(number, midnight + offset, midnight + offset + took, model)
+    for offset, model, key, amount in adjustments:
+        books.prices.adjust(model, key, midnight + offset, amount, "x")
+    books.add(*rows_of(midnight, billed))
+    books.bill()
+    books.add(*rows_of(midnight, live))
+    return books
+
+
 @settings(max_examples=50)
 @given(
     where=st.sampled_from(ZONES),
@@ -188,8 +245,8 @@ FILTERS = st.one_of(
 def test_sums_are_what_the_rows_say_in_any_zone_range_and_choice(
     tmp_path: Path,
     where: tuple[str, int],
-    billed: list[dict[str, Any]],
-    live: list[dict[str, Any]],
+    billed: list[Given],
+    live: list[Given],
     runs: list[tuple[int, int, str]],
     adjustments: list[tuple[int, str, str, int]],
     ranges: tuple[int, int],
@@ -197,38 +254,8 @@ def test_sums_are_what_the_rows_say_in_any_zone_range_and_choice(
     bucket: str | None,
     group: str | None,
 ) -> None:
-    for file in tmp_path.iterdir():
-        file.unlink()
-    name, midnight = where
-    zone = calendar.zone(name)
-    books = Books(tmp_path / "usage.db", zone)
-
-    def rows(given: Sequence[dict[str, Any]]) -> list[RequestRow]:
-        made = []
-        for fields in given:
-            fields = dict(fields)
-            at_ms, first = midnight + fields.pop("offset"), fields.pop("first")
-            first_ms = None if first is None else at_ms + first
-            ended_ms = at_ms + fields.pop("took")
-            cached = fields["prompt_tokens"] // 3
-            made.append(
-                a_row(
-                    at_ms, first_byte_ms=first_ms, ended_ms=ended_ms, cached_tokens=cached, **fields
-                )
-            )
-        return made
-
-    tier = Tier(0, 1000, 0, -1, 123_456_789, 987_654_321, 1, 0, True)
-    books.prices.put("m", Price(3_333_333_333, (tier,)), 0)
-    books.prices.put(MODELS[2], Price(None, (replace(tier, max_input=-1),)), midnight)
-    for number, (offset, took, model) in enumerate(runs):
-        books.run(number, midnight + offset, midnight + offset + took, model)
-    for offset, model, key, amount in adjustments:
-        books.prices.adjust(model, key, midnight + offset, amount, "x")
-    books.add(*rows(billed))
-    books.bill()
-    books.add(*rows(live))
-
+    books, midnight = filled(tmp_path, where, billed, live, runs, adjustments), where[1]
+    zone = books.zone
     start_ms, end_ms = (midnight + offset for offset in sorted(ranges))
     end_ms += 1
     found = books.reports.summary(start_ms, end_ms, zone, filters, group)
@@ -246,6 +273,57 @@ def test_sums_are_what_the_rows_say_in_any_zone_range_and_choice(
         assert part.totals == summed(books, part.start_ms, part.end_ms, one)
     whole = Totals()
     for part in series.buckets:
+        whole.add(part.totals)
+    assert whole == found.totals
+    books.store.close()
+
+
+@settings(max_examples=50)
+@given(
+    where=st.sampled_from(ZONES),
+    billed=st.lists(SHORT_ROWS, max_size=12),
+    live=st.lists(SHORT_ROWS, max_size=5),
+    runs=st.lists(RUNS, max_size=1),
+    adjustments=st.lists(ADJUSTMENTS, max_size=1),
+    ranges=st.tuples(SHORT_OFFSETS, SHORT_OFFSETS),
+    filters=FILTERS,
+    unit=st.sampled_from(["10s", "minute"]),
+    group=st.sampled_from([None, *COLUMNS]),
+)
+def test_sums_of_less_than_an_hour_are_those_of_the_requests_in_any_zone_range_and_choice(
+    tmp_path: Path,
+    where: tuple[str, int],
+    billed: list[Given],
+    live: list[Given],
+    runs: list[tuple[int, int, str]],
+    adjustments: list[tuple[int, str, str, int]],
+    ranges: tuple[int, int],
+    filters: Filters,
+    unit: str,
+    group: str | None,
+) -> None:
+    books, midnight = filled(tmp_path, where, billed, live, runs, adjustments), where[1]
+    length = {"10s": 10_000, "minute": 60_000}[unit]
+    start_ms, end_ms = (midnight + offset for offset in sorted(ranges))
+    end_ms += 1
+    found = books.reports.summary(start_ms, end_ms, books.zone, filters, group, unit)
+    assert found.start_ms % length == found.end_ms % length == 0
+    assert start_ms - length < found.start_ms <= start_ms
+    assert end_ms <= found.end_ms < end_ms + length
+    assert found.totals == of_requests(books, found.start_ms, found.end_ms, filters)
+    for value, totals in found.groups.items():
+        one = replace(filters, **{group or "": value})
+        assert totals == of_requests(books, found.start_ms, found.end_ms, one)
+
+    series = books.reports.series(start_ms, end_ms, books.zone, filters, unit, group)
+    assert (series.start_ms, series.end_ms) == (found.start_ms, found.end_ms)
+    if group is None:
+        assert borders(series) == [*range(found.start_ms, found.end_ms + 1, length)]
+    whole = Totals()
+    for part in series.buckets:
+        assert part.end_ms - part.start_ms == length
+        one = filters if group is None else replace(filters, **{group: part.group})
+        assert part.totals == of_requests(books, part.start_ms, part.end_ms, one)
         whole.add(part.totals)
     assert whole == found.totals
     books.store.close()
@@ -270,6 +348,18 @@ def test_sums_read_ranges_of_rollups_and_the_newest_requests_and_nothing_else(
     for plan in searches:
         assert plan.startswith("SEARCH ")
         assert "KEY (" in plan or "INDEX adjustments_at" in plan or "id>? AND id<?" in plan
+
+
+def explained(connection: sqlite3.Connection, plans: list[str]) -> Any:
+    """Answers as the connection does, and notes how it finds its answers."""
+
+    class Explained:
+        def execute(self, statement: str, values: Sequence[Any]) -> sqlite3.Cursor:
+            plan = connection.execute(f"EXPLAIN QUERY PLAN {statement}", values)
+            plans.extend(row[3] for row in plan)
+            return connection.execute(statement, values)
+
+    return Explained()
 
 
 def borders(series: Series) -> list[int]:
@@ -308,6 +398,64 @@ def test_a_series_of_too_many_buckets_is_refused(books: Books) -> None:
         books.reports.series(0, (MOST_BUCKETS + 1) * HOUR, UTC, bucket="hour")
 
 
+@pytest.mark.parametrize(("unit", "length"), [("10s", 10_000), ("minute", 60_000)])
+def test_no_more_requests_are_added_up_one_by_one_than_a_series_could_show(
+    books: Books, unit: str, length: int
+) -> None:
+    most = MOST_BUCKETS * length
+    assert len(books.reports.series(0, most, UTC, bucket=unit).buckets) == MOST_BUCKETS
+    assert books.reports.summary(1, most, UTC, unit=unit).end_ms == most
+    with pytest.raises(TooManyBuckets):
+        books.reports.series(0, most + 1, UTC, bucket=unit)
+    with pytest.raises(TooManyBuckets):
+        books.reports.summary(0, most + 1, UTC, unit=unit)
+
+
+@pytest.mark.parametrize(
+    ("filters", "index"),
+    [
+        (Filters(), "sqlite_autoindex_requests_1 (id>? AND id<?)"),
+        (Filters(mode="Chat"), "sqlite_autoindex_requests_1 (id>? AND id<?)"),
+        (Filters(model="m", key="k"), "requests_model (model=? AND id>? AND id<?)"),
+        (Filters(key="k"), "requests_key (key=? AND id>? AND id<?)"),
+    ],
+)
+def test_what_is_shorter_than_an_hour_reads_the_requests_of_its_range_and_no_others(
+    books: Books, filters: Filters, index: str
+) -> None:
+    plans: list[str] = []
+    with closing(sqlite3.connect(books.path)) as connection:
+        sums = reports._Sums(explained(connection, plans), filters, "model", 0)
+        sums.add_rows([0, 60_000])
+        sums.add_latencies_of_rows([0, 60_000], billed_only=False)
+    reads = [plan for plan in plans if "requests" in plan]
+    assert reads == [f"SEARCH requests USING INDEX {index}"] * 2
+
+
+def test_of_less_than_an_hour_the_newest_requests_say_how_long_they_took(
+    books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reports, "_MOST_TIMED", 3)
+    books.add(*(a_row(number, ended_ms=number + 10) for number in range(5)))
+    books.bill()
+    books.add(a_row(10, ended_ms=20), a_row(60_000))
+    totals = books.reports.summary(0, 60_000, UTC, unit="minute").totals
+    assert totals.requests == 6
+    assert totals.whole == 3 * latency.histogram(10)
+
+
+def test_a_price_without_tiers_leaves_no_request_unpriced(books: Books) -> None:
+    books.prices.put("by the hour", Price(5, ()), 0)
+    books.add(a_row(1, model="by the hour"), a_row(2, model="free"))
+    books.bill()
+    for unit in ("10s", "hour"):
+        groups = books.reports.summary(0, 10_000, UTC, group="model", unit=unit).groups
+        assert {name: totals.unpriced for name, totals in groups.items()} == {
+            "by the hour": 0,
+            "free": 1,
+        }
+
+
 def test_a_range_that_begins_and_ends_within_days_has_their_hours_and_no_more(books: Books) -> None:
     books.add(*(a_row(number * HOUR + 1) for number in range(96)))
     books.bill()
@@ -324,6 +472,12 @@ def test_sums_may_be_more_than_the_databases_integers_hold(books: Books) -> None
             (day * HOUR, 2**63 - 1 - day),
         )
     assert books.reports.summary(0, DAY, UTC).totals.cost == 3 * 2**63 - 6
+
+
+def test_so_may_those_of_the_requests_themselves(books: Books) -> None:
+    books.add(a_row(1), a_row(2), a_row(3))
+    books.store.write("UPDATE requests SET cost = ? - started_ms", (2**63 - 1,))
+    assert books.reports.summary(0, 10_000, UTC, unit="10s").totals.cost == 3 * 2**63 - 9
 
 
 def test_sums_stay_right_while_the_rollups_are_still_those_of_another_zone(books: Books) -> None:
@@ -506,16 +660,7 @@ def test_pages_walk_down_an_index_and_sort_nothing(
 ) -> None:
     plans: list[str] = []
     with closing(sqlite3.connect(books.path)) as connection:
-
-        class Explained:
-            """Answers as the connection does, and notes how it finds its answers."""
-
-            def execute(self, statement: str, values: Sequence[Any]) -> sqlite3.Cursor:
-                plan = connection.execute(f"EXPLAIN QUERY PLAN {statement}", values)
-                plans.extend(row[3] for row in plan)
-                return connection.execute(statement, values)
-
-        search.page(Explained(), filters, sought, 10, uuid7(5))  # type: ignore[arg-type]
+        search.page(explained(connection, plans), filters, sought, 10, uuid7(5))
     assert plans
     for plan in plans:
         assert plan.startswith("SEARCH requests USING")
