@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sqlite3
+from datetime import timezone, tzinfo
 from pathlib import Path
 from typing import Any
 
 from flask import Blueprint, Response, jsonify
 
-from manager import bills
+from jobs import crontab
+from manager import bills, calendar
 from manager.bills import Period
 from manager.errors import ApiError
+from manager.settings import Export
 from routes.data import carry_out, shown
 from routes.house import House
 from routes.parameters import bad, body, refuse_unknown
@@ -20,14 +23,17 @@ from routes.usage import iso, unreadable, zone_of
 def blueprint(house: House) -> Blueprint:
     routes = Blueprint("exports", __name__)
     routes.register_error_handler(sqlite3.Error, unreadable)
-    # Where they are is one of the settings that need a restart.
-    folder = bills.directory(house.fleet.config.program, house.data_dir)
+    # Where and when they are made are settings that need a restart.
+    program = house.fleet.config.program
+    folder = bills.directory(program, house.data_dir)
+    export, zone = program.export, calendar.zone(program.timezone)
 
     @routes.get("/api/exports")
     def exports() -> Response:
         orders = [shown(order) for order in house.orders.all() if order.kind == "export"]
         files = [_file(path) for path in bills.written(folder)]
-        return jsonify({"exports": files, "orders": orders})
+        schedule = export and _schedule(export, folder, zone, house.clock.wall_ms())
+        return jsonify({"exports": files, "orders": orders, "schedule": schedule})
 
     @routes.post("/api/exports")
     def make() -> tuple[Response, int]:
@@ -52,6 +58,19 @@ def blueprint(house: House) -> Blueprint:
         return answer
 
     return routes
+
+
+def _schedule(export: Export, folder: Path, zone: tzinfo, now_ms: int) -> dict[str, Any]:
+    # A trigger's next moment may be the one that it is asked at.
+    after = calendar.local(now_ms + 1, zone)
+    next_at = crontab.trigger(export.schedule, zone).get_next_fire_time(None, after)
+    utc = next_at and next_at.astimezone(timezone.utc)
+    return {
+        "schedule": export.schedule,
+        "period": export.period,
+        "directory": str(folder),
+        "next_at": utc and utc.isoformat(timespec="milliseconds"),
+    }
 
 
 def _period() -> Period:

@@ -13,12 +13,15 @@ from flask import Blueprint, Response, jsonify
 from manager import pricing
 from manager.prices import Adjustment, Version
 from manager.pricing import Price, Tier, billionths, decimal_text
+from manager.usage import MAX_TOKENS
 from manager.yamlnodes import has_control
 from routes.house import House
 from routes.parameters import Number, Query, bad, body, moment_ms, refuse_unknown
 from routes.usage import iso, model_named, unreadable, zone_of
 
 _PRICE = ("effective_from", "per_hour", "tiers")
+_TOKENS = ("prompt_tokens", "cached_tokens", "completion_tokens")
+_QUOTE = ("per_hour", "tiers", *_TOKENS, "seconds")
 _RANGES = ("min_input", "max_input", "min_output", "max_output")
 _AMOUNTS = ("input", "output", "cache_read", "cache_write")
 _TIER = (*_RANGES, *_AMOUNTS, "support_cache")
@@ -26,6 +29,7 @@ _ADJUSTMENT = ("model", "key", "at", "amount", "note")
 _MOST_TIERS = 100
 _MOST_TOKENS = 10**12
 _LONGEST_TEXT = 500
+_SECONDS = re.compile(r"([0-9]{1,9})(?:\.([0-9]{1,3}))?")
 
 
 def blueprint(house: House) -> Blueprint:
@@ -54,6 +58,29 @@ def blueprint(house: House) -> Blueprint:
         version = house.prices.put(model, price, effective_ms)
         answer = {**_version(version), "currency": house.fleet.config.program.currency}
         return jsonify(answer | {"warnings": pricing.warnings(price)})
+
+    @routes.post("/api/prices/quote")
+    def quote() -> Response:
+        given = body()
+        refuse_unknown(given, _QUOTE)
+        price = _price(given)
+        prompt, cached, completion = (_read(given, name, _tokens, 0) for name in _TOKENS)
+        if cached > prompt:
+            raise bad("cached_tokens", "cached_tokens are a part of prompt_tokens: no more of them")
+        place = pricing.tier_of(price, prompt, completion)
+        tier = None if place is None else price.tiers[place]
+        tokens = 0 if tier is None else pricing.token_cost(tier, prompt, cached, completion)
+        hours = pricing.hour_cost(price.per_hour, _read(given, "seconds", _milliseconds, 0))
+        return jsonify(
+            {
+                "currency": house.fleet.config.program.currency,
+                "cost": decimal_text(tokens + hours),
+                "cost_tokens": decimal_text(tokens),
+                "cost_hours": decimal_text(hours),
+                "tier": place,
+                "warnings": pricing.warnings(price),
+            }
+        )
 
     @routes.get("/api/adjustments")
     def adjustments() -> Response:
@@ -198,12 +225,24 @@ def _high(path: str, value: Any) -> int:
     return _whole(path, value, pricing.OPEN)
 
 
-def _whole(path: str, value: Any, least: int) -> int:
+def _tokens(path: str, value: Any) -> int:
+    return _whole(path, value, 0, MAX_TOKENS)
+
+
+def _whole(path: str, value: Any, least: int, most: int = _MOST_TOKENS) -> int:
     if isinstance(value, Number) and re.fullmatch("-?[0-9]{1,15}", value):
         number = int(value)
-        if least <= number <= _MOST_TOKENS:
+        if least <= number <= most:
             return number
-    raise bad(path, f"{path} has to be a whole number from {least} to {_MOST_TOKENS}")
+    raise bad(path, f"{path} has to be a whole number from {least} to {most}")
+
+
+def _milliseconds(path: str, value: Any) -> int:
+    found = _SECONDS.fullmatch(value) if isinstance(value, Number) else None
+    if found is None:
+        raise bad(path, f"{path} has to be from 0 to 999999999, with at most three decimals")
+    whole, part = found.groups("")
+    return int(whole) * 1000 + int(part.ljust(3, "0"))
 
 
 def _boolean(path: str, value: Any) -> bool:

@@ -16,9 +16,13 @@ from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
+from apscheduler.schedulers.background import BackgroundScheduler
+from flask import Flask
 from hypothesis import given
 from hypothesis import strategies as st
 from usage_rows import DAY, NOON, TIERS, a_request, add_price, add_request, add_run, new_store
@@ -33,6 +37,7 @@ from manager.orders import Orders
 from manager.settings import Export, Program
 from manager.spool import Spool, has_rows
 from manager.store import Store
+from routes import exports
 
 ROOT = Path(__file__).resolve().parents[1]
 HOUR = 3_600_000
@@ -345,6 +350,81 @@ def test_a_bill_that_was_due_while_the_program_was_off_is_made_up_for(
     monthly = Export("0 3 1 * *", "month", None)
     ScheduledBill(Program(timezone="UTC"), monthly, tmp_path, orders).make_up_for(ms(now))
     assert [order.subject for order in orders.all()] == expected
+
+
+class Office:
+    """The route over a program that was started with these settings."""
+
+    def __init__(self, folder: Path, program: Program, clock: Clock) -> None:
+        self.fleet = SimpleNamespace(config=SimpleNamespace(program=program))
+        self.data_dir = folder
+        self.clock = clock
+        self.orders = SimpleNamespace(all=list)
+        app, house = Flask("test"), self
+        app.register_blueprint(exports.blueprint(house))  # type: ignore[arg-type]
+        self._client = app.test_client()
+
+    @property
+    def schedule(self) -> Any:
+        return self._client.get("/api/exports").get_json()["schedule"]
+
+
+def at(moment: str) -> Clock:
+    return Clock(wall=lambda: ms(moment) / 1000)
+
+
+MONTHLY = Export("0 3 1 * *", "month", None)
+
+
+@pytest.mark.parametrize(
+    ("line", "now", "next_at"),
+    [
+        ("0 3 1 * *", "2026-11-05T12:00", "2026-11-30T19:00:00.000+00:00"),
+        ("0 3 1 * *", "2026-11-30T18:59:59.999", "2026-11-30T19:00:00.000+00:00"),
+        ("0 3 1 * *", "2026-11-30T19:00", "2026-12-31T19:00:00.000+00:00"),
+        ("30 0 * * 0", "2026-11-05T12:00", "2026-11-07T16:30:00.000+00:00"),  # cron's Sunday
+        ("0 3 31 2 *", "2026-11-05T12:00", None),
+    ],
+)
+def test_it_is_told_when_the_next_bill_is_made_by_the_clock_of_the_zone(
+    tmp_path: Path, line: str, now: str, next_at: str | None
+) -> None:
+    program = Program(timezone="Asia/Shanghai", export=Export(line, "day", tmp_path / "账单"))
+    assert Office(tmp_path, program, at(now)).schedule == {
+        "schedule": line,
+        "period": "day",
+        "directory": str(tmp_path / "账单"),
+        "next_at": next_at,
+    }
+
+
+def test_without_export_there_is_no_schedule(tmp_path: Path) -> None:
+    assert Office(tmp_path, Program(timezone="UTC"), Clock()).schedule is None
+
+
+def test_what_is_told_is_when_the_scheduler_will_do_it(tmp_path: Path) -> None:
+    program = Program(timezone="America/New_York", export=MONTHLY)
+    bill = ScheduledBill(program, MONTHLY, tmp_path, None)  # type: ignore[arg-type]
+    scheduler = BackgroundScheduler()
+    scheduler.start(paused=True)
+    try:
+        job = scheduler.add_job(print, bill.trigger)
+        told = Office(tmp_path, program, Clock()).schedule
+        assert datetime.fromisoformat(told["next_at"]) == job.next_run_time
+    finally:
+        scheduler.shutdown()
+    assert told["directory"] == str(tmp_path / "exports")
+
+
+def test_a_config_that_is_read_anew_changes_the_schedule_at_the_next_start_only(
+    tmp_path: Path,
+) -> None:
+    program = Program(timezone="UTC", export=MONTHLY)
+    office = Office(tmp_path, program, at("2026-11-05T12:00"))
+    before = office.schedule
+    for changed in (replace(program, timezone="Asia/Tokyo"), Program(timezone="UTC")):
+        office.fleet.config = SimpleNamespace(program=changed)
+        assert office.schedule == before
 
 
 # --- from a shell --------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import sqlite3
+import uuid
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -13,6 +14,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from usage_rows import add_request, new_store
 from werkzeug.test import TestResponse
 
@@ -22,8 +25,10 @@ from manager import calendar, config, data
 from manager.clock import Clock
 from manager.errors import ApiError
 from manager.prices import Prices
+from manager.pricing import LARGEST, PER_UNIT, decimal_text
 from manager.reports import Reports
 from manager.store import RequestRow, Run, uuid7
+from manager.usage import MAX_TOKENS
 from routes import prices, usage
 from routes.slots import Slots
 
@@ -247,6 +252,66 @@ def test_a_range_is_told_in_seconds_or_in_iso_8601_with_or_without_a_zone(
     assert found["end"] == "2026-11-22T16:00:00.000+00:00"
 
 
+@pytest.mark.parametrize(
+    ("unit", "start", "end"),
+    [
+        ("10s", "2026-11-22T03:55:00.000+00:00", "2026-11-22T04:00:10.000+00:00"),
+        ("minute", "2026-11-22T03:55:00.000+00:00", "2026-11-22T04:01:00.000+00:00"),
+        ("hour", "2026-11-22T03:00:00.000+00:00", "2026-11-22T05:00:00.000+00:00"),
+    ],
+)
+def test_a_range_can_be_rounded_to_less_than_an_hour_and_then_has_requests_only(
+    office: Office, unit: str, start: str, end: str
+) -> None:
+    office.send("PUT", "/api/models/m/price", PRICE)
+    office.store.begin_run(Run("r", "m", "gpu", "f", 1, None, None, NOON, None, "Chat"))
+    office.store.run_ready("r", NOON, 1, 1.0)
+    office.store.end_run("r", NOON + HOUR // 2, "idle")
+    office.send(
+        "POST", "/api/adjustments", {"at": NOON // 1000, "amount": 3, "note": "of an hour's bill"}
+    )
+    office.request(NOON)
+    office.request(NOON + 9_999, model=HOSTILE, key="k")
+    office.bill()
+    query = {"start": (NOON - 300_000) / 1000, "end": (NOON + 10_000) / 1000}
+    found = office.json("/api/usage/summary", **query, round=unit)
+    assert (found["start"], found["end"], found["requests"]) == (start, end, 2)
+    assert found["cost_tokens"] == "0.000225"
+    money = [found[name] for name in ("run_seconds", "cost_hours", "adjustments", "cost")]
+    assert money == (
+        [1800, "0.25", "3", "3.250225"] if unit == "hour" else [0, "0", "0", "0.000225"]
+    )
+    if unit == "hour":
+        assert found == office.json("/api/usage/summary", **query)
+    assert office.json("/api/usage/summary", **query, round=unit, key="k")["requests"] == 1
+    header, *rows = office.table(
+        "/api/usage/summary", **query, round=unit, group="model", mode="Chat"
+    )
+    assert [row[header.index("requests")] for row in rows if row[header.index("model")]] == [
+        "1",
+        "1",
+    ]
+
+
+def test_a_series_can_have_buckets_of_a_minute_and_of_ten_seconds(office: Office) -> None:
+    office.request(NOON)
+    office.request(NOON + 25_000, model=HOSTILE)
+    query = {"start": (NOON - 10_000) / 1000, "end": (NOON + 25_001) / 1000}
+    series = office.json("/api/usage/series", **query, bucket="10s")
+    assert series["bucket"] == "10s"
+    assert [bucket["requests"] for bucket in series["buckets"]] == [0, 1, 0, 1]
+    assert [bucket["start"][11:19] for bucket in series["buckets"]] == [
+        *("03:59:50", "04:00:00", "04:00:10", "04:00:20"),
+    ]
+    assert series["buckets"][3]["end"] == series["end"] == "2026-11-22T04:00:30.000+00:00"
+    header, *rows = office.table("/api/usage/series", **query, bucket="minute", group="model")
+    assert [(row[0][11:16], row[header.index("model")]) for row in rows] == [
+        ("04:00", f"'{HOSTILE}"),
+        ("04:00", "m"),
+    ]
+    assert office.json("/api/usage/series", **query)["bucket"] == "hour"
+
+
 def test_a_series_has_buckets_with_the_same_fields_as_the_summary(office: Office) -> None:
     office.request(NOON)
     series = office.json("/api/usage/series", start="2026-11-20", end="2026-11-23", bucket="day")
@@ -292,6 +357,10 @@ def test_a_series_by_group_has_the_buckets_in_which_something_is(office: Office)
         ("summary", {"format": "xml"}, "format"),
         ("series", {"bucket": "week"}, "bucket"),
         ("series", {"bucket": "hour", "start": "0"}, "bucket"),
+        ("series", {"bucket": "10s"}, "bucket"),  # of the month until now
+        ("series", {"round": "minute"}, "round"),
+        ("summary", {"round": "minute"}, "round"),
+        ("summary", {"round": "day"}, "round"),
         ("requests", {"limit": "0"}, "limit"),
         ("requests", {"limit": "1001"}, "limit"),
         ("requests", {"limit": "ten"}, "limit"),
@@ -505,7 +574,11 @@ def test_a_price_that_cannot_be_read_is_refused_with_the_fields_name(
     idle: Office, body: Any, param: str
 ) -> None:
     answer = idle.send("PUT", "/api/models/m/price", body)
-    assert idle.refused(answer, 400, "bad_parameter", param)
+    message = idle.refused(answer, 400, "bad_parameter", param)
+    assert message
+    if param not in ("effective_from", "efective_from"):
+        answer = idle.send("POST", "/api/prices/quote", body)
+        assert idle.refused(answer, 400, "bad_parameter", param) == message
     assert idle.json("/api/prices")["prices"] == []
 
 
@@ -532,6 +605,134 @@ def test_a_price_over_what_was_billed_is_refused_with_when_it_can_hold(office: O
     assert "2026-11-22T04:00:00.001+00:00" in message
     body["effective_from"] = "2026-11-22T04:00:00.001+00:00"
     assert office.send("PUT", "/api/models/m/price", body).status_code == 200
+
+
+TIERED = {
+    "tiers": [
+        {"max_input": 1000, "input": "2.4", "output": "9.6"},
+        {
+            "min_input": 1000,
+            "max_output": 500,
+            "input": "4.8",
+            "output": "14.4",
+            "support_cache": True,
+            "cache_read": "0.48",
+            "cache_write": "1.2",
+        },
+    ]
+}
+
+
+def test_a_quote_says_what_a_request_would_cost_under_a_price_that_is_not_stored(
+    idle: Office,
+) -> None:
+    def quote(**fields: Any) -> Any:
+        answer = idle.send("POST", "/api/prices/quote", {**TIERED, "per_hour": "0.5", **fields})
+        assert answer.status_code == 200, answer.text
+        return answer.get_json()
+
+    found = quote(prompt_tokens=2000, cached_tokens=500, completion_tokens=100, seconds=5400.5)
+    assert found == {
+        "currency": "EUR",
+        "cost": "0.760749444",
+        "cost_tokens": "0.01068",  # 500 x 0.48, 1500 x (4.8 + 1.2) and 100 x 14.4, a million
+        "cost_hours": "0.750069444",
+        "tier": 1,
+        "warnings": [
+            "no tier fits input over 1000 with output over 500: such requests cost nothing"
+        ],
+    }
+    nothing = quote()
+    assert (nothing["cost"], nothing["tier"]) == ("0", 0)
+    unpriced = quote(prompt_tokens=2000, completion_tokens=501)
+    assert (unpriced["cost"], unpriced["tier"]) == ("0", None)
+    by_hour = quote(tiers=[], prompt_tokens=5, seconds=3600)
+    assert (by_hour["cost"], by_hour["tier"], by_hour["warnings"]) == ("0.5", None, [])
+    assert idle.json("/api/prices")["prices"] == []
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"prompt_tokens": -1}, "prompt_tokens"),
+        ({"prompt_tokens": 1.5}, "prompt_tokens"),
+        ({"completion_tokens": "5"}, "completion_tokens"),
+        ({"completion_tokens": 2**31}, "completion_tokens"),
+        ({"prompt_tokens": 5, "cached_tokens": 6}, "cached_tokens"),
+        ({"seconds": -1}, "seconds"),
+        ({"seconds": "60"}, "seconds"),
+        ({"seconds": 0.0001}, "seconds"),
+        ({"seconds": None}, "seconds"),
+        ({"effective_from": 0}, "effective_from"),
+        ({"tokens": 5}, "tokens"),
+    ],
+)
+def test_a_quote_that_cannot_be_read_is_refused_with_the_fields_name(
+    idle: Office, body: Any, param: str
+) -> None:
+    answer = idle.send("POST", "/api/prices/quote", {"per_hour": 1, **body})
+    idle.refused(answer, 400, "bad_parameter", param)
+
+
+AMOUNTS = st.integers(0, LARGEST * PER_UNIT) | st.integers(0, 10**10)
+BOUNDS = st.sampled_from([(0, -1), (0, 0), (0, 1000), (1000, -1), (1000, 30_000), (30_000, -1)])
+COUNTS = st.sampled_from([0, 1, 999, 1000, 1001, 30_000, MAX_TOKENS]) | st.integers(0, 10**6)
+
+
+@settings(max_examples=40)
+@given(
+    per_hour=st.none() | AMOUNTS,
+    tiers=st.lists(st.tuples(BOUNDS, BOUNDS, *[AMOUNTS] * 4, st.booleans()), max_size=3),
+    prompt=COUNTS,
+    share=st.sampled_from([0, 0.3, 1]),
+    completion=COUNTS,
+    ran_ms=st.integers(0, 5 * HOUR),
+)
+def test_a_quote_is_what_the_bill_says(
+    office: Office,
+    per_hour: int | None,
+    tiers: list[Any],
+    prompt: int,
+    share: float,
+    completion: int,
+    ran_ms: int,
+) -> None:
+    price = {
+        "per_hour": None if per_hour is None else decimal_text(per_hour),
+        "tiers": [
+            {
+                **dict(zip(("min_input", "max_input"), inputs, strict=True)),
+                **dict(zip(("min_output", "max_output"), outputs, strict=True)),
+                **dict(zip(prices._AMOUNTS, map(decimal_text, amounts), strict=True)),
+                "support_cache": support_cache,
+            }
+            for inputs, outputs, *amounts, support_cache in tiers
+        ],
+    }
+    tokens = {
+        "prompt_tokens": prompt,
+        "cached_tokens": int(prompt * share),
+        "completion_tokens": completion,
+    }
+    answer = office.send("POST", "/api/prices/quote", {**price, **tokens, "seconds": ran_ms / 1000})
+    quoted = answer.get_json()
+
+    office.now_ms += 10 * HOUR  # after what was billed in the examples before
+    start_ms = calendar.hour_start_ms(office.now_ms, calendar.zone(ZONE))
+    put = office.send("PUT", "/api/models/m/price", {**price, "effective_from": start_ms // 1000})
+    assert (answer.status_code, put.status_code) == (200, 200), (answer.text, put.text)
+    assert quoted["warnings"] == put.get_json()["warnings"]
+    row = office.request(start_ms, **tokens)
+    office.store.begin_run(Run(str(start_ms), "m", "gpu", "f", 1, None, None, start_ms, None))
+    office.store.run_ready(str(start_ms), start_ms, 1, 1.0)
+    office.store.end_run(str(start_ms), start_ms + ran_ms, "idle")
+    office.bill()
+    billed = office.json(f"/api/usage/requests/{uuid.UUID(bytes=row.id)}")
+    assert (billed["cost"], billed["tier"]) == (quoted["cost_tokens"], quoted["tier"])
+    span = {"start": start_ms // 1000, "end": (start_ms + 6 * HOUR) // 1000}
+    found = office.json("/api/usage/summary", **span)
+    names = ("currency", "cost", "cost_tokens", "cost_hours")
+    assert {name: found[name] for name in names} == {name: quoted[name] for name in names}
 
 
 # --- adjustments ------------------------------------------------------------------------
