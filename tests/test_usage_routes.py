@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from usage_rows import add_request, new_store
 from werkzeug.test import TestResponse
@@ -676,10 +676,18 @@ def test_a_quote_that_cannot_be_read_is_refused_with_the_fields_name(
 
 AMOUNTS = st.integers(0, LARGEST * PER_UNIT) | st.integers(0, 10**10)
 BOUNDS = st.sampled_from([(0, -1), (0, 0), (0, 1000), (1000, -1), (1000, 30_000), (30_000, -1)])
-COUNTS = st.sampled_from([0, 1, 999, 1000, 1001, 30_000, MAX_TOKENS]) | st.integers(0, 10**6)
+COUNTS = st.sampled_from([0, 1, 1000, 1001, 12_345, 30_000, 30_001, MAX_TOKENS])
 
 
-@settings(max_examples=40)
+@settings(max_examples=60)
+@example(  # a bound belongs to the tier below it
+    per_hour=None,
+    tiers=[((0, 1000), (0, -1), 7, 8, 9, 10, True), ((1000, -1), (0, -1), 1, 2, 3, 4, False)],
+    prompt=1001,
+    share=0.3,
+    completion=1,
+    ran_ms=0,
+)
 @given(
     per_hour=st.none() | AMOUNTS,
     tiers=st.lists(st.tuples(BOUNDS, BOUNDS, *[AMOUNTS] * 4, st.booleans()), max_size=3),
