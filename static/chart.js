@@ -43,14 +43,15 @@ export class Chart {
     scheme.addEventListener("change", () => this.#draw());
   }
 
-  show(times, values, says, series = this.#options.series) {
+  show(times, values, says, series = this.#options.series, options = {}) {
     this.#place.setAttribute("aria-label", says);
-    const isNew = !this.#plot || series.length !== this.#options.series?.length
-      || series.some((one, i) => one.label !== this.#options.series[i].label);
-    this.#options.series = series;
+    const before = JSON.stringify([this.#options.series, this.#options.stacked]);
+    Object.assign(this.#options, { series, ...options });
     this.#data = [times, ...(this.#options.stacked ? stacked(values) : values)];
-    if (isNew) this.#draw();
-    else this.#plot.setData(this.#data);
+    // A change of what the axis says needs another plot as well: it has no name to compare.
+    const isSame = JSON.stringify([series, this.#options.stacked]) === before && !options.format;
+    if (this.#plot && isSame) this.#plot.setData(this.#data);
+    else this.#draw();
   }
 
   #resize() {
@@ -74,7 +75,9 @@ export class Chart {
       ticks: { stroke: line, width: 1 },
       font: "12px system-ui, sans-serif",
     };
-    const { series, format } = this.#options;
+    const { format } = this.#options;
+    // The sum of all stands behind, so that each is drawn over those above it.
+    const series = this.#options.stacked ? this.#options.series.toReversed() : this.#options.series;
     const paths = uPlot.paths.bars({ size: [0.75, 60] });
     this.#plot = new uPlot(
       {
@@ -82,9 +85,9 @@ export class Chart {
         height: this.#height(),
         legend: { show: false },
         cursor: { show: false },
-        scales: { y: { range: (_, low, high) => [Math.min(0, low), high > 0 ? high * 1.08 : 1] } },
+        scales: { x: { range: withRoom(series.some((one) => one.bars)) }, y: { range: (_, low, high) => [Math.min(0, low), high > 0 ? high * 1.08 : 1] } },
         axes: [
-          { ...axis, values: timeLabels },
+          { ...axis, space: 90, values: timeLabels },
           { ...axis, size: 62, values: (_, ticks) => ticks.map((tick) => format(tick)) },
         ],
         series: [
@@ -103,7 +106,16 @@ export class Chart {
   }
 }
 
-/** The sums from the bottom up; the first is drawn over those that stand behind it. */
+/** Bars stand on their moments: the first and the last need half of their width beside them. */
+function withRoom(hasBars) {
+  return (plot, low, high) => {
+    const [times] = plot.data;
+    const room = hasBars && times.length > 1 ? (times[1] - times[0]) / 2 : 0;
+    return low === null ? [0, 1] : [low - room, high + room];
+  };
+}
+
+/** The sums from the bottom up, the highest first: the others are drawn over it. */
 function stacked(values) {
   const sums = [];
   let below = values[0]?.map(() => 0) ?? [];

@@ -340,5 +340,8 @@ export function every(seconds, act) {
 // --- every page ------------------------------------------------------------------------------
 
 for (const select of all("[data-submits]")) {
-  select.addEventListener("change", () => select.form.requestSubmit());
+  select.addEventListener("change", () => {
+    select.form.elements.back.value = location.pathname + location.search;
+    select.form.requestSubmit();
+  });
 }

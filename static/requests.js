@@ -1,0 +1,202 @@
+import { Live, api, attempt, copy, every, fill, find, list, money, number, onAct, path, query, say,
+  secondsSince, span, time } from "./core.js";
+
+const PAGE = 50;
+const form = find("#asked");
+let underWay = [];
+let past = [];
+let next = null;
+let isFirstPage = true;
+
+const between = (from, to) => (from && to ? (Date.parse(to) - Date.parse(from)) / 1000 : null);
+const nameOf = (request) => request.model || request.asked_for || say("no_model");
+
+// --- under way -------------------------------------------------------------------------------
+
+function showNow() {
+  find("#now").hidden = !underWay.length;
+  find("#no-now").hidden = underWay.length > 0;
+  find("#now-count").textContent = underWay.length ? number(underWay.length) : "";
+  const shown = underWay.slice(0, 200);
+  list(find("#now tbody"), shown, (one) => one.id, () => copy("now-row"), (row, one) => {
+    fill(row, {
+      model: nameOf(one),
+      state: one.state,
+      state_name: say(`request_${one.state}`),
+      age: span(Math.max(0, Math.round(secondsSince(one.started_at)))),
+      waited: span(between(one.started_at, one.leased_at)),
+      tokens: one.completion_tokens ? number(one.completion_tokens) : "–",
+      endpoint: one.endpoint,
+      key: one.key,
+    });
+  });
+}
+
+// --- past ------------------------------------------------------------------------------------
+
+function asked() {
+  const { model, key, status, text, end } = form.elements;
+  return {
+    model: model.value,
+    key: key.value,
+    status: status.value,
+    text: text.value,
+    end: end.value ? Date.parse(end.value) / 1000 : null,
+  };
+}
+
+async function loadFirst() {
+  const answer = await api(`/api/usage/requests${query({ ...asked(), limit: PAGE })}`);
+  past = answer.requests;
+  next = answer.next;
+  isFirstPage = true;
+  find("#newest").hidden = true;
+  showPast();
+}
+
+async function loadOlder() {
+  const values = { ...asked(), limit: PAGE, cursor: next };
+  const answer = await api(`/api/usage/requests${query(values)}`);
+  past = [...past, ...answer.requests];
+  next = answer.next;
+  isFirstPage = false;
+  showPast();
+}
+
+function showPast() {
+  find("#past").hidden = !past.length;
+  find("#no-past").hidden = past.length > 0 || next !== null;
+  find("#older").hidden = next === null;
+  // A page looks at so many requests and no more: what is rare may be further back.
+  find("#looked").textContent = next === null ? "" : say("requests_shown", { count: past.length });
+  find("#csv").href = `/api/usage/requests${query({ ...asked(), format: "csv" })}`;
+  list(find("#past tbody"), past, (one) => one.id, () => copy("past-row"), (row, one) => {
+    fill(row, {
+      started: time(one.started_at),
+      open_title: say("open_request", { name: nameOf(one) }),
+      model: nameOf(one),
+      asked_for: one.asked_for,
+      status: String(one.status),
+      state: one.status < 400 ? "ok" : "error",
+      error: one.error,
+      prompt: number(one.prompt_tokens),
+      completion: one.estimated ? `≈ ${number(one.completion_tokens)}` : number(one.completion_tokens),
+      first: span(between(one.started_at, one.first_byte_at)),
+      whole: span(between(one.started_at, one.ended_at)),
+      cost: money(one.cost),
+      cost_exact: one.cost,
+    });
+  });
+}
+
+// --- one of them -----------------------------------------------------------------------------
+
+function showOne(one) {
+  const dialog = find("#one");
+  const answering = between(one.first_byte_at, one.ended_at);
+  const cached = one.cached_tokens ? say("cached", { count: number(one.cached_tokens) }) : null;
+  fill(dialog, {
+    started: time(one.started_at),
+    model: one.model || say("no_model"),
+    asked_for: one.asked_for,
+    status: String(one.status),
+    error: one.error,
+    endpoint: one.endpoint + (one.streamed ? ` · ${say("streamed")}` : ""),
+    mode: [one.mode, one.scheme].filter(Boolean).join(", ") || "–",
+    key: one.key || "–",
+    tokens: [say("tokens_both", { prompt: number(one.prompt_tokens),
+      completion: number(one.completion_tokens) }), cached,
+    one.estimated ? say("estimated") : null].filter(Boolean).join(" · "),
+    speed: one.streamed && answering
+      ? say("speed_of", { speed: number(one.completion_tokens / answering, 1) }) : "–",
+    cost: one.cost === null ? say("not_priced")
+      : one.price === null ? money(one.cost)
+        : say("cost_by", { cost: one.cost, currency: money(one.cost), price: one.price,
+          tier: one.tier === null ? "–" : one.tier + 1 }),
+    id: one.id,
+  });
+  showTimeline(one);
+  if (!dialog.open) dialog.showModal();
+}
+
+/** Waited for its model, then for the first byte, then for the rest. */
+function showTimeline(one) {
+  const ends = [
+    ["waited", one.started_at, one.leased_at ?? one.ended_at, "s5"],
+    ["first", one.leased_at, one.first_byte_at ?? one.ended_at, "s1"],
+    ["answered", one.first_byte_at, one.ended_at, "s0"],
+  ];
+  const whole = Math.max(between(one.started_at, one.ended_at), 0.001);
+  const parts = ends.filter(([, from, to]) => from && to).map(([what, from, to, color]) => ({
+    what,
+    color: color.replace("s", "c"),
+    left: between(one.started_at, from) / whole,
+    width: between(from, to) / whole,
+    text: say(`part_${what}`, { span: span(between(from, to)) }),
+  }));
+  find("#track").setAttribute("aria-label", parts.map((part) => part.text).join("; "));
+  const bar = () => document.createElement("span");
+  list(find("#track"), parts, (part) => part.what, bar, (element, part) => {
+    element.className = part.color;
+    element.style.left = `${part.left * 100}%`;
+    element.style.width = `${part.width * 100}%`;
+  });
+  list(find("#track-key"), parts, (part) => part.what, () => {
+    const entry = document.createElement("li");
+    entry.append(bar(), bar());
+    return entry;
+  }, (entry, part) => {
+    entry.firstChild.className = `swatch ${part.color}`;
+    entry.lastChild.textContent = part.text;
+  });
+}
+
+async function open(id) {
+  // Anew: its cost may be known by now.
+  showOne(await api(`/api/usage/requests${path(id)}`));
+}
+
+// --- choosing, live --------------------------------------------------------------------------
+
+function search() {
+  const { end, ...kept } = asked();
+  history.replaceState(null, "", `/requests${query(kept)}`);
+  attempt(loadFirst);
+}
+
+form.addEventListener("submit", (event) => {
+  event.preventDefault();
+  search();
+});
+form.addEventListener("change", search);
+find("#older").addEventListener("click", (event) => attempt(loadOlder, event.currentTarget));
+find("#newest").addEventListener("click", search);
+onAct(find("#past"), (_, id, button) => attempt(() => open(id), button));
+
+const given = new URLSearchParams(location.search);
+for (const name of ["model", "key", "status", "text"]) {
+  if (given.get(name)) form.elements[name].value = given.get(name);
+}
+if (given.get("id")) attempt(() => open(given.get("id")));
+
+let isDue = false;
+new Live(["requests", "throughput"], {
+  requests(now) {
+    underWay = now;
+    showNow();
+  },
+  throughput(now) {
+    isDue ||= now.second.requests > 0;
+  },
+}, async () => {
+  const { models } = await api("/api/models");
+  find("#names").replaceChildren(...models.map(({ name }) => new Option(name, name)));
+  await loadFirst();
+});
+every(1, showNow);
+every(2, () => {
+  if (!isDue) return;
+  isDue = false;
+  if (isFirstPage && scrollY < 400 && !form.elements.end.value) loadFirst().catch(() => {});
+  else find("#newest").hidden = false;
+});
