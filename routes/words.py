@@ -136,6 +136,11 @@ def for_scripts() -> dict[str, str]:
         "quote": _("{cost}: tokens {tokens} ({tier}), hours {hours}"),
         "price_saved": _("Saved as price {id}"),
         "adjusted": _("Adjusted"),
+        # playground
+        "waits_for_answer": _("waits for the answer"),
+        "halted": _("Halted"),
+        "time_of": _("{whole}, the first byte after {first}"),
+        "similarity": _("Similarity {similarity} (1 is the same direction), {size} numbers a text"),
         # logs
         "lines_shown": _("{shown} of {count} lines"),
         "lines_waiting": _("{count} new ones wait"),
