@@ -13,6 +13,7 @@ from manager import cron, yamlnodes
 from manager.pricing import Price, Tier, billionths
 from manager.settings import Config, Export, Model, Program, Scheme
 from manager.yamlnodes import (
+    Enough,
     Problem,
     Section,
     Unreadable,
@@ -39,7 +40,10 @@ __all__ = [
     "Problem",
     "Program",
     "Scheme",
+    "decoded",
     "load",
+    "parse",
+    "read",
 ]
 
 K = TypeVar("K", str, int)
@@ -83,24 +87,41 @@ def load(path: Path, modes: Callable[[Path | None], Collection[str]]) -> Config:
     every problem of the file.
     """
     try:
-        document, problems = yamlnodes.parse(_read(path), path.name)
+        text = decoded(read(path))
     except Unreadable as error:
         raise ConfigError(path, [error.problem]) from error
-    config = document.read(lambda value: _config(value, path, modes), None)
+    return parse(text, path, modes)
+
+
+def parse(text: str, path: Path, modes: Callable[[Path | None], Collection[str]]) -> Config:
+    """As `load`, for the text that the file at `path` has or is to have."""
+    try:
+        document, problems = yamlnodes.parse(text, path.name)
+    except Unreadable as error:
+        raise ConfigError(path, [error.problem]) from error
+    try:
+        config = document.read(lambda value: _config(value, path, modes), None)
+    except Enough:
+        config = None
     if problems or config is None:
         raise ConfigError(path, problems)
     return config
 
 
-def _read(path: Path) -> str:
+def read(path: Path) -> bytes:
+    """What the file has in it. Raises Unreadable."""
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError as error:
         message = f"there is no file {path.absolute()}: write one, or name another with --config"
         raise Unreadable(Problem(1, message)) from error
     except OSError as error:
         message = f"{path.absolute()} cannot be read: {error.strerror}"
         raise Unreadable(Problem(1, message)) from error
+
+
+def decoded(content: bytes) -> str:
+    """The text in a file's bytes. Raises Unreadable."""
     try:
         # Windows editors put a byte order mark first.
         return content.decode("utf-8-sig")

@@ -38,6 +38,12 @@ KINDS = {
 }
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
+# A text may come from a page. Deeper than this it could end the program, since libyaml's nodes are
+# built by recursion; and with aliases a small text can stand for more than a computer can hold.
+DEEPEST = 100
+MOST_VALUES = 200_000
+MOST_PROBLEMS = 1000
+
 # YAML 1.1 also has octal (010), hexadecimal and sexagesimal (1:30) numbers: nobody means them here.
 DECIMAL_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
 DECIMAL_NUMBER = re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?")
@@ -63,23 +69,52 @@ class Unreadable(Exception):
         self.problem = problem
 
 
+class Enough(Exception):
+    """There is too much of it to read on; what was found is among the document's problems."""
+
+
 def parse(text: str, label: str) -> tuple[Value, list[Problem]]:
     """The document in `text`, named `label` in messages, and the list its problems will go to.
 
-    Raises Unreadable. An empty document is a Value that `is_null`.
+    Raises Unreadable. An empty document is a Value that `is_null`. Whoever reads it gets Enough
+    where it is too much.
     """
+    node = compose(text)
+    if node is None or node.tag == TAG + "null":
+        node = _nothing()
+    document = _Document()
+    return Value(label, 1, node, document), document.problems
+
+
+def compose(text: str) -> yaml.Node | None:
+    """The document's root, None where it is empty. Raises Unreadable."""
     try:
-        node = yaml.compose(text, Loader=LOADER)
+        _require_shallow(text)
+        return yaml.compose(text, Loader=LOADER)
+    except UnicodeEncodeError as error:
+        line = text.count("\n", 0, error.start) + 1
+        problem = Problem(line, "take out the half of a character (a lone surrogate)")
+        raise Unreadable(problem) from error
     except yaml.reader.ReaderError as error:
         character = chr(int(error.character))
         line = text.count("\n", 0, text.find(character)) + 1
         raise Unreadable(Problem(line, f"take out the control character {character!r}")) from error
     except yaml.MarkedYAMLError as error:
         raise Unreadable(_syntax_problem(text, error)) from error
-    if node is None or node.tag == TAG + "null":
-        node = _nothing()
-    document = _Document()
-    return Value(label, 1, node, document), document.problems
+
+
+def _require_shallow(text: str) -> None:
+    depth = 0
+    for event in yaml.parse(text, Loader=LOADER):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > DEEPEST:
+                line = event.start_mark.line + 1 if event.start_mark else 1
+                raise Unreadable(
+                    Problem(line, f"more than {DEEPEST} levels deep: write it flatter")
+                )
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
 
 
 def _nothing() -> yaml.Node:
@@ -128,8 +163,18 @@ class _Document:
     """What all values of one file share."""
 
     problems: list[Problem] = field(default_factory=list)
+    values: int = 0  # looked at, and so often
+    complaints: int = 0  # a problem may be noted again for each that merges it
     # By the node's id, so that a base that many models merge is looked through once.
     entries: dict[int, dict[str, Value]] = field(default_factory=dict)
+
+    def look(self, values: int, line: int) -> None:
+        """Counts them. Raises Enough."""
+        self.values += values
+        if self.values > MOST_VALUES:
+            message = f"more than {MOST_VALUES} values, those of aliases counted: write fewer"
+            self.problems.append(Problem(line, message))
+            raise Enough
 
 
 @dataclass(frozen=True)
@@ -167,7 +212,8 @@ class Value:
         return f"the text {shown!r}" if self.node.tag == TAG + "str" else shown
 
     def read(self, reader: Reader[T], default: D) -> T | D:
-        """What `reader` makes of this, or `default` after noting the problem."""
+        """What `reader` makes of this, or `default` after noting the problem. Raises Enough."""
+        self.document.look(1, self.line)
         try:
             return reader(self)
         except Wrong as wrong:
@@ -175,11 +221,14 @@ class Value:
             return default
 
     def problem(self, message: str, line: int | None = None) -> None:
-        """Note a problem with this value, on its own line unless told otherwise."""
+        """Note a problem with this value, on its own line unless told otherwise. Raises Enough."""
         problem = Problem(self.line if line is None else line, f"{self.label}: {message}")
         # A base that several models merge is read once for each of them.
         if problem not in self.document.problems:
             self.document.problems.append(problem)
+        self.document.complaints += 1
+        if self.document.complaints >= MOST_PROBLEMS:
+            raise Enough
 
 
 class Section:
@@ -213,6 +262,7 @@ class Section:
         """The entries that nobody has read, in file order."""
         for key, value in self._entries.items():
             if key not in self._known:
+                self.value.document.look(1, value.key_line)
                 yield key, value
 
     def unknown(self, key: str) -> None:
@@ -257,6 +307,7 @@ def _entries(value: Value, under_way: set[int]) -> dict[str, Value]:
         own[key] = entry
         if key_node.tag == TAG + "merge":
             for merged in _merged(entry, under_way):
+                document.look(len(merged), line)
                 for name, inherited in merged.items():
                     result.setdefault(name, inherited)
         else:
@@ -272,6 +323,8 @@ def _merged(entry: Value, under_way: set[int]) -> Iterator[dict[str, Value]]:
             entry.problem("merges mappings only: write `<<: *name` or `<<: [*one, *two]`")
         elif id(node) in under_way:
             entry.problem("a mapping cannot merge itself: take this line out")
+        elif len(under_way) > DEEPEST:
+            entry.problem(f"more than {DEEPEST} mappings, each merged into the next: merge fewer")
         else:
             yield _entries(Value(entry.label, entry.key_line, node, entry.document), under_way)
 

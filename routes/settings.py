@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,9 @@ from jobs.tasks import Settings
 from manager import config
 from manager.config import ConfigError
 from manager.errors import ApiError
+from manager.masking import MASK, argument_spans, hidden, is_telling, masked_at
 from routes.house import House
 
-_SECRET = re.compile(r"key|token|secret|passw|credential|auth", re.IGNORECASE)
-# In a text: what follows a telling word goes, to the end, since nobody knows where it ends.
-_SECRET_IN_TEXT = re.compile(
-    rf"(?i)((?:{_SECRET.pattern})[\w-]*[\"']?(?:\s*[=:]\s*|\s+))\S.*", re.DOTALL
-)
-_PASSWORD_IN_URL = re.compile(r"(://[^/\s:@]*:)[^/\s]*@")
-_MASK = "***"
 # What is built once, at the program's start.
 _AT_START = [
     "host",
@@ -86,16 +79,21 @@ def masked(settings: config.Config) -> dict[str, Any]:
     """The config as JSON, with every value that may be a secret replaced by asterisks."""
     program = _plain(dataclasses.asdict(settings.program))
     if settings.program.queue:
-        program["queue"] = _hidden(settings.program.queue)
+        program["queue"] = hidden(settings.program.queue)
     models = []
     for model in settings.models.values():
         shown = _plain(dataclasses.asdict(model))
         for scheme in shown["schemes"]:
             scheme["env"] = {
-                name: _MASK if _SECRET.search(name) else _hidden(value)
+                name: MASK if is_telling(name) else hidden(value)
                 for name, value in scheme["env"].items()
             }
-            scheme["command"] = _without_secrets(scheme["command"])
+            scheme["command"] = [
+                masked_at(argument, spans)
+                for argument, spans in zip(
+                    scheme["command"], argument_spans(scheme["command"]), strict=True
+                )
+            ]
         models.append(shown)
     return {"path": str(settings.path), "program": program, "models": models}
 
@@ -106,23 +104,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
-
-
-def _without_secrets(arguments: list[str]) -> list[str]:
-    """Masks what follows ``--api-key`` and its like, as an argument of its own or behind =."""
-    shown: list[str] = []
-    hide_next = False
-    for argument in arguments:
-        name, equals, _ = argument.partition("=")
-        is_secret_option = name.startswith("-") and bool(_SECRET.search(name))
-        if hide_next and not argument.startswith("-"):
-            shown.append(_MASK)
-        else:
-            shown.append(_hidden(argument))
-        hide_next = is_secret_option and not equals
-    return shown
-
-
-def _hidden(text: str) -> str:
-    """The text without what may be a password in a URL or behind a telling word."""
-    return _SECRET_IN_TEXT.sub(rf"\1{_MASK}", _PASSWORD_IN_URL.sub(rf"\1{_MASK}@", text))
