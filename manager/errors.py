@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -9,7 +10,8 @@ class ApiError(Exception):
     """A refusal or a failure that has a place in the error table.
 
     ``status`` is the HTTP status, ``code`` the stable name that a program can test,
-    ``message`` what a person can act on, ``retry_after`` seconds, where waiting helps.
+    ``message`` what a person can act on, ``retry_after`` seconds, where waiting helps;
+    ``details`` are further fields of the error's JSON.
     """
 
     def __init__(
@@ -20,6 +22,7 @@ class ApiError(Exception):
         *,
         param: str | None = None,
         retry_after: float | None = None,
+        details: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -27,6 +30,7 @@ class ApiError(Exception):
         self.message = message
         self.param = param
         self.retry_after = retry_after
+        self.details = details or {}
 
     @property
     def type(self) -> str:
@@ -47,6 +51,7 @@ class ApiError(Exception):
                 "type": self.type,
                 "param": self.param,
                 "code": self.code,
+                **self.details,
             }
         }
 

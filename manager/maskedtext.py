@@ -28,7 +28,7 @@ from manager.yamlnodes import TAG, Unreadable
 
 _PROPERTIES = re.compile(r"(?:[&!]\S*\s+)*")
 _LINE = re.compile("[^\r\n\x85\u2028\u2029]+")  # YAML ends lines at all of these
-_NOTHING = ("", "~", "null")
+_NOTHING = ("~", "null")
 _SHOWN = ("program", "TokenTracker")  # a list of modes
 _SCHEME_DEPTH = 3  # of the root, program and Local-Models are 0 and 1
 
@@ -38,21 +38,12 @@ Edit = tuple[int, int, str]
 
 
 @dataclass(frozen=True)
-class Masked:
-    """A text with asterisks. `edits` made it from the original; `is_yaml` tells whether its
-    values were found by their place in the document, or else by a look at each line."""
-
-    text: str
-    edits: tuple[Edit, ...]
-    is_yaml: bool
-
-
-@dataclass(frozen=True)
 class Scalar:
     """A scalar in a text; `start` and `end` are of what was written, but for an anchor,
     a tag and a block's first line."""
 
     path: Path
+    place: Path | None  # of an item of a list: by its number
     node: yaml.ScalarNode
     start: int
     end: int
@@ -60,6 +51,16 @@ class Scalar:
     @property
     def style(self) -> str:
         return self.node.style or ""
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A text with asterisks, which `edits` made from the original; `scalars` are those of both,
+    or None where it is not YAML and was masked by a look at each line."""
+
+    text: str
+    edits: tuple[Edit, ...]
+    scalars: list[tuple[Scalar, Scalar]] | None
 
 
 def mask(text: str) -> Masked:
@@ -72,17 +73,18 @@ def mask(text: str) -> Masked:
         root = yamlnodes.compose(text)
     except Unreadable:
         edits = _line_edits(text)
-        return Masked(replaced(text, edits), edits, is_yaml=False)
+        return Masked(replaced(text, edits), edits, None)
     found = _scalars(root, text)
     edits = _node_edits(root, found, text)
     masked = replaced(text, edits)
     try:
-        if len(scalars(masked)) == len(found):
-            return Masked(masked, edits, is_yaml=True)
+        pairs = list(zip(found, scalars(masked), strict=False))
+        if len(pairs) == len(found):
+            return Masked(masked, edits, pairs)
     except Unreadable:
         pass  # such as an alias of an anchor that is a part of what was hidden
     edits = _united([*edits, *_line_edits(text)])
-    return Masked(replaced(text, edits), edits, is_yaml=False)
+    return Masked(replaced(text, edits), edits, None)
 
 
 def replaced(text: str, edits: Sequence[Edit]) -> str:
@@ -125,9 +127,9 @@ def scalars(text: str) -> list[Scalar]:
 def _scalars(root: yaml.Node | None, text: str) -> list[Scalar]:
     result: list[Scalar] = []
     seen: set[int] = set()
-    waiting: list[tuple[yaml.Node, Path]] = [(root, ())] if root else []
+    waiting: list[tuple[yaml.Node, Path, Path | None]] = [(root, (), None)] if root else []
     while waiting:
-        node, path = waiting.pop()
+        node, path, place = waiting.pop()
         if id(node) in seen:
             continue
         seen.add(id(node))
@@ -137,40 +139,39 @@ def _scalars(root: yaml.Node | None, text: str) -> list[Scalar]:
                 start = properties.end()
             if node.style in ("|", ">") and (header := _LINE.match(text, start, end)):
                 start = header.end()
-            result.append(Scalar(path, node, start, end))
-            continue
-        if isinstance(node, yaml.SequenceNode):
-            below = list(zip(node.value, _item_paths(path, node.value), strict=True))
+            result.append(Scalar(path, place, node, start, end))
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += reversed(list(_items(path, node.value)))
         else:
-            below = list(_entry_paths(path, node.value))
-        waiting += reversed(below)
+            waiting += reversed(list(_entries(path, node.value)))
     return result
 
 
-def _entry_paths(
+def _entries(
     path: Path, entries: list[tuple[yaml.Node, yaml.Node]]
-) -> Iterator[tuple[yaml.Node, Path]]:
+) -> Iterator[tuple[yaml.Node, Path, None]]:
     times: defaultdict[str, int] = defaultdict(int)
     for key, value in entries:
         name = key.value if isinstance(key, yaml.ScalarNode) else ""
-        yield key, (*path, "?", name, times[name])
-        yield value, (*path, ":", name, times[name])
+        yield key, (*path, "?", name, times[name]), None
+        yield value, (*path, ":", name, times[name]), None
         times[name] += 1
 
 
-def _item_paths(path: Path, items: list[yaml.Node]) -> Iterator[Path]:
+def _items(path: Path, items: list[yaml.Node]) -> Iterator[tuple[yaml.Node, Path, Path]]:
     """An item of a list is known by what it says, or by the option before it, so that others may
     come before it."""
     times: defaultdict[tuple[str, str], int] = defaultdict(int)
     before = ""
-    for place, item in enumerate(items):
+    for number, item in enumerate(items):
+        place = (*path, "-", number)
         if isinstance(item, yaml.ScalarNode):
             says = (before if item.value == MASK else "", item.value)
-            yield (*path, "-", says, times[says])
+            yield item, (*path, "-", says, times[says]), place
             times[says] += 1
             before = item.value
         else:
-            yield (*path, "-", place)
+            yield item, place, place
 
 
 def _node_edits(root: yaml.Node | None, found: list[Scalar], text: str) -> tuple[Edit, ...]:
@@ -245,7 +246,8 @@ class _Secrets:
         return [(value, below, hide or is_secret)]
 
     def _scalar(self, node: yaml.ScalarNode, hide: bool, spans: Spans) -> None:
-        if hide and not (node.tag == TAG + "null" and node.value.lower() in _NOTHING):
+        is_nothing = node.value.lower() in _NOTHING or node.start_mark.index == node.end_mark.index
+        if hide and not (node.tag == TAG + "null" and is_nothing):
             self.whole.add(id(node))
         else:
             self.parts[id(node)] += spans

@@ -15,7 +15,8 @@ _WORD = re.compile(r"[\w-]+")
 _BEFORE_VALUE = re.compile(r"[\"']?(?:\s*[=:]\s*|\s+)(?=\S)")
 _BEFORE_VALUE_IN_LINE = re.compile(r"[\"']?(?:\s*[=:,]\s*|\s+)(?=\S)")
 _PASSWORD_IN_URL = re.compile(r"(://[^/\s:@]*:)([^/\s]*)@")
-_BLANK = " \t\r\n#"  # around a line's content; a text that is no YAML has comments, too
+_BLANK = " \t\r\n#"  # before a line's content; a text that is no YAML has comments, too
+_BLOCK = re.compile(r"(?:^|\s)[|>][-+0-9]*(?:\s+#.*)?$")
 _ENTRY = re.compile(r"[\"']?[^\s\"':#][^\"':#]*[\"']?:(?:\s|$)")
 
 
@@ -66,14 +67,17 @@ def line_spans(lines: Iterable[str]) -> list[Spans]:
     """
     result: list[Spans] = []
     telling_indent: int | None = None  # lines that are deeper belong to a telling word
+    block_indent: int | None = None  # deeper lines are one text
     is_key_only = False
     next_item = ""
     for line in lines:
-        content = line.strip(_BLANK)
         indent = len(line) - len(line.lstrip(_BLANK))
+        content = line[indent:].rstrip()
         if not content:
             result.append([])
             continue
+        if block_indent is not None and indent <= block_indent:
+            block_indent = None
         is_deeper = telling_indent is not None and indent > telling_indent
         if is_deeper and is_key_only and _ENTRY.match(content):
             is_deeper, telling_indent = False, None  # a mapping: the word is the name of something
@@ -84,7 +88,11 @@ def line_spans(lines: Iterable[str]) -> list[Spans]:
         found = _spans(line.rstrip(), _BEFORE_VALUE_IN_LINE)
         result.append(found)
         words = [word[0] for word in _WORD.finditer(content) if is_telling(word[0])]
-        telling_indent = indent if words else None
+        telling_indent = None
+        if words:  # in a text, where secrets go to its end, to that of the text
+            telling_indent = indent if block_indent is None else block_indent
+        if block_indent is None and _BLOCK.search(content):
+            block_indent = indent
         ends = bool(words) and content.rstrip("\"',:\\ \t").endswith(words[-1])
         is_key_only = ends and content.endswith(":")
         if ends and (content.startswith("- ") or is_key_only):

@@ -26,7 +26,6 @@ from manager.yamlnodes import Problem, Unreadable
 
 _TOKEN = re.compile(r"(?<!\*)\*{3}(?!\*)")
 _ONLY_TOKEN = re.compile(r"([\"']?)\*{3}\1")
-_LEAD = re.compile(r"[\s#]*")
 _NEIGHBOURS = 10  # lines on each side that tell a line from its equals
 _MOST_EQUALS = 50
 _UNKNOWN = (
@@ -42,11 +41,14 @@ def put_back(edited: str, original: str) -> tuple[str, list[Problem]]:
     A value is known by its path in the document. A comment, and all of an original that is not
     YAML, is known by what its line says and by the lines around it.
     """
+    masked = mask(original)
+    if masked.scalars is None:
+        return _put_back_lines(edited, _Lines(edited, masked, original))
     try:
         found = scalars(edited)
     except Unreadable as error:
         return edited, [error.problem]
-    edits, problems = _Search(edited, found, original).edits()
+    edits, problems = _Search(edited, found, masked, original).edits()
     if problems:
         return edited, problems
     restored = replaced(edited, edits)
@@ -55,6 +57,21 @@ def put_back(edited: str, original: str) -> tuple[str, list[Problem]]:
     if line is not None:
         return edited, [Problem(line, _UNKNOWN)]
     return restored, []
+
+
+def _put_back_lines(edited: str, lines: _Lines) -> tuple[str, list[Problem]]:
+    restored, problems = [], []
+    for number, shown in enumerate(edited.split("\n")):
+        text: str | None = shown
+        if _TOKEN.search(shown):
+            start, end = _margins(shown)
+            found = lines.find(number, shown)
+            text = None if found is None else shown[:start] + found + shown[end:]
+        if text is None:
+            problems.append(Problem(number + 1, _UNKNOWN))
+        else:
+            restored.append(text)
+    return (edited, problems) if problems else ("\n".join(restored), [])
 
 
 def _first_difference(one: str, other: str) -> int | None:
@@ -83,14 +100,17 @@ def _scalars_before(masked: Masked, original: str) -> dict[Path, _Before]:
         stands_for[start + shift + mark.index(MASK)] = original[start:end]
         shift += len(mark) - (end - start)
     result = {}
-    for old, new in zip(scalars(original), scalars(masked.text), strict=True):
+    for old, new in masked.scalars or ():
         tokens = _TOKEN.finditer(masked.text, new.start, new.end)
-        result[new.path] = _Before(
+        before = _Before(
             new.style,
             masked.text[new.start : new.end],
             original[old.start : old.end],
             [stands_for.get(token.start(), MASK) for token in tokens],
         )
+        result[new.path] = before
+        if new.place:
+            result[new.place] = before
     return result
 
 
@@ -104,7 +124,8 @@ class _Line:
 
 
 class _Lines:
-    """The lines of the original, by how they were shown; blanks and # around them do not count."""
+    """The lines of the original, by how they were shown. Blanks around them and # before them do
+    not count."""
 
     def __init__(self, edited: str, masked: Masked, original: str) -> None:
         self._shown = [_bare(line) for line in masked.text.split("\n")]
@@ -116,17 +137,20 @@ class _Lines:
         lines = zip(masked.text.split("\n"), original.split("\n"), strict=True)
         for number, (shown, written) in enumerate(lines):
             self._add(number, shown, written, shown.lstrip().startswith("#"))
-        if masked.is_yaml:
-            both = (comments(text, scalars(text)) for text in (masked.text, original))
-            for shown_one, written_one in zip(*both, strict=True):
+        if masked.scalars:
+            olds = comments(original, [old for old, _ in masked.scalars])
+            news = comments(masked.text, [new for _, new in masked.scalars])
+            for shown_one, written_one in zip(news, olds, strict=True):
                 if _bare(shown_one.text) != self._shown[shown_one.line]:
                     self._add(shown_one.line, shown_one.text, written_one.text, True)
 
     def _add(self, number: int, shown: str, written: str, is_comment: bool) -> None:
         if _TOKEN.search(shown):
-            self._equals[_bare(shown)].append(_Line(number, _bare(written), is_comment))
+            start, end = _margins(shown)
+            text = written[start : len(written) + end - len(shown)]
+            self._equals[_bare(shown)].append(_Line(number, text, is_comment))
 
-    def find(self, number: int, shown: str, *, only_comments: bool) -> str | None:
+    def find(self, number: int, shown: str, *, only_comments: bool = False) -> str | None:
         """What was written where `shown` is in a line of the edited text; None if that is not
         to be known."""
         found = [
@@ -164,19 +188,29 @@ class _Lines:
         return result
 
 
+def _telling_lines(shown: str) -> list[str]:
+    return [_bare(line) for line in shown.splitlines() if _TOKEN.search(line)]
+
+
+def _margins(line: str) -> tuple[int, int]:
+    """Where a line's content begins and ends."""
+    bare = line.lstrip(" \t\r#")
+    return len(line) - len(bare), len(line) - len(bare) + len(bare.rstrip(" \t\r"))
+
+
 def _bare(line: str) -> str:
-    return line.strip(" \t\r#")
+    start, end = _margins(line)
+    return line[start:end]
 
 
 class _Search:
     """Finds what the asterisks of one edited text stand for."""
 
-    def __init__(self, edited: str, found: list[Scalar], original: str) -> None:
-        masked = mask(original)
+    def __init__(self, edited: str, found: list[Scalar], masked: Masked, original: str) -> None:
         self._edited = edited
         self._scalars = found
         self._starts = line_starts(edited)
-        self._before = _scalars_before(masked, original) if masked.is_yaml else None
+        self._before = _scalars_before(masked, original)
         self._lines = _Lines(edited, masked, original)
         self._edits: set[Edit] = set()
         self._unknown: set[int] = set()  # places
@@ -198,10 +232,15 @@ class _Search:
         return edits, [Problem(line, _UNKNOWN) for line in lines]
 
     def _by_path(self, scalar: Scalar) -> bool:
-        before = self._before and self._before.get(scalar.path)
-        if not before:
-            return False
         shown = self._edited[scalar.start : scalar.end]
+        before = self._before.get(scalar.path)
+        if before is None and scalar.place:
+            before = self._before.get(scalar.place)
+            # It is edited, but still the same one?
+            if before and _telling_lines(before.shown) != _telling_lines(shown):
+                before = None
+        if before is None:
+            return False
         tokens = list(_TOKEN.finditer(shown))
         if scalar.style == before.style and len(tokens) == len(before.tokens):
             written = replaced(
@@ -219,25 +258,25 @@ class _Search:
         return True
 
     def _by_line(self, scalar: Scalar) -> None:
-        """For a line that was a comment before, and for what was not YAML."""
+        """For a line that was a comment before."""
         for token in _TOKEN.finditer(self._edited, scalar.start, scalar.end):
             number = bisect.bisect_right(self._starts, token.start()) - 1
-            if not self._put_line(number, only_comments=self._before is not None):
+            if not self._put_line(number, only_comments=True):
                 self._unknown.add(token.start())
 
     def _comment(self, comment: Comment, hidden: set[int]) -> None:
         tokens = list(_TOKEN.finditer(comment.text))
         if not tokens:
             return
-        text = self._lines.find(comment.line, comment.text, only_comments=False)
+        text = self._lines.find(comment.line, comment.text)
         if text is not None:
             self._put(comment.start, comment.text, text)
-        elif not self._put_line(comment.line, only_comments=False):
+        elif not self._put_line(comment.line):
             # Elsewhere three asterisks are only three asterisks.
             places = (comment.start + token.start() for token in tokens)
             self._unknown.update(place for place in places if place in hidden)
 
-    def _put_line(self, number: int, *, only_comments: bool) -> bool:
+    def _put_line(self, number: int, *, only_comments: bool = False) -> bool:
         start = self._starts[number]
         end = self._starts[number + 1] if number + 1 < len(self._starts) else len(self._edited)
         shown = self._edited[start:end].rstrip("\n")
@@ -247,6 +286,5 @@ class _Search:
         return text is not None
 
     def _put(self, start: int, shown: str, text: str) -> None:
-        bare = _bare(shown)
-        begin = start + shown.index(bare)
-        self._edits.add((begin, begin + len(bare), text))
+        begin, end = _margins(shown)
+        self._edits.add((start + begin, start + end, text))

@@ -16,6 +16,7 @@ from manager import datadir
 from manager.errors import ApiError, ClientGone
 from manager.relay import CLIENT_GONE
 from routes import (
+    about,
     assets,
     data,
     devices,
@@ -48,6 +49,7 @@ _BLUEPRINTS: tuple[Callable[[House], Any], ...] = (
     prices.blueprint,
     exports.blueprint,
     data.blueprint,
+    about.blueprint,
     pages.blueprint,
 )
 _ROOT = Path(__file__).resolve().parent.parent

@@ -1,21 +1,27 @@
-"""``/api/config``: what the program runs with, and reading the file anew."""
+"""``/api/config``: what the program runs with, its file as a text to edit, and reading it anew."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import sqlite3
+import threading
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 from flask import Blueprint, Response, jsonify
 
 from jobs.tasks import Settings
-from manager import config
-from manager.config import ConfigError
+from manager import config, configfile
+from manager.config import ConfigError, Problem
 from manager.errors import ApiError
 from manager.masking import MASK, argument_spans, hidden, is_telling, masked_at
 from routes.house import House
+from routes.parameters import Number, bad, body, refuse_unknown
 
+_LONGEST_TEXT = 300_000  # a thousand models; one as long as that takes seconds
+_applying = threading.Lock()
 # What is built once, at the program's start.
 _AT_START = [
     "host",
@@ -32,6 +38,10 @@ _AT_START = [
 
 def blueprint(house: House) -> Blueprint:
     routes = Blueprint("settings", __name__)
+    writing = threading.Lock()
+
+    def modes(_folder: Path | None) -> Collection[str]:
+        return house.interfaces  # loaded once, at the program's start
 
     @routes.get("/api/config")
     def show() -> Response:
@@ -41,7 +51,106 @@ def blueprint(house: House) -> Blueprint:
     def reload() -> Response:
         return jsonify(apply(house))
 
+    @routes.get("/api/config/text")
+    def text() -> Response:
+        path = house.fleet.config.path
+        found = configfile.find(path)
+        shown, problems = found.masked(modes)
+        return jsonify(
+            {
+                "path": str(path),
+                "text": shown,
+                "version": found.version,
+                "problems": _listed(problems),
+                "writable": configfile.is_writable(path),
+            }
+        )
+
+    @routes.post("/api/config/check")
+    def check() -> Response:
+        given = body()
+        refuse_unknown(given, ("text",))
+        found = configfile.find(house.fleet.config.path)
+        edited = found.with_secrets(_text(given), modes)
+        names = list(edited.config.models) if edited.config else []
+        return jsonify({"problems": _listed(edited.problems), "models": names})
+
+    @routes.put("/api/config/text")
+    def put() -> Response:
+        given = body()
+        refuse_unknown(given, ("text", "version"))
+        text, version = _text(given), _version(given)
+        path = house.fleet.config.path
+        found = configfile.find(path)
+        _require_version(found, version)
+        edited = found.with_secrets(text, modes)
+        if edited.problems:
+            raise ApiError(
+                400,
+                "invalid_config",
+                f"{ConfigError(path, edited.problems)}\nNothing was written",
+                details={"problems": _listed(edited.problems)},
+            )
+        with writing:  # I/O, but of a small file on a local disk, and only savers wait for it
+            _require_version(configfile.find(path), version)
+            try:
+                written = configfile.write(path, edited.text, found)
+            except OSError as error:
+                raise ApiError(
+                    409, "config_not_writable", f"{path} was not changed: {error}"
+                ) from error
+        try:
+            return jsonify({**apply(house), "version": written.version})
+        except ApiError as error:
+            raise ApiError(
+                error.status,
+                error.code,
+                f"{path} was written ({configfile.backup_of(path)} has what was there before),"
+                f" but: {error.message}",
+                retry_after=error.retry_after,
+                details={"version": written.version},
+            ) from error
+
     return routes
+
+
+def _text(given: dict[str, Any]) -> str:
+    text = given.get("text")
+    if not isinstance(text, str) or isinstance(text, Number):
+        raise bad("text", "text has to be the config, as text")
+    if len(text) > _LONGEST_TEXT:
+        raise ApiError(
+            413,
+            "body_too_large",
+            f"The text is over {_LONGEST_TEXT} characters: edit the file itself",
+        )
+    return text
+
+
+def _version(given: dict[str, Any]) -> str | None:
+    if "version" not in given:
+        raise bad("version", "version is missing: it came with the text")
+    version = given["version"]
+    if version is not None and (not isinstance(version, str) or isinstance(version, Number)):
+        raise bad("version", "version has to be what came with the text")
+    return version
+
+
+def _require_version(found: configfile.Found, version: str | None) -> None:
+    if found.problem and found.content is None and os.path.exists(found.path):
+        raise ApiError(409, "config_not_writable", found.problem.message)
+    if found.version != version:
+        raise ApiError(
+            409,
+            "config_changed",
+            f"{found.path} is another one than this text was made from (or the program was"
+            " started anew meanwhile): get it again, and make your changes there",
+            details={"version": found.version},
+        )
+
+
+def _listed(problems: Iterable[Problem]) -> list[dict[str, Any]]:
+    return [dataclasses.asdict(problem) for problem in problems]
 
 
 def apply(house: House) -> dict[str, Any]:
@@ -50,14 +159,15 @@ def apply(house: House) -> dict[str, Any]:
     Raises ApiError 400 ``invalid_config``, and then nothing has changed; 503
     ``database_unavailable`` where all is applied but the prices of models that had none.
     """
-    before = house.fleet.config
-    try:
-        after = house.load()
-    except ConfigError as error:
-        refusal = ApiError(400, "invalid_config", str(error))
-        raise refusal from error
-    house.fleet.apply(after)
-    house.worker.update(Settings.of(after.program, house.data_dir))
+    with _applying:  # of two at once, the one that read the older file could be the last
+        before = house.fleet.config
+        try:
+            after = house.load()
+        except ConfigError as error:
+            refusal = ApiError(400, "invalid_config", str(error))
+            raise refusal from error
+        house.fleet.apply(after)
+        house.worker.update(Settings.of(after.program, house.data_dir))
     try:
         house.prices.seed(after.models.values())
     except sqlite3.Error as error:

@@ -1,0 +1,414 @@
+"""A config's text on a page: no secret in it, all else as it is, and saved it is the same again."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import textwrap
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from manager.maskedtext import mask
+from manager.unmasking import put_back
+
+TEXT = """\
+# Ask Ada for the token: s3cr3t-1
+program:
+  TokenTracker: [Chat]   # what is billed
+  queue: redis://:s3cr3t-2@cache:6379/0
+  # API_KEY: s3cr3t-3
+  # port: 3
+Local-Models:
+  Monkey:
+    aliases: [ape]
+    GPU:
+      command: [vllm, serve, --api-key, s3cr3t-4, "--hf-token=s3cr3t-5", --my-key=s3cr3t-6]
+      env: {API_KEY: s3cr3t-7, B_KEY: 's3cr3t-8', "C_KEY": "s3cr3t-9", OTHER: "*** x ***"}
+    CPU:
+      command:
+        - sh
+        - -c
+        - |   # a note
+          set -e
+          HF_TOKEN=s3cr3t-10 vllm
+
+          exec s3cr3t-11
+      env:
+        PEM_KEY: |
+          s3cr3t-12
+            s3cr3t-13
+
+          s3cr3t-14
+        A_TOKEN: s3cr3t-15
+          s3cr3t-16
+        B_TOKEN: &anchor s3cr3t-17   # the other's, too
+        C: *anchor
+        D_TOKEN: # s3cr3t-18
+        PROXY: http://me:s3cr3t-19@proxy:3128
+"""
+SHOWN = """\
+# Ask Ada for the token: ***
+program:
+  TokenTracker: [Chat]   # what is billed
+  queue: redis://:***@cache:6379/0
+  # API_KEY: ***
+  # port: 3
+Local-Models:
+  Monkey:
+    aliases: [ape]
+    GPU:
+      command: [vllm, serve, --api-key, "***", "--hf-token=***", --my-key=***]
+      env: {API_KEY: "***", B_KEY: '***', "C_KEY": "***", OTHER: "*** x ***"}
+    CPU:
+      command:
+        - sh
+        - -c
+        - |   # a note
+          set -e
+          HF_TOKEN=***
+
+          ***
+      env:
+        PEM_KEY: |
+          ***
+            ***
+
+          ***
+        A_TOKEN: "***
+          ***"
+        B_TOKEN: &anchor "***"   # the other's, too
+        C: *anchor
+        D_TOKEN: # ***
+        PROXY: http://me:***@proxy:3128
+"""
+
+
+def saved(edited: str, original: str = TEXT) -> str:
+    text, problems = put_back(edited, original)
+    assert problems == []
+    return text
+
+
+def refused(edited: str, original: str = TEXT) -> list[int]:
+    """The lines at which something cannot be put back."""
+    text, problems = put_back(edited, original)
+    assert text == edited
+    assert all("write the value itself" in problem.message for problem in problems)
+    return [problem.line for problem in problems]
+
+
+def test_every_secret_is_masked_where_it_stands_and_all_else_is_as_it_is() -> None:
+    assert mask(TEXT).text == SHOWN
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_a_text_that_nobody_touched_is_saved_as_it_was(line_end: str) -> None:
+    text = TEXT.replace("\n", line_end)
+    assert saved(mask(text).text, text) == text
+
+
+def test_what_is_edited_beside_a_secret_leaves_it_as_it_was() -> None:
+    changes = [
+        ("[ape]", "[ape, gorilla]"),
+        ("cache:6379/0", "other:6380/1"),
+        ("[vllm, serve, ", "[vllm, serve, --port, '1', "),
+        ("          set -e\n", "          set -eu\n"),
+        ("OTHER:", "MORE: x, OTHER:"),
+        ("# port: 3\n", "# port: 4\n  # *** mine ***\n"),
+        ("  # what is billed", ""),
+    ]
+    edited, expected = SHOWN, TEXT
+    for before, after in changes:
+        assert before in edited
+        assert before in expected
+        edited, expected = edited.replace(before, after), expected.replace(before, after)
+    assert saved(edited) == expected
+
+
+def test_a_secret_that_is_written_anew_is_the_new_one() -> None:
+    edited = SHOWN.replace('API_KEY: "***"', "API_KEY: new").replace("token: ***", "token: ?")
+    expected = TEXT.replace("API_KEY: s3cr3t-7", "API_KEY: new").replace("s3cr3t-1\n", "?\n")
+    assert saved(edited) == expected
+
+
+def test_other_quotes_and_another_depth_make_no_other_secret() -> None:
+    edited = SHOWN.replace('API_KEY: "***"', "API_KEY: '***'")
+    assert saved(edited) == TEXT
+    edited = SHOWN.replace("\n", "\n  ").rstrip(" ")
+    edited = edited.replace("# Ask", "  # Ask", 1)
+    assert yaml.safe_load(saved(edited)) == yaml.safe_load(TEXT)
+
+
+def test_a_line_with_a_secret_can_become_a_comment_and_a_comment_such_a_line() -> None:
+    edited = SHOWN.replace("        PROXY: ", "        # PROXY: ")
+    assert saved(edited) == TEXT.replace("        PROXY: ", "        # PROXY: ")
+    before = TEXT.replace("        PROXY: ", "        # PROXY: ")
+    assert saved(SHOWN, before) == TEXT
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("  # port: 3", "  host: '***'"),
+        ("  # port: 3", "  # API_TOKEN: ***"),
+        ("  Monkey:", "  Gorilla:"),
+        ("B_KEY: '***'", "BB_KEY: '***'"),
+        ('--api-key, "***"', '"***"'),
+        ("--my-key=***", "--max-kv=***"),
+        ("redis://:***@", "redis://***@"),
+        ('A_TOKEN: "***\n          ***"', 'A_TOKEN: "***"'),
+        ("# a note", "# a note and a key ***"),
+    ],
+)
+def test_asterisks_that_stand_for_nothing_are_refused_with_their_line(
+    before: str, after: str
+) -> None:
+    assert before in SHOWN
+    edited = SHOWN.replace(before, after)
+    line = SHOWN[: SHOWN.index(before)].count("\n") + 1
+    lines = refused(edited)
+    if after != "  Gorilla:":
+        assert lines == [line]
+    else:  # all of its secrets
+        assert len(lines) > 5
+
+
+def test_a_secret_is_not_put_where_it_would_be_shown() -> None:
+    before = "Local-Models: {M: {S: {command: [x, --key, s3cr3t]}}}"
+    shown = mask(before).text
+    assert refused(shown.replace("--key, ", "--kex, "), before) == [1]
+    swapped = shown.replace("--key", "x").replace("[x, ", "[--key, ", 1)
+    assert refused(swapped, before) == [1]
+
+
+def test_comments_that_look_the_same_are_told_apart_by_the_lines_around_them() -> None:
+    before = "a: 1\n# key: s3cr3t-1\nb: 2\n# key: s3cr3t-2\nc: 3\n"
+    assert saved("b: 2\n# key: ***\nc: 3\na: 1\n# key: ***\n", before) == (
+        "b: 2\n# key: s3cr3t-2\nc: 3\na: 1\n# key: s3cr3t-1\n"
+    )
+    assert saved("b: 2\n# key: ***\nc: 3\n", before) == "b: 2\n# key: s3cr3t-2\nc: 3\n"
+    assert refused("x: 1\n# key: ***\ny: 2\n", before) == [2]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        TEXT + "  x: [\n",
+        TEXT.replace("aliases: [ape]", "aliases: [ape"),
+        TEXT.replace("program:", "\tprogram:"),
+        TEXT + "--- second\n",
+        TEXT + "x: *nowhere\n",
+        TEXT + "x: \0\n",
+        TEXT + "[" * 5000,
+    ],
+)
+def test_a_file_that_is_no_yaml_shows_no_secret_and_can_be_mended(broken: str) -> None:
+    shown = mask(broken)
+    assert shown.scalars is None
+    assert "s3cr3t" not in shown.text
+    assert shown.text.count("\n") == broken.count("\n")
+    # Its asterisks are put back where the text around them was mended.
+    mended = shown.text.replace("x: *nowhere\n", "").replace("x: \0\n", "").replace("[" * 5000, "")
+    mended = mended.replace("  x: [\n", "").replace("[ape\n", "[ape]\n").replace("\tprog", "prog")
+    mended = mended.replace("--- second\n", "")
+    assert saved(mended, broken) == TEXT
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "command: [x,\n  --api-key,\n  s3cr3t]\n",
+        "command: [x, --api-key, s3cr3t]\n",
+        "command:\n- --api-key\n- s3cr3t\n",
+        "command: >-\n  serve --api-key\n  s3cr3t\n",
+        "command: |\n  serve --api-key \\\n  s3cr3t\n",
+        'API_KEY: "s3cr3t\n  s3cr3t"\n',
+        "API_KEY:\n  s3cr3t\n",
+        "API_KEY:\n  - s3cr3t\n  - s3cr3t\n",
+        "API_KEY: |\n  A: s3cr3t\n\n  s3cr3t\n",
+        '"API_KEY": "s3cr3t",\n',
+        "env: {API_KEY=s3cr3t}\n",
+        "url: http://me:s3cr3t@host/\n",
+    ],
+)
+def test_the_lines_of_a_broken_file_and_of_a_comment_are_rather_hidden(text: str) -> None:
+    assert "s3cr3t" not in mask(text + "x: [\n").text
+    comment = textwrap.indent(text, "#  ", lambda _: True)
+    shown = mask("a: 1\n" + comment).text
+    assert "s3cr3t" not in shown
+    assert saved(shown + "b: 2\n", "a: 1\n" + comment) == "a: 1\n" + comment + "b: 2\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "env: {API_KEY=s3cr3t}",
+        'env: {"API_K\\x45Y": s3cr3t}',
+        'command: ["HF_TOK\\x45N=s3cr3t"]',
+        "API_KEY: &s3cr3t",
+        "API_KEY: !s3cr3t",
+        "API_KEY: #s3cr3t",
+        "API_KEY: &s3cr3t x\nb: *s3cr3t",
+        "x: &a s3cr3t\nAPI_KEY: *a",
+        "API_KEYS: [s3cr3t, {x: s3cr3t}]",
+        "<<: {API_KEY: s3cr3t}",
+        "? API_KEY\n: s3cr3t",
+    ],
+)
+def test_a_secret_in_an_unusual_place_is_masked_as_well(text: str) -> None:
+    shown = mask(text).text
+    if "*s3cr3t" not in text:  # that is a name, which others refer to
+        assert "s3cr3t" not in shown
+    assert saved(shown, text) == text
+
+
+def test_no_text_takes_long() -> None:
+    for text in (
+        "key" * 100_000,
+        "# " + "key " * 50_000,
+        "#\n" * 50_000 + "# key: ***\n" * 1000,
+        "a: '" + "://:" * 50_000 + "'",
+        "".join(
+            f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9 if i else ['x'])}]\n" for i in range(99)
+        ),
+    ):
+        shown = mask(text)
+        assert shown.scalars is not None
+        assert saved(shown.text, text) == text
+
+
+# --- whatever is written -----------------------------------------------------------------
+
+numbers = itertools.count(1)
+odd = st.text(alphabet="abZ09 '\"\\{}[]:#,&*!|>%@`-=ä💥\t", max_size=6)
+
+
+@st.composite
+def secrets(draw: st.DrawFn) -> str:
+    """Never the same, so that it is nowhere else."""
+    return f"S{next(numbers)}z{draw(odd)}{'q' * draw(st.integers(0, 2))}"
+
+
+def is_plain(value: str) -> bool:
+    try:
+        return bool(yaml.safe_load(f"[{value}]") == [value] and yaml.safe_load(value) == value)
+    except yaml.YAMLError:
+        return False
+
+
+@st.composite
+def spelled(draw: st.DrawFn, value: str, depth: int, *, flow: bool = False) -> str:
+    """A value in any of YAML's styles; `depth` is that of what it is in."""
+    styles = ["single", "double", "escaped"]
+    styles += ["plain"] * is_plain(value)
+    if not flow and "\t" not in value and value == value.strip():
+        styles += ["literal", "folded"]
+    if not flow and is_plain(value) and " " not in value:
+        styles += ["lines"]
+    style = draw(st.sampled_from(styles))
+    indent = "\n" + " " * (depth + 2)
+    note = draw(st.sampled_from(["", "  # note"]))
+    if style == "plain":
+        return value
+    if style == "single":
+        return "'" + value.replace("'", "''") + "'"
+    if style == "double":
+        return json.dumps(value, ensure_ascii=False)
+    if style == "escaped":
+        return '"' + "".join(f"\\U{ord(character):08x}" for character in value) + '"'
+    if style == "lines":
+        return f"{value}{indent}{value}"
+    mark = draw(st.sampled_from(["|", "|-", "|+"] if style == "literal" else [">", ">-"]))
+    return f"{mark}{note}{indent}{value}{indent}{value}"
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> tuple[str, list[str]]:
+    """A text and the secrets in it."""
+    hidden: list[str] = []
+
+    def secret() -> str:
+        hidden.append(draw(secrets()))
+        return hidden[-1]
+
+    lines = ["program:", "  host: 127.0.0.1"]
+    if draw(st.booleans()):
+        password = f"S{next(numbers)}z"
+        hidden.append(password)
+        lines.append(f"  queue: redis://:{password}@cache:6379/0")
+    lines.append("Local-Models:")
+    for model in range(draw(st.integers(0, 3))):
+        lines += [f"  M{model}:", "    S:"]
+        command = [draw(spelled("serve", 8, flow=True)), "--port", '"1"']
+        for _ in range(draw(st.integers(0, 2))):
+            if draw(st.booleans()):
+                command += ["--api-key", draw(spelled(secret(), 8, flow=True))]
+            else:
+                option = "--hf-token=" + secret()
+                command.append(draw(spelled(option, 8, flow=True)))
+        if draw(st.booleans()):
+            lines.append(f"      command: [{', '.join(command)}]")
+        else:
+            lines.append("      command:")
+            lines += [f"        - {argument}" for argument in command]
+        lines.append("      env:")
+        for variable in range(draw(st.integers(0, 3))):
+            value = draw(spelled(secret(), 8))
+            comment = draw(st.sampled_from(["", "  # A comment", "  # my key: "]))
+            if comment.endswith(": "):
+                comment += f"S{next(numbers)}z"
+                hidden.append(comment.split()[-1])
+            lines.append(f"        V{variable}_KEY: {value}" + comment * ("\n" not in value))
+        if draw(st.booleans()):
+            lines.append(f"        # OLD_TOKEN: {secret()}")
+        lines.append("        Z: x")
+    end = draw(st.sampled_from(["\n", "\r\n"]))
+    return "".join(line.replace("\n", end) + end for line in lines), hidden
+
+
+def heads(hidden: list[str]) -> list[str]:
+    """What every one of these secrets begins with, and nothing else."""
+    return [secret.partition("z")[0] + "z" for secret in hidden]
+
+
+@given(configs())
+def test_no_secret_is_shown_and_an_untouched_text_is_saved_as_it_was(
+    config: tuple[str, list[str]],
+) -> None:
+    text, hidden = config
+    shown = mask(text)
+    assert shown.scalars is not None
+    assert not [head for head in heads(hidden) if head in shown.text]
+    assert mask(shown.text).text == shown.text
+    assert saved(shown.text, text) == text
+
+
+@given(configs(), st.data())
+def test_an_edit_elsewhere_changes_no_secret(
+    config: tuple[str, list[str]], data: st.DataObject
+) -> None:
+    text, _ = config
+    shown = mask(text).text
+    lines = shown.splitlines(keepends=True)
+    places = [n for n, line in enumerate(lines) if line.startswith(("  M", "Local", "        Z"))]
+    place = data.draw(st.sampled_from(places))
+    line_end = "\r\n" if "\r\n" in text else "\n"
+    new = " " * 8 + f"# new{line_end}"
+    expected = text.splitlines(keepends=True)
+    lines.insert(place, new)
+    expected.insert(place, new)
+    assert saved("".join(lines), text) == "".join(expected)
+
+
+@given(configs(), st.data())
+def test_a_cut_text_is_masked_too(config: tuple[str, list[str]], data: st.DataObject) -> None:
+    """Such as one that is being written: what is no YAML any more is masked by its lines."""
+    text, hidden = config
+    cut = text[: data.draw(st.integers(0, len(text)))] + "\nx: ["
+    shown = mask(cut)
+    assert shown.scalars is None
+    if "\\U" not in text:  # nobody reads those but a parser
+        assert not [head for head in heads(hidden) if head in shown.text]
