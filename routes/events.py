@@ -77,7 +77,8 @@ def _follower(house: House, query: Query) -> Follower | None:
 
 def _pieces(house: House, subscription: Subscription, follower: Follower | None) -> Iterator[bytes]:
     """First all as it is, then each change."""
-    yield b"".join(event.message for event in _now(house, subscription))
+    # The headers go out with the first bytes, and a browser has no stream before it has those.
+    yield b": here it is\n\n" + b"".join(event.message for event in _now(house, subscription))
     quiet = 0.0
     wait = _KEEP_ALIVE if follower is None else POLL
     while not subscription.closed:

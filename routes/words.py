@@ -114,7 +114,7 @@ def for_scripts() -> dict[str, str]:
         "bill_failed": _("{subject} was not made: {error}"),
         "bill_ordered": _("{subject} is being made"),
         "no_schedule": _(
-            "Bills are made when somebody asks. With export in the settings they are made by themselves."
+            "Bills are made when somebody asks; with export in the settings, by themselves."
         ),
         "schedule": _("Made by themselves {period}, at {cron} (cron). The next one:"),
         "each_month": _("for each month"),
@@ -141,6 +141,35 @@ def for_scripts() -> dict[str, str]:
         "halted": _("Halted"),
         "time_of": _("{whole}, the first byte after {first}"),
         "similarity": _("Similarity {similarity} (1 is the same direction), {size} numbers a text"),
+        # settings
+        "problems": _(
+            "{count} problems, each at its line below. Nothing is saved before they are mended."
+        ),
+        "no_problems": _("No problems: {count} models"),
+        "line": _("line {line}"),
+        "applied": _("Applied: {count} models"),
+        "restart_for": _("These need a restart of LLM-Manager: {keys}"),
+        "agree_reload": _("Discard what was changed here?"),
+        "discard": _("Discard"),
+        "free": _("free on that disk"),
+        "behind": _("{count} requests still to be priced"),
+        "worker_on": _("The worker runs"),
+        "worker_off": _("The worker does not run: nothing is priced until it does"),
+        "order_delete": _("to be deleted"),
+        "order_reprice": _("to be priced anew"),
+        "order_export": _("bill to be made"),
+        "order_vacuum": _("room to be given back"),
+        "order_backup": _("to be backed up"),
+        "ordered": _("It will be done as soon as the worker is free"),
+        "backed_up": _("Backed up"),
+        "vacuumed": _("Freed room is given back"),
+        "not_configured": _("not in the config any more"),
+        "delete": _("Delete"),
+        "delete_it": _("Delete the data of {name}"),
+        "agree_delete": _(
+            "Delete all requests, runs and sums of {name}? Prices and adjustments stay. Reports and bills made from then on are without it."
+        ),
+        "deleted": _("The data of {name} is deleted"),
         # logs
         "lines_shown": _("{shown} of {count} lines"),
         "lines_waiting": _("{count} new ones wait"),
