@@ -145,7 +145,7 @@ def _serve(
     host = arguments.host or program.host
     # Before any model is touched: a port in use ends the program, and nothing else.
     server = HttpServer(
-        create_app(house),
+        create_app(house, datadir.secret(data_dir)),
         host,
         program.port if arguments.port is None else arguments.port,
         program.threads,

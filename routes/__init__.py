@@ -12,7 +12,6 @@ from flask.sessions import SecureCookieSessionInterface, SessionMixin
 from flask_wtf.csrf import CSRFError, CSRFProtect
 from werkzeug.exceptions import HTTPException
 
-from manager import datadir
 from manager.errors import ApiError, ClientGone
 from manager.relay import CLIENT_GONE
 from routes import (
@@ -56,8 +55,8 @@ _ROOT = Path(__file__).resolve().parent.parent
 _CHANGING = frozenset(("POST", "PUT", "PATCH", "DELETE"))
 
 
-def create_app(house: House) -> Flask:
-    """The WSGI application over a house whose parts are all running. Raises OSError."""
+def create_app(house: House, secret: bytes) -> Flask:
+    """The WSGI application over a house whose parts are all running; `secret` signs sessions."""
     app = Flask("llm_manager", static_folder=None, root_path=str(_ROOT))
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.json.ensure_ascii = False  # type: ignore[attr-defined]
@@ -66,7 +65,7 @@ def create_app(house: House) -> Flask:
     app.session_interface = _Sessions()
     static, asset = assets.blueprint()
     app.register_blueprint(static)
-    csrf = pages.prepare(app, datadir.secret(house.data_dir), asset)
+    csrf = pages.prepare(app, secret, asset)
     app.before_request(lambda: _check_change(app, csrf))
     app.after_request(
         lambda response: response if _is_proxied(request) else pages.protect(response)

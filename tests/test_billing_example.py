@@ -167,7 +167,7 @@ class Example:
             reports=Reports(self.path),
             prices=self._prices,
         )
-        return routes.create_app(house).test_client()
+        return routes.create_app(house, b"secret").test_client()
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["often", "in the evening"])

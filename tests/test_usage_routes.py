@@ -82,7 +82,7 @@ class Office:
             prices=Prices(self.store, self.path, clock),
         )
         monkeypatch.setattr(routes, "_BLUEPRINTS", (usage.blueprint, prices.blueprint))
-        self.client = routes.create_app(house).test_client()
+        self.client = routes.create_app(house, b"secret").test_client()
 
     def get(self, path: str, **query: object) -> TestResponse:
         return self.client.get(path, query_string=query)
