@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev run test lint bench clean
+.PHONY: help setup setup-dev run test lint bench translations clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -27,6 +27,9 @@ lint: setup-dev ## ruff and mypy
 
 bench: setup ## measure the program beside its upstream and nginx
 	@$(VENV)/python -m bench
+
+translations: setup-dev ## take new words of the pages into translations/
+	@$(VENV)/python scripts/translations.py
 
 clean: ## remove .venv and caches; data/ stays
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
