@@ -54,13 +54,44 @@ class Scalar:
 
 
 @dataclass(frozen=True)
+class Document:
+    """A text that is YAML. `scalars` are all, keys too, each once and in the order of the text."""
+
+    text: str
+    root: yaml.Node | None
+    scalars: list[Scalar]
+
+    @classmethod
+    def read(cls, text: str) -> Document:
+        """Raises Unreadable."""
+        root = yamlnodes.compose(text)
+        return cls(text, root, _scalars(root, text))
+
+    def masked(self) -> str:
+        """The text with its secrets masked; in rare cases that is no YAML any more."""
+        return replaced(self.text, self.mask_edits())
+
+    def mask_edits(self) -> tuple[Edit, ...]:
+        """What masks the secrets."""
+        secrets = _Secrets(self.root)
+        edits: list[Edit] = []
+        for scalar in self.scalars:
+            whole = id(scalar.node) in secrets.whole
+            spans = _merged(secrets.parts[id(scalar.node)])
+            if whole or spans:
+                edits += _scalar_edits(self.text, scalar, None if whole else spans)
+        edits += comment_edits(self.text, comments(self), secrets.empty)
+        return tuple(sorted(edits))
+
+
+@dataclass(frozen=True)
 class Masked:
-    """A text with asterisks, which `edits` made from the original; `scalars` are those of both,
-    or None where it is not YAML and was masked by a look at each line."""
+    """A text with asterisks, which `edits` made from the original; `documents` are the original
+    and this one, or None where it is not YAML and was masked by a look at each line."""
 
     text: str
     edits: tuple[Edit, ...]
-    scalars: list[tuple[Scalar, Scalar]] | None
+    documents: tuple[Document, Document] | None
 
 
 def mask(text: str) -> Masked:
@@ -70,17 +101,15 @@ def mask(text: str) -> Masked:
     that is not YAML.
     """
     try:
-        root = yamlnodes.compose(text)
+        document = Document.read(text)
     except Unreadable:
         edits = _line_edits(text)
         return Masked(replaced(text, edits), edits, None)
-    found = _scalars(root, text)
-    edits = _node_edits(root, found, text)
-    masked = replaced(text, edits)
+    edits = document.mask_edits()
     try:
-        pairs = list(zip(found, scalars(masked), strict=False))
-        if len(pairs) == len(found):
-            return Masked(masked, edits, pairs)
+        shown = Document.read(replaced(text, edits))
+        if len(shown.scalars) == len(document.scalars):
+            return Masked(shown.text, edits, (document, shown))
     except Unreadable:
         pass  # such as an alias of an anchor that is a part of what was hidden
     edits = _united([*edits, *_line_edits(text)])
@@ -117,11 +146,6 @@ def _line_edits(text: str) -> tuple[Edit, ...]:
 
 
 # --- where the values are ----------------------------------------------------------------
-
-
-def scalars(text: str) -> list[Scalar]:
-    """All scalars, keys too, each once and in the order of the text. Raises Unreadable."""
-    return _scalars(yamlnodes.compose(text), text)
 
 
 def _scalars(root: yaml.Node | None, text: str) -> list[Scalar]:
@@ -172,18 +196,6 @@ def _items(path: Path, items: list[yaml.Node]) -> Iterator[tuple[yaml.Node, Path
             before = item.value
         else:
             yield item, place, place
-
-
-def _node_edits(root: yaml.Node | None, found: list[Scalar], text: str) -> tuple[Edit, ...]:
-    secrets = _Secrets(root)
-    edits: list[Edit] = []
-    for scalar in found:
-        whole = id(scalar.node) in secrets.whole
-        spans = _merged(secrets.parts[id(scalar.node)])
-        if whole or spans:
-            edits += _scalar_edits(text, scalar, None if whole else spans)
-    edits += comment_edits(text, comments(text, found), secrets.empty)
-    return tuple(sorted(edits))
 
 
 def _merged(spans: Spans) -> Spans:
@@ -331,8 +343,9 @@ class Comment:
     line: int
 
 
-def comments(text: str, found: list[Scalar]) -> list[Comment]:
+def comments(document: Document) -> list[Comment]:
     """Every comment: outside of scalars nothing else has a #, but for tags."""
+    text = document.text
     starts = line_starts(text)
     result: list[Comment] = []
 
@@ -345,7 +358,7 @@ def comments(text: str, found: list[Scalar]) -> list[Comment]:
                 result.append(Comment(text[begin : line.end()], begin, number))
 
     position = 0
-    for scalar in found:
+    for scalar in document.scalars:
         look(position, scalar.start)
         position = max(position, scalar.end)
     look(position, len(text))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from manager.maskedtext import (
     Comment,
+    Document,
     Edit,
     Masked,
     Path,
@@ -19,7 +20,6 @@ from manager.maskedtext import (
     line_starts,
     mask,
     replaced,
-    scalars,
 )
 from manager.masking import MASK
 from manager.yamlnodes import Problem, Unreadable
@@ -42,21 +42,21 @@ def put_back(edited: str, original: str) -> tuple[str, list[Problem]]:
     YAML, is known by what its line says and by the lines around it.
     """
     masked = mask(original)
-    if masked.scalars is None:
+    if masked.documents is None:
         return _put_back_lines(edited, _Lines(edited, masked, original))
     try:
-        found = scalars(edited)
+        document = Document.read(edited)
+        edits, problems = _Search(document, masked, original).edits()
+        if problems:
+            return edited, problems
+        restored = Document.read(replaced(edited, edits))
     except Unreadable as error:
         return edited, [error.problem]
-    edits, problems = _Search(edited, found, masked, original).edits()
-    if problems:
-        return edited, problems
-    restored = replaced(edited, edits)
     # Nothing that was hidden may come to a place where it would be shown.
-    line = _first_difference(mask(restored).text, mask(edited).text)
+    line = _first_difference(restored.masked(), document.masked())
     if line is not None:
         return edited, [Problem(line, _UNKNOWN)]
-    return restored, []
+    return restored.text, []
 
 
 def _put_back_lines(edited: str, lines: _Lines) -> tuple[str, list[Problem]]:
@@ -100,7 +100,9 @@ def _scalars_before(masked: Masked, original: str) -> dict[Path, _Before]:
         stands_for[start + shift + mark.index(MASK)] = original[start:end]
         shift += len(mark) - (end - start)
     result = {}
-    for old, new in masked.scalars or ():
+    if masked.documents is None:
+        return {}
+    for old, new in zip(*(document.scalars for document in masked.documents), strict=True):
         tokens = _TOKEN.finditer(masked.text, new.start, new.end)
         before = _Before(
             new.style,
@@ -137,10 +139,8 @@ class _Lines:
         lines = zip(masked.text.split("\n"), original.split("\n"), strict=True)
         for number, (shown, written) in enumerate(lines):
             self._add(number, shown, written, shown.lstrip().startswith("#"))
-        if masked.scalars:
-            olds = comments(original, [old for old, _ in masked.scalars])
-            news = comments(masked.text, [new for _, new in masked.scalars])
-            for shown_one, written_one in zip(news, olds, strict=True):
+        if masked.documents:
+            for written_one, shown_one in zip(*map(comments, masked.documents), strict=True):
                 if _bare(shown_one.text) != self._shown[shown_one.line]:
                     self._add(shown_one.line, shown_one.text, written_one.text, True)
 
@@ -206,9 +206,9 @@ def _bare(line: str) -> str:
 class _Search:
     """Finds what the asterisks of one edited text stand for."""
 
-    def __init__(self, edited: str, found: list[Scalar], masked: Masked, original: str) -> None:
-        self._edited = edited
-        self._scalars = found
+    def __init__(self, document: Document, masked: Masked, original: str) -> None:
+        self._document = document
+        self._edited = edited = document.text
         self._starts = line_starts(edited)
         self._before = _scalars_before(masked, original)
         self._lines = _Lines(edited, masked, original)
@@ -217,10 +217,10 @@ class _Search:
 
     def edits(self) -> tuple[list[Edit], list[Problem]]:
         """What is to be put back, in order, and the problems."""
-        for scalar in self._scalars:
+        for scalar in self._document.scalars:
             if _TOKEN.search(self._edited, scalar.start, scalar.end) and not self._by_path(scalar):
                 self._by_line(scalar)
-        found = comments(self._edited, self._scalars)
+        found = comments(self._document)
         hidden = {start for start, _, _ in comment_edits(self._edited, found)}
         for comment in found:
             self._comment(comment, hidden)

@@ -163,6 +163,7 @@ class _Document:
     """What all values of one file share."""
 
     problems: list[Problem] = field(default_factory=list)
+    noted: set[Problem] = field(default_factory=set)
     values: int = 0  # looked at, and so often
     complaints: int = 0  # a problem may be noted again for each that merges it
     # By the node's id, so that a base that many models merge is looked through once.
@@ -224,7 +225,8 @@ class Value:
         """Note a problem with this value, on its own line unless told otherwise. Raises Enough."""
         problem = Problem(self.line if line is None else line, f"{self.label}: {message}")
         # A base that several models merge is read once for each of them.
-        if problem not in self.document.problems:
+        if problem not in self.document.noted:
+            self.document.noted.add(problem)
             self.document.problems.append(problem)
         self.document.complaints += 1
         if self.document.complaints >= MOST_PROBLEMS:

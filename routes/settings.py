@@ -20,7 +20,7 @@ from manager.masking import MASK, argument_spans, hidden, is_telling, masked_at
 from routes.house import House
 from routes.parameters import Number, bad, body, refuse_unknown
 
-_LONGEST_TEXT = 300_000  # a thousand models; one as long as that takes seconds
+_LONGEST_TEXT = 200_000  # some hundred models; one as long as that takes seconds
 _applying = threading.Lock()
 # What is built once, at the program's start.
 _AT_START = [

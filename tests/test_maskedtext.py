@@ -207,7 +207,7 @@ def test_comments_that_look_the_same_are_told_apart_by_the_lines_around_them() -
 )
 def test_a_file_that_is_no_yaml_shows_no_secret_and_can_be_mended(broken: str) -> None:
     shown = mask(broken)
-    assert shown.scalars is None
+    assert shown.documents is None
     assert "s3cr3t" not in shown.text
     assert shown.text.count("\n") == broken.count("\n")
     # Its asterisks are put back where the text around them was mended.
@@ -276,7 +276,7 @@ def test_no_text_takes_long() -> None:
         ),
     ):
         shown = mask(text)
-        assert shown.scalars is not None
+        assert shown.documents is not None
         assert saved(shown.text, text) == text
 
 
@@ -380,7 +380,7 @@ def test_no_secret_is_shown_and_an_untouched_text_is_saved_as_it_was(
 ) -> None:
     text, hidden = config
     shown = mask(text)
-    assert shown.scalars is not None
+    assert shown.documents is not None
     assert not [head for head in heads(hidden) if head in shown.text]
     assert mask(shown.text).text == shown.text
     assert saved(shown.text, text) == text
@@ -409,6 +409,6 @@ def test_a_cut_text_is_masked_too(config: tuple[str, list[str]], data: st.DataOb
     text, hidden = config
     cut = text[: data.draw(st.integers(0, len(text)))] + "\nx: ["
     shown = mask(cut)
-    assert shown.scalars is None
+    assert shown.documents is None
     if "\\U" not in text:  # nobody reads those but a parser
         assert not [head for head in heads(hidden) if head in shown.text]
