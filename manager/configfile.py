@@ -70,7 +70,8 @@ class Found:
             edited = edited.replace("\n", "\r\n")
         text, unknown = unmasking.put_back(edited, self.text)
         if unknown:
-            return Edited(text, None, tuple(unknown))
+            others = self._checked(edited, modes).problems
+            return Edited(text, None, tuple(sorted({*unknown, *others})))
         return self._checked(text, modes)
 
     def _checked(self, text: str, modes: Modes) -> Edited:

@@ -136,11 +136,9 @@ def test_an_edited_text_is_checked_as_the_program_would_and_nothing_is_written(
     desk: Desk,
 ) -> None:
     assert desk.check(SHOWN) == {"problems": [], "models": ["Qwen", "Gemma"]}
-    found = desk.check(
-        SHOWN.replace("Gemma:", "Gemma: {mode: Chatt}\n  Other:").replace("#", "#\n")
-    )
+    found = desk.check(SHOWN.replace("Gemma:", "Gemma: {mode: Chatt}\n  Other:"))
     assert found["models"] == []
-    assert [problem["line"] for problem in found["problems"]] == [11, 11]
+    assert [problem["line"] for problem in found["problems"]] == [9, 9]
     assert "did you mean Chat?" in str(found["problems"])
     (problem,) = desk.check("program: [\n")["problems"]
     assert problem["line"] == 1
@@ -207,8 +205,9 @@ def test_a_windows_file_stays_one_though_a_page_has_other_line_ends(
 def test_a_bad_text_changes_nothing_and_its_problems_come_with_their_lines(desk: Desk) -> None:
     answer = desk.put(SHOWN.replace("Gemma:", "Gemma: {}\n  Other:").replace("queue", "kueue"))
     error = desk.refused(answer, 400, "invalid_config")
-    assert [problem["line"] for problem in error["problems"]] == [3, 9]
+    assert [problem["line"] for problem in error["problems"]] == [3, 3, 9]
     assert "config.yaml:3: kueue: unknown key; did you mean queue?" in error["message"]
+    assert "config.yaml:3: no hidden value belongs here" in error["message"]
     assert desk.path.read_text() == TEXT
     assert desk.files == ["config.yaml"]
 

@@ -503,6 +503,26 @@ def test_a_bad_config_changes_nothing_and_is_told_with_its_lines(launch: Launch)
     assert len(program.logs("Steady")) == 1
 
 
+def test_a_config_that_is_saved_on_a_page_is_in_use_and_keeps_its_secrets(launch: Launch) -> None:
+    program = launch({"One": fake()})
+    model = fake()
+    model["Default"]["env"] = {"HF_TOKEN": "s3cr3t"}
+    program.configure({"One": model})
+    shown = program.get("/api/config/text").json()
+    assert "s3cr3t" not in shown["text"]
+    edited = shown["text"].replace("One:", "One:\n    aliases: [first]")
+    body = {"text": edited, "version": shown["version"]}
+    saved = program.request("PUT", "/api/config/text", json=body)
+    assert saved.status_code == 200, saved.text
+    assert saved.json()["models"] == ["One"]
+    assert program.ask("first").status_code == 200
+    assert program.environment("One")["HF_TOKEN"] == "s3cr3t"
+    again = program.request("PUT", "/api/config/text", json=body)
+    assert (again.status_code, again.json()["error"]["code"]) == (409, "config_changed")
+    about = program.get("/api/about").json()
+    assert (about["pid"], about["config"]) == (program.pid, str(program.config))
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGHUP")
 def test_sighup_reads_the_config_anew_and_a_bad_one_only_shows_in_the_log(
     launch: Launch,
