@@ -193,6 +193,15 @@ def test_comments_that_look_the_same_are_told_apart_by_the_lines_around_them() -
     assert refused("x: 1\n# key: ***\ny: 2\n", before) == [2]
 
 
+def test_many_comments_that_look_the_same_keep_their_order() -> None:
+    before = "a: 1\n" + "".join(f"# key: s3cr3t-{number}\n" for number in range(80))
+    shown = mask(before).text
+    assert saved(shown + "b: 2\n", before) == before + "b: 2\n"
+    assert saved(shown.replace("a: 1", "a: 1\n" * 3 + "b: 1"), before).endswith(before[5:])
+    fewer = shown.replace("# key: ***\n" * 40, "", 1)  # nobody knows which
+    assert len(refused(fewer.replace("a: 1", "a: 2"), before)) > 0
+
+
 @pytest.mark.parametrize(
     "broken",
     [
