@@ -45,6 +45,7 @@ from routes.house import House
 from routes.metrics import Metrics
 from routes.server import CannotListen, HttpServer
 from routes.slots import Slots
+from tray import Tray, pages
 
 log = logging.getLogger("manager")
 
@@ -165,6 +166,10 @@ def _serve(
     sys.stdout.write(f"Listening on http://{_address(host)}:{server.port}\n")
     sys.stdout.flush()
     fleet.start_wanted()
+    tray = None
+    if arguments.tray:
+        tray = Tray(pages(host, server.port), fleet, monitor, lambda: wishes.put(_STOP))
+        tray.start()
 
     while _next(wishes) == _RELOAD:
         _reload(house)
@@ -178,6 +183,8 @@ def _serve(
     shared.watch.stop()
     monitor.stop()  # before the scheduler, which it wakes
     scheduler.shutdown()
+    if tray is not None:
+        tray.stop()  # now that all models are stopped
     worker.stop()
     tasks.close()
     spool.close()
@@ -213,6 +220,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--host", help="instead of the config's")
     parser.add_argument("--port", type=int, help="instead of the config's; 0 takes a free one")
     parser.add_argument("--data-dir", type=Path, default=Path("data"), metavar="DIR")
+    parser.add_argument("--tray", action="store_true", help="show an icon in the desktop's tray")
     parser.add_argument("--check", action="store_true", help="only check the config")
     return parser.parse_args()
 
