@@ -187,27 +187,25 @@ class _Desktop:
         if backend == "xorg":
             self._words = _ENGLISH  # its title is Latin-1
             self.tell("note", "a click opens the pages; how to get a menu is in README.md")
-        was_there = True
-        while not self._ended.is_set():
-            is_there = _has_tray(backend)
-            if was_there and not is_there:
-                self.tell("warning", "this desktop has none; the icon comes when there is one")
-            was_there = is_there
-            if is_there or backend != "xorg":  # the others wait for one themselves
-                self._show(pystray, backend)
+        if not _has_tray(backend):
+            self.tell("warning", "this desktop has none; the icon comes when there is one")
+        # The others wait for one themselves.
+        while backend == "xorg" and not _has_tray(backend):
             self._ended.wait(_PAUSE)
+        icon = pystray.Icon("llm-manager", _image(), self._title(), self._menu(pystray))
+        if backend == "xorg":
+            _mend(icon)
+            icon.visible = True
+            icon.run(self._follow_on_x)
+        else:
+            self._icon = icon
+            icon.run(self._follow)
+        if not self._ended.is_set():
+            raise _NoIcon("the desktop has ended it")
 
     def tell(self, word: str, text: str = "") -> None:
         with contextlib.suppress(BrokenPipeError):  # _listen sees that the program has gone
             os.write(self._pipe, " ".join([word, *text.split()]).encode() + b"\n")
-
-    def _show(self, pystray: Any, backend: str) -> None:
-        """Until the icon is stopped, or its loop fails."""
-        icon = pystray.Icon("llm-manager", _image(), self._title(), self._menu(pystray))
-        if backend == "xorg":
-            _mend(icon)
-        self._icon = icon
-        icon.run(lambda _icon: self._follow(icon, backend))
 
     def _menu(self, pystray: Any) -> Any:
         def chosen(word: str) -> Any:
@@ -223,27 +221,38 @@ class _Desktop:
             chosen("quit"),
         )
 
-    def _follow(self, icon: Any, backend: str) -> None:
+    def _follow(self, icon: Any) -> None:
         """Keeps the title right, in a thread that pystray starts with the icon's loop."""
+        icon.visible = True
+        while not self._ended.is_set():
+            self.tell("count")
+            icon.title = self._title()
+            self._ended.wait(_PAUSE)
+        icon.stop()
+
+    def _follow_on_x(self, icon: Any) -> None:
+        """The same where pystray draws on X itself. There its methods wait without a bound for the
+        icon's loop, which may have ended; so what they do is done here."""
+        from Xlib.error import ConnectionClosedError
+
         try:
-            icon.visible = True
-            while not self._ended.is_set():
-                # pystray looks once for a new tray when the icon's has ended, which is too early.
-                if backend == "xorg" and icon._systray_manager is None:
-                    break
+            while icon._systray_manager is not None:
                 self.tell("count")
-                icon.title = self._title()
+                icon._window.set_wm_name(self._title())
+                icon._display.flush()
                 self._ended.wait(_PAUSE)
-            icon.stop()  # at the end too: _listen may have been there before the loop
-        except Exception as error:  # noqa: BLE001 - each backend's libraries have their own
-            self.tell("note", f"the icon is not followed any more: {error}")
+        except ConnectionClosedError:
+            return  # the loop, too, has seen that
+        # The tray has ended. pystray looks only once for another, too early: begin anew.
+        os.dup2(self._pipe, 1)
+        os.execv(sys.executable, [sys.executable, *sys.argv])
 
     def _listen(self) -> None:
         with open(0, encoding="utf-8", closefd=False) as answers:
             for line in answers:
                 self._count = line.split()
         self._ended.set()
-        if self._icon is None:  # still looking for a desktop, which may take long
+        if self._icon is None:  # nothing that would have to be cleaned up
             os._exit(0)
 
     def _title(self) -> str:
