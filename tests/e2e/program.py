@@ -201,13 +201,15 @@ class Page:
 
 class Program:
     """One config and one data folder, and the program that runs on them. `env` is what it finds
-    in its environment besides ours, such as that of `Cards`."""
+    in its environment besides ours, such as that of `Cards`; `arguments` are for its command line,
+    and `mark` is in the environment of all of its processes."""
 
     def __init__(
         self,
         folder: Path,
         models: dict[str, Any],
         wrapper: Sequence[str] = (),
+        arguments: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
         **settings: Any,
     ) -> None:
@@ -217,8 +219,9 @@ class Program:
         self.url = ""
         self.may_log_tracebacks = False
         self._wrapper = wrapper
+        self._arguments = arguments
         self._env = env or {}
-        self._mark = uuid.uuid4().hex
+        self.mark = uuid.uuid4().hex
         self._output: list[str] = []
         folder.mkdir(parents=True, exist_ok=True)
         self.configure(models, **settings)
@@ -233,13 +236,13 @@ class Program:
     def start(self) -> Program:
         """Runs it until it says that it listens."""
         began = len(self._output)
-        arguments = ["--config", self.config, "--port", "0", "--data-dir", self.data]
+        options = ["--config", self.config, "--port", "0", "--data-dir", self.data]
         self.process = subprocess.Popen(
-            [*self._wrapper, sys.executable, ROOT / "wsgi.py", *arguments],
+            [*self._wrapper, sys.executable, ROOT / "wsgi.py", *options, *self._arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, **self._env, MARK: self._mark},
+            env={**os.environ, **self._env, MARK: self.mark},
         )
         for stream in (self.process.stdout, self.process.stderr):
             threading.Thread(target=self._read, args=(stream,), daemon=True).start()
@@ -302,7 +305,7 @@ class Program:
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
                 environment = process.environ()
-                is_ours = environment.get(MARK) == self._mark and RUN in environment
+                is_ours = environment.get(MARK) == self.mark and RUN in environment
                 is_wanted = model in (None, environment.get("LLM_MANAGER_MODEL"))
                 if is_ours and is_wanted and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
@@ -313,7 +316,7 @@ class Program:
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
-                is_ours = process.environ().get(MARK) == self._mark
+                is_ours = process.environ().get(MARK) == self.mark
                 is_worker = "jobs.worker" in process.cmdline()
                 if is_ours and is_worker and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
