@@ -13,9 +13,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from manager import config, unmasking
+from manager import config
 from manager.config import ConfigError
-from manager.maskedtext import mask
+from manager.maskedtext import mask, unmask
 from manager.settings import Config
 from manager.yamlnodes import Problem, Unreadable
 
@@ -58,7 +58,7 @@ class Found:
 
     def masked(self, modes: Modes) -> tuple[str, tuple[Problem, ...]]:
         """The text without its secrets, and what is wrong with it. No problem tells a secret."""
-        shown = mask(self.text).text
+        shown = mask(self.text)
         if self.problem:
             return shown, (self.problem,)
         return shown, self._checked(self.text, modes).problems
@@ -68,7 +68,7 @@ class Found:
         content = self.content or b""
         if b"\r\n" in content and "\r" not in edited:  # a page's text has other line ends
             edited = edited.replace("\n", "\r\n")
-        text, unknown = unmasking.put_back(edited, self.text)
+        text, unknown = unmask(edited, self.text)
         if unknown:
             others = self._checked(edited, modes).problems
             return Edited(text, None, tuple(sorted({*unknown, *others})))
@@ -84,7 +84,7 @@ class Found:
         """The problems of a text without a secret in them: a message that is another one where
         secrets are masked may tell one."""
         try:
-            config.parse(mask(text).text, self.path, modes)
+            config.parse(mask(text), self.path, modes)
             same: tuple[Problem, ...] = ()
         except ConfigError as error:
             same = error.problems

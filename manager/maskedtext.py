@@ -1,395 +1,179 @@
-"""A config's text without its secrets.
+"""A config's text without its secrets, and with them again.
 
-What is hidden is replaced where it stands, line by line, so that all else is as it was and every
-line keeps its number.
+Whatever may be a secret is replaced where it stands by a numbered mark, ``<hidden 1>``, which YAML
+takes for a plain value. A text that comes back edited has its secrets put back by their numbers,
+wherever their marks stand now. No part has an end of line in it: every line keeps its number.
 """
 
 from __future__ import annotations
 
-import bisect
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from bisect import bisect_right
+from collections.abc import Iterator
 
 import yaml
 
 from manager import yamlnodes
-from manager.masking import (
-    MASK,
-    Spans,
-    argument_spans,
-    is_telling,
-    line_spans,
-    secret_spans,
-)
-from manager.yamlnodes import TAG, Unreadable
+from manager.masking import SECRET, Spans, argument_spans, is_telling, secret_spans
+from manager.yamlnodes import TAG, Problem, Unreadable
 
-_PROPERTIES = re.compile(r"(?:[&!]\S*\s+)*")
+_MARK = re.compile(r"<hidden (\d{1,6})>")
 _LINE = re.compile("[^\r\n\x85\u2028\u2029]+")  # YAML ends lines at all of these
-_NOTHING = ("~", "null")
-_SHOWN = ("program", "TokenTracker")  # a list of modes
-_SCHEME_DEPTH = 3  # of the root, program and Local-Models are 0 and 1
-
-Path = tuple[Any, ...]
-Edit = tuple[int, int, str]
-"""What is to stand instead of the text from and to."""
+_ENTRY = re.compile(r"[\"']?[\w.-]+[\"']?:(?:\s|$)")
+_TELLING = re.compile(rf"(?i).*?(?:{SECRET})[\w-]*[\s\"':=,]*")
+_NOTE = re.compile(r"#\s*")
+_SHOWN = "TokenTracker"  # a list of modes
+_DEEP = 3  # levels of names: program or Local-Models, models, schemes; further down are values
 
 
-@dataclass(frozen=True)
-class Scalar:
-    """A scalar in a text; `start` and `end` are of what was written, but for an anchor,
-    a tag and a block's first line."""
-
-    path: Path
-    place: Path | None  # of an item of a list: by its number
-    node: yaml.ScalarNode
-    start: int
-    end: int
-
-    @property
-    def style(self) -> str:
-        return self.node.style or ""
-
-
-@dataclass(frozen=True)
-class Document:
-    """A text that is YAML. `scalars` are all, keys too, each once and in the order of the text."""
-
-    text: str
-    root: yaml.Node | None
-    scalars: list[Scalar]
-
-    @classmethod
-    def read(cls, text: str) -> Document:
-        """Raises Unreadable."""
-        root = yamlnodes.compose(text)
-        return cls(text, root, _scalars(root, text))
-
-    def masked(self) -> str:
-        """The text with its secrets masked; in rare cases that is no YAML any more."""
-        return replaced(self.text, self.mask_edits())
-
-    def mask_edits(self) -> tuple[Edit, ...]:
-        """What masks the secrets."""
-        secrets = _Secrets(self.root)
-        edits: list[Edit] = []
-        for scalar in self.scalars:
-            whole = id(scalar.node) in secrets.whole
-            spans = _merged(secrets.parts[id(scalar.node)])
-            if whole or spans:
-                edits += _scalar_edits(self.text, scalar, None if whole else spans)
-        edits += comment_edits(self.text, comments(self), secrets.empty)
-        return tuple(sorted(edits))
-
-
-@dataclass(frozen=True)
-class Masked:
-    """A text with asterisks, which `edits` made from the original; `documents` are the original
-    and this one, or None where it is not YAML and was masked by a look at each line."""
-
-    text: str
-    edits: tuple[Edit, ...]
-    documents: tuple[Document, Document] | None
-
-
-def mask(text: str) -> Masked:
-    """The text with ``***``` for whatever may be a secret, by the rules of `manager.masking`.
-
-    In quotes where YAML needs them. A comment is masked line by line, and so is all of a text
-    that is not YAML.
-    """
-    try:
-        document = Document.read(text)
-    except Unreadable:
-        edits = _line_edits(text)
-        return Masked(replaced(text, edits), edits, None)
-    edits = document.mask_edits()
-    try:
-        shown = Document.read(replaced(text, edits))
-        if len(shown.scalars) == len(document.scalars):
-            return Masked(shown.text, edits, (document, shown))
-    except Unreadable:
-        pass  # such as an alias of an anchor that is a part of what was hidden
-    edits = _united([*edits, *_line_edits(text)])
-    return Masked(replaced(text, edits), edits, None)
-
-
-def replaced(text: str, edits: Sequence[Edit]) -> str:
-    """The text with these edits, which are in order."""
+def mask(text: str) -> str:
+    """The text without its secrets."""
     pieces, position = [], 0
-    for start, end, replacement in edits:
-        pieces += [text[position:start], replacement]
+    for number, (start, end) in enumerate(_parts(text), 1):
+        pieces += [text[position:start], f"<hidden {number}>"]
         position = end
     return "".join([*pieces, text[position:]])
 
 
-def _united(edits: list[Edit]) -> tuple[Edit, ...]:
-    """One mask for those that overlap; they are all within a line."""
-    result: list[Edit] = []
-    for start, end, replacement in sorted(edits):
-        if result and start < result[-1][1]:
-            first, last, _ = result.pop()
-            start, end, replacement = first, max(last, end), MASK
-        result.append((start, end, replacement))
-    return tuple(result)
-
-
-def _line_edits(text: str) -> tuple[Edit, ...]:
-    lines = text.split("\n")
-    edits, offset = [], 0
-    for line, spans in zip(lines, line_spans(lines), strict=True):
-        edits += [(offset + start, offset + end, MASK) for start, end in spans]
-        offset += len(line) + 1
-    return tuple(edits)
-
-
-# --- where the values are ----------------------------------------------------------------
-
-
-def _scalars(root: yaml.Node | None, text: str) -> list[Scalar]:
-    result: list[Scalar] = []
-    seen: set[int] = set()
-    waiting: list[tuple[yaml.Node, Path, Path | None]] = [(root, (), None)] if root else []
-    while waiting:
-        node, path, place = waiting.pop()
-        if id(node) in seen:
+def unmask(edited: str, original: str) -> tuple[str, list[Problem]]:
+    """The edited text of a masked one with the secrets of the original, and what is wrong: marks
+    of nothing, and marks at places where what they hide would be shown."""
+    hidden = [original[start:end] for start, end in _parts(original)]
+    pieces, position, length = [], 0, 0
+    put_back: Spans = []
+    problems = []
+    for mark in _MARK.finditer(edited):
+        number = int(mark[1])
+        if not 1 <= number <= len(hidden):
+            problems.append(Problem(_line_of(edited, mark.start()), f"{mark[0]} hides nothing"))
             continue
-        seen.add(id(node))
-        if isinstance(node, yaml.ScalarNode):
-            start, end = node.start_mark.index, node.end_mark.index
-            if properties := _PROPERTIES.match(text, start, end):
-                start = properties.end()
-            if node.style in ("|", ">") and (header := _LINE.match(text, start, end)):
-                start = header.end()
-            result.append(Scalar(path, place, node, start, end))
-        elif isinstance(node, yaml.SequenceNode):
-            waiting += reversed(list(_items(path, node.value)))
-        else:
-            waiting += reversed(list(_entries(path, node.value)))
+        pieces += [edited[position : mark.start()], hidden[number - 1]]
+        length += mark.start() - position + len(hidden[number - 1])
+        put_back.append((length - len(hidden[number - 1]), length))
+        position = mark.end()
+    restored = "".join([*pieces, edited[position:]])
+    # Of a text that is no YAML too much is hidden to ask for that: it is to be mended.
+    shown = _shown(put_back, _parts(restored)) if _is_document(original) else []
+    problems += [
+        Problem(_line_of(restored, start), "what is hidden would be shown here: write it anew")
+        for start, _ in shown
+    ]
+    return restored, sorted(set(problems))
+
+
+def _is_document(text: str) -> bool:
+    try:
+        yamlnodes.compose(text)
+    except Unreadable:
+        return False
+    return True
+
+
+def _shown(spans: Spans, hidden: Spans) -> Spans:
+    """Those that are not within one of the hidden ones."""
+    starts = [start for start, _ in hidden]
+    result = []
+    for start, end in spans:
+        place = bisect_right(starts, start) - 1
+        if place < 0 or end > hidden[place][1]:
+            result.append((start, end))
     return result
 
 
-def _entries(
-    path: Path, entries: list[tuple[yaml.Node, yaml.Node]]
-) -> Iterator[tuple[yaml.Node, Path, None]]:
-    times: defaultdict[str, int] = defaultdict(int)
-    for key, value in entries:
-        name = key.value if isinstance(key, yaml.ScalarNode) else ""
-        yield key, (*path, "?", name, times[name]), None
-        yield value, (*path, ":", name, times[name]), None
-        times[name] += 1
+def _line_of(text: str, place: int) -> int:
+    return text.count("\n", 0, place) + 1
 
 
-def _items(path: Path, items: list[yaml.Node]) -> Iterator[tuple[yaml.Node, Path, Path]]:
-    """An item of a list is known by what it says, or by the option before it, so that others may
-    come before it."""
-    times: defaultdict[tuple[str, str], int] = defaultdict(int)
-    before = ""
-    for number, item in enumerate(items):
-        place = (*path, "-", number)
-        if isinstance(item, yaml.ScalarNode):
-            says = (before if item.value == MASK else "", item.value)
-            yield item, (*path, "-", says, times[says]), place
-            times[says] += 1
-            before = item.value
-        else:
-            yield item, place, place
+# --- what is hidden --------------------------------------------------------------------------
 
 
-def _merged(spans: Spans) -> Spans:
+def _parts(text: str) -> Spans:
+    """What may be a secret, by the places in the text, in order and apart. What looks like a mark
+    is taken for one of them, so that it comes back as it was."""
+    try:
+        found = list(_in_document(text, yamlnodes.compose(text)))
+    except Unreadable:
+        found = list(_in_lines(text, 0, len(text)))
+    found += [mark.span() for mark in _MARK.finditer(text)]
     result: Spans = []
-    for start, end in sorted(set(spans)):
+    for start, end in sorted(set(found)):
         if result and start <= result[-1][1]:
-            start, end = result[-1][0], max(result.pop()[1], end)
-        result.append((start, end))
+            result[-1] = (result[-1][0], max(end, result[-1][1]))
+        elif start < end:
+            result.append((start, end))
     return result
 
 
-class _Secrets:
-    """Which nodes of a document are secret, as a whole or in parts of their values, by id; and
-    where telling keys end that have no value, but perhaps a comment that was meant as one."""
-
-    def __init__(self, root: yaml.Node | None) -> None:
-        self.whole: set[int] = set()
-        self.parts: defaultdict[int, Spans] = defaultdict(list)
-        self.empty: list[int] = []
-        seen: set[tuple[int, bool]] = set()
-        # With the path as far as a scheme, and whether all below is secret.
-        waiting: list[tuple[yaml.Node, Path, bool]] = [(root, (), False)] if root else []
-        while waiting:
-            node, path, hide = waiting.pop()
-            if (id(node), hide) in seen:
-                continue
-            seen.add((id(node), hide))
-            if isinstance(node, yaml.ScalarNode):
-                self._scalar(node, hide, secret_spans(node.value))
-            elif isinstance(node, yaml.SequenceNode):
-                waiting += [(item, path, hide) for item in self._items(node, hide)]
-            else:
-                for key, value in node.value:
-                    waiting += self._entry(key, value, path, hide)
-
-    def _items(self, node: yaml.SequenceNode, hide: bool) -> list[yaml.Node]:
-        """Notes a list's scalars; the items that are none."""
-        is_scalar = [isinstance(item, yaml.ScalarNode) for item in node.value]
-        texts = [
-            item.value if scalar else "" for item, scalar in zip(node.value, is_scalar, strict=True)
-        ]
-        for item, scalar, spans in zip(node.value, is_scalar, argument_spans(texts), strict=True):
-            if scalar:
-                whole = bool(item.value) and spans == [(0, len(item.value))]
-                self._scalar(item, hide or whole, spans)
-        return [item for item, scalar in zip(node.value, is_scalar, strict=True) if not scalar]
-
-    def _entry(
-        self, key: yaml.Node, value: yaml.Node, path: Path, hide: bool
-    ) -> list[tuple[yaml.Node, Path, bool]]:
-        if not isinstance(key, yaml.ScalarNode):
-            return [(key, path, hide), (value, path, hide)]
-        below = (*path, key.value) if len(path) <= _SCHEME_DEPTH else path
-        is_name = isinstance(value, yaml.MappingNode) and len(path) < _SCHEME_DEPTH
-        is_secret = is_telling(key.value) and not is_name and below != _SHOWN
-        if value.tag == TAG + "null":
-            if is_secret:
-                self.empty.append(key.end_mark.index)
-            self._scalar(key, False, secret_spans(key.value))  # such as {API_KEY=abc}
-        return [(value, below, hide or is_secret)]
-
-    def _scalar(self, node: yaml.ScalarNode, hide: bool, spans: Spans) -> None:
-        is_nothing = node.value.lower() in _NOTHING or node.start_mark.index == node.end_mark.index
-        if hide and not (node.tag == TAG + "null" and is_nothing):
-            self.whole.add(id(node))
+def _in_document(text: str, root: yaml.Node | None) -> Iterator[tuple[int, int]]:
+    scalars: list[tuple[int, int]] = []
+    seen = set()
+    # Each with how deep it is, and whether all of it is secret.
+    waiting: list[tuple[yaml.Node, int, bool]] = [(root, 0, False)] if root else []
+    while waiting:
+        node, depth, is_secret = waiting.pop()
+        if (id(node), is_secret) in seen:
+            continue
+        seen.add((id(node), is_secret))
+        if isinstance(node, yaml.ScalarNode):
+            span = node.start_mark.index, node.end_mark.index
+            scalars.append(span)
+            yield from _in_scalar(text, node, *span, is_secret)
+        elif isinstance(node, yaml.SequenceNode):
+            texts = [one.value if isinstance(one, yaml.ScalarNode) else "" for one in node.value]
+            for item, value, spans in zip(node.value, texts, argument_spans(texts), strict=True):
+                is_whole = bool(value) and spans == [(0, len(value))]
+                waiting.append((item, depth + 1, is_secret or is_whole))
         else:
-            self.parts[id(node)] += spans
-
-
-def _scalar_edits(text: str, scalar: Scalar, spans: Spans | None) -> list[Edit]:
-    """What hides these parts of the value, or all of it; where the value was written in other
-    characters than it has, everything from the first of them."""
-    start, end = scalar.start, scalar.end
-    if scalar.style in ("'", '"'):
-        start, end = start + 1, end - 1
-    written, value = text[start:end], scalar.node.value
-    if spans is not None:
-        first = spans[0][0]
-        if written == value:
-            return [(start + low, start + high, MASK) for low, high in spans]
-        if scalar.style == "|" and (offsets := _literal_offsets(written, value)) is not None:
-            return _literal_edits(value, spans, [start + offset for offset in offsets])
-        is_block = scalar.style in ("|", ">")
-        is_escaped = re.search(r"[\\'\"]", value[:first])
-        if first and written.startswith(value[:first]) and not is_block and not is_escaped:
-            return _masked_lines(text, start + first, end)
-    edits = _masked_lines(text, start, end)
-    if not scalar.style:  # YAML takes no asterisk there
-        edits[0] = (*edits[0][:2], '"' + edits[0][2])
-        edits[-1] = (*edits[-1][:2], edits[-1][2] + '"')
-    return edits
-
-
-def _masked_lines(text: str, start: int, end: int) -> list[Edit]:
-    """One mask for what is on the first line, one for each further line that is not blank."""
-    edits: list[Edit] = []
-    for line in _LINE.finditer(text, start, end):
-        low, high = line.span()
-        if low > start or high < end:
-            blank = len(line[0]) - len(line[0].lstrip(" \t"))
-            low, high = (low if low == start else low + blank), low + len(line[0].rstrip(" \t"))
-        if low < high:
-            edits.append((low, high, MASK))
-    return edits or [(start, start, MASK)]
-
-
-def _literal_offsets(written: str, value: str) -> list[int] | None:
-    """Where each line of a literal block's value begins in what was written, behind its header;
-    None where they are not the same lines."""
-    lines = list(re.finditer(r"(?<=\n)[^\r\n]*", written))
-    offsets = []
-    for number, line in enumerate(value.split("\n")):
-        if number >= len(lines):
-            if line:
-                return None
-            break
-        if not lines[number][0].endswith(line):
-            return None
-        offsets.append(lines[number].end() - len(line))
-    return offsets
-
-
-def _literal_edits(value: str, spans: Spans, offsets: list[int]) -> list[Edit]:
-    edits = []
+            for key, value in node.value:
+                waiting.append((key, depth + 1, is_secret))
+                name = key.value if isinstance(key, yaml.ScalarNode) else ""
+                # A model may be called Monkey.
+                is_name = isinstance(value, yaml.MappingNode) and depth < _DEEP
+                is_telling_key = is_telling(name) and not is_name and name != _SHOWN
+                waiting.append((value, depth + 1, is_secret or is_telling_key))
+    # What is between scalars is comments, and marks of YAML's own that tell nothing.
     position = 0
-    for offset, line in zip(offsets, value.split("\n"), strict=False):
-        for low, high in spans:
-            first, last = max(low - position, 0), min(high - position, len(line))
-            if first < last and (hidden := line[first:last].strip(" \t")):
-                begin = offset + first + line[first:last].index(hidden)
-                edits.append((begin, begin + len(hidden), MASK))
-        position += len(line) + 1
-    return edits
+    for start, end in [*sorted(scalars), (len(text), len(text))]:
+        yield from _in_lines(text, position, start)
+        position = max(position, end)
 
 
-# --- comments ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Comment:
-    """What is behind the # of a comment, and where; `line` is from 0."""
-
-    text: str
-    start: int
-    line: int
-
-
-def comments(document: Document) -> list[Comment]:
-    """Every comment: outside of scalars nothing else has a #, but for tags."""
-    text = document.text
-    starts = line_starts(text)
-    result: list[Comment] = []
-
-    def look(start: int, end: int) -> None:
+def _in_scalar(
+    text: str, node: yaml.ScalarNode, start: int, end: int, is_secret: bool
+) -> Iterator[tuple[int, int]]:
+    """Of a secret value all, line by line; of another what is behind a telling word."""
+    if node.style in ("|", ">"):
+        start = text.index("\n", start, end) if "\n" in text[start:end] else end  # its header
+    if is_secret and not (node.tag == TAG + "null" and start == end):
         for line in _LINE.finditer(text, start, end):
-            found = re.search("#+", line[0])
-            if found:
-                begin = line.start() + found.end()
-                number = bisect.bisect_right(starts, begin) - 1
-                result.append(Comment(text[begin : line.end()], begin, number))
-
-    position = 0
-    for scalar in document.scalars:
-        look(position, scalar.start)
-        position = max(position, scalar.end)
-    look(position, len(text))
-    return result
+            blank = len(line[0]) - len(line[0].lstrip(" \t"))
+            yield line.start() + blank, line.start() + len(line[0].rstrip())
+    elif spans := secret_spans(node.value):
+        written = text[start:end]
+        if node.style in ("'", '"'):
+            start, written = start + 1, written[1:-1]
+        if written == node.value:
+            yield from ((start + low, start + high) for low, high in spans)
+        else:  # escaped, or on several lines
+            yield from _in_scalar(text, node, start, start + len(written), True)
 
 
-def comment_edits(text: str, found: list[Comment], empty: Iterable[int] = ()) -> list[Edit]:
-    """What hides secrets in comments; those on lines below one another are read as one text.
-    `empty` are places behind which, on the same line, a comment is a secret."""
-    starts = line_starts(text)
-    secret_lines = {bisect.bisect_right(starts, place) - 1 for place in empty}
-    edits: list[Edit] = []
-    block: list[Comment] = []
-
-    def flush() -> None:
-        for comment, spans in zip(block, line_spans([one.text for one in block]), strict=True):
-            content = comment.text.strip()
-            if comment.line in secret_lines and content:
-                low = comment.text.index(content)
-                spans = [(low, low + len(content))]
-            edits.extend((comment.start + low, comment.start + high, MASK) for low, high in spans)
-        block.clear()
-
-    for comment in found:
-        if block and comment.line > block[-1].line + 1:
-            flush()
-        block.append(comment)
-    flush()
-    return edits
-
-
-def line_starts(text: str) -> list[int]:
-    """Where each line begins."""
-    return [0, *(match.end() for match in re.finditer("\n", text))]
+def _in_lines(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """What is behind a telling word in comments, or in a text that is no YAML, and the lines below
+    up to the next entry that is no deeper: rather too much is hidden than too little."""
+    before = text[text.rfind("\n", 0, start) + 1 : start]
+    telling: int | None = None
+    for line in _LINE.finditer(text, start, end):
+        content = line[0].lstrip(" \t#")
+        indent = len(line[0]) - len(content)
+        is_entry = telling is not None and indent <= telling and _ENTRY.match(content)
+        if telling is not None and not is_entry:
+            yield line.start() + indent, line.end()
+            continue
+        for low, high in secret_spans(line[0]):
+            yield line.start() + low, line.start() + high
+        telling = indent if is_telling(content) else None
+        if word := _TELLING.match(line[0]):  # such as an option in a list, before its comma
+            yield line.start() + word.end(), line.end()
+        if line.start() == start and is_telling(before) and (note := _NOTE.search(line[0])):
+            yield line.start() + note.end(), line.end()  # of a key without a value

@@ -66,9 +66,23 @@ async function check() {
   if (ours === checks) showProblems(problems, models);
 }
 
+/** Writes the text; after a restart of the program the same file has another version. */
+async function write() {
+  const put = () => api("/api/config/text", { method: "PUT", body: { text: text.value, version } });
+  try {
+    return await put();
+  } catch (error) {
+    if (error.code !== "config_changed") throw error;
+    const file = await api("/api/config/text");
+    if (file.text !== saved) throw error;
+    version = file.version;
+    return put();
+  }
+}
+
 async function save() {
   try {
-    const done = await api("/api/config/text", { method: "PUT", body: { text: text.value, version } });
+    const done = await write();
     tellApplied(done);
     await loadText();
     await loadData();

@@ -28,7 +28,7 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         fleet=SimpleNamespace(config=Config(tmp_path / "config.yaml", program, {})),
     )
     monkeypatch.setattr(routes, "_BLUEPRINTS", (about.blueprint,))
-    client = routes.create_app(house).test_client()
+    client = routes.create_app(house, b"secret").test_client()
     now[0] += 60
 
     def ask() -> dict[str, Any]:

@@ -11,8 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manager.maskedtext import mask
-from manager.unmasking import put_back
+from manager.maskedtext import mask, unmask
 
 TEXT = """\
 # Ask Ada for the token: s3cr3t-1
@@ -50,75 +49,72 @@ Local-Models:
         PROXY: http://me:s3cr3t-19@proxy:3128
 """
 SHOWN = """\
-# Ask Ada for the token: ***
+# Ask Ada for the token: <hidden 1>
 program:
-  TokenTracker: [Chat]   # what is billed
-  queue: redis://:***@cache:6379/0
-  # API_KEY: ***
+  TokenTracker: [Chat]   # <hidden 2>
+  queue: redis://:<hidden 3>@cache:6379/0
+  # API_KEY: <hidden 4>
   # port: 3
 Local-Models:
   Monkey:
     aliases: [ape]
     GPU:
-      command: [vllm, serve, --api-key, "***", "--hf-token=***", --my-key=***]
-      env: {API_KEY: "***", B_KEY: '***', "C_KEY": "***", OTHER: "*** x ***"}
+      command: [vllm, serve, --api-key, <hidden 5>, "--hf-token=<hidden 6>", --my-key=<hidden 7>]
+      env: {API_KEY: <hidden 8>, B_KEY: <hidden 9>, "C_KEY": <hidden 10>, OTHER: "*** x ***"}
     CPU:
       command:
         - sh
         - -c
         - |   # a note
-          set -e
-          HF_TOKEN=***
+          <hidden 11>
+          <hidden 12>
 
-          ***
+          <hidden 13>
       env:
         PEM_KEY: |
-          ***
-            ***
+          <hidden 14>
+            <hidden 15>
 
-          ***
-        A_TOKEN: "***
-          ***"
-        B_TOKEN: &anchor "***"   # the other's, too
+          <hidden 16>
+        A_TOKEN: <hidden 17>
+          <hidden 18>
+        B_TOKEN: <hidden 19>   # <hidden 20>
         C: *anchor
-        D_TOKEN: # ***
-        PROXY: http://me:***@proxy:3128
+        D_TOKEN: # <hidden 21>
+        PROXY: http://me:<hidden 22>@proxy:3128
 """
 
 
 def saved(edited: str, original: str = TEXT) -> str:
-    text, problems = put_back(edited, original)
+    text, problems = unmask(edited, original)
     assert problems == []
     return text
 
 
 def refused(edited: str, original: str = TEXT) -> list[int]:
     """The lines at which something cannot be put back."""
-    text, problems = put_back(edited, original)
-    assert text == edited
-    assert all("write the value itself" in problem.message for problem in problems)
-    return [problem.line for problem in problems]
+    return [problem.line for problem in unmask(edited, original)[1]]
 
 
 def test_every_secret_is_masked_where_it_stands_and_all_else_is_as_it_is() -> None:
-    assert mask(TEXT).text == SHOWN
+    assert mask(TEXT) == SHOWN
 
 
 @pytest.mark.parametrize("line_end", ["\n", "\r\n"])
 def test_a_text_that_nobody_touched_is_saved_as_it_was(line_end: str) -> None:
     text = TEXT.replace("\n", line_end)
-    assert saved(mask(text).text, text) == text
+    assert saved(mask(text), text) == text
 
 
 def test_what_is_edited_beside_a_secret_leaves_it_as_it_was() -> None:
     changes = [
         ("[ape]", "[ape, gorilla]"),
+        ("Monkey:", "Gorilla:"),
         ("cache:6379/0", "other:6380/1"),
         ("[vllm, serve, ", "[vllm, serve, --port, '1', "),
-        ("          set -e\n", "          set -eu\n"),
         ("OTHER:", "MORE: x, OTHER:"),
-        ("# port: 3\n", "# port: 4\n  # *** mine ***\n"),
-        ("  # what is billed", ""),
+        ("B_KEY:", "BB_KEY:"),
+        ("  # port: 3\n", "  # port: 4\n  # *** mine ***\n"),
     ]
     edited, expected = SHOWN, TEXT
     for before, after in changes:
@@ -129,77 +125,44 @@ def test_what_is_edited_beside_a_secret_leaves_it_as_it_was() -> None:
 
 
 def test_a_secret_that_is_written_anew_is_the_new_one() -> None:
-    edited = SHOWN.replace('API_KEY: "***"', "API_KEY: new").replace("token: ***", "token: ?")
+    edited = SHOWN.replace("API_KEY: <hidden 8>", "API_KEY: new").replace("<hidden 1>", "?")
     expected = TEXT.replace("API_KEY: s3cr3t-7", "API_KEY: new").replace("s3cr3t-1\n", "?\n")
     assert saved(edited) == expected
 
 
-def test_other_quotes_and_another_depth_make_no_other_secret() -> None:
-    edited = SHOWN.replace('API_KEY: "***"', "API_KEY: '***'")
-    assert saved(edited) == TEXT
-    edited = SHOWN.replace("\n", "\n  ").rstrip(" ")
-    edited = edited.replace("# Ask", "  # Ask", 1)
-    assert yaml.safe_load(saved(edited)) == yaml.safe_load(TEXT)
-
-
-def test_a_line_with_a_secret_can_become_a_comment_and_a_comment_such_a_line() -> None:
-    edited = SHOWN.replace("        PROXY: ", "        # PROXY: ")
-    assert saved(edited) == TEXT.replace("        PROXY: ", "        # PROXY: ")
-    before = TEXT.replace("        PROXY: ", "        # PROXY: ")
-    assert saved(SHOWN, before) == TEXT
+def test_a_secret_can_be_moved_to_where_it_is_hidden_as_well() -> None:
+    moved = SHOWN.replace("C: *anchor", "E_KEY: <hidden 8>").replace("API_KEY: <hidden 8>, ", "")
+    expected = TEXT.replace("C: *anchor", "E_KEY: s3cr3t-7").replace("API_KEY: s3cr3t-7, ", "")
+    assert saved(moved) == expected
+    commented = SHOWN.replace("        A_TOKEN: <hidden 17>", "        # A_TOKEN: <hidden 17>")
+    assert "# A_TOKEN: s3cr3t-15\n" in saved(commented)
 
 
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        ("  # port: 3", "  host: '***'"),
-        ("  # port: 3", "  # API_TOKEN: ***"),
-        ("  Monkey:", "  Gorilla:"),
-        ("B_KEY: '***'", "BB_KEY: '***'"),
-        ('--api-key, "***"', '"***"'),
-        ("--my-key=***", "--max-kv=***"),
-        ("redis://:***@", "redis://***@"),
-        ('A_TOKEN: "***\n          ***"', 'A_TOKEN: "***"'),
-        ("# a note", "# a note and a key ***"),
+        ("    aliases", "    # <hidden 8>\n    aliases"),
+        ("  # port: 3", "  host: <hidden 8>"),
+        ("[ape]", "[<hidden 8>]"),
+        ("  Monkey:", "  <hidden 8>:"),
+        ("--api-key, <hidden 5>", "<hidden 5>"),
+        ("--my-key=<hidden 7>", "--max-kv=<hidden 7>"),
+        ("redis://:<hidden 3>@", "redis://<hidden 3>"),
+        ("[ape]", "[ape]  # <hidden 99>"),
+        ("API_KEY: <hidden 8>", "API_KEY: <hidden 0>"),
     ],
 )
-def test_asterisks_that_stand_for_nothing_are_refused_with_their_line(
+def test_a_secret_is_not_put_where_it_would_be_shown_nor_one_that_there_is_not(
     before: str, after: str
 ) -> None:
     assert before in SHOWN
-    edited = SHOWN.replace(before, after)
     line = SHOWN[: SHOWN.index(before)].count("\n") + 1
-    lines = refused(edited)
-    if after != "  Gorilla:":
-        assert lines == [line]
-    else:  # all of its secrets
-        assert len(lines) > 5
+    assert line in refused(SHOWN.replace(before, after, 1))
 
 
-def test_a_secret_is_not_put_where_it_would_be_shown() -> None:
-    before = "Local-Models: {M: {S: {command: [x, --key, s3cr3t]}}}"
-    shown = mask(before).text
-    assert refused(shown.replace("--key, ", "--kex, "), before) == [1]
-    swapped = shown.replace("--key", "x").replace("[x, ", "[--key, ", 1)
-    assert refused(swapped, before) == [1]
-
-
-def test_comments_that_look_the_same_are_told_apart_by_the_lines_around_them() -> None:
-    before = "a: 1\n# key: s3cr3t-1\nb: 2\n# key: s3cr3t-2\nc: 3\n"
-    assert saved("b: 2\n# key: ***\nc: 3\na: 1\n# key: ***\n", before) == (
-        "b: 2\n# key: s3cr3t-2\nc: 3\na: 1\n# key: s3cr3t-1\n"
-    )
-    assert saved("b: 2\n# key: ***\nc: 3\n", before) == "b: 2\n# key: s3cr3t-2\nc: 3\n"
-    assert refused("x: 1\n# key: ***\ny: 2\n", before) == [2]
-
-
-def test_many_comments_that_look_the_same_keep_their_order() -> None:
-    before = "a: 1\n" + "".join(f"# key: s3cr3t-{number}\n" for number in range(80))
-    shown = mask(before).text
-    assert saved(shown + "b: 2\n", before) == before + "b: 2\n"
-    assert saved(shown.replace("a: 1", "a: 1\n" * 3 + "b: 1"), before).endswith(before[5:])
-    fewer = shown.replace("# key: ***\n" * 40, "", 1)  # nobody knows which
-    assert len(refused(fewer.replace("a: 1", "a: 2"), before)) > 0
+def test_what_only_looks_like_a_mark_stays_as_it_is() -> None:
+    text = "a: <hidden 1>\nAPI_KEY: s3cr3t\n# <hidden 7>\n"
+    assert saved(mask(text), text) == text
 
 
 @pytest.mark.parametrize(
@@ -214,16 +177,11 @@ def test_many_comments_that_look_the_same_keep_their_order() -> None:
         TEXT + "[" * 5000,
     ],
 )
-def test_a_file_that_is_no_yaml_shows_no_secret_and_can_be_mended(broken: str) -> None:
+def test_a_file_that_is_no_yaml_shows_no_secret_and_can_be_saved_again(broken: str) -> None:
     shown = mask(broken)
-    assert shown.documents is None
-    assert "s3cr3t" not in shown.text
-    assert shown.text.count("\n") == broken.count("\n")
-    # Its asterisks are put back where the text around them was mended.
-    mended = shown.text.replace("x: *nowhere\n", "").replace("x: \0\n", "").replace("[" * 5000, "")
-    mended = mended.replace("  x: [\n", "").replace("[ape\n", "[ape]\n").replace("\tprog", "prog")
-    mended = mended.replace("--- second\n", "")
-    assert saved(mended, broken) == TEXT
+    assert "s3cr3t" not in shown
+    assert shown.count("\n") == broken.count("\n")
+    assert saved(shown, broken) == broken
 
 
 @pytest.mark.parametrize(
@@ -244,9 +202,9 @@ def test_a_file_that_is_no_yaml_shows_no_secret_and_can_be_mended(broken: str) -
     ],
 )
 def test_the_lines_of_a_broken_file_and_of_a_comment_are_rather_hidden(text: str) -> None:
-    assert "s3cr3t" not in mask(text + "x: [\n").text
+    assert "s3cr3t" not in mask(text + "x: [\n")
     comment = textwrap.indent(text, "#  ", lambda _: True)
-    shown = mask("a: 1\n" + comment).text
+    shown = mask("a: 1\n" + comment)
     assert "s3cr3t" not in shown
     assert saved(shown + "b: 2\n", "a: 1\n" + comment) == "a: 1\n" + comment + "b: 2\n"
 
@@ -268,7 +226,7 @@ def test_the_lines_of_a_broken_file_and_of_a_comment_are_rather_hidden(text: str
     ],
 )
 def test_a_secret_in_an_unusual_place_is_masked_as_well(text: str) -> None:
-    shown = mask(text).text
+    shown = mask(text)
     if "*s3cr3t" not in text:  # that is a name, which others refer to
         assert "s3cr3t" not in shown
     assert saved(shown, text) == text
@@ -278,15 +236,13 @@ def test_no_text_takes_long() -> None:
     for text in (
         "key" * 100_000,
         "# " + "key " * 50_000,
-        "#\n" * 50_000 + "# key: ***\n" * 1000,
+        "#\n" * 50_000 + "# key: x\n" * 1000,
         "a: '" + "://:" * 50_000 + "'",
         "".join(
             f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9 if i else ['x'])}]\n" for i in range(99)
         ),
     ):
-        shown = mask(text)
-        assert shown.documents is not None
-        assert saved(shown.text, text) == text
+        assert saved(mask(text), text) == text
 
 
 # --- whatever is written -----------------------------------------------------------------
@@ -389,10 +345,8 @@ def test_no_secret_is_shown_and_an_untouched_text_is_saved_as_it_was(
 ) -> None:
     text, hidden = config
     shown = mask(text)
-    assert shown.documents is not None
-    assert not [head for head in heads(hidden) if head in shown.text]
-    assert mask(shown.text).text == shown.text
-    assert saved(shown.text, text) == text
+    assert not [head for head in heads(hidden) if head in shown]
+    assert saved(shown, text) == text
 
 
 @given(configs(), st.data())
@@ -400,7 +354,7 @@ def test_an_edit_elsewhere_changes_no_secret(
     config: tuple[str, list[str]], data: st.DataObject
 ) -> None:
     text, _ = config
-    shown = mask(text).text
+    shown = mask(text)
     lines = shown.splitlines(keepends=True)
     places = [n for n, line in enumerate(lines) if line.startswith(("  M", "Local", "        Z"))]
     place = data.draw(st.sampled_from(places))
@@ -418,6 +372,5 @@ def test_a_cut_text_is_masked_too(config: tuple[str, list[str]], data: st.DataOb
     text, hidden = config
     cut = text[: data.draw(st.integers(0, len(text)))] + "\nx: ["
     shown = mask(cut)
-    assert shown.documents is None
     if "\\U" not in text:  # nobody reads those but a parser
-        assert not [head for head in heads(hidden) if head in shown.text]
+        assert not [head for head in heads(hidden) if head in shown]
