@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flask import Flask, Request, Response, jsonify, request
+from flask import Flask, Request, Response, current_app, jsonify, request
 from flask.sessions import SecureCookieSessionInterface, SessionMixin
-from flask_wtf.csrf import CSRFError, CSRFProtect
+from flask_wtf.csrf import ValidationError, validate_csrf
 from werkzeug.exceptions import HTTPException
 
 from manager.errors import ApiError, ClientGone
@@ -60,18 +60,15 @@ def create_app(house: House, secret: bytes) -> Flask:
     app = Flask("llm_manager", static_folder=None, root_path=str(_ROOT))
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.json.ensure_ascii = False  # type: ignore[attr-defined]
-    for make in _BLUEPRINTS:
-        app.register_blueprint(make(house))
     app.session_interface = _Sessions()
     static, asset = assets.blueprint()
-    app.register_blueprint(static)
-    csrf = pages.prepare(app, secret, asset)
-    app.before_request(lambda: _check_change(app, csrf))
-    app.after_request(
-        lambda response: response if _is_proxied(request) else pages.protect(response)
-    )
+    pages.prepare(app, secret, asset)
+    for blueprint in (static, *(make(house) for make in _BLUEPRINTS)):
+        if blueprint.name != "openai":  # whose answers are the models' own
+            blueprint.after_request(pages.protect)
+        app.register_blueprint(blueprint)
+    app.before_request(_check_change)
     app.register_error_handler(ApiError, _tell)
-    app.register_error_handler(CSRFError, _tell_csrf)
     app.register_error_handler(ClientGone, lambda _gone: Response(status=CLIENT_GONE))
     app.register_error_handler(HTTPException, _tell_http)
     app.register_error_handler(Exception, _tell_fault)
@@ -91,7 +88,7 @@ def _is_proxied(request: Request) -> bool:
     return bool(request.environ["PATH_INFO"].startswith("/v1/"))
 
 
-def _check_change(app: Flask, csrf: CSRFProtect) -> None:
+def _check_change() -> None:
     """A form on a foreign page can post to a local port. It cannot send JSON's content type, which
     is what scripts are asked for, nor the token that our own pages know."""
     if request.environ["REQUEST_METHOD"] not in _CHANGING or _is_proxied(request):
@@ -103,8 +100,13 @@ def _check_change(app: Flask, csrf: CSRFProtect) -> None:
             "json_required",
             "Calls that change something need the header Content-Type: application/json",
         )
-    if not is_call or app.config["SESSION_COOKIE_NAME"] in request.cookies:
-        csrf.protect()
+    if not is_call or current_app.config["SESSION_COOKIE_NAME"] in request.cookies:
+        try:
+            validate_csrf(request.headers.get("X-CSRFToken") or request.form.get("csrf_token"))
+        except ValidationError as error:
+            raise ApiError(
+                403, "page_outdated", "This page is out of date: load it again"
+            ) from error
 
 
 def _tell(error: ApiError) -> Response:
@@ -127,10 +129,6 @@ def _tell_http(error: HTTPException) -> Response:
     if status == 405 and request.url_rule is None:
         response.headers["Allow"] = ", ".join(sorted(getattr(error, "valid_methods", None) or ()))
     return response
-
-
-def _tell_csrf(_error: CSRFError) -> Response:
-    return _tell(ApiError(403, "page_outdated", "This page is out of date: load it again"))
 
 
 def _tell_fault(_error: Exception) -> Response:

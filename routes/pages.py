@@ -11,7 +11,7 @@ from urllib.parse import quote
 import werkzeug
 from flask import Blueprint, Flask, Response, redirect, render_template, request
 from flask_babel import Babel, get_locale
-from flask_wtf.csrf import CSRFProtect
+from flask_wtf.csrf import generate_csrf
 
 from routes import words
 from routes.house import House
@@ -58,7 +58,7 @@ def blueprint(house: House) -> Blueprint:
     return routes
 
 
-def prepare(app: Flask, secret: bytes, asset: Callable[[str], str]) -> CSRFProtect:
+def prepare(app: Flask, secret: bytes, asset: Callable[[str], str]) -> None:
     """What the pages need of the application; ``secret`` signs their sessions."""
     app.secret_key = secret
     app.config.update(
@@ -67,13 +67,12 @@ def prepare(app: Flask, secret: bytes, asset: Callable[[str], str]) -> CSRFProte
         SESSION_COOKIE_SAMESITE="Lax",
         # A page is open for days; its token holds as long as its session.
         WTF_CSRF_TIME_LIMIT=None,
-        # routes/__init__.py says which requests are checked.
-        WTF_CSRF_CHECK_DEFAULT=False,
         BABEL_TRANSLATION_DIRECTORIES=str(_ROOT / "translations"),
     )
     Babel(app, locale_selector=_language)
     app.jinja_env.globals.update(
         asset=asset,
+        csrf_token=generate_csrf,
         language=_html_language,
         languages=LANGUAGES,
         pages=PAGES,
@@ -81,7 +80,6 @@ def prepare(app: Flask, secret: bytes, asset: Callable[[str], str]) -> CSRFProte
         themes=THEMES,
     )
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
-    return CSRFProtect(app)
 
 
 def protect(response: Response) -> Response:
@@ -95,7 +93,7 @@ def protect(response: Response) -> Response:
 def failed(status: int, message: str) -> Response:
     """A page instead of JSON, for who came here with a browser's address line."""
     text = render_template("error.html", page=None, status=status, message=message)
-    return Response(text, status, mimetype="text/html")
+    return protect(Response(text, status, mimetype="text/html"))
 
 
 def _show(house: House, page: str) -> Callable[[], Response]:
