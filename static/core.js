@@ -337,6 +337,19 @@ export function every(seconds, act) {
   setInterval(turn, seconds * 1000);
 }
 
+/** The same act, once before the next picture however often it is asked for until then. */
+export function drawn(act) {
+  let isDue = false;
+  return () => {
+    if (isDue) return;
+    isDue = true;
+    requestAnimationFrame(() => {
+      isDue = false;
+      act();
+    });
+  };
+}
+
 // --- every page ------------------------------------------------------------------------------
 
 for (const select of all("[data-submits]")) {

@@ -1,4 +1,4 @@
-import { Live, api, attempt, copy, every, fill, find, list, megabytes, number, onAct, path, say,
+import { Live, api, attempt, copy, drawn, every, fill, find, list, megabytes, number, onAct, path, say,
   secondsSince, span, time } from "./core.js";
 import { LogView } from "./logview.js";
 import { Steering, canStart, canStop, stateName, why } from "./steering.js";
@@ -13,7 +13,7 @@ let followed = new URLSearchParams(location.search).get("log");
 
 // --- cards ---------------------------------------------------------------------------------
 
-function show() {
+const show = drawn(() => {
   const wanted = find("#wanted").value.toLowerCase();
   const state = find("#state").value;
   const views = [...models.values()].filter((view) => {
@@ -25,7 +25,7 @@ function show() {
   find("#sift").hidden = models.size === 0;
   find("#count").textContent = say("models_shown", { shown: views.length, count: models.size });
   list(find("#cards"), views, (view) => view.name, () => copy("card"), showCard);
-}
+});
 
 function showCard(card, view) {
   const now = busy[view.name] ?? { in_flight: 0, waiting: 0, completion_tokens_per_second: 0 };

@@ -1,5 +1,5 @@
 import { Chart, colorOf, told } from "./chart.js";
-import { Live, api, copy, dateOf, every, fill, find, list, megabytes, money, number, onAct, query,
+import { Live, api, copy, dateOf, drawn, every, fill, find, list, megabytes, money, number, onAct, query,
   say, secondsSince, short, span, time } from "./core.js";
 import { Steering, canStart, canStop, pageOf, stateName, why } from "./steering.js";
 
@@ -14,7 +14,7 @@ let endOfSpeeds = 0;
 
 // --- models --------------------------------------------------------------------------------
 
-function showModels() {
+const showModels = drawn(() => {
   const views = [...models.values()];
   find("#models").hidden = !views.length;
   find("#no-models").hidden = views.length > 0;
@@ -36,7 +36,7 @@ function showModels() {
     });
   });
   showTrouble();
-}
+});
 
 function showTrouble() {
   const waiting = [...models.values()].filter((view) => view.waits_for || view.last_error);
@@ -215,7 +215,7 @@ new Live(["model", "devices", "throughput"], {
   await Promise.all([beginSpeeds(), api("/api/devices").then(showDevices)]);
 });
 
-every(5, async () => {
+every(10, async () => {
   if (!isDue) return;
   isDue = false;
   await showToday().catch(() => { isDue = true; });

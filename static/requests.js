@@ -194,7 +194,7 @@ new Live(["requests", "throughput"], {
   await loadFirst();
 });
 every(1, showNow);
-every(2, () => {
+every(3, () => {
   if (!isDue) return;
   isDue = false;
   if (isFirstPage && scrollY < 400 && !form.elements.end.value) loadFirst().catch(() => {});
