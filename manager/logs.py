@@ -63,9 +63,15 @@ class ModelLogs:
         files = self._files(model)
         return files[-1] if files else None
 
-    def tail(self, model: str, lines: int) -> str:
-        """The last lines of the latest run; "" where there is none."""
-        path = self.newest(model)
+    def of_run(self, model: str, run: str) -> Path | None:
+        """The file of one run, None where it is not there any more."""
+        return next(
+            (file for file in self._files(model) if file.stem.endswith(f"-{run[:8]}")), None
+        )
+
+    def tail(self, model: str, lines: int, run: str | None = None) -> str:
+        """The last lines of the latest run, or of that one; "" where there is none."""
+        path = self.newest(model) if run is None else self.of_run(model, run)
         return "\n".join(_last_lines(path, lines)) if path else ""
 
     def follow(self, model: str, lines: int, stopped: threading.Event) -> Iterator[str | None]:

@@ -1,29 +1,46 @@
-"""The logs of the models, and the program's own: their ends, and what comes after."""
+"""The models' runs and their logs, and the program's own log."""
 
 from __future__ import annotations
 
 import re
+import sqlite3
 import threading
 from collections.abc import Iterator
+from typing import Any
 
-from flask import Blueprint, Response, request
+from flask import Blueprint, Response, jsonify, request
 
+from manager import runs
+from manager.calendar import iso
 from manager.errors import ApiError
 from manager.events import Event
+from manager.runs import PastRun
 from routes import streams
 from routes.house import House
+from routes.parameters import Query
+from routes.usage import unreadable
 
 _MAX_LINES = 10_000
+_RUNS, _MOST_RUNS = 50, 1000
 _KEEP_ALIVE_ROUNDS = 60  # quiet moments of a follower, about 15 seconds
 
 
 def blueprint(house: House) -> Blueprint:
     routes = Blueprint("logs", __name__)
+    routes.register_error_handler(sqlite3.Error, unreadable)
 
     @routes.get("/api/models/<path:name>/logs")
     def logs(name: str) -> Response:
         model = house.fleet.find(name)
-        return _text(house.logs.tail(model.settings.name, lines_asked_for()))
+        run = request.args.get("run")
+        return _text(house.logs.tail(model.settings.name, lines_asked_for(), run))
+
+    @routes.get("/api/models/<path:name>/runs")
+    def past(name: str) -> Response:
+        model = house.fleet.find(name).settings.name
+        limit = Query(("limit",)).whole("limit", 1, _MOST_RUNS) or _RUNS
+        found = runs.newest(house.data_dir / "usage.db", model, limit)
+        return jsonify({"runs": [_run(house, model, one) for one in found]})
 
     @routes.get("/api/models/<path:name>/logs/stream")
     def follow(name: str) -> Response:
@@ -61,6 +78,20 @@ def _log_pieces(lines: Iterator[str | None]) -> Iterator[bytes]:
         quiet += 1
         if quiet % _KEEP_ALIVE_ROUNDS == 1:
             yield b": still here\n\n"
+
+
+def _run(house: House, model: str, run: PastRun) -> dict[str, Any]:
+    return {
+        "id": run.id,
+        "scheme": run.scheme,
+        "port": run.port,
+        "pid": run.pid,
+        "started_at": iso(run.started_ms),
+        "ready_at": None if run.ready_ms is None else iso(run.ready_ms),
+        "ended_at": None if run.ended_ms is None else iso(run.ended_ms),
+        "end_reason": run.end_reason,
+        "has_log": house.logs.of_run(model, run.id) is not None,
+    }
 
 
 def _text(text: str) -> Response:

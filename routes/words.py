@@ -169,6 +169,7 @@ def for_scripts() -> dict[str, str]:
         ),
         "deleted": _("The data of {name} is deleted"),
         # logs
+        "run_goes_on": _("running"),
         "lines_shown": _("{shown} of {count} lines"),
         "lines_waiting": _("{count} new lines held back"),
         "not_copied": _("The browser does not let this page copy: select the text yourself"),

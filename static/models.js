@@ -127,6 +127,7 @@ function follow(name) {
     return;
   }
   find("#log-title").textContent = say("log_of", { name });
+  find("#all-runs").href = `/logs?of=${encodeURIComponent(`model/${name}`)}`;
   log.clear(name);
   live.follow(`model/${name}`);
   find("#log-panel").scrollIntoView({ block: "nearest" });

@@ -7,6 +7,7 @@ import datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -131,6 +132,26 @@ def test_a_follower_of_the_log_sees_what_is_printed_and_stays_over_a_restart(
         assert any("listening on" in line for line in lines)
     page.close()
     program.becomes("Logged", in_flight=0)
+
+
+def test_why_an_earlier_run_ended_can_be_read_later(program: Program) -> None:
+    program.command("Model", "restart")
+    psutil.Process(program.model("Model")["pid"]).kill()
+    program.becomes("Model", state="failed")
+    program.command("Model", "start")
+    runs = program.get("/api/models/Model/runs?limit=2").json()["runs"]
+    assert [run["end_reason"] for run in runs] == [
+        None,
+        "its process ended by itself, killed by signal 9",
+    ]
+    assert [run["ended_at"] is None for run in runs] == [True, False]
+    logs = [
+        program.get(f"/api/models/Model/logs?run={run['id']}").text
+        for run in [*runs, {"id": "nothing"}]
+    ]
+    assert all("listening on" in text for text in logs[:2])
+    assert logs[0] != logs[1]
+    assert logs[2] == ""
 
 
 # --- events -----------------------------------------------------------------------------
