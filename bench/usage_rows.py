@@ -32,8 +32,15 @@ _INSERT = (
 )
 
 
-def fill(path: Path, rows: int, zone: tzinfo, rolled_up: bool = True, days: int = DAYS) -> None:
-    """Makes the file with so many requests over `days` from START_MS on, and the runs and prices
+def fill(
+    path: Path,
+    rows: int,
+    zone: tzinfo,
+    rolled_up: bool = True,
+    days: int = DAYS,
+    start_ms: int = START_MS,
+) -> None:
+    """Makes the file with so many requests over `days` from `start_ms` on, and the runs and prices
     that belong to them; with `rolled_up` the worker's functions price and add them up.
 
     Few models and keys have most of the requests, the day has more than the night, and one in
@@ -43,23 +50,23 @@ def fill(path: Path, rows: int, zone: tzinfo, rolled_up: bool = True, days: int 
     with closing(data.connect(path)) as connection:
         # What a crash leaves of a file that is made to be measured is of no use.
         connection.execute("PRAGMA synchronous = OFF")
-        _prices_and_runs(connection, days)
+        _prices_and_runs(connection, start_ms, days)
         chance = np.random.default_rng(1)
         hours = np.arange(days * 24)
         busy = 1.2 + np.sin((hours % 24 - 9) / 24 * 2 * np.pi)
         counts = chance.multinomial(rows, busy / busy.sum())
         for hour, count in zip(hours, counts, strict=True):
             for piece in range(0, count, _PIECE):
-                part = START_MS + int(hour) * _HOUR_MS + _HOUR_MS * piece // max(count, 1)
+                part = start_ms + int(hour) * _HOUR_MS + _HOUR_MS * piece // max(count, 1)
                 length = _HOUR_MS * min(_PIECE, count - piece) // count
                 _insert(connection, chance, part, length, min(_PIECE, count - piece))
         if rolled_up:
             while billing.price_new(connection, zone):
                 pass
-            run_hours.bill_runs(connection, zone, START_MS + days * _DAY_MS)
+            run_hours.bill_runs(connection, zone, start_ms + days * _DAY_MS)
 
 
-def _prices_and_runs(connection: sqlite3.Connection, days: int) -> None:
+def _prices_and_runs(connection: sqlite3.Connection, start_ms: int, days: int) -> None:
     tiers = [
         Tier(0, 32000, 0, -1, 2_400_000_000, 9_600_000_000, 240_000_000, 600_000_000, True),
         Tier(32000, -1, 0, -1, 4_800_000_000, 14_400_000_000, 0, 0, False),
@@ -70,16 +77,16 @@ def _prices_and_runs(connection: sqlite3.Connection, days: int) -> None:
             connection.execute(
                 "INSERT INTO prices (model, effective_ms, per_hour, tiers, created_ms)"
                 " VALUES (?, 0, ?, ?, 0)",
-                (_model(number), price.per_hour, tiers_to_json(price.tiers)),
+                (name_of(number), price.per_hour, tiers_to_json(price.tiers)),
             )
             for day in range(days):
-                ready = START_MS + day * _DAY_MS + number * 60_000
+                ready = start_ms + day * _DAY_MS + number * 60_000
                 connection.execute(
                     "INSERT INTO runs (id, model, scheme, mode, fingerprint, port, started_ms,"
                     " ready_ms, ended_ms, end_reason) VALUES (?, ?, ?, ?, '', 0, ?, ?, ?, 'idle')",
                     (
                         uuid7(ready).hex(),
-                        *(_model(number), _scheme(number), _mode(number)[0]),
+                        *(name_of(number), scheme_of(number), mode_of(number)[0]),
                         *(ready, ready, ready + 20 * _HOUR_MS),
                     ),
                 )
@@ -110,8 +117,8 @@ def _insert(
             (
                 (
                     _id(begun, chances[10 * at : 10 * at + 10]),
-                    *(_model(model), _model(model), _mode(model)[0], _scheme(model)),
-                    *(f"key-{key}", _mode(model)[1], stream, 502 if bad else 200),
+                    *(name_of(model), name_of(model), mode_of(model)[0], scheme_of(model)),
+                    *(f"key-{key}", mode_of(model)[1], stream, 502 if bad else 200),
                     *(begun, begun, None if bad else byte, byte if bad else end),
                     *((0, 0, 0) if bad else (tokens, hit, answer)),
                     *(0, "upstream_error" if bad else None),
@@ -138,13 +145,13 @@ def _id(ms: int, chance: bytes) -> bytes:
     )
 
 
-def _model(number: int) -> str:
+def name_of(number: int) -> str:
     return f"model-{number:02}"
 
 
-def _mode(number: int) -> tuple[str, str]:
+def mode_of(number: int) -> tuple[str, str]:
     return _MODES[number % 5 == 4]
 
 
-def _scheme(number: int) -> str:
+def scheme_of(number: int) -> str:
     return _SCHEMES[number % 3 == 2]
