@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev run test lint bench translations clean
+.PHONY: help setup setup-dev run test lint bench translations screenshots clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -30,6 +30,9 @@ bench: setup ## measure the program beside its upstream and nginx
 
 translations: setup-dev ## take new words of the pages into translations/
 	@$(VENV)/python scripts/translations.py
+
+screenshots: setup-dev ## take docs/pages/*.png of a small house that is played
+	@$(VENV)/python scripts/screenshots.py
 
 clean: ## remove .venv and caches; data/ stays
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

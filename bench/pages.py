@@ -27,7 +27,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, CDPSession, Error, Page, sync_playwright
+from playwright.sync_api import Browser, CDPSession, Error, Page, Playwright, sync_playwright
 
 from bench import servers, usage_rows
 from bench.servers import BenchError, Program
@@ -207,11 +207,13 @@ def _program(folder: Path, rows: int, keep: Path | None) -> Iterator[Program]:
 # --- all of it -------------------------------------------------------------------------------
 
 
-def _browser_path() -> str:
-    for name in BROWSERS:
-        if path := shutil.which(name):
-            return path
-    raise BenchError("There is no Chromium: on Debian, apt-get install chromium")
+def launch(play: Playwright, *more: str) -> Browser:
+    """The system's Chromium, with these arguments. Raises BenchError where there is none."""
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        raise BenchError("There is no Chromium: on Debian, apt-get install chromium")
+    sandbox = [] if os.name == "nt" or os.geteuid() else ["--no-sandbox"]
+    return play.chromium.launch(executable_path=path, args=[*sandbox, *more])
 
 
 def bench(browser: Browser, port: int, times: int) -> list[str]:
@@ -250,18 +252,17 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, metavar="FILE", help="the requests, made if missing")
     parser.add_argument("--times", type=int, default=7, help="loads of each page")
     arguments = parser.parse_args()
-    sandbox = [] if os.name == "nt" or os.geteuid() else ["--no-sandbox"]
     with (
         tempfile.TemporaryDirectory(prefix="llm-manager-pages-") as name,
         sync_playwright() as play,
     ):
         try:
-            path = _browser_path()
-            with _program(Path(name), arguments.rows, arguments.keep) as program:
-                browser = play.chromium.launch(executable_path=path, args=sandbox)
+            with (
+                launch(play) as browser,
+                _program(Path(name), arguments.rows, arguments.keep) as program,
+            ):
                 load(browser, f"http://127.0.0.1:{program.port}/", "overview")  # warm
                 missed = bench(browser, program.port, arguments.times)
-                browser.close()
         except (BenchError, Error) as error:
             print(error, file=sys.stderr)
             return 1

@@ -61,6 +61,7 @@ class Fake:
     delay: float = 0.0  # seconds before the head
     interval: float = 0.0  # seconds before each piece
     chunks: int = 3  # content chunks of a stream, and completion tokens
+    text: str = ""  # content, a chunk each word; default: as `chunks` and `chunk_bytes` say
     chunk_bytes: int = 0  # length of each chunk's content; 0: " token0", " token1", ...
     usage: str = "asked"  # null: as asked, and null in each other chunk
     done: bool = True  # a stream ends with [DONE]
@@ -89,6 +90,8 @@ class Fake:
         for name, values in CHOICES.items():
             if getattr(self, name) not in values:
                 raise ValueError(f"fake.{name} must be one of {values}")
+        if self.text:
+            self.chunks = len(self.text.split())
 
 
 class BrokenOffError(Exception):
@@ -103,6 +106,9 @@ def usage_of(mode: str, completion_tokens: int) -> dict[str, int]:
 
 
 def contents_of(fake: Fake) -> list[str]:
+    if fake.text:
+        first, *rest = fake.text.split()
+        return [first, *(f" {word}" for word in rest)]
     return ["x" * fake.chunk_bytes or f" token{number}" for number in range(fake.chunks)]
 
 
