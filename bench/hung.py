@@ -27,6 +27,15 @@ echo "0, GPU-0, 12, 24576, 1024, 23552, 550.54, NVIDIA GeForce RTX 3090, 0, Disa
 """
 
 
+def with_a_card(bin_folder: Path) -> dict[str, str]:
+    """Makes the stand-in in a new folder; the environment in which a program finds it."""
+    bin_folder.mkdir()
+    stand_in = bin_folder / "nvidia-smi"
+    stand_in.write_text(STAND_IN)
+    stand_in.chmod(0o755)
+    return {"PATH": f"{bin_folder}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
+
+
 def card(port: int) -> Mapping[str, object] | None:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     connection.request("GET", "/api/devices")
@@ -64,14 +73,12 @@ def main() -> int:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="llm-manager-hung-") as name:
         folder = Path(name)
-        stand_in = folder / "bin" / "nvidia-smi"
-        stand_in.parent.mkdir()
-        stand_in.write_text(STAND_IN)
-        stand_in.chmod(0o755)
-        path = f"{stand_in.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+        bin_folder = folder / "bin"
         try:
-            with servers.program(Path("wsgi.py").resolve(), folder, env={"PATH": path}) as program:
-                compare(program, stand_in.with_name("hang"), arguments.turns)
+            with servers.program(
+                Path("wsgi.py").resolve(), folder, env=with_a_card(bin_folder)
+            ) as program:
+                compare(program, bin_folder / "hang", arguments.turns)
         except BenchError as error:
             print(error, file=sys.stderr)
             return 1
