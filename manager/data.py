@@ -127,6 +127,19 @@ def newest_seq(connection: sqlite3.Connection) -> int:
     return seq or 0
 
 
+def oldest_ms(connection: sqlite3.Connection) -> int | None:
+    """The first moment that something is stored of, epoch ms; None where there is nothing."""
+    (request,) = connection.execute("SELECT min(id) FROM requests").fetchone()
+    first = [_ms_of(request)]
+    for column, table in (
+        ("start_ms", "rollups WHERE span = 'day'"),
+        ("started_ms", "runs"),
+        ("at_ms", "adjustments"),
+    ):
+        first += connection.execute(f"SELECT min({column}) FROM {table}").fetchone()
+    return min((ms for ms in first if ms is not None), default=None)
+
+
 def stored(connection: sqlite3.Connection) -> list[Stored]:
     """What there is of each model, also of those that are no longer configured, by name. It counts
     the index of all requests, about a second for ten million."""

@@ -16,6 +16,7 @@ from manager.errors import ApiError, ClientGone
 from manager.relay import CLIENT_GONE
 from routes import (
     about,
+    answers,
     assets,
     data,
     devices,
@@ -65,7 +66,7 @@ def create_app(house: House, secret: bytes) -> Flask:
     pages.prepare(app, secret, asset)
     for blueprint in (static, *(make(house) for make in _BLUEPRINTS)):
         if blueprint.name != "openai":  # whose answers are the models' own
-            blueprint.after_request(pages.protect)
+            blueprint.after_request(answers.finish)
         app.register_blueprint(blueprint)
     app.before_request(_check_change)
     app.register_error_handler(ApiError, _tell)

@@ -33,11 +33,13 @@ def blueprint(house: House) -> Blueprint:
                 for name in ("freelist_count", "page_count", "page_size")
             )
             behind = data.newest_seq(connection) - data.billed_seq(connection)
+            oldest_ms = data.oldest_ms(connection)
         return jsonify(
             {
                 "database_bytes": pages * page,
                 "free_bytes": free * page,
                 "unbilled_requests": behind,
+                "oldest_at": None if oldest_ms is None else iso(oldest_ms),
                 "worker": house.worker.view(),
                 "orders": [shown(order) for order in house.orders.all()],
                 "backups": [_backup(file) for file in _backups(house)],

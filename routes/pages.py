@@ -13,7 +13,7 @@ from flask import Blueprint, Flask, Response, redirect, render_template, request
 from flask_babel import Babel, get_locale
 from flask_wtf.csrf import generate_csrf
 
-from routes import words
+from routes import answers, words
 from routes.house import House
 from routes.usage import zone_of
 
@@ -22,18 +22,6 @@ LANGUAGES = {"en": "English", "zh": "简体中文"}
 _HTML_LANGUAGES = {"en": "en", "zh": "zh-CN"}
 THEMES = ("system", "light", "dark")
 _YEAR = 365 * 24 * 3600
-_CSP = "; ".join(
-    [
-        "default-src 'none'",
-        "script-src 'self'",
-        "style-src 'self'",
-        "img-src 'self'",
-        "connect-src 'self'",
-        "form-action 'self'",
-        "base-uri 'none'",
-        "frame-ancestors 'none'",
-    ]
-)
 # By the path's end; each has a template and a script of that name.
 PAGES = ("overview", "models", "usage", "requests", "billing", "playground", "logs", "settings")
 
@@ -82,18 +70,10 @@ def prepare(app: Flask, secret: bytes, asset: Callable[[str], str]) -> None:
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
 
 
-def protect(response: Response) -> Response:
-    """Says what a browser may do with an answer of ours."""
-    response.headers.setdefault("Content-Security-Policy", _CSP)
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers["Referrer-Policy"] = "same-origin"
-    return response
-
-
 def failed(status: int, message: str) -> Response:
     """A page instead of JSON, for who came here with a browser's address line."""
     text = render_template("error.html", page=None, status=status, message=message)
-    return protect(Response(text, status, mimetype="text/html"))
+    return answers.finish(Response(text, status, mimetype="text/html"))
 
 
 def _show(house: House, page: str) -> Callable[[], Response]:

@@ -320,10 +320,9 @@ let hasBegun = false;
 new Live(["throughput"], {
   throughput: (now) => { isDue ||= now.second.requests > 0; },
 }, async () => {
-  const [configured, stored] = await Promise.all([api("/api/models"), api("/api/data/models")]);
+  const [configured, data] = await Promise.all([api("/api/models"), api("/api/data")]);
   models = configured.models.map((view) => view.name);
-  const oldest = stored.models.map((one) => one.oldest_at).filter(Boolean).sort()[0];
-  showMonths(dateOf(oldest ? Date.parse(oldest) : Date.now()).slice(0, 7));
+  showMonths(dateOf(data.oldest_at ? Date.parse(data.oldest_at) : Date.now()).slice(0, 7));
   find("#no-models").hidden = models.length > 0;
   editor.hidden = !models.length;
   for (const select of [model, adjust.elements.model]) {

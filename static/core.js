@@ -330,11 +330,9 @@ export class Live {
   }
 }
 
-/** Calls it now and every so many seconds while the page is looked at. */
+/** Calls it every so many seconds while the page is looked at. */
 export function every(seconds, act) {
-  const turn = () => document.hidden || act();
-  turn();
-  setInterval(turn, seconds * 1000);
+  setInterval(() => document.hidden || act(), seconds * 1000);
 }
 
 /** The same act, once before the next picture however often it is asked for until then. */

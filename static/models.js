@@ -36,7 +36,8 @@ function showCard(card, view) {
     aliases: view.aliases.join(", "),
     state: view.state,
     state_name: stateName(view.state),
-    why: why(view),
+    waits: view.waits_for && why(view),
+    why: !view.waits_for && why(view),
     mode: view.mode,
     scheme: view.scheme,
     passed_over: Object.entries(view.schemes_passed_over)
@@ -162,9 +163,8 @@ const live = new Live(["model", "devices", "throughput"], {
   lines: (lines) => log.add(lines),
   log_begins: () => log.clear(),
 }, async () => {
-  await load();
+  await Promise.all([load(), api("/api/devices").then((told) => { devices = told.devices; })]);
   if (followed !== null && !models.has(followed)) follow(null);
-  devices = (await api("/api/devices")).devices;
   show();
 });
 if (followed !== null) follow(followed);

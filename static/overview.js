@@ -194,7 +194,13 @@ async function showToday() {
 
 // --- live ----------------------------------------------------------------------------------
 
-let isDue = true;
+let isDue = false;
+
+async function refreshToday() {
+  isDue = false;
+  await showToday().catch(() => { isDue = true; });
+}
+
 new Live(["model", "devices", "throughput"], {
   model(view) {
     models.set(view.name, view);
@@ -211,12 +217,7 @@ new Live(["model", "devices", "throughput"], {
   models.clear();
   for (const view of views) models.set(view.name, view);
   showModels();
-  isDue = true;
-  await Promise.all([beginSpeeds(), api("/api/devices").then(showDevices)]);
+  await Promise.all([beginSpeeds(), api("/api/devices").then(showDevices), refreshToday()]);
 });
 
-every(10, async () => {
-  if (!isDue) return;
-  isDue = false;
-  await showToday().catch(() => { isDue = true; });
-});
+every(10, () => isDue && refreshToday());

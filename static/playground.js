@@ -25,7 +25,7 @@ class Kind {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.form.requestSubmit();
     });
     this.part("halt", "data-halt").addEventListener("click", () => this.#halt?.abort());
-    find("[data-copy]", this.form).addEventListener("click", () => toClipboard(this.curl()));
+    find("[data-copy]", this.form).addEventListener("click", () => toClipboard(this.part("curl").textContent));
   }
 
   part(name, attribute = null) {
@@ -48,13 +48,14 @@ class Kind {
     this.showCurl();
   }
 
-  curl() {
-    const text = JSON.stringify(this.does.body(this.form.elements));
+  curl(body = this.does.body(this.form.elements)) {
+    const text = JSON.stringify(body);
     const quoted = text.replaceAll("'", String.raw`'\''`);
     const url = `${location.origin}${this.endpoint}`;
     return `curl ${url} \\\n  -H 'Content-Type: application/json' \\\n  -d '${quoted}'`;
   }
 
+  /** That of what would be sent now. After an answer it stays that of what was sent. */
   showCurl() {
     this.part("curl").textContent = this.model ? this.curl() : "";
   }
@@ -73,6 +74,7 @@ class Kind {
     this.#halt = new AbortController();
     this.hasAnswer = false;
     const body = this.does.body(this.form.elements);
+    this.part("curl").textContent = this.curl(body);
     this.#toggle(true);
     this.part("error").hidden = true;
     this.part("facts").hidden = true;
@@ -242,7 +244,6 @@ const chat = new Kind("chat", "/v1/chat/completions", {
       kind.form.elements.prompt.value ||= conversation.pop().content;
       all("#said > .user").at(-1).remove();
     }
-    kind.showCurl();
   },
 });
 

@@ -144,7 +144,7 @@ async function loadAbout() {
 }
 
 async function loadData() {
-  const [data, stored] = await Promise.all([api("/api/data"), api("/api/data/models")]);
+  const data = await api("/api/data");
   const { worker, orders, backups } = data;
   const behind = say("behind", { count: number(data.unbilled_requests) });
   find("#worker").textContent = `${say(worker.alive ? "worker_on" : "worker_off")} · ${behind}`;
@@ -158,7 +158,12 @@ async function loadData() {
   list(find("#backups tbody"), backups, (one) => one.file, () => copy("backup-row"), (row, one) => {
     fill(row, { file: one.file, made: time(one.made_at), size: bytes(one.bytes) });
   });
-  const models = stored.models;
+}
+
+/** Counts what is stored: with millions of requests that takes seconds. */
+async function loadStored() {
+  const { models } = await api("/api/data/models");
+  find("#counting").hidden = true;
   find("#stored").hidden = !models.length;
   find("#nothing-stored").hidden = models.length > 0;
   list(find("#stored tbody"), models, (one) => one.name, () => copy("stored-row"), (row, one) => {
@@ -192,10 +197,11 @@ onAct(find("#stored"), (_, name, button) => attempt(async () => {
   if (!(await agreed(say("agree_delete", { name }), say("delete")))) return;
   const done = await api(`/api/data/models${path(name)}?wait=1`, { method: "DELETE" });
   notice(say(done.done ? "deleted" : "ordered", { name }));
-  await Promise.all([loadData(), loadAbout()]);
+  await Promise.all([loadData(), loadAbout(), loadStored()]);
 }, button));
 
 new Live([], {}, async () => {
   // What is being typed in outlives a lost connection.
   await Promise.all([edited() ? null : loadText(), loadAbout(), loadData()]);
+  await loadStored();
 });

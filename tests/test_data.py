@@ -107,6 +107,24 @@ def test_each_model_is_listed_with_its_rows_also_when_it_is_in_no_config(
     assert (found["Qwen"].prices, found["Only paid"].adjustments) == (1, 1)
 
 
+def test_the_first_moment_that_there_is_something_of_is_known(
+    path: Path, store: Store, work: Work
+) -> None:
+    def oldest() -> int | None:
+        with closing(data.connect(path)) as connection:
+            return data.oldest_ms(connection)
+
+    assert oldest() is None
+    add_request(store, a_request(NOON))
+    assert oldest() == NOON
+    add_run(store, "run", NOON - 7, NOON + 5)
+    assert oldest() == NOON - 7
+    work.run("bill")
+    assert oldest() == NOON - DAY // 2  # the day's sums
+    store.write("INSERT INTO adjustments VALUES (1, 'Qwen', '', 5, 7, 'n', 0)", ())
+    assert oldest() == 5
+
+
 def test_a_database_of_another_version_is_not_touched(tmp_path: Path, path: Path) -> None:
     with pytest.raises(StoreError, match="is missing"):
         data.connect(tmp_path / "no" / "usage.db")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import sqlite3
@@ -805,3 +806,16 @@ def test_a_database_that_cannot_be_read_is_told_without_a_traceback(office: Offi
         connection.commit()
     message = office.refused(office.get("/api/usage/summary"), 503, "database_unavailable", None)
     assert "usage.db" in message
+
+
+def test_a_long_answer_is_compressed_for_who_takes_that(office: Office) -> None:
+    path = "/api/usage/series?start=2026-11-01&end=2026-11-05"
+    plain = office.client.get(path)
+    small = office.client.get(path, headers={"Accept-Encoding": "gzip"})
+    assert "Content-Encoding" not in plain.headers
+    assert small.headers["Content-Encoding"] == "gzip"
+    assert gzip.decompress(small.data) == plain.data
+    assert len(small.data) < len(plain.data) / 5
+    assert small.content_length == len(small.data)
+    table = office.client.get(f"{path}&format=csv", headers={"Accept-Encoding": "gzip"})
+    assert "Content-Encoding" not in table.headers

@@ -1,0 +1,37 @@
+"""What is added to the answers of our own: what a browser may do with them, and less of them."""
+
+from __future__ import annotations
+
+import gzip
+
+from flask import Response, request
+
+CSP = "; ".join(
+    [
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self'",
+        "connect-src 'self'",
+        "form-action 'self'",
+        "base-uri 'none'",
+        "frame-ancestors 'none'",
+    ]
+)
+_LEAST = 1000  # bytes; less fits into a packet anyhow
+_LEVEL = 1  # a third of the time of the default, for a tenth more bytes
+
+
+def finish(response: Response) -> Response:
+    """For ``after_request`` of every blueprint whose answers are not a model's."""
+    response.headers["Content-Security-Policy"] = CSP
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Referrer-Policy"] = "same-origin"
+    # Of JSON alone: no page's token is in it, which a compressed length could betray.
+    if response.mimetype == "application/json" and "gzip" in request.accept_encodings:
+        response.headers.add("Vary", "Accept-Encoding")
+        body = response.get_data()
+        if len(body) >= _LEAST:
+            response.set_data(gzip.compress(body, _LEVEL))
+            response.headers["Content-Encoding"] = "gzip"
+    return response
