@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import sys
+from datetime import datetime, timezone
 from pathlib import Path
 
 from babel.messages import mofile, pofile
@@ -15,6 +16,7 @@ from babel.messages.catalog import Catalog
 from babel.messages.extract import extract_from_dir
 
 ROOT = Path(__file__).resolve().parent.parent
+NO_DATE = datetime(2000, 1, 1, tzinfo=timezone.utc)
 FOLDER = ROOT / "translations"
 # Where words stand. Each is asked for with `_`.
 SOURCES = {"routes": [("**.py", "python")], "templates": [("**.html", "jinja2")]}
@@ -62,7 +64,9 @@ def po(catalog: Catalog) -> bytes:
 def mo(text: bytes) -> bytes:
     """What the program reads, made of messages.po."""
     compiled = io.BytesIO()
-    mofile.write_mo(compiled, pofile.read_po(io.BytesIO(text)))
+    catalog = pofile.read_po(io.BytesIO(text))
+    catalog.creation_date = catalog.revision_date = NO_DATE  # else it is another file each minute
+    mofile.write_mo(compiled, catalog)
     return compiled.getvalue()
 
 
