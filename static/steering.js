@@ -1,6 +1,6 @@
 // Models as several pages show them: their states in words, why, and steering them.
 
-import { agreed, api, attempt, notice, path, say, span } from "./core.js";
+import { agreed, api, attempt, notice, number, path, say, span } from "./core.js";
 
 const AT_REST = ["stopped", "failed"];
 const SETTLED = { start: ["ready", ...AT_REST], restart: ["ready", ...AT_REST], stop: AT_REST };
@@ -24,26 +24,27 @@ export function why(view) {
 /** Starts, stops and restarts models, and tells how that ended when the events say so. */
 export class Steering {
   #asked = new Map();
-  #views = new Map();
 
   /** Takes a model's latest view. */
   seen(view) {
-    this.#views.set(view.name, view);
     const verb = this.#asked.get(view.name);
     if (verb && SETTLED[verb].includes(view.state)) this.#tell(verb, view);
   }
 
   async command(verb, name, button) {
-    const view = this.#views.get(name);
-    if (verb !== "start" && view?.in_flight) {
-      const text = say(`agree_${verb}`, { name, count: view.in_flight });
-      if (!(await agreed(text, say(verb)))) return;
-    }
     await attempt(async () => {
+      if (verb !== "start" && !(await this.#isAgreed(verb, name))) return;
       const answer = await api(`/api/models${path(name)}/${verb}`, { method: "POST" });
       this.#asked.set(name, verb);
       if (SETTLED[verb].includes(answer.state)) this.#tell(verb, answer);
     }, button);
+  }
+
+  /** Whether nobody would miss its answer, or the reader wants it all the same. */
+  async #isAgreed(verb, name) {
+    // Asked now: no event tells of each request.
+    const { in_flight: count } = await api(`/api/models${path(name)}`);
+    return count === 0 || agreed(say(`agree_${verb}`, { name, count: number(count) }), say(verb));
   }
 
   async stopAll(button) {
