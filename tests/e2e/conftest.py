@@ -1,4 +1,4 @@
-"""The program under test: one for each test, or one for a whole file."""
+"""The program under test: one for each test, or one for a whole file; and who reads its pages."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from .browser import Reader, launch_chromium
 from .program import Program
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
 Launch = Callable[..., Program]
+OpenBrowser = Callable[..., Reader]
 
 
 @pytest.fixture
@@ -40,3 +45,27 @@ def _launcher(folder: Path) -> Iterator[Launch]:
             return program.start()
 
         yield launch
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """One browser process for a file."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = launch_chromium(playwright)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def read(chromium: Browser) -> Iterator[OpenBrowser]:
+    """Gives readers of a program's pages, who at the end of the test must have met no fault."""
+    with contextlib.ExitStack() as readers:
+
+        def read(program: Program, **options: Any) -> Reader:
+            reader = Reader(chromium, program, **options)
+            readers.callback(reader.close)
+            return reader
+
+        yield read

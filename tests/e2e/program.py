@@ -233,10 +233,10 @@ class Program:
         document = {"program": {"threads": 64, **settings}, "Local-Models": models}
         self.config.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
 
-    def start(self) -> Program:
-        """Runs it until it says that it listens."""
+    def start(self, port: int = 0) -> Program:
+        """Runs it until it says that it listens, on a free port unless one is given."""
         began = len(self._output)
-        options = ["--config", self.config, "--port", "0", "--data-dir", self.data]
+        options = ["--config", self.config, "--port", str(port), "--data-dir", self.data]
         self.process = subprocess.Popen(
             [*self._wrapper, sys.executable, ROOT / "wsgi.py", *options, *self._arguments],
             stdout=subprocess.PIPE,
@@ -298,6 +298,10 @@ class Program:
     @property
     def pid(self) -> int:
         return self.process.pid
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
 
     def processes(self, model: str | None = None) -> list[psutil.Process]:
         """The living processes of one model's servers, or of all."""

@@ -1,0 +1,124 @@
+"""What others have written is shown as text, whatever it is: names, logs, errors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import urlencode
+
+import pytest
+from cards import Cards, card
+
+from .browser import address, becomes, card_of, every_page, needs_browser, shows
+from .conftest import Launch, OpenBrowser
+from .program import Program, env_of, eventually, fake, scheme
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+pytestmark = needs_browser
+
+SCRIPT = "<script>alert(1)</script>"
+IMAGE = "<img src=x onerror=alert(2)>"
+QUOTES = "\"'><svg onload=alert(3)>"
+ALIAS = f"alias {IMAGE}"
+SCHEME = f"scheme {IMAGE}"
+PASSED_OVER = f"needs {SCRIPT}"
+DEVICE = f"card {IMAGE}"
+BROKEN = f"broken {IMAGE}"
+ASKED_FOR = f"asked {SCRIPT}"
+PROMPT = f"prompt {SCRIPT} {IMAGE}"
+LINE = f"line {SCRIPT} {IMAGE} {QUOTES}"
+OUTPUT = f"ERROR output {SCRIPT} {IMAGE}"
+# What a page shows besides the models' names.
+SHOWN = {
+    "overview": (BROKEN, OUTPUT, DEVICE, ASKED_FOR),
+    "models": (ALIAS, BROKEN, OUTPUT, SCHEME, PASSED_OVER, DEVICE),
+}
+
+
+@pytest.fixture(scope="module")
+def program(launch_once: Launch, tmp_path_factory: pytest.TempPathFactory) -> Program:
+    cards = Cards(tmp_path_factory.mktemp("machine"), [card(DEVICE, 8000, 100)])
+    dies = ["sh", "-c", 'echo "$0"; exit 3', OUTPUT]
+    program = launch_once(
+        {
+            SCRIPT: {
+                "aliases": [ALIAS],
+                PASSED_OVER: scheme({"no such card": 100}),
+                SCHEME: scheme({DEVICE: 1000}),
+            },
+            BROKEN: {SCHEME: {"command": dies}},
+            QUOTES: fake(),
+        },
+        env=env_of(cards),
+    )
+    messages = [{"role": "user", "content": PROMPT}]
+    assert program.ask(ALIAS, {"log": LINE}, messages=messages).ok
+    assert not program.ask(SCRIPT, {"status": 500}, messages=messages).ok
+    assert program.ask(ASKED_FOR).status_code == 404
+    assert not program.ask(BROKEN).ok
+    eventually(lambda: program.get("/api/usage/summary").json()["requests"] >= 4)
+    return program
+
+
+def is_harmless(tab: Page) -> bool:
+    """Whether no element was made of any of the texts."""
+    made = (
+        "script:not([src]):not([type='application/json']), img[src=x], svg[onload],"
+        " [onerror], [onload]"
+    )
+    return tab.locator(made).count() == 0
+
+
+@pytest.mark.parametrize("page", every_page())
+def test_a_page_shows_hostile_text_as_text(program: Program, read: OpenBrowser, page: str) -> None:
+    tab = read(program).open(address(page))
+    shows(tab, SCRIPT, QUOTES, *SHOWN.get(page, ()))
+    assert is_harmless(tab)
+
+
+def test_a_model_of_a_hostile_name_is_steered_like_any_other(
+    program: Program, read: OpenBrowser
+) -> None:
+    reader = read(program)
+    tab = reader.open("/models")
+    card = card_of(tab, SCRIPT)
+    card.get_by_role("button", name="Log").click()
+    shows(tab, f"Log of {SCRIPT}", LINE)
+    card.get_by_role("button", name="Stop").click()
+    becomes(tab, SCRIPT, "stopped")
+    card.get_by_role("button", name="What would").click()
+    shows(tab, f"in scheme {SCHEME}", f"not {PASSED_OVER}")
+    card.get_by_role("button", name=f"Start {SCRIPT}", exact=True).click()
+    shows(tab, f"{SCRIPT} is ready")
+    with program.held(SCRIPT):
+        shows(tab, "1, and 0 wait")
+        card.get_by_role("button", name="Restart").click()
+        shows(tab, f"{SCRIPT} answers 1 requests")
+        tab.keyboard.press("Escape")
+    card_of(tab, BROKEN).get_by_role("button", name=f"Start {BROKEN}", exact=True).click()
+    shows(tab, f"{BROKEN} did not start")
+    assert is_harmless(tab)
+
+
+def test_a_log_shows_hostile_lines_as_text_found_ones_too(
+    program: Program, read: OpenBrowser
+) -> None:
+    tab = read(program).open(f"/logs?{urlencode({'of': f'model/{BROKEN}'})}")
+    shows(tab, OUTPUT)
+    tab.get_by_label("Search").fill("<script>")
+    assert tab.locator(".log mark").first.inner_text() == "<script>"
+    shows(tab, OUTPUT)
+    tab.locator("#whose").select_option("program")
+    tab.get_by_label("Search").fill("did not start")
+    shows(tab, f"{BROKEN} did not start")
+    assert is_harmless(tab)
+
+
+def test_an_address_that_is_not_there_is_told_as_text(program: Program, read: OpenBrowser) -> None:
+    reader = read(program)
+    reader.expects("404")
+    tab = reader.context.new_page()
+    tab.goto(f"/{IMAGE}")
+    shows(tab, f"/{IMAGE}")
+    assert is_harmless(tab)
