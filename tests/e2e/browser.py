@@ -36,15 +36,21 @@ SEEN = """document => {
 RULES = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice")
 
 
+def _is_there(page: str) -> bool:
+    return (ROOT / "templates" / f"{page}.html").exists()
+
+
+def pages() -> list[str]:
+    """All pages that there are."""
+    return list(filter(_is_there, PAGES))
+
+
 def every_page(*but: str) -> list[Any]:
     """All pages as a test's parameters, without some."""
     return [
         pytest.param(
             page,
-            marks=pytest.mark.skipif(
-                not (ROOT / "templates" / f"{page}.html").exists(),
-                reason=f"there is no page {page} yet",
-            ),
+            marks=pytest.mark.skipif(not _is_there(page), reason=f"there is no page {page} yet"),
         )
         for page in PAGES
         if page not in but
