@@ -3,7 +3,8 @@
 import { agreed, api, attempt, notice, number, path, say, span } from "./core.js";
 
 const AT_REST = ["stopped", "failed"];
-const SETTLED = { start: ["ready", ...AT_REST], restart: ["ready", ...AT_REST], stop: AT_REST };
+// A restart is stopped on its way.
+const SETTLED = { start: ["ready", ...AT_REST], restart: ["ready", "failed"], stop: AT_REST };
 
 export const stateName = (state) => say(`state_${state}`);
 export const canStart = (view) => [...AT_REST, "stopping"].includes(view.state);
