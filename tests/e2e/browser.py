@@ -231,12 +231,12 @@ def focused(page: Page) -> str:
     return name
 
 
-def tab_to(page: Page, name: str) -> None:
-    """Goes on with the Tab key until something of that name has the focus."""
+def tab_to(page: Page, name: str, key: str = "Tab") -> None:
+    """Goes on with the key, Tab or Shift+Tab, until something of that name has the focus."""
     passed = []
     for _ in range(80):
-        page.keyboard.press("Tab")
+        page.keyboard.press(key)
         passed.append(focused(page))
         if passed[-1] == name:
             return
-    raise AssertionError(f"Tab does not lead to {name!r} but to {passed}")
+    raise AssertionError(f"{key} does not lead to {name!r} but to {passed}")
