@@ -52,10 +52,23 @@ def test_whoever_has_no_models_is_sent_to_the_settings(
 # --- a first model ------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def program(launch_once: Launch) -> Program:
+    return launch_once(
+        {
+            "Model": fake("--boot", 0.5),
+            "Broken": fake("--boot", "x"),
+            "Chatty": fake(),
+            "Asked": fake(stop_timeout=1),
+            "Steered": fake(),
+            "Other": fake(),
+        }
+    )
+
+
 def test_a_model_is_tried_out_started_followed_restarted_and_stopped_by_mouse(
-    launch: Launch, read: OpenBrowser
+    program: Program, read: OpenBrowser
 ) -> None:
-    program = launch({"Model": fake("--boot", 0.5), "Other": fake(), "Broken": fake("--boot", "x")})
     reader = read(program)
     tab = reader.open("/models")
     card = card_of(tab, "Model")
@@ -88,17 +101,16 @@ def test_a_model_is_tried_out_started_followed_restarted_and_stopped_by_mouse(
 
 
 def test_a_log_is_followed_searched_sifted_paused_and_saved(
-    launch: Launch, read: OpenBrowser
+    program: Program, read: OpenBrowser
 ) -> None:
-    program = launch({"Model": fake()})
     reader = read(program)
     tab = reader.open("/models")
-    card_of(tab, "Model").get_by_role("button", name="Start Model", exact=True).click()
-    card_of(tab, "Model").get_by_role("button", name="Log").click()
+    card_of(tab, "Chatty").get_by_role("button", name="Start Chatty", exact=True).click()
+    card_of(tab, "Chatty").get_by_role("button", name="Log").click()
     lines = tab.locator("#log .log")
-    shows(tab, "Log of Model", "listening on 127.0.0.1")
+    shows(tab, "Log of Chatty", "listening on 127.0.0.1")
 
-    assert program.ask("Model", {"log": "a needle\nWARNING: hot\nERROR: burnt"}).ok
+    assert program.ask("Chatty", {"log": "a needle\nWARNING: hot\nERROR: burnt"}).ok
     shows(tab, "a needle", "ERROR: burnt")
     tab.get_by_label("Search").last.fill("NEEDLE")
     assert lines.inner_text().splitlines() == ["a needle"]
@@ -111,7 +123,7 @@ def test_a_log_is_followed_searched_sifted_paused_and_saved(
     tab.get_by_label("Level").select_option("")
 
     tab.get_by_role("button", name="Pause").click()
-    assert program.ask("Model", {"log": "while it was paused"}).ok
+    assert program.ask("Chatty", {"log": "while it was paused"}).ok
     shows(tab, "2 new ones wait")
     assert "while it was paused" not in lines.inner_text()
     tab.get_by_role("button", name="Pause").click()
@@ -119,9 +131,9 @@ def test_a_log_is_followed_searched_sifted_paused_and_saved(
 
     with tab.expect_download() as download:
         tab.get_by_role("button", name="Download").click()
-    assert download.value.suggested_filename == "Model.log"
+    assert download.value.suggested_filename == "Chatty.log"
     saved = download.value.path().read_text(encoding="utf-8").splitlines()
-    assert saved == program.log("Model").splitlines()
+    assert saved == program.log("Chatty").splitlines()
     assert violations(tab) == []
 
     # The log is part of the address: it is there again when the page is loaded anew.
@@ -133,19 +145,18 @@ def test_a_log_is_followed_searched_sifted_paused_and_saved(
 
 
 def test_whoever_stops_a_model_that_answers_is_asked_first(
-    launch: Launch, read: OpenBrowser
+    program: Program, read: OpenBrowser
 ) -> None:
-    program = launch({"Model": fake(stop_timeout=1)})
-    program.command("Model", "start")
+    program.command("Asked", "start")
     tab = read(program).open("/models")
-    with program.held("Model"):
-        card_of(tab, "Model").get_by_role("button", name="Stop").click()
-        shows(tab, "Model answers 1 requests. Stop it?")
+    with program.held("Asked"):
+        card_of(tab, "Asked").get_by_role("button", name="Stop").click()
+        shows(tab, "Asked answers 1 requests. Stop it?")
         tab.get_by_role("button", name="Cancel").click()
-        assert program.model("Model")["state"] == "ready"
-        card_of(tab, "Model").get_by_role("button", name="Stop").click()
+        assert program.model("Asked")["state"] == "ready"
+        card_of(tab, "Asked").get_by_role("button", name="Stop").click()
         tab.get_by_role("dialog").get_by_role("button", name="Stop").click()
-        becomes(tab, "Model", "stopped")
+        becomes(tab, "Asked", "stopped")
 
 
 # --- by keyboard alone --------------------------------------------------------------------
@@ -163,8 +174,7 @@ def test_the_first_tab_leads_past_the_menu(empty: Program, read: OpenBrowser, pa
     assert tab.evaluate("document.activeElement.id") == "content"
 
 
-def test_models_are_steered_by_keyboard_alone(launch: Launch, read: OpenBrowser) -> None:
-    program = launch({"Model": fake(), "Other": fake()})
+def test_models_are_steered_by_keyboard_alone(program: Program, read: OpenBrowser) -> None:
     reader = read(program)
     tab = reader.open("/")
     tab_to(tab, "Models")
@@ -172,9 +182,9 @@ def test_models_are_steered_by_keyboard_alone(launch: Launch, read: OpenBrowser)
     tab.wait_for_url("**/models")
     reader.settles(tab)
 
-    tab_to(tab, "Start Model")
+    tab_to(tab, "Start Steered")
     tab.keyboard.press("Enter")
-    becomes(tab, "Model", "ready")
+    becomes(tab, "Steered", "ready")
     tab_to(tab, "Start Other")
     tab.keyboard.press("Space")
     becomes(tab, "Other", "ready")
@@ -187,11 +197,11 @@ def test_models_are_steered_by_keyboard_alone(launch: Launch, read: OpenBrowser)
     tab.keyboard.press("Escape")
     dialog.wait_for(state="hidden")
     assert focused(tab) == "Stop all models"
-    assert program.model("Model")["state"] == "ready"
+    assert program.model("Steered")["state"] == "ready"
 
     tab.keyboard.press("Enter")
     dialog.wait_for()
     tab_to(tab, "Stop all")
     tab.keyboard.press("Enter")
-    for model in ("Model", "Other"):
+    for model in ("Steered", "Other"):
         becomes(tab, model, "stopped")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from .browser import address, becomes, card_of, needs_browser, pages, shows
 from .conftest import Launch, OpenBrowser
 from .program import FEW_THREADS, Program, fake
@@ -83,6 +85,12 @@ def test_a_log_that_is_followed_goes_on_behind_a_restart_of_the_server_and_says_
 # --- what a page holds --------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def small(launch_once: Launch) -> Program:
+    """A program with a place for one page."""
+    return launch_once({"Model": fake(), "Other": fake()}, threads=FEW_THREADS)
+
+
 def is_full(program: Program) -> bool:
     """Whether all places for live pages are taken."""
     with program.get("/api/events", stream=True) as answer:
@@ -101,52 +109,49 @@ def look_at(page: Page, is_seen: bool) -> None:
 
 
 def test_a_tab_that_is_closed_or_left_gives_its_place_back(
-    launch: Launch, read: OpenBrowser
+    small: Program, read: OpenBrowser
 ) -> None:
-    program = launch({"Model": fake()}, threads=FEW_THREADS)  # one place for a page
-    reader = read(program)
+    reader = read(small)
     reader.expects("503")  # a page may ask a moment before the place of another is given back
     for page in pages():
         tab = reader.open(address(page))
-        assert is_full(program)
+        assert is_full(small)
         tab.close()
-        program.page("/api/events").close()
+        small.page("/api/events").close()
     tab = reader.open("/models")
     for page in pages():
         reader.goto(tab, address(page))
 
 
 def test_a_tab_in_the_background_holds_no_place_and_is_up_to_date_when_it_is_looked_at(
-    launch: Launch, read: OpenBrowser
+    small: Program, read: OpenBrowser
 ) -> None:
-    program = launch({"Model": fake()}, threads=FEW_THREADS)
-    reader = read(program)
+    reader = read(small)
     reader.expects("503")
     for page in pages():
         tab = reader.open(address(page))
         look_at(tab, False)
-        program.page("/api/events").close()
+        small.page("/api/events").close()
         tab.close()
     tab = reader.open("/models")
     becomes(tab, "Model", "stopped")
     look_at(tab, False)
-    program.page("/api/events").close()
-    program.command("Model", "start")
+    small.page("/api/events").close()
+    small.command("Model", "start")
     assert card_of(tab, "Model").locator(".state.stopped").is_visible()
     look_at(tab, True)
     becomes(tab, "Model", "ready")
 
 
 def test_a_page_that_finds_no_place_says_so_and_comes_to_life_once_there_is_one(
-    launch: Launch, read: OpenBrowser
+    small: Program, read: OpenBrowser
 ) -> None:
-    program = launch({"Model": fake()}, threads=FEW_THREADS)
-    stream = program.page("/api/events")
-    reader = read(program)
+    stream = small.page("/api/events")
+    reader = read(small)
     reader.expects("503")
     tab = reader.context.new_page()
     tab.goto("/models")
     loses(tab)
     stream.close()
     reader.settles(tab)
-    becomes(tab, "Model", "stopped")
+    becomes(tab, "Other", "stopped")
