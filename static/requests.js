@@ -71,9 +71,10 @@ function showPast() {
   find("#looked").textContent = next === null ? "" : say("requests_shown", { count: past.length });
   find("#csv").href = `/api/usage/requests${query({ ...asked(), format: "csv" })}`;
   list(find("#past tbody"), past, (one) => one.id, () => copy("past-row"), (row, one) => {
+    const started = time(one.started_at);
     fill(row, {
-      started: time(one.started_at),
-      open_title: say("open_request", { name: nameOf(one) }),
+      started,
+      open_title: `${started.textContent}: ${say("open_request", { name: nameOf(one) })}`,
       model: nameOf(one),
       asked_for: one.asked_for,
       status: String(one.status),
