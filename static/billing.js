@@ -148,7 +148,14 @@ function edit(version) {
   editor.elements.effective_from.value = "";
   find("#tiers").replaceChildren();
   for (const tier of version?.tiers ?? [{ input: "", output: "" }]) addTier(tier);
-  quote();
+  if (version) {
+    quote();
+    return;
+  }
+  // With nothing written yet there is nothing to quote, nor to find fault with.
+  quoted += 1;
+  showFault(null);
+  find("#quote").textContent = "–";
 }
 
 function addTier(tier) {
