@@ -199,9 +199,10 @@ def violations(page: Page) -> list[str]:
     }
     found = Axe().run(page, options=options).response["violations"]
     return [
-        f"{one['id']}: {node['target']} {node['html'][:200]} {node['failureSummary']}"
+        f"{one['id']}: {one['help']}: "
+        + ", ".join(f"{node['target']} {node['html'][:120]}" for node in one["nodes"][:3])
+        + (f" and {len(one['nodes']) - 3} more" if len(one["nodes"]) > 3 else "")
         for one in found
-        for node in one["nodes"]
     ]
 
 
@@ -211,10 +212,15 @@ def overflow(page: Page) -> list[str]:
         """() => {
           const root = document.documentElement;
           if (root.scrollWidth <= innerWidth) return [];
+          const style = (e) => getComputedStyle(e);
+          const isCut = (e) => {
+            const around = style(e).position === 'absolute' ? e.offsetParent : e.parentElement;
+            return around && (style(around).overflowX !== 'visible' || isCut(around));
+          };
           const wide = [...document.body.querySelectorAll('*')]
-            .filter((e) => e.getBoundingClientRect().right > innerWidth + 0.5)
-            .map((e) => e.outerHTML.slice(0, 120));
-          return [`${root.scrollWidth} px in ${innerWidth}`, ...wide.slice(0, 10)];
+            .filter((e) => e.getBoundingClientRect().right > innerWidth + 0.5 && !isCut(e))
+            .map((e) => e.outerHTML.slice(0, 100).replace(/\\s+/g, ' '));
+          return [`${root.scrollWidth} px in ${innerWidth}: ${wide.slice(0, 5).join(', ')}`];
         }"""
     )
     return wide

@@ -73,7 +73,7 @@ def test_a_model_is_tried_out_started_followed_restarted_and_stopped_by_mouse(
     tab = reader.open("/models")
     card = card_of(tab, "Model")
 
-    card.get_by_role("button", name="What would it do?").click()
+    card.get_by_role("button", name="Dry run").click()
     shows(tab, "It would start at once, in scheme Default.")
     assert program.model("Model")["state"] == "stopped"
 
@@ -124,7 +124,7 @@ def test_a_log_is_followed_searched_sifted_paused_and_saved(
 
     tab.get_by_role("button", name="Pause").click()
     assert program.ask("Chatty", {"log": "while it was paused"}).ok
-    shows(tab, "2 new ones wait")
+    shows(tab, "2 new lines held back")
     assert "while it was paused" not in lines.inner_text()
     tab.get_by_role("button", name="Pause").click()
     shows(tab, "while it was paused")
@@ -151,7 +151,7 @@ def test_whoever_stops_a_model_that_answers_is_asked_first(
     tab = read(program).open("/models")
     with program.held("Asked"):
         card_of(tab, "Asked").get_by_role("button", name="Stop").click()
-        shows(tab, "Asked answers 1 requests. Stop it?")
+        shows(tab, "Asked is answering 1 requests. Stop it?")
         tab.get_by_role("button", name="Cancel").click()
         assert program.model("Asked")["state"] == "ready"
         card_of(tab, "Asked").get_by_role("button", name="Stop").click()

@@ -52,12 +52,13 @@ def program(launch_once: Launch, tmp_path_factory: pytest.TempPathFactory) -> Pr
         },
         env=env_of(cards),
     )
+    assert program.ask(QUOTES).ok
     messages = [{"role": "user", "content": PROMPT}]
     assert program.ask(ALIAS, {"log": LINE}, messages=messages).ok
     assert not program.ask(SCRIPT, {"status": 500}, messages=messages).ok
     assert program.ask(ASKED_FOR).status_code == 404
     assert not program.ask(BROKEN).ok
-    eventually(lambda: program.get("/api/usage/summary").json()["requests"] >= 4)
+    eventually(lambda: program.get("/api/usage/summary").json()["requests"] >= 5)
     return program
 
 
@@ -87,14 +88,14 @@ def test_a_model_of_a_hostile_name_is_steered_like_any_other(
     shows(tab, f"Log of {SCRIPT}", LINE)
     card.get_by_role("button", name="Stop").click()
     becomes(tab, SCRIPT, "stopped")
-    card.get_by_role("button", name="What would").click()
+    card.get_by_role("button", name="Dry run").click()
     shows(tab, f"in scheme {SCHEME}", f"not {PASSED_OVER}")
     card.get_by_role("button", name=f"Start {SCRIPT}", exact=True).click()
     shows(tab, f"{SCRIPT} is ready")
     with program.held(SCRIPT):
-        shows(tab, "1, and 0 wait")
+        shows(tab, "1 in flight, 0 waiting")
         card.get_by_role("button", name="Restart").click()
-        shows(tab, f"{SCRIPT} answers 1 requests")
+        shows(tab, f"{SCRIPT} is answering 1 requests")
         tab.keyboard.press("Escape")
     card_of(tab, BROKEN).get_by_role("button", name=f"Start {BROKEN}", exact=True).click()
     shows(tab, f"{BROKEN} did not start")
