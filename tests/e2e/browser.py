@@ -13,7 +13,7 @@ import pytest
 
 from routes.pages import PAGES
 
-from .program import PATIENCE, ROOT, Program
+from .program import PATIENCE, Program
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, ConsoleMessage, Dialog, Locator, Page, Request
@@ -36,25 +36,9 @@ SEEN = """document => {
 RULES = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice")
 
 
-def _is_there(page: str) -> bool:
-    return (ROOT / "templates" / f"{page}.html").exists()
-
-
-def pages() -> list[str]:
-    """All pages that there are."""
-    return list(filter(_is_there, PAGES))
-
-
-def every_page(*but: str) -> list[Any]:
-    """All pages as a test's parameters, without some."""
-    return [
-        pytest.param(
-            page,
-            marks=pytest.mark.skipif(not _is_there(page), reason=f"there is no page {page} yet"),
-        )
-        for page in PAGES
-        if page not in but
-    ]
+def pages(*but: str) -> list[str]:
+    """All pages, without some."""
+    return [page for page in PAGES if page not in but]
 
 
 def address(page: str) -> str:

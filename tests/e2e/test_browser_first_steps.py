@@ -8,10 +8,10 @@ from .browser import (
     address,
     becomes,
     card_of,
-    every_page,
     focused,
     needs_browser,
     overflow,
+    pages,
     shows,
     tab_to,
     violations,
@@ -30,7 +30,7 @@ def empty(launch_once: Launch) -> Program:
     return launch_once({})
 
 
-@pytest.mark.parametrize("page", every_page("logs", "settings"))
+@pytest.mark.parametrize("page", pages("logs", "settings"))
 def test_an_empty_page_says_what_to_do_first(empty: Program, read: OpenBrowser, page: str) -> None:
     tab = read(empty).open(address(page))
     said = tab.locator(".empty").filter(visible=True)
@@ -162,7 +162,7 @@ def test_whoever_stops_a_model_that_answers_is_asked_first(
 # --- by keyboard alone --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", every_page())
+@pytest.mark.parametrize("page", pages())
 def test_the_first_tab_leads_past_the_menu(empty: Program, read: OpenBrowser, page: str) -> None:
     tab = read(empty).open(address(page))
     tab.keyboard.press("Tab")

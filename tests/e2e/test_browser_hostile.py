@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 import pytest
 from cards import Cards, card
 
-from .browser import address, becomes, card_of, every_page, needs_browser, shows
+from .browser import address, becomes, card_of, needs_browser, pages, shows
 from .conftest import Launch, OpenBrowser
 from .program import Program, env_of, eventually, fake, scheme
 
@@ -71,7 +71,7 @@ def is_harmless(tab: Page) -> bool:
     return tab.locator(made).count() == 0
 
 
-@pytest.mark.parametrize("page", every_page())
+@pytest.mark.parametrize("page", pages())
 def test_a_page_shows_hostile_text_as_text(program: Program, read: OpenBrowser, page: str) -> None:
     tab = read(program).open(address(page))
     shows(tab, SCRIPT, QUOTES, *SHOWN.get(page, ()))

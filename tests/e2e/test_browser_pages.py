@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from cards import Cards, card
 
-from .browser import address, every_page, needs_browser, overflow, resize, violations
+from .browser import address, needs_browser, overflow, pages, resize, violations
 from .conftest import Launch, OpenBrowser
 from .program import Program, env_of, eventually, fake, on
 
@@ -62,8 +62,8 @@ def program(launch_once: Launch, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 @pytest.mark.parametrize("language", LOCALES)
-@pytest.mark.parametrize("page", every_page())
-def test_every_page_is_whole_and_usable_for_all(
+@pytest.mark.parametrize("page", pages())
+def test_pages_is_whole_and_usable_for_all(
     program: Program, read: OpenBrowser, page: str, language: str
 ) -> None:
     themes = ("light", "dark") if language == "en" else ("dark", "light")
@@ -82,7 +82,7 @@ def test_every_page_is_whole_and_usable_for_all(
     assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize("page", every_page())
+@pytest.mark.parametrize("page", pages())
 def test_a_page_with_all_that_it_asks_for_is_light(
     program: Program, read: OpenBrowser, page: str
 ) -> None:

@@ -13,7 +13,7 @@ import requests
 
 from routes import assets
 
-from .browser import address, every_page, pages
+from .browser import address, pages
 from .conftest import Launch
 from .program import FEW_THREADS, Program, error_of, fake
 
@@ -84,7 +84,7 @@ def loaded(program: Program, page: str) -> set[str]:
 # --- what they are made of ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", every_page())
+@pytest.mark.parametrize("page", pages())
 def test_a_page_runs_nothing_but_files_of_ours(program: Program, page: str) -> None:
     answer = get(program, address(page))
     policy = answer.headers["Content-Security-Policy"]
@@ -98,7 +98,7 @@ def test_a_page_runs_nothing_but_files_of_ours(program: Program, page: str) -> N
     assert Document(answer.text).forbidden == []
 
 
-@pytest.mark.parametrize("page", every_page())
+@pytest.mark.parametrize("page", pages())
 def test_all_that_a_page_loads_is_there_is_ours_and_is_kept_for_ever(
     program: Program, page: str
 ) -> None:
@@ -116,7 +116,7 @@ def test_all_that_a_page_loads_is_there_is_ours_and_is_kept_for_ever(
         assert packed.content == plain.content
 
 
-@pytest.mark.parametrize("page", every_page())
+@pytest.mark.parametrize("page", pages())
 def test_a_page_and_its_files_are_light(program: Program, page: str) -> None:
     sizes = {
         path: int(get(program, path, **{"Accept-Encoding": "gzip"}).headers["Content-Length"])
@@ -152,7 +152,7 @@ def test_a_file_that_has_changed_has_another_address(
     assert not set(addresses()) & set(before)
 
 
-@pytest.mark.parametrize("page", every_page())
+@pytest.mark.parametrize("page", pages())
 def test_a_page_tells_no_secret(program: Program, page: str) -> None:
     assert not [secret for secret in SECRETS if secret in get(program, address(page)).text]
 
@@ -302,7 +302,7 @@ def test_a_stream_with_nothing_to_tell_begins_at_once(program: Program) -> None:
         assert answer.status_code == 200
 
 
-def test_every_page_leads_to_every_other(program: Program) -> None:
+def test_pages_leads_to_every_other(program: Program) -> None:
     for page in pages():
         text = get(program, address(page)).text
         assert all(f'href="{address(other)}"' in text for other in pages())
