@@ -95,8 +95,8 @@ def _language() -> str:
     chosen = request.cookies.get("language")
     if chosen in LANGUAGES:
         return chosen
-    for wanted, _ in request.accept_languages:
-        if (language := wanted.split("-")[0].lower()) in LANGUAGES:
+    for wanted, quality in request.accept_languages:
+        if quality > 0 and (language := wanted.split("-")[0].lower()) in LANGUAGES:
             return language
     return "en"
 

@@ -252,6 +252,8 @@ export async function toClipboard(text) {
 
 // --- live ------------------------------------------------------------------------------------
 
+const LOG_LINES = 1000;
+
 /**
  * One stream of events for the page. `handlers` has a function for each kind; `begin` is called
  * each time that it is connected, to ask for what has no events. A tab that nobody looks at holds
@@ -266,8 +268,10 @@ export class Live {
   #log = null;
   #lost = false;
 
-  constructor(kinds, handlers, begin = () => {}) {
+  /** `log` is what `follow` takes, for a page that shows one from the start. */
+  constructor(kinds, handlers, begin = () => {}, log = null) {
     this.#kinds = kinds;
+    this.#log = log === null ? null : { log, lines: LOG_LINES };
     this.#handlers = handlers;
     this.#begin = begin;
     document.addEventListener("visibilitychange", () => this.#watch());
@@ -277,8 +281,8 @@ export class Live {
   }
 
   /** Adds the lines of a log to the stream: "program", "model/NAME", or null for none. */
-  follow(log, lines = 500) {
-    this.#log = log === null ? null : { log, lines };
+  follow(log) {
+    this.#log = log === null ? null : { log, lines: LOG_LINES };
     this.#close();
     this.#watch();
   }

@@ -1,12 +1,13 @@
 import { Live, api, attempt, find, path, query, say } from "./core.js";
 import { LogView } from "./logview.js";
 
-const LINES = 2000;
+const LINES = 2000; // of a run that is over
 const whose = find("#whose");
 const run = find("#run");
 const log = new LogView(find("#log"));
 const asked = new URLSearchParams(location.search).get("of") ?? "program";
 let runs = [];
+let live = null;
 
 const model = () => (whose.value === "program" ? null : whose.value.replace(/^model\//, ""));
 
@@ -14,7 +15,7 @@ function follow() {
   log.clear(model() ?? "llm-manager");
   history.replaceState(null, "", `/logs?of=${encodeURIComponent(whose.value)}`);
   find("#ended").hidden = true;
-  live.follow(whose.value, LINES);
+  live.follow(whose.value);
 }
 
 /** Shows a run that is over, which nothing is added to. */
@@ -55,12 +56,12 @@ async function showNames() {
   whose.value = [...whose.options].some((option) => option.value === chosen) ? chosen : "program";
 }
 
-const live = new Live(["model"], {
+const handlers = {
   // A run that begins or ends is one more to choose from.
   model: (view) => view.name === model() && showRuns().catch(() => {}),
   lines: (lines) => log.add(lines),
   log_begins: () => log.clear(),
-});
+};
 
 whose.addEventListener("change", () => {
   run.value = "";
@@ -71,5 +72,6 @@ run.addEventListener("change", () => attempt(showRun));
 attempt(async () => {
   await showNames();
   if ([...whose.options].some((option) => option.value === asked)) whose.value = asked;
+  log.clear(model() ?? "llm-manager");
   await showRuns();
-}).then(follow);
+}).then(() => { live = new Live(["model"], handlers, showNames, whose.value); });

@@ -117,21 +117,26 @@ async function tryOut(name) {
 // --- log -----------------------------------------------------------------------------------
 
 function follow(name) {
+  showLog(name);
+  const address = name === null ? "/models" : `/models?log=${encodeURIComponent(name)}`;
+  history.replaceState(null, "", address);
+  live.follow(logOf(name));
+  find("#log-panel").scrollIntoView({ block: "nearest" });
+}
+
+function logOf(name) {
+  return name === null ? null : `model/${name}`;
+}
+
+function showLog(name) {
   followed = name;
   find("#log-panel").hidden = name === null;
   find("#both").classList.toggle("on", name !== null);
-  const address = name === null ? "/models" : `/models?log=${encodeURIComponent(name)}`;
-  history.replaceState(null, "", address);
   show();
-  if (name === null) {
-    live.follow(null);
-    return;
-  }
+  if (name === null) return;
   find("#log-title").textContent = say("log_of", { name });
   find("#all-runs").href = `/logs?of=${encodeURIComponent(`model/${name}`)}`;
   log.clear(name);
-  live.follow(`model/${name}`);
-  find("#log-panel").scrollIntoView({ block: "nearest" });
 }
 
 find("#close-log").addEventListener("click", () => follow(null));
@@ -166,7 +171,7 @@ const live = new Live(["model", "devices", "throughput"], {
   await Promise.all([load(), api("/api/devices").then((told) => { devices = told.devices; })]);
   if (followed !== null && !models.has(followed)) follow(null);
   show();
-});
-if (followed !== null) follow(followed);
+}, logOf(followed));
+if (followed !== null) showLog(followed);
 every(1, show);
 every(5, () => load().catch(() => {})); // the stream tells when nothing answers

@@ -1,4 +1,4 @@
-import { Live, all, api, copy, fill, find, list, money, number, path, say, span, toClipboard }
+import { Live, all, api, copy, fill, find, list, money, number, query, say, span, toClipboard }
   from "./core.js";
 import { stateName, why } from "./steering.js";
 
@@ -144,7 +144,9 @@ class Kind {
     fill(facts, { ...shown, link: `/requests?id=${encodeURIComponent(id)}` });
     facts.hidden = false;
     for (let i = 0; i < PRICE_TRIES; i++) {
-      const row = await api(`/api/usage/requests${path(id)}`).catch(() => null);
+      // It is among the newest; asked for alone it would not be there yet for some milliseconds.
+      const { requests } = await api(`/api/usage/requests${query({ model: this.model, limit: 20 })}`);
+      const row = requests.find((one) => one.id === id);
       if (row) {
         const first = row.first_byte_at && Date.parse(row.first_byte_at) - Date.parse(row.started_at);
         const seconds = (Date.parse(row.ended_at) - Date.parse(row.first_byte_at)) / 1000;

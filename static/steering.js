@@ -3,8 +3,8 @@
 import { agreed, api, attempt, notice, number, path, say, span } from "./core.js";
 
 const AT_REST = ["stopped", "failed"];
-// A restart is stopped on its way.
-const SETTLED = { start: ["ready", ...AT_REST], restart: ["ready", "failed"], stop: AT_REST };
+// On its way a restart is stopped, and so may a start be that is asked for during a stop.
+const SETTLED = { start: ["ready", "failed"], restart: ["ready", "failed"], stop: AT_REST };
 
 export const stateName = (state) => say(`state_${state}`);
 export const canStart = (view) => [...AT_REST, "stopping"].includes(view.state);
@@ -29,7 +29,7 @@ export class Steering {
   /** Takes a model's latest view. */
   seen(view) {
     const verb = this.#asked.get(view.name);
-    if (verb && SETTLED[verb].includes(view.state)) this.#tell(verb, view);
+    if (verb && SETTLED[verb].includes(view.state)) this.#tell(view);
   }
 
   async command(verb, name, button) {
@@ -37,7 +37,7 @@ export class Steering {
       if (verb !== "start" && !(await this.#isAgreed(verb, name))) return;
       const answer = await api(`/api/models${path(name)}/${verb}`, { method: "POST" });
       this.#asked.set(name, verb);
-      if (SETTLED[verb].includes(answer.state)) this.#tell(verb, answer);
+      if (SETTLED[verb].includes(answer.state)) this.#tell(answer);
     }, button);
   }
 
@@ -56,7 +56,7 @@ export class Steering {
     }, button);
   }
 
-  #tell(verb, view) {
+  #tell(view) {
     this.#asked.delete(view.name);
     const { name, state } = view;
     if (state === "ready") {
@@ -64,7 +64,7 @@ export class Steering {
     } else if (state === "failed") {
       notice(say("did_not_start", { name, why: why(view) }), "bad");
     } else {
-      notice(say("is_stopped", { name }), verb === "stop" ? "good" : "warn");
+      notice(say("is_stopped", { name }));
     }
   }
 }

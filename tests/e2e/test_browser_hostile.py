@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
@@ -9,7 +10,7 @@ import pytest
 from cards import Cards, card
 
 from .browser import address, becomes, card_of, needs_browser, pages, shows
-from .conftest import Launch, OpenBrowser
+from .conftest import OpenBrowser
 from .program import Program, env_of, eventually, fake, scheme
 
 if TYPE_CHECKING:
@@ -29,18 +30,22 @@ ASKED_FOR = f"asked {SCRIPT}"
 PROMPT = f"prompt {SCRIPT} {IMAGE}"
 LINE = f"line {SCRIPT} {IMAGE} {QUOTES}"
 OUTPUT = f"ERROR output {SCRIPT} {IMAGE}"
+FOLDER = f"folder {SCRIPT}"
 # What a page shows besides the models' names.
 SHOWN = {
     "overview": (BROKEN, OUTPUT, DEVICE, ASKED_FOR),
     "models": (ALIAS, BROKEN, OUTPUT, SCHEME, PASSED_OVER, DEVICE),
+    "requests": (ASKED_FOR,),
+    "settings": (FOLDER, ALIAS, SCHEME, OUTPUT),
 }
 
 
 @pytest.fixture(scope="module")
-def program(launch_once: Launch, tmp_path_factory: pytest.TempPathFactory) -> Program:
+def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
     cards = Cards(tmp_path_factory.mktemp("machine"), [card(DEVICE, 8000, 100)])
     dies = ["sh", "-c", 'echo "$0"; exit 3', OUTPUT]
-    program = launch_once(
+    program = Program(
+        tmp_path_factory.mktemp("shared") / FOLDER,
         {
             SCRIPT: {
                 "aliases": [ALIAS],
@@ -52,6 +57,7 @@ def program(launch_once: Launch, tmp_path_factory: pytest.TempPathFactory) -> Pr
         },
         env=env_of(cards),
     )
+    program.start()
     assert program.ask(QUOTES).ok
     messages = [{"role": "user", "content": PROMPT}]
     assert program.ask(ALIAS, {"log": LINE}, messages=messages).ok
@@ -59,7 +65,8 @@ def program(launch_once: Launch, tmp_path_factory: pytest.TempPathFactory) -> Pr
     assert program.ask(ASKED_FOR).status_code == 404
     assert not program.ask(BROKEN).ok
     eventually(lambda: program.get("/api/usage/summary").json()["requests"] >= 5)
-    return program
+    yield program
+    program.finish()
 
 
 def is_harmless(tab: Page) -> bool:
@@ -95,7 +102,7 @@ def test_a_model_of_a_hostile_name_is_steered_like_any_other(
     with program.held(SCRIPT):
         shows(tab, "1 in flight, 0 waiting")
         card.get_by_role("button", name="Restart").click()
-        shows(tab, f"{SCRIPT} is answering 1 requests")
+        shows(tab, f"{SCRIPT} has 1 in flight")
         tab.keyboard.press("Escape")
     card_of(tab, BROKEN).get_by_role("button", name=f"Start {BROKEN}", exact=True).click()
     shows(tab, f"{BROKEN} did not start")
@@ -112,6 +119,22 @@ def test_a_log_shows_hostile_lines_as_text_found_ones_too(
     shows(tab, OUTPUT)
     tab.locator("#whose").select_option("program")
     tab.get_by_label("Search").fill("did not start")
+    shows(tab, f"{BROKEN} did not start")
+    assert is_harmless(tab)
+
+
+def test_a_prompt_and_a_requests_error_are_text(program: Program, read: OpenBrowser) -> None:
+    reader = read(program)
+    tab = reader.open("/playground")
+    tab.locator("#chat").get_by_label("Model").select_option(QUOTES)
+    tab.get_by_label("Your message").fill(PROMPT)
+    tab.get_by_role("button", name="Send").click()
+    shows(tab, PROMPT, "the first byte after")
+    tab.locator("#chat").get_by_text("Same request with curl").click()
+    assert "<script>" in tab.locator("#chat .curl").inner_text()
+    assert is_harmless(tab)
+    tab = reader.open(f"/requests?{urlencode({'status': '503'})}")
+    tab.locator("#past tbody button").first.click()
     shows(tab, f"{BROKEN} did not start")
     assert is_harmless(tab)
 

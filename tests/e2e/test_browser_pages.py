@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from babel.messages.pofile import read_po
 from cards import Cards, card
 
-from .browser import address, needs_browser, overflow, pages, resize, violations
+from .browser import address, needs_browser, overflow, pages, resize, seen_on, violations
 from .conftest import Launch, OpenBrowser
-from .program import Program, env_of, eventually, fake, on
+from .program import ROOT, Program, env_of, eventually, fake, on
 
 pytestmark = needs_browser
 
@@ -63,7 +64,7 @@ def program(launch_once: Launch, tmp_path_factory: pytest.TempPathFactory) -> It
 
 @pytest.mark.parametrize("language", LOCALES)
 @pytest.mark.parametrize("page", pages())
-def test_pages_is_whole_and_usable_for_all(
+def test_a_page_is_whole_and_usable_for_all(
     program: Program, read: OpenBrowser, page: str, language: str
 ) -> None:
     themes = ("light", "dark") if language == "en" else ("dark", "light")
@@ -80,6 +81,16 @@ def test_pages_is_whole_and_usable_for_all(
                 faults += violations(tab)
             found += [f"{theme}, {width} px wide: {fault}" for fault in faults]
     assert not found, "\n".join(found)
+    if language != "en":
+        said = {line.strip() for line in seen_on(tab).splitlines()}
+        assert said & english() <= {"Chat"}  # which is a mode's name, too
+
+
+def english() -> set[str]:
+    """What pages say in English and in no other language."""
+    with (ROOT / "translations" / "zh" / "LC_MESSAGES" / "messages.po").open("rb") as file:
+        catalog = read_po(file, locale="zh")
+    return {str(word.id) for word in catalog if word.id and word.id != word.string}
 
 
 @pytest.mark.parametrize("page", pages())

