@@ -42,6 +42,13 @@ COST = 2_000_000  # billionths: what a row of `a_request` costs, 1,000 and 500 t
 Eventually = Callable[[Callable[[], Any]], Any]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _no_servers() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests" / "not_installed"))
+        yield
+
+
 @dataclass
 class House:
     """A data folder, its server's part in bills, and the worker."""
@@ -131,6 +138,20 @@ def test_a_worker_that_dies_is_replaced(house: House, eventually: Eventually) ->
     assert view["last_exit"] == -signal.SIGKILL
 
 
+def test_one_that_cannot_work_says_why_and_another_tries_again(
+    tmp_path: Path, eventually: Eventually
+) -> None:
+    lock, log = tmp_path / "worker.lock", tmp_path / "logs" / "worker.log"
+    lock.mkdir()  # where it needs a file
+    supervisor = Supervisor(settings(tmp_path), Clock())
+    supervisor.start()
+    eventually(lambda: log.exists() and "the worker cannot work on" in log.read_text())
+    lock.rmdir()
+    eventually(lambda: supervisor.wake() or (tmp_path / "queue.db").exists())
+    assert supervisor.view()["alive"]
+    supervisor.stop()
+
+
 def test_one_that_dies_at_once_is_tried_less_and_less_often(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, eventually: Eventually
 ) -> None:
@@ -214,16 +235,14 @@ def test_two_never_work_on_one_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("store")
-def test_a_second_one_waits_and_then_says_that_there_is_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+def test_a_second_one_waits_and_then_says_that_there_is_another(tmp_path: Path) -> None:
     command = (
         "from jobs import worker; worker._CLAIM_SECONDS = 0.1; raise SystemExit(worker.main())"
     )
     with claim(tmp_path, 0):
         second = subprocess.run(
             [sys.executable, "-c", command],
+            cwd=ROOT,
             stdin=(stdin := _pipe(settings(tmp_path).line())),
             capture_output=True,
             text=True,

@@ -29,6 +29,7 @@ from cards import Cards
 ROOT = Path(__file__).resolve().parents[2]
 FAKE = ROOT / "tests" / "fake_upstream.py"
 PLAIN = Path(__file__).with_name("plain_server.py")
+NOT_INSTALLED = ROOT / "tests" / "not_installed"
 CHAT = "/v1/chat/completions"
 PLACES = 4  # for requests, of which pages may hold one
 FEW_THREADS = 32 + PLACES
@@ -220,7 +221,10 @@ class Program:
         self.may_log_tracebacks = False
         self._wrapper = wrapper
         self._arguments = arguments
-        self._env = env or {}
+        self._env = dict(env or {})
+        if "queue" not in settings:
+            places = [self._env.get("PYTHONPATH"), str(NOT_INSTALLED)]
+            self._env["PYTHONPATH"] = os.pathsep.join(filter(None, places))
         self.mark = uuid.uuid4().hex
         self._output: list[str] = []
         folder.mkdir(parents=True, exist_ok=True)
