@@ -30,23 +30,18 @@ def empty(launch_once: Launch) -> Program:
     return launch_once({})
 
 
-@pytest.mark.parametrize("page", pages("logs", "settings"))
-def test_an_empty_page_says_what_to_do_first(empty: Program, read: OpenBrowser, page: str) -> None:
-    tab = read(empty).open(address(page))
-    said = tab.locator(".empty").filter(visible=True)
-    said.first.wait_for()
-    assert any(said.nth(number).locator("a").count() for number in range(said.count()))
-    assert overflow(tab) + violations(tab) == []
-
-
-@pytest.mark.parametrize("page", ["overview", "models"])
-def test_whoever_has_no_models_is_sent_to_the_settings(
-    empty: Program, read: OpenBrowser, page: str
-) -> None:
-    tab = read(empty).open(address(page))
-    link = tab.locator(".empty").filter(has_text="no models yet").get_by_role("link")
-    assert link.is_visible()
-    assert link.get_attribute("href") == "/settings"
+def test_empty_pages_say_what_to_do_first(empty: Program, read: OpenBrowser) -> None:
+    reader = read(empty)
+    tab = reader.context.new_page()
+    for page in pages("logs", "settings"):
+        reader.goto(tab, address(page))
+        said = tab.locator(".empty").filter(visible=True)
+        said.first.wait_for()
+        assert any(said.nth(number).locator("a").count() for number in range(said.count())), page
+        assert overflow(tab) + violations(tab) == [], page
+        if page in ("overview", "models"):
+            link = said.filter(has_text="no models yet").get_by_role("link")
+            assert link.get_attribute("href") == "/settings"
 
 
 # --- a first model ------------------------------------------------------------------------
@@ -106,6 +101,7 @@ def test_a_log_is_followed_searched_sifted_paused_and_saved(
     reader = read(program)
     tab = reader.open("/models")
     card_of(tab, "Chatty").get_by_role("button", name="Start Chatty", exact=True).click()
+    becomes(tab, "Chatty", "ready")
     card_of(tab, "Chatty").get_by_role("button", name="Log").click()
     lines = tab.locator("#log .log")
     shows(tab, "Log of Chatty", "listening on 127.0.0.1")
@@ -162,16 +158,18 @@ def test_whoever_stops_a_model_that_answers_is_asked_first(
 # --- by keyboard alone --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", pages())
-def test_the_first_tab_leads_past_the_menu(empty: Program, read: OpenBrowser, page: str) -> None:
-    tab = read(empty).open(address(page))
-    tab.keyboard.press("Tab")
-    assert focused(tab) == "Skip to the content"
-    box = tab.locator(".skip").bounding_box()
-    assert box is not None
-    assert box["x"] >= 0
-    tab.keyboard.press("Enter")
-    assert tab.evaluate("document.activeElement.id") == "content"
+def test_on_every_page_the_first_tab_leads_past_the_menu(empty: Program, read: OpenBrowser) -> None:
+    reader = read(empty)
+    tab = reader.context.new_page()
+    for page in pages():
+        reader.goto(tab, address(page))
+        tab.keyboard.press("Tab")
+        assert focused(tab) == "Skip to the content", page
+        box = tab.locator(".skip").bounding_box()
+        assert box is not None
+        assert box["x"] >= 0, page
+        tab.keyboard.press("Enter")
+        assert tab.evaluate("document.activeElement.id") == "content", page
 
 
 def test_models_are_steered_by_keyboard_alone(program: Program, read: OpenBrowser) -> None:
