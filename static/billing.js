@@ -148,14 +148,7 @@ function edit(version) {
   editor.elements.effective_from.value = "";
   find("#tiers").replaceChildren();
   for (const tier of version?.tiers ?? [{ input: "", output: "" }]) addTier(tier);
-  if (version) {
-    quote();
-    return;
-  }
-  // With nothing written yet there is nothing to quote, nor to find fault with.
-  quoted += 1;
-  showFault(null);
-  find("#quote").textContent = "–";
+  quote();
 }
 
 function addTier(tier) {
@@ -218,13 +211,21 @@ let quoted = 0;
 
 async function quote() {
   const ours = ++quoted;
+  const given = price();
+  const isWhole = (given.tiers ?? []).every((tier) => tier.input && tier.output);
+  if (!isWhole || Object.keys(given).length === 0) {
+    // Half written yet: no fault to be found with it.
+    showFault(null);
+    find("#quote").textContent = "–";
+    return;
+  }
   const sample = Object.fromEntries(
     ["prompt_tokens", "cached_tokens", "completion_tokens", "seconds"].map((name) => {
       const text = editor.elements[name].value.trim();
       return [name, /^\d{1,15}(\.\d{1,3})?$/.test(text) ? Number(text) : text || 0];
     }));
   try {
-    const answer = await api("/api/prices/quote", { method: "POST", body: { ...price(), ...sample } });
+    const answer = await api("/api/prices/quote", { method: "POST", body: { ...given, ...sample } });
     if (ours !== quoted) return;
     showFault(null);
     const tier = answer.tier === null ? say("no_tier") : say("tier_number", { number: answer.tier + 1 });

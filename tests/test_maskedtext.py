@@ -247,14 +247,13 @@ def test_no_text_takes_long() -> None:
 
 # --- whatever is written -----------------------------------------------------------------
 
-numbers = itertools.count(1)
 odd = st.text(alphabet="abZ09 '\"\\{}[]:#,&*!|>%@`-=ä💥\t", max_size=6)
 
 
 @st.composite
-def secrets(draw: st.DrawFn) -> str:
-    """Never the same, so that it is nowhere else."""
-    return f"S{next(numbers)}z{draw(odd)}{'q' * draw(st.integers(0, 2))}"
+def secrets(draw: st.DrawFn, number: int) -> str:
+    """Each number has its own, so that it is nowhere else."""
+    return f"S{number}z{draw(odd)}{'q' * draw(st.integers(0, 2))}"
 
 
 def is_plain(value: str) -> bool:
@@ -294,9 +293,10 @@ def spelled(draw: st.DrawFn, value: str, depth: int, *, flow: bool = False) -> s
 def configs(draw: st.DrawFn) -> tuple[str, list[str]]:
     """A text and the secrets in it."""
     hidden: list[str] = []
+    numbers = itertools.count(1)
 
     def secret() -> str:
-        hidden.append(draw(secrets()))
+        hidden.append(draw(secrets(next(numbers))))
         return hidden[-1]
 
     lines = ["program:", "  host: 127.0.0.1"]

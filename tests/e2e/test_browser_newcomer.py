@@ -37,6 +37,7 @@ def test_from_the_first_look_to_the_bill(demo: Program, read: OpenBrowser) -> No
     reader.settles(tab)
     shows(tab, "No price yet", "Demo-Chat")
     tab.locator("#model").select_option("Demo-Chat")
+    reader.settles(tab)
     tier = tab.get_by_role("group", name="tier 1")
     tier.get_by_label("Prompt", exact=True).fill("2")
     tier.get_by_label("Output", exact=True).fill("8")

@@ -73,17 +73,17 @@ def similarity(one: list[float], other: list[float]) -> float:
     return product / (math.hypot(*one) * math.hypot(*other))
 
 
-def test_a_real_reranker_scores_every_document(program: Program, names: dict[str, str]) -> None:
+def test_a_real_reranker_scores_every_document(demo: Program, names: dict[str, str]) -> None:
     documents = ["Paris is in France.", "Cats sleep.", "Berlin is in Germany."]
     body = {"model": names["Reranker"], "query": "Where is Paris?", "documents": documents}
-    answer = program.post("/v1/rerank", body, timeout=COLD_START)
+    answer = demo.post("/v1/rerank", body, timeout=COLD_START)
     assert answer.status_code == requests.codes.ok, answer.text
     results = answer.json()["results"]
     assert sorted(result["index"] for result in results) == [0, 1, 2]
     assert all(math.isfinite(result["relevance_score"]) for result in results)
 
 
-def test_the_models_are_ready_now_and_say_what_they_took(program: Program) -> None:
-    views = program.get("/api/models").json()["models"]
+def test_the_models_are_ready_now_and_say_what_they_took(demo: Program) -> None:
+    views = demo.get("/api/models").json()["models"]
     assert {view["state"] for view in views} == {"ready"}
     assert all(view["start_seconds"] > 0 for view in views)
