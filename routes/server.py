@@ -261,5 +261,14 @@ class HttpServer:
         """Lets the requests under way finish for up to ``grace`` seconds, then ends."""
         self._workers.shutdown(timeout=grace)
         # Only the loop's own thread may touch its map.
-        self._listeners[0].trigger.pull_trigger(lambda: wasyncore.close_all(self._map))
+        self._listeners[0].trigger.pull_trigger(self._end_loop)
         self._thread.join()
+        for listener in self._listeners:
+            listener.trigger.close()
+
+    def _end_loop(self) -> None:
+        # The triggers' pipes stay open. The loop may be awake and come here before whoever pulls
+        # the trigger has written to its pipe: by then that number could be another file's.
+        for listener in self._listeners:
+            listener.trigger.del_channel()
+        wasyncore.close_all(self._map)

@@ -20,14 +20,6 @@ Launch = Callable[..., Program]
 OpenBrowser = Callable[..., Reader]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keeps the tests of a file that share a program and a browser with one of xdist's workers:
-    each worker would start both again."""
-    for item in items:
-        if item.path.name.startswith("test_browser") or item.path.name == "test_demo.py":
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
-
-
 @pytest.fixture
 def launch(tmp_path: Path) -> Iterator[Launch]:
     """Starts programs, each on a folder of its own, that end in good order with the test."""
