@@ -264,11 +264,12 @@ class HttpServer:
         self._listeners[0].trigger.pull_trigger(self._end_loop)
         self._thread.join()
         for listener in self._listeners:
-            listener.trigger.close()
+            listener.close()
 
     def _end_loop(self) -> None:
-        # The triggers' pipes stay open. The loop may be awake and come here before whoever pulls
-        # the trigger has written to its pipe: by then that number could be another file's.
+        # The listeners' triggers stay open. The loop may be awake and come here before whoever
+        # pulls one has written to its pipe: by then that number could be another file's.
         for listener in self._listeners:
             listener.trigger.del_channel()
+            listener.del_channel()
         wasyncore.close_all(self._map)
