@@ -69,7 +69,7 @@ def for_scripts() -> dict[str, str]:
         "prompt_speed": _("prompts {speed}"),
         "waiting_count": _("{count} waiting"),
         "yesterday": _("yesterday {value}"),
-        "yesterday_failed": _("yesterday {value} · {failed} failed"),
+        "yesterday_failed": _("{failed} failed · yesterday {value}"),
         "speed_chart": _("Tokens per second: {now} now, {highest} at most"),
         "failed_count": _("{count} failed"),
         "from_cache": _("{part} % from a cache"),
