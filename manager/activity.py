@@ -123,11 +123,11 @@ class Activity:
         self._at_ms = self._clock.wall_ms()
         self._seconds.append(second)
         self._of_models.append(of_models)
-        self._events.publish("throughput", self.throughput)
+        self._events.publish("throughput", self.throughput, wakes=False)
         if self._events.are_wanted("requests"):
             now = self.requests()
             if now != self._told:
-                self._events.publish("requests", lambda: now)
+                self._events.publish("requests", lambda: now, wakes=False)
             self._told = now
 
     def under_way(self) -> list[UnderWay]:

@@ -34,15 +34,18 @@ class Subscription:
         self._kinds = kinds
         self._changed = threading.Condition()
         self._pending: deque[Event] = deque(maxlen=MAX_PENDING)
+        self._is_woken = False
         self._closed = False
 
     def wants(self, kind: str) -> bool:
         return self._kinds is None or kind in self._kinds
 
-    def put(self, event: Event) -> None:
+    def put(self, event: Event, wakes: bool) -> None:
         with self._changed:
             self._pending.append(event)  # a reader too slow loses the oldest
-            self._changed.notify()
+            if wakes:
+                self._is_woken = True
+                self._changed.notify()
 
     def close(self) -> None:
         with self._changed:
@@ -54,11 +57,13 @@ class Subscription:
         return self._closed
 
     def take(self, timeout: float) -> list[Event]:
-        """All events that wait; none after ``timeout`` seconds or when it is closed."""
+        """All events that wait, once one has come that wakes, or after ``timeout`` seconds; none
+        when it is closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._pending or self._closed, timeout)
+            self._changed.wait_for(lambda: self._is_woken or self._closed, timeout)
             taken = [] if self._closed else list(self._pending)
             self._pending.clear()
+            self._is_woken = False
         return taken
 
 
@@ -69,13 +74,17 @@ class Events:
         self._lock = threading.Lock()
         self._subscriptions: set[Subscription] = set()
 
-    def publish(self, kind: str, tell: Callable[[], Any]) -> None:
-        """``tell`` makes the event's data; it is only asked where somebody listens."""
+    def publish(self, kind: str, tell: Callable[[], Any], *, wakes: bool = True) -> None:
+        """``tell`` makes the event's data; it is only asked where somebody listens.
+
+        What comes each second does not wake its readers: a hundred threads that wake at one moment
+        fight over the interpreter's lock. Each finds it at its own next look.
+        """
         subscriptions = self._who_want(kind)
         if subscriptions:
             event = Event(kind, tell())
             for subscription in subscriptions:
-                subscription.put(event)
+                subscription.put(event, wakes)
 
     def are_wanted(self, kind: str) -> bool:
         """Whether somebody listens for these."""

@@ -8,7 +8,7 @@ from typing import Any
 from flask import Blueprint, Response, jsonify
 
 from manager import scheduling
-from manager.devices import Device, Reading
+from manager.devices import Device, Reading, Snapshot
 from manager.scheduling import Card, Holding
 from routes.house import House
 
@@ -28,7 +28,10 @@ def blueprint(house: House) -> Blueprint:
         house.monitor.fresh(house.clock.monotonic() - _AGE, wait)
         return jsonify(view(house))
 
-    house.monitor.listen(lambda _snapshot: house.events.publish("devices", lambda: view(house)))
+    def tell(_snapshot: Snapshot) -> None:
+        house.events.publish("devices", lambda: view(house), wakes=False)
+
+    house.monitor.listen(tell)
     return routes
 
 

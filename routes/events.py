@@ -17,6 +17,7 @@ from routes.parameters import Query, bad
 KINDS = ("model", "devices", "eviction", "throughput", "requests")
 _UNASKED = KINDS[:-1]  # the list of requests is long: it is for those who name it
 _KEEP_ALIVE = 15.0  # seconds; proxies cut a stream that is silent for long
+_LOOK = 1.0  # seconds until a page is told what does not wake it
 _PAUSE = 0.1  # seconds between two pieces of a stream
 _OF_MODEL = "model/"
 
@@ -80,7 +81,7 @@ def _pieces(house: House, subscription: Subscription, follower: Follower | None)
     # The headers go out with the first bytes, and a browser has no stream before it has those.
     yield b": here it is\n\n" + b"".join(event.message for event in _now(house, subscription))
     quiet = 0.0
-    wait = _KEEP_ALIVE if follower is None else POLL
+    wait = _LOOK if follower is None else POLL
     while not subscription.closed:
         changes = subscription.take(wait)
         if follower is not None and (lines := follower.read()):

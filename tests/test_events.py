@@ -150,3 +150,19 @@ def test_a_reader_gets_only_the_kinds_that_it_asked_for() -> None:
 
 def test_a_name_with_half_a_character_does_not_end_the_stream() -> None:
     assert Event("model", {"name": "\ud800"}).message.startswith(b"event: model")
+
+
+def test_what_comes_each_second_is_found_at_the_next_look_and_wakes_nobody() -> None:
+    events = Events()
+    subscription = events.subscribe()
+    woken: list[Event] = []
+    reader = threading.Thread(
+        target=lambda: woken.extend(subscription.take(PATIENCE * 10)), daemon=True
+    )
+    reader.start()
+    events.publish("throughput", lambda: 1, wakes=False)
+    events.publish("model", lambda: 2)
+    reader.join(PATIENCE)
+    assert [event.data for event in woken] == [1, 2]
+    events.publish("throughput", lambda: 3, wakes=False)
+    assert pending(subscription) == [3]
