@@ -9,12 +9,13 @@ from typing import Any
 from flask import Blueprint, Response, jsonify, request
 
 from manager import data
+from manager.calendar import iso
 from manager.errors import ApiError
 from manager.orders import Order
 from manager.store import reading
 from routes.house import House
 from routes.parameters import bad, body, refuse_unknown
-from routes.usage import iso, unreadable
+from routes.usage import unreadable
 
 _WAIT_SECONDS = 60.0
 _AT_REST = ("stopped", "failed")

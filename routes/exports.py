@@ -12,12 +12,13 @@ from flask import Blueprint, Response, jsonify
 from jobs import crontab
 from manager import bills, calendar
 from manager.bills import Period
+from manager.calendar import iso
 from manager.errors import ApiError
 from manager.settings import Export
 from routes.data import carry_out, shown
 from routes.house import House
 from routes.parameters import bad, body, refuse_unknown
-from routes.usage import iso, unreadable, zone_of
+from routes.usage import unreadable, zone_of
 
 
 def blueprint(house: House) -> Blueprint:

@@ -11,13 +11,14 @@ from typing import Any
 from flask import Blueprint, Response, jsonify
 
 from manager import pricing
+from manager.calendar import iso
 from manager.prices import Adjustment, Version
 from manager.pricing import Price, Tier, billionths, decimal_text
 from manager.usage import MAX_TOKENS
 from manager.yamlnodes import has_control
 from routes.house import House
 from routes.parameters import Number, Query, bad, body, moment_ms, refuse_unknown
-from routes.usage import iso, model_named, unreadable, zone_of
+from routes.usage import model_named, unreadable, zone_of
 
 _PRICE = ("effective_from", "per_hour", "tiers")
 _TOKENS = ("prompt_tokens", "cached_tokens", "completion_tokens")

@@ -12,16 +12,18 @@ import re
 import sqlite3
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import timezone, tzinfo
+from datetime import tzinfo
 from typing import Any
 
 from flask import Blueprint, Response, jsonify
 
 from manager import bills, calendar, latency, reports, search
+from manager.calendar import iso
 from manager.errors import ApiError
 from manager.pricing import decimal_text
-from manager.reports import TooManyBuckets, Totals
+from manager.reports import TooManyBuckets
 from manager.search import Filters, Request, Search
+from manager.sums import Totals
 from routes.house import House
 from routes.parameters import Query, bad
 
@@ -157,11 +159,6 @@ def blueprint(house: House) -> Blueprint:
 def zone_of(house: House) -> tzinfo:
     """The configured time zone."""
     return calendar.zone(house.fleet.config.program.timezone)
-
-
-def iso(ms: int) -> str:
-    """The moment in UTC."""
-    return calendar.local(ms, timezone.utc).isoformat(timespec="milliseconds")
 
 
 def model_named(house: House, name: str) -> str:

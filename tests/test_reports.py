@@ -22,9 +22,10 @@ from manager import calendar, data, latency, reports, search
 from manager.clock import Clock
 from manager.prices import Prices
 from manager.pricing import Price, Tier
-from manager.reports import MOST_BUCKETS, Reports, Series, TooManyBuckets, Totals
+from manager.reports import MOST_BUCKETS, Reports, Series, TooManyBuckets
 from manager.search import Filters, Request, Search
 from manager.store import RequestRow, Run, reading, uuid7
+from manager.sums import Sums, Totals
 
 HOUR, DAY = calendar.HOUR_MS, 24 * calendar.HOUR_MS
 UTC = calendar.zone("UTC")
@@ -334,14 +335,14 @@ def test_sums_read_ranges_of_rollups_and_the_newest_requests_and_nothing_else(
     books: Books, filters: Filters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plans: list[str] = []
-    rows = reports._Sums._rows
+    rows = Sums._rows
 
     def explained(self: Any, statement: str, values: Sequence[object]) -> Any:
         plan = self._connection.execute(f"EXPLAIN QUERY PLAN {statement}", (*values, *self._values))
         plans.extend(row[3] for row in plan)
         return rows(self, statement, values)
 
-    monkeypatch.setattr(reports._Sums, "_rows", explained)
+    monkeypatch.setattr(Sums, "_rows", explained)
     books.reports.summary(0, DAY, UTC, filters)
     searches = [plan for plan in plans if "TEMP B-TREE" not in plan]
     assert "SEARCH requests USING INTEGER PRIMARY KEY (rowid>?)" in searches
@@ -425,7 +426,7 @@ def test_what_is_shorter_than_an_hour_reads_the_requests_of_its_range_and_no_oth
 ) -> None:
     plans: list[str] = []
     with closing(sqlite3.connect(books.path)) as connection:
-        sums = reports._Sums(explained(connection, plans), filters, "model", 0)
+        sums = Sums(explained(connection, plans), filters, "model", 0)
         sums.add_rows([0, 60_000])
         sums.add_latencies_of_rows([0, 60_000], billed_only=False)
     reads = [plan for plan in plans if "requests" in plan]
