@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from usage_rows import new_store
 
 from jobs import billing, run_hours
-from manager import calendar, data, latency, reports, search
+from manager import calendar, data, latency, search
 from manager.clock import Clock
 from manager.prices import Prices
 from manager.pricing import Price, Tier
@@ -436,7 +436,7 @@ def test_what_is_shorter_than_an_hour_reads_the_requests_of_its_range_and_no_oth
 def test_of_less_than_an_hour_the_newest_requests_say_how_long_they_took(
     books: Books, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reports, "_MOST_TIMED", 3)
+    monkeypatch.setattr("manager.sums._MOST_TIMED", 3)
     books.add(*(a_row(number, ended_ms=number + 10) for number in range(5)))
     books.bill()
     books.add(a_row(10, ended_ms=20), a_row(60_000))
