@@ -16,6 +16,8 @@ _MAX_LINE = 1 << 16
 _MAX_TAIL = 4 << 20  # bytes; a progress bar can be one line of gigabytes
 POLL = 0.25
 """Seconds between two looks at a file that somebody follows."""
+_MOST_BEHIND = 1 << 20  # bytes that a follower may be behind
+_CAUGHT_UP = 100  # lines with which it goes on then
 OWN_LOG = "llm-manager.log"
 _UNSAFE = re.compile(r'[<>:"/\\|?*%\x00-\x1f]|^\.|[. ]$')
 # Windows keeps these names for devices, whatever stands behind a dot.
@@ -145,6 +147,9 @@ class Follower:
         later = next((file for file in self._files() if self._is_later(file)), None)
         data = b""
         if self._path is not None:
+            size = self._path.stat().st_size if self._path.exists() else 0
+            if size - self._offset > _MOST_BEHIND:
+                return self._catch_up(self._path, size)
             data, self._offset = _read_from(self._path, self._offset)
         if data:
             *whole, self._partial = (self._partial + data).split(b"\n")
@@ -156,6 +161,11 @@ class Follower:
         rest = [_text(self._partial)] if self._partial else []
         self._path, self._offset, self._partial = later, 0, b""
         return rest
+
+    def _catch_up(self, path: Path, size: int) -> list[str]:
+        """More was written than anybody can read: goes on with the last of it."""
+        left_out, self._offset, self._partial = size - self._offset, size, b""
+        return [f"# {left_out} bytes are left out here", *_last_lines(path, _CAUGHT_UP, size)]
 
     def _is_later(self, file: Path) -> bool:
         return self._path is None or file > self._path
@@ -181,7 +191,7 @@ def _read_from(path: Path, offset: int) -> tuple[bytes, int]:
             if file.seek(0, os.SEEK_END) < offset:
                 offset = 0  # somebody has cut it, as logrotate does
             file.seek(offset)
-            data = file.read(_BLOCK)
+            data = file.read(_MOST_BEHIND)
             return data, offset + len(data)
     except FileNotFoundError:
         return b"", offset

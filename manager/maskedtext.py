@@ -23,6 +23,7 @@ _ENTRY = re.compile(r"[\"']?[\w.-]+[\"']?:(?:\s|$)")
 _TELLING = re.compile(rf"(?i).*?(?:{SECRET})[\w-]*[\s\"':=,]*")
 _NOTE = re.compile(r"#\s*")
 _SHOWN = "TokenTracker"  # a list of modes
+_MASKED = ("env", "command", "queue")  # of which GET /api/config hides parts
 _DEEP = 3  # levels of names: program or Local-Models, models, schemes; further down are values
 
 
@@ -53,7 +54,7 @@ def unmask(edited: str, original: str) -> tuple[str, list[Problem]]:
         position = mark.end()
     restored = "".join([*pieces, edited[position:]])
     # Of a text that is no YAML too much is hidden to ask for that: it is to be mended.
-    shown = _shown(put_back, _parts(restored)) if _is_document(original) else []
+    shown = _shown(put_back, _parts(restored, strictly=True)) if _is_document(original) else []
     problems += [
         Problem(_line_of(restored, start), "what is hidden would be shown here: write it anew")
         for start, _ in shown
@@ -87,11 +88,15 @@ def _line_of(text: str, place: int) -> int:
 # --- what is hidden --------------------------------------------------------------------------
 
 
-def _parts(text: str) -> Spans:
+def _parts(text: str, *, strictly: bool = False) -> Spans:
     """What may be a secret, by the places in the text, in order and apart. What looks like a mark
-    is taken for one of them, so that it comes back as it was."""
+    is taken for one of them, so that it comes back as it was.
+
+    ``strictly``: only where nobody else shows it either. A model's name or alias is hidden here
+    from a telling word on, and told by every other answer.
+    """
     try:
-        found = list(_in_document(text, yamlnodes.compose(text)))
+        found = list(_in_document(text, yamlnodes.compose(text), strictly))
     except Unreadable:
         found = list(_in_lines(text, 0, len(text)))
     found += [mark.span() for mark in _MARK.finditer(text)]
@@ -104,33 +109,37 @@ def _parts(text: str) -> Spans:
     return result
 
 
-def _in_document(text: str, root: yaml.Node | None) -> Iterator[tuple[int, int]]:
+def _in_document(text: str, root: yaml.Node | None, strictly: bool) -> Iterator[tuple[int, int]]:
     scalars: list[tuple[int, int]] = []
     seen = set()
-    # Each with how deep it is, and whether all of it is secret.
-    waiting: list[tuple[yaml.Node, int, bool]] = [(root, 0, False)] if root else []
+    # Each with how deep it is, whether all of it is secret, and whether some of it may be.
+    first = (root, 0, False, not strictly)
+    waiting: list[tuple[yaml.Node, int, bool, bool]] = [first] if root else []  # type: ignore[list-item]
     while waiting:
-        node, depth, is_secret = waiting.pop()
-        if (id(node), is_secret) in seen:
+        node, depth, is_secret, may_be = waiting.pop()
+        if (id(node), is_secret, may_be) in seen:
             continue
-        seen.add((id(node), is_secret))
+        seen.add((id(node), is_secret, may_be))
         if isinstance(node, yaml.ScalarNode):
             span = node.start_mark.index, node.end_mark.index
             scalars.append(span)
-            yield from _in_scalar(text, node, *span, is_secret)
+            if is_secret or may_be:
+                yield from _in_scalar(text, node, *span, is_secret)
         elif isinstance(node, yaml.SequenceNode):
             texts = [one.value if isinstance(one, yaml.ScalarNode) else "" for one in node.value]
             for item, value, spans in zip(node.value, texts, argument_spans(texts), strict=True):
-                is_whole = bool(value) and spans == [(0, len(value))]
-                waiting.append((item, depth + 1, is_secret or is_whole))
+                is_whole = may_be and bool(value) and spans == [(0, len(value))]
+                waiting.append((item, depth + 1, is_secret or is_whole, may_be))
         else:
             for key, value in node.value:
-                waiting.append((key, depth + 1, is_secret))
+                is_all = value.tag == TAG + "null"  # such as {API_KEY=abc}
+                waiting.append((key, depth + 1, False, not strictly or (may_be and is_all)))
                 name = key.value if isinstance(key, yaml.ScalarNode) else ""
                 # A model may be called Monkey.
                 is_name = isinstance(value, yaml.MappingNode) and depth < _DEEP
                 is_telling_key = is_telling(name) and not is_name and name != _SHOWN
-                waiting.append((value, depth + 1, is_secret or is_telling_key))
+                is_kept = may_be or name in _MASKED
+                waiting.append((value, depth + 1, is_secret or is_telling_key, is_kept))
     # What is between scalars is comments, and marks of YAML's own that tell nothing.
     position = 0
     for start, end in [*sorted(scalars), (len(text), len(text))]:

@@ -10,12 +10,12 @@ MASK = "***"
 Spans = list[tuple[int, int]]
 """Parts of a text, from and to, in order."""
 
-SECRET = "key|token|secret|passw|credential|auth"
+SECRET = r"key|token|secret|pass(?!ed|ing|ive)|pwd|_pat\b|bearer|credential|auth|密码"
 """A pattern of words that tell that a secret may follow, in any case."""
 _SECRET = re.compile(SECRET, re.IGNORECASE)
 _WORD = re.compile(r"[\w-]+")
 _BEFORE_VALUE = re.compile(r"[\"']?(?:\s*[=:]\s*|\s+)(?=\S)")
-_PASSWORD_IN_URL = re.compile(r"(://[^/\s:@]*:)([^/\s]*)@")
+_PASSWORD_IN_URL = re.compile(r"(://(?:[^/\s:@]*:)?)([^/\s]*)@")  # or a token, without a user
 
 
 def is_telling(name: str) -> bool:
@@ -56,7 +56,7 @@ def argument_spans(arguments: Sequence[str]) -> list[Spans]:
     hide_next = False
     for argument in arguments:
         name, equals, _ = argument.partition("=")
-        if hide_next and not argument.startswith("-"):
+        if hide_next and not argument.startswith("--"):
             result.append([(0, len(argument))])
         else:
             result.append(secret_spans(argument))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from flask import Blueprint, Response, jsonify
 
+from manager.errors import ApiError
 from manager.events import Event, Subscription
 from manager.logs import POLL, Follower
 from routes import streams
@@ -29,7 +30,7 @@ def blueprint(house: House) -> Blueprint:
     def events() -> Response:
         query = Query(("only", "log", "lines"))
         kinds = _kinds(query)
-        follower = _follower(house, query)
+        follower, first = _follower(house, query)
         subscription = house.events.subscribe(kinds)
         if "devices" in kinds:
             house.monitor.touch()
@@ -37,7 +38,7 @@ def blueprint(house: House) -> Blueprint:
         def stop() -> None:
             house.events.unsubscribe(subscription)
 
-        return streams.answer(house, _pieces(house, subscription, follower), stop)
+        return streams.answer(house, _pieces(house, subscription, follower, first), stop)
 
     @routes.get("/api/activity")
     def activity() -> Response:
@@ -63,23 +64,31 @@ def _kinds(query: Query) -> tuple[str, ...]:
     return kinds
 
 
-def _follower(house: House, query: Query) -> Follower | None:
-    """Of the log that the page shows, in the same stream: a page holds one thread."""
+def _follower(house: House, query: Query) -> tuple[Follower | None, list[str]]:
+    """Of the log that the page shows, in the same stream: a page holds one thread. And what it is
+    told in the place of a log: a page whose model is gone goes on with all else."""
     log = query.text("log")
     if log is None:
-        return None
+        return None, []
     if log == "program":
-        return house.logs.own_follower(lines_asked_for())
+        return house.logs.own_follower(lines_asked_for()), []
     if not log.startswith(_OF_MODEL):
         raise bad("log", f"log has to be program or model/NAME, not {log[:40]!r}")
-    model = house.fleet.find(log.removeprefix(_OF_MODEL))
-    return house.logs.follower(model.settings.name, lines_asked_for())
+    try:
+        model = house.fleet.find(log.removeprefix(_OF_MODEL))
+    except ApiError as error:
+        return None, [str(error)]
+    return house.logs.follower(model.settings.name, lines_asked_for()), []
 
 
-def _pieces(house: House, subscription: Subscription, follower: Follower | None) -> Iterator[bytes]:
+def _pieces(
+    house: House, subscription: Subscription, follower: Follower | None, first: list[str]
+) -> Iterator[bytes]:
     """First all as it is, then each change."""
     # The headers go out with the first bytes, and a browser has no stream before it has those.
     yield b": here it is\n\n" + b"".join(event.message for event in _now(house, subscription))
+    if first:
+        yield Event("lines", first).message
     quiet = 0.0
     wait = _LOOK if follower is None else POLL
     while not subscription.closed:

@@ -1,4 +1,4 @@
-import { Live, all, api, attempt, bytes, copy, dateOf, every, fill, find, list, money, notice, number,
+import { Live, all, api, attempt, bytes, copy, dateOf, daysAfter, every, fill, find, list, money, notice, number,
   onAct, path, query, say, short, span, time } from "./core.js";
 
 const MOST_MONTHS = 60;
@@ -14,14 +14,16 @@ const after = (text) => {
   return `${number_ === 12 ? year + 1 : year}-${String((number_ % 12) + 1).padStart(2, "0")}`;
 };
 
+const before = (text) => daysAfter(`${text}-01`, -1).slice(0, 7);
+
 function showMonths(oldest) {
   const last = dateOf(Date.now()).slice(0, 7);
   const found = [];
-  for (let one = oldest; one <= last && found.length < MOST_MONTHS; one = after(one)) found.push(one);
+  for (let one = last; one >= oldest && found.length < MOST_MONTHS; one = before(one)) found.push(one);
   const name = new Intl.DateTimeFormat(document.documentElement.lang,
     { year: "numeric", month: "long", timeZone: "UTC" });
   const chosen = month.value || new URLSearchParams(location.search).get("month");
-  month.replaceChildren(...found.reverse().map((one) =>
+  month.replaceChildren(...found.map((one) =>
     new Option(name.format(new Date(`${one}-15T00:00:00Z`)), one)));
   if (found.includes(chosen)) month.value = chosen;
 }
@@ -262,7 +264,7 @@ editor.addEventListener("input", () => {
 });
 editor.addEventListener("submit", (event) => {
   event.preventDefault();
-  save();
+  attempt(save, find("button.primary", editor));
 });
 find("#add-tier").addEventListener("click", () => {
   const last = all("#tiers > .tier").at(-1);

@@ -102,14 +102,27 @@ export function dateOf(ms) {
     .format(ms);
 }
 
+/** A date so many days after another one, or before; both as 2026-11-23. */
+export function daysAfter(date, days) {
+  const noon = Date.parse(`${date}T12:00:00Z`); // no zone's clocks change a date by their hour
+  return new Date(noon + days * 86_400_000).toISOString().slice(0, 10);
+}
+
 export const secondsSince = (iso) => (Date.now() - Date.parse(iso)) / 1000;
 
 // --- the API ---------------------------------------------------------------------------------
 
-const token = document.querySelector("meta[name=csrf-token]").content;
+let token = document.querySelector("meta[name=csrf-token]").content;
+
+/** The token of the session of now: pages that were opened together may have begun others. */
+async function newToken() {
+  const page = await (await fetch(location.pathname)).text();
+  const found = new DOMParser().parseFromString(page, "text/html");
+  return found.querySelector("meta[name=csrf-token]").content;
+}
 
 /** What the API answers with; an Error with its message where it refuses or cannot be reached. */
-export async function api(path, { method = "GET", body, signal } = {}) {
+export async function api(path, { method = "GET", body, signal, again = true } = {}) {
   const options = { method, signal, headers: {} };
   if (method !== "GET") {
     options.headers = { "Content-Type": "application/json", "X-CSRFToken": token };
@@ -124,6 +137,10 @@ export async function api(path, { method = "GET", body, signal } = {}) {
   }
   const isJson = answer.headers.get("Content-Type")?.startsWith("application/json");
   const content = isJson ? await answer.json() : await answer.text();
+  if (again && content.error?.code === "page_outdated") {
+    token = await newToken();
+    return api(path, { method, body, signal, again: false });
+  }
   if (!answer.ok) {
     const error = new Error(content.error?.message ?? `${answer.status}`);
     Object.assign(error, { status: answer.status, ...content.error });
@@ -207,6 +224,7 @@ export function notice(text, kind = "good") {
 
 /** Does it, and says what went wrong. The button that asked for it is off meanwhile. */
 export async function attempt(act, button = null) {
+  if (button?.getAttribute("aria-disabled") === "true") return undefined; // a double click
   button?.setAttribute("aria-disabled", "true");
   try {
     return await act();

@@ -54,13 +54,14 @@ async function showNames() {
   const options = models.map(({ name }) => new Option(name, `model/${name}`));
   whose.replaceChildren(whose.options[0], ...options);
   whose.value = [...whose.options].some((option) => option.value === chosen) ? chosen : "program";
+  if (live && whose.value !== chosen) follow(); // its model is gone
 }
 
 const handlers = {
   // A run that begins or ends is one more to choose from.
   model: (view) => view.name === model() && showRuns().catch(() => {}),
   lines: (lines) => log.add(lines),
-  log_begins: () => log.clear(),
+  log_begins: () => log.begin(),
 };
 
 whose.addEventListener("change", () => {

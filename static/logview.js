@@ -14,6 +14,7 @@ export class LogView {
   #only;
   #pause;
   #waiting = [];
+  #isStale = false; // the lines will come again
 
   constructor(root) {
     this.root = root;
@@ -35,6 +36,15 @@ export class LogView {
     this.#lines.replaceChildren();
     this.#setPaused(false);
     this.#sift();
+  }
+
+  /** The same log from its last lines on, after a connection that was lost. A reader who has
+   * paused goes on reading what is there. */
+  begin() {
+    this.#waiting = [];
+    this.#isStale = this.#isPaused();
+    if (!this.#isStale) this.#lines.replaceChildren();
+    this.#tell();
   }
 
   add(lines) {
@@ -68,6 +78,10 @@ export class LogView {
 
   #setPaused(paused) {
     this.#pause.setAttribute("aria-pressed", paused);
+    if (!paused && this.#isStale) {
+      this.#isStale = false;
+      this.#lines.replaceChildren();
+    }
     if (!paused && this.#waiting.length) {
       const waiting = this.#waiting;
       this.#waiting = [];

@@ -166,7 +166,7 @@ const live = new Live(["model", "devices", "throughput"], {
     show();
   },
   lines: (lines) => log.add(lines),
-  log_begins: () => log.clear(),
+  log_begins: () => log.begin(),
 }, async () => {
   await Promise.all([load(), api("/api/devices").then((told) => { devices = told.devices; })]);
   if (followed !== null && !models.has(followed)) follow(null);

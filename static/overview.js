@@ -1,5 +1,5 @@
 import { Chart, colorOf, told } from "./chart.js";
-import { Live, api, copy, dateOf, drawn, every, fill, find, list, megabytes, money, number, onAct, query,
+import { Live, api, copy, dateOf, daysAfter, drawn, every, fill, find, list, megabytes, money, number, onAct, query,
   say, secondsSince, short, span, time } from "./core.js";
 import { Steering, canStart, canStop, pageOf, stateName, why } from "./steering.js";
 
@@ -168,8 +168,8 @@ function showThroughput(now) {
 // --- today ---------------------------------------------------------------------------------
 
 async function showToday() {
-  const now = Date.now();
-  const [today, yesterday] = [now, now - 86_400_000].map(dateOf);
+  const today = dateOf(Date.now());
+  const yesterday = daysAfter(today, -1);
   const summary = (values) => api(`/api/usage/summary${query(values)}`);
   const [sums, before, requests] = await Promise.all([
     summary({ start: today }),
@@ -201,6 +201,13 @@ async function refreshToday() {
   await showToday().catch(() => { isDue = true; });
 }
 
+async function loadModels() {
+  const { models: views } = await api("/api/models");
+  models.clear();
+  for (const view of views) models.set(view.name, view);
+  showModels();
+}
+
 new Live(["model", "devices", "throughput"], {
   model(view) {
     models.set(view.name, view);
@@ -213,11 +220,12 @@ new Live(["model", "devices", "throughput"], {
     showThroughput(now);
   },
 }, async () => {
-  const { models: views } = await api("/api/models");
-  models.clear();
-  for (const view of views) models.set(view.name, view);
-  showModels();
-  await Promise.all([beginSpeeds(), api("/api/devices").then(showDevices), refreshToday()]);
+  await Promise.all([loadModels(), beginSpeeds(), api("/api/devices").then(showDevices), refreshToday()]);
 });
 
-every(10, () => isDue && refreshToday());
+every(10, () => {
+  if (isDue) refreshToday();
+  loadModels().catch(() => {}); // a reload of the config may have brought others
+});
+// Hours cost without a request, and a day ends.
+every(30, refreshToday);

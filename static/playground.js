@@ -24,7 +24,7 @@ class Kind {
     this.form.addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.form.requestSubmit();
     });
-    this.part("halt", "data-halt").addEventListener("click", () => this.#halt?.abort());
+    this.part("halt", "data-halt").addEventListener("click", () => this.halt());
     find("[data-copy]", this.form).addEventListener("click", () => toClipboard(this.part("curl").textContent));
   }
 
@@ -69,6 +69,10 @@ class Kind {
     this.part("progress").textContent = text;
   }
 
+  halt() {
+    this.#halt?.abort();
+  }
+
   async send() {
     if (this.#halt) return;
     this.#halt = new AbortController();
@@ -92,14 +96,15 @@ class Kind {
       if (!answer.ok) throw new Error(await messageOf(answer));
       const usage = answer.headers.get("Content-Type")?.startsWith("text/event-stream")
         ? await this.#readStream(answer) : await this.#readWhole(answer);
-      this.#tell(id, usage, performance.now() - began);
+      const told = this.#tell(id, body.model, usage, performance.now() - began);
+      told.catch(() => {}); // the answer is there; that nothing answers now is told by the stream
     } catch (error) {
       if (error.name === "AbortError") this.part("progress").textContent = say("halted");
       else this.#fail(error instanceof TypeError ? say("unreachable") : error.message);
     } finally {
-      this.does.end(this);
       this.#halt = null;
       this.#toggle(false);
+      this.does.end(this);
     }
   }
 
@@ -136,7 +141,7 @@ class Kind {
   }
 
   /** First what is known at once; the cost when the worker has counted it. */
-  async #tell(id, usage, ms) {
+  async #tell(id, model, usage, ms) {
     const facts = this.part("facts");
     const shown = { time: span(ms / 1000), tokens: "–", speed: "–", cost: "…" };
     if (usage) shown.tokens = say("tokens_both", { prompt: number(usage.prompt_tokens ?? 0),
@@ -145,7 +150,7 @@ class Kind {
     facts.hidden = false;
     for (let i = 0; i < PRICE_TRIES; i++) {
       // It is among the newest; asked for alone it would not be there yet for some milliseconds.
-      const { requests } = await api(`/api/usage/requests${query({ model: this.model, limit: 20 })}`);
+      const { requests } = await api(`/api/usage/requests${query({ model, limit: 20 })}`);
       const row = requests.find((one) => one.id === id);
       if (row) {
         const first = row.first_byte_at && Date.parse(row.first_byte_at) - Date.parse(row.started_at);
@@ -240,6 +245,7 @@ const chat = new Kind("chat", "/v1/chat/completions", {
     find("#said").scrollTop = find("#said").scrollHeight;
   },
   end(kind) {
+    if (!conversation.length) return; // forgotten meanwhile
     if (kind.text) conversation.push({ role: "assistant", content: kind.text });
     else {
       // Not answered: it may be sent again, as it was or changed.
@@ -250,6 +256,7 @@ const chat = new Kind("chat", "/v1/chat/completions", {
 });
 
 find("#forget").addEventListener("click", () => {
+  chat.halt();
   conversation = [];
   find("#said").replaceChildren();
   chat.showCurl();

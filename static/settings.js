@@ -10,9 +10,9 @@ let version = null;
 
 async function loadText() {
   const file = await api("/api/config/text");
-  saved = file.text;
+  text.value = file.text;
+  saved = text.value; // in which every line ends with one character
   version = file.version;
-  text.value = saved;
   find("#path").textContent = file.path;
   text.readOnly = !file.writable;
   find("#save").hidden = !file.writable;
@@ -74,13 +74,14 @@ async function write() {
   } catch (error) {
     if (error.code !== "config_changed") throw error;
     const file = await api("/api/config/text");
-    if (file.text !== saved) throw error;
+    if (file.text.replaceAll("\r\n", "\n") !== saved) throw error;
     version = file.version;
     return put();
   }
 }
 
 async function save() {
+  text.readOnly = true; // what would be typed meanwhile would be lost
   try {
     const done = await write();
     tellApplied(done);
@@ -90,6 +91,8 @@ async function save() {
     if (error.problems) showProblems(error.problems, null);
     if (error.code === "config_changed") find("#changed").hidden = false;
     throw error;
+  } finally {
+    text.readOnly = false;
   }
 }
 
@@ -112,7 +115,9 @@ find("#undo").addEventListener("click", () => {
   edited();
   attempt(check);
 });
-find("#load-again").addEventListener("click", () => attempt(loadText));
+find("#load-again").addEventListener("click", () => attempt(async () => {
+  if (!edited() || (await agreed(say("agree_reload"), say("discard")))) await loadText();
+}));
 find("#reload").addEventListener("click", (event) => attempt(async () => {
   if (edited() && !(await agreed(say("agree_reload"), say("discard")))) return;
   tellApplied(await api("/api/config/reload", { method: "POST" }));

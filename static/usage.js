@@ -1,5 +1,5 @@
 import { Chart, colorOf, told } from "./chart.js";
-import { Live, all, api, attempt, copy, dateOf, every, fill, find, list, money, number, query, say,
+import { Live, all, api, attempt, copy, dateOf, daysAfter, every, fill, find, list, money, number, query, say,
   short, span, time } from "./core.js";
 
 const DAY = 86_400_000;
@@ -18,11 +18,11 @@ function rangeOf(name) {
   if (name === "10m") return { start: Math.floor(now / 1000) - 600 };
   if (name === "own") {
     const { from, to } = form.elements;
-    const end = to.value ? dateOf(Date.parse(`${to.value}T12:00:00Z`) + DAY) : "";
+    const end = to.value ? daysAfter(to.value, 1) : "";
     return { start: from.value || dateOf(now), end };
   }
   const days = { today: 0, "7d": 6, "30d": 29 }[name];
-  return { start: dateOf(now - days * DAY) };
+  return { start: daysAfter(dateOf(now), -days) };
 }
 
 function asked() {
@@ -218,7 +218,7 @@ function changed() {
   const { range, from, to, group, model, key } = form.elements;
   find("#own").hidden = range.value !== "own";
   if (range.value === "own" && !from.value) {
-    from.value = dateOf(Date.now() - 6 * DAY);
+    from.value = daysAfter(dateOf(Date.now()), -6);
     to.value = dateOf(Date.now());
   }
   const own = range.value === "own" ? { from: from.value, to: to.value } : {};
@@ -231,7 +231,10 @@ function changed() {
 function restore() {
   const kept = new URLSearchParams(location.search);
   for (const name of ["range", "from", "to", "group"]) {
-    if (kept.get(name)) form.elements[name].value = kept.get(name);
+    const [field, value] = [form.elements[name], kept.get(name)];
+    const isChoice = field instanceof HTMLSelectElement;
+    const isThere = !isChoice || [...field.options].some((option) => option.value === value);
+    if (value && isThere) field.value = value;
   }
   const drawn = find(`input[name=measure][value="${CSS.escape(kept.get("measure") ?? "")}"]`);
   if (drawn) drawn.checked = true;
@@ -243,7 +246,7 @@ function restore() {
 
 /** Models and keys that there are: those of the last 30 days, and those of the config. */
 async function choices() {
-  const start = dateOf(Date.now() - 29 * DAY);
+  const start = daysAfter(dateOf(Date.now()), -29);
   const [models, keys, configured] = await Promise.all([
     api(`/api/usage/summary${query({ start, group: "model" })}`),
     api(`/api/usage/summary${query({ start, group: "key" })}`),

@@ -205,7 +205,7 @@ def test_a_windows_file_stays_one_though_a_page_has_other_line_ends(
 def test_a_bad_text_changes_nothing_and_its_problems_come_with_their_lines(desk: Desk) -> None:
     answer = desk.put(SHOWN.replace("Gemma:", "Gemma: {}\n  Other:").replace("queue", "kueue"))
     error = desk.refused(answer, 400, "invalid_config")
-    assert [problem["line"] for problem in error["problems"]] == [3, 9]
+    assert [problem["line"] for problem in error["problems"]] == [3, 3, 9]
     assert "config.yaml:3: kueue: unknown key; did you mean queue?" in error["message"]
     assert desk.path.read_text() == TEXT
     assert desk.files == ["config.yaml"]

@@ -145,6 +145,8 @@ def test_a_secret_can_be_moved_to_where_it_is_hidden_as_well() -> None:
         ("  # port: 3", "  host: <hidden 8>"),
         ("[ape]", "[<hidden 8>]"),
         ("  Monkey:", "  <hidden 8>:"),
+        ("  Monkey:", '  "token <hidden 8>":'),
+        ("[ape]", '["token <hidden 8>"]'),
         ("--api-key, <hidden 5>", "<hidden 5>"),
         ("--my-key=<hidden 7>", "--max-kv=<hidden 7>"),
         ("redis://:<hidden 3>@", "redis://<hidden 3>"),
