@@ -331,3 +331,28 @@ def test_an_old_run_that_still_writes_keeps_its_file(logs: ModelLogs) -> None:
 
 def test_there_may_be_nothing_to_clean_up(logs: ModelLogs) -> None:
     assert logs.clean(30) == 0
+
+
+# --- the log of a page --------------------------------------------------------------------
+
+
+def test_a_follower_that_cannot_keep_up_goes_on_with_the_newest_lines(logs: ModelLogs) -> None:
+    path = write(logs, "first\n")
+    follower = logs.follower("Qwen", 1)
+    assert follower.read() == ["first"]
+    with path.open("a") as file:
+        file.writelines(f"line {number}\n" for number in range(200_000))
+    found = follower.read()
+    assert found is not None
+    assert found[0].endswith("bytes are left out here")
+    assert found[-1] == "line 199999"
+    assert len(found) == 101
+    assert follower.read() is None
+
+
+def test_the_log_of_an_earlier_run_is_found_by_its_id(logs: ModelLogs) -> None:
+    write(logs, "one\n", run="1" * 32)
+    write(logs, "two\n", run="2" * 32)
+    assert lines(logs.tail("Qwen", 1, "1" * 32)) == ["one"]
+    assert logs.tail("Qwen", 1, "3" * 32) == ""
+    assert logs.of_run("Qwen", "") is None

@@ -216,6 +216,14 @@ def test_the_programs_own_log_is_read_and_followed(program: Program) -> None:
     page.close()
 
 
+def test_a_stream_outlives_the_model_whose_log_it_was_to_show(program: Program) -> None:
+    page = program.page("/api/events?only=throughput&log=model/Gone", "lines", "throughput")
+    (line,) = page.until(lambda told: isinstance(told, list))[-1]
+    assert "'Gone' does not exist" in line
+    page.until(lambda told: isinstance(told, dict))  # all else goes on
+    page.close()
+
+
 @pytest.mark.parametrize("query", ["only=models", "log=Model", "log=model/Model&lines=0", "x=1"])
 def test_a_stream_that_cannot_be_is_refused(program: Program, query: str) -> None:
     answer = program.get(f"/api/events?{query}")
