@@ -18,7 +18,7 @@ run: setup ## serve config.yaml
 	@exec $(VENV)/python wsgi.py
 
 test: lint ## lint, then the whole test suite
-	$(VENV)/python -m pytest -n auto --dist loadscope
+	$(VENV)/python -m pytest -n auto --dist loadscope --no-loadscope-reorder
 
 lint: setup-dev ## ruff and mypy
 	$(VENV)/ruff check .
