@@ -55,9 +55,12 @@ def unmask(edited: str, original: str) -> tuple[str, list[Problem]]:
     restored = "".join([*pieces, edited[position:]])
     # Of a text that is no YAML too much is hidden to ask for that: it is to be mended.
     shown = _shown(put_back, _parts(restored, strictly=True)) if _is_document(original) else []
+    as_before = set(mask(original).split("\n"))  # where nothing was changed nothing is told anew
+    lines = edited.split("\n")
     problems += [
-        Problem(_line_of(restored, start), "what is hidden would be shown here: write it anew")
-        for start, _ in shown
+        Problem(line, "what is hidden would be shown here: write it anew")
+        for line in sorted({_line_of(restored, start) for start, _ in shown})
+        if lines[line - 1] not in as_before
     ]
     return restored, sorted(set(problems))
 

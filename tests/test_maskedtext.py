@@ -162,6 +162,13 @@ def test_a_secret_is_not_put_where_it_would_be_shown_nor_one_that_there_is_not(
     assert line in refused(SHOWN.replace(before, after, 1))
 
 
+def test_a_name_with_a_telling_word_does_not_keep_the_rest_from_being_saved() -> None:
+    text = "Local-Models:\n  M:\n    aliases: [my token model]\n    S: {command: [x]}\n"
+    shown = mask(text)
+    assert "token model" not in shown
+    assert saved(shown.replace("[x]", "[y]"), text) == text.replace("[x]", "[y]")
+
+
 def test_what_only_looks_like_a_mark_stays_as_it_is() -> None:
     text = "a: <hidden 1>\nAPI_KEY: s3cr3t\n# <hidden 7>\n"
     assert saved(mask(text), text) == text
