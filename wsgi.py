@@ -20,7 +20,9 @@ from jobs import journal, schedule
 from jobs.queue import TaskQueue
 from jobs.supervisor import Supervisor
 from jobs.tasks import Settings
-from manager import config, datadir, plugins
+from manager import calendar, config, datadir, plugins
+from manager.access.limits import Limits
+from manager.access.registry import Access
 from manager.activity import Activity
 from manager.clock import Clock
 from manager.config import ConfigError
@@ -119,6 +121,11 @@ def _serve(
     fleet = Fleet(loaded, interfaces, shared)
     usage_db = data_dir / "usage.db"
     tasks = TaskQueue(data_dir, program.queue)
+    prices = Prices(shared.store, usage_db, clock)
+    reports = Reports(usage_db)
+    Spool(data_dir, shared.store.add_requests).close()  # what a killed program has left counts
+    limits = Limits(clock, lambda: calendar.zone(fleet.config.program.timezone), prices.cost)
+    limits.load(usage_db, reports)
     spool = Spool(data_dir, shared.store.add_requests)
     worker = Supervisor(Settings.of(program, data_dir), clock)
     orders = Orders(shared.store, usage_db, clock, tasks.put)
@@ -138,10 +145,12 @@ def _serve(
         data_dir=data_dir,
         closing=threading.Event(),
         load=load,
-        reports=Reports(usage_db),
-        prices=Prices(shared.store, usage_db, clock),
+        reports=reports,
+        prices=prices,
         orders=orders,
         worker=worker,
+        access=Access(shared.store, usage_db, clock),
+        limits=limits,
     )
     host = arguments.host or program.host
     # Before any model is touched: a port in use ends the program, and nothing else.
@@ -159,7 +168,16 @@ def _serve(
     fleet.adopt()
     worker.start()
     scheduler = schedule.start(
-        house.activity, fleet, monitor, shared.logs, log_journal, tasks, orders, clock, data_dir
+        house.access,
+        house.activity,
+        fleet,
+        monitor,
+        shared.logs,
+        log_journal,
+        tasks,
+        orders,
+        clock,
+        data_dir,
     )
     server.start()
     # One write, end of line included: a log that shares the terminal must not come between.

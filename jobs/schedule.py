@@ -12,6 +12,7 @@ from jobs import crontab
 from jobs.journal import Journal
 from jobs.queue import TaskQueue
 from manager import bills, calendar
+from manager.access.registry import Access
 from manager.activity import Activity
 from manager.bills import Period
 from manager.clock import Clock
@@ -26,11 +27,13 @@ _POLL_SECONDS = 1.0
 _BILL_SECONDS = 1.0
 _FLUSH_SECONDS = 1.0
 _COUNT_SECONDS = 1.0
+_ACCESS_SECONDS = 1.0
 _HEARTBEAT_SECONDS = 30
 _CLEAN_HOURS = 24
 
 
 def start(
+    access: Access,
     activity: Activity,
     fleet: Fleet,
     monitor: Monitor,
@@ -49,6 +52,7 @@ def start(
     )
     scheduler.add_job(fleet.sweep, "interval", seconds=_SWEEP_SECONDS, id="idle sweep")
     scheduler.add_job(activity.tick, "interval", seconds=_COUNT_SECONDS, id="throughput")
+    scheduler.add_job(access.tick, "interval", seconds=_ACCESS_SECONDS, id="keys and accounts")
     scheduler.add_job(fleet.heartbeat, "interval", seconds=_HEARTBEAT_SECONDS, id="heartbeat")
     # Else a program that is started each morning would never come to it.
     at_once = calendar.local(clock.wall_ms(), timezone.utc)

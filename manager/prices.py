@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timezone
 from pathlib import Path
 
-from manager import calendar, settings
+from manager import calendar, pricing, settings
 from manager.clock import Clock
 from manager.errors import ApiError
 from manager.pricing import Price, tiers_from_json, tiers_to_json
 from manager.store import Store, reading
+from manager.usage import Usage
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +57,34 @@ class Prices:
         self._store = store
         self._path = path
         self._clock = clock
+        self._lock = threading.Lock()
+        self._changes = 0
+        self._known: dict[str, list[Version]] = {}
+
+    def cost(self, model: str, at_ms: int, usage: Usage) -> int:
+        """What tokens of an answer cost that was asked for at that moment, in billionths; 0 where
+        no price or no tier fits. It reads the database once a model and change of its price."""
+        with self._lock:
+            known, changes = self._known.get(model), self._changes
+        if known is None:
+            known = self.versions(model)
+            with self._lock:
+                if changes == self._changes:  # else what was read may be older than the change
+                    self._known[model] = known
+        in_force = [version for version in known if version.effective_ms <= at_ms]
+        if not in_force:
+            return 0
+        price, prompt, completion = in_force[-1].price, usage.prompt_tokens, usage.completion_tokens
+        place = pricing.tier_of(price, prompt, completion)
+        if place is None:
+            return 0
+        cached = min(usage.cached_tokens, prompt)
+        return pricing.token_cost(price.tiers[place], prompt, cached, completion)
+
+    def _forget(self) -> None:
+        with self._lock:
+            self._changes += 1
+            self._known.clear()
 
     def versions(self, model: str | None = None) -> list[Version]:
         """The versions in force and to come, of one model or of all, oldest first."""
@@ -90,7 +120,9 @@ class Prices:
             )
             return _insert(connection, model, start_ms, price, now_ms)
 
-        return self._store.transact(put)
+        made = self._store.transact(put)
+        self._forget()
+        return made
 
     def seed(self, models: Iterable[settings.Model]) -> None:
         """Gives each model that never had a price that of its config, for ever. A config that has
@@ -108,7 +140,9 @@ class Prices:
                     differ.append(model)
             return differ
 
-        for model in self._store.transact(seed):
+        differ = self._store.transact(seed)
+        self._forget()
+        for model in differ:
             log.warning(
                 "the price of %s in the config is not used: it had one before, and a later one is"
                 " set by PUT /api/models/%s/price",

@@ -160,4 +160,59 @@ MIGRATIONS = (
         value  TEXT NOT NULL
     ) WITHOUT ROWID;
     """,
+    """
+    -- Who may use the models. What was used before stays under the key's name, so that none is
+    -- given twice: a key that is not to be used any more is revoked, and kept.
+    CREATE TABLE keys (
+        name                 TEXT PRIMARY KEY,
+        owner                TEXT NOT NULL,
+        models               TEXT,              -- JSON, names or aliases; NULL: all
+        requests_per_minute  INTEGER,           -- NULL here and below: no limit
+        tokens_per_minute    INTEGER,
+        max_concurrency      INTEGER,
+        budget               INTEGER,
+        budget_period        TEXT,              -- 'day' or 'month'
+        priority             INTEGER NOT NULL,
+        created_ms           INTEGER NOT NULL,
+        expires_ms           INTEGER,
+        revoked_ms           INTEGER
+    ) WITHOUT ROWID;
+    -- What a key is told by. Only digests are kept, here and in tokens.
+    CREATE TABLE key_secrets (
+        digest          BLOB PRIMARY KEY,
+        key             TEXT NOT NULL,
+        hint            TEXT NOT NULL,          -- its last characters
+        created_ms      INTEGER NOT NULL,
+        valid_until_ms  INTEGER                 -- NULL: as long as its key
+    ) WITHOUT ROWID;
+
+    -- Who may see and steer.
+    CREATE TABLE accounts (
+        name        TEXT PRIMARY KEY,
+        role        TEXT NOT NULL,              -- 'admin' or 'viewer'
+        password    TEXT NOT NULL,              -- hashed
+        generation  INTEGER NOT NULL,           -- sessions of another one are over
+        created_ms  INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE tokens (
+        name        TEXT PRIMARY KEY,
+        role        TEXT NOT NULL,
+        digest      BLOB NOT NULL UNIQUE,
+        hint        TEXT NOT NULL,
+        created_by  TEXT NOT NULL,
+        created_ms  INTEGER NOT NULL,
+        expires_ms  INTEGER
+    ) WITHOUT ROWID;
+
+    -- Who changed what.
+    CREATE TABLE audit (
+        id       INTEGER PRIMARY KEY,
+        at_ms    INTEGER NOT NULL,
+        who      TEXT NOT NULL,
+        address  TEXT NOT NULL,
+        action   TEXT NOT NULL,
+        subject  TEXT NOT NULL,
+        detail   TEXT NOT NULL                  -- JSON, without secrets
+    );
+    """,
 )

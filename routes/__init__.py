@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flask import Flask, Request, Response, current_app, jsonify, request
+import werkzeug
+from flask import Flask, Request, Response, g, jsonify, redirect, request
 from flask.sessions import SecureCookieSessionInterface, SessionMixin
-from flask_wtf.csrf import ValidationError, validate_csrf
 from werkzeug.exceptions import HTTPException
 
 from manager.errors import ApiError, ClientGone
 from manager.relay import CLIENT_GONE
 from routes import (
     about,
+    access,
     answers,
     assets,
     data,
     devices,
     events,
     exports,
+    guard,
     health,
+    keys,
+    login,
     logs,
     metrics,
     models,
@@ -50,10 +55,12 @@ _BLUEPRINTS: tuple[Callable[[House], Any], ...] = (
     exports.blueprint,
     data.blueprint,
     about.blueprint,
+    keys.blueprint,
+    access.blueprint,
+    login.blueprint,
     pages.blueprint,
 )
 _ROOT = Path(__file__).resolve().parent.parent
-_CHANGING = frozenset(("POST", "PUT", "PATCH", "DELETE"))
 
 
 def create_app(house: House, secret: bytes) -> Flask:
@@ -68,7 +75,7 @@ def create_app(house: House, secret: bytes) -> Flask:
         if blueprint.name != "openai":  # whose answers are the models' own
             blueprint.after_request(answers.finish)
         app.register_blueprint(blueprint)
-    app.before_request(_check_change)
+    guard.protect(app, house)
     app.register_error_handler(ApiError, _tell)
     app.register_error_handler(ClientGone, lambda _gone: Response(status=CLIENT_GONE))
     app.register_error_handler(HTTPException, _tell_http)
@@ -77,51 +84,35 @@ def create_app(house: House, secret: bytes) -> Flask:
 
 
 class _Sessions(SecureCookieSessionInterface):
-    """Sessions are for pages: what is proxied has none to read."""
+    """Sessions are for pages: of what is proxied only a page's own requests have one to read."""
 
     def open_session(self, app: Flask, request: Request) -> SessionMixin | None:
-        if _is_proxied(request):
+        environ = request.environ
+        if environ["PATH_INFO"].startswith("/v1/") and "HTTP_X_CSRFTOKEN" not in environ:
             return self.make_null_session(app)
         return super().open_session(app, request)
 
-
-def _is_proxied(request: Request) -> bool:
-    return bool(request.environ["PATH_INFO"].startswith("/v1/"))
-
-
-def _check_change() -> None:
-    """A form on a foreign page can post to a local port. It cannot send JSON's content type, which
-    is what scripts are asked for, nor the token that our own pages know."""
-    if request.environ["REQUEST_METHOD"] not in _CHANGING or _is_proxied(request):
-        return
-    is_call = request.path.startswith("/api/")
-    if is_call and request.mimetype != "application/json":
-        raise ApiError(
-            415,
-            "json_required",
-            "Calls that change something need the header Content-Type: application/json",
-        )
-    if not is_call or current_app.config["SESSION_COOKIE_NAME"] in request.cookies:
-        try:
-            validate_csrf(request.headers.get("X-CSRFToken") or request.form.get("csrf_token"))
-        except ValidationError as error:
-            raise ApiError(
-                403, "page_outdated", "This page is out of date: load it again"
-            ) from error
+    def get_cookie_secure(self, _app: Flask) -> bool:
+        return bool(g.get("secure"))
 
 
-def _tell(error: ApiError) -> Response:
-    response = jsonify(error.body())
+def _tell(error: ApiError) -> werkzeug.Response:
+    is_page = request.blueprint in ("pages", "login")
+    if is_page and error.code == "sign_in_needed":
+        return redirect(pages.sign_in_address(request.full_path), 303)
+    response = pages.failed(error) if is_page else jsonify(error.body())
     response.status_code = error.status
+    if error.status == 401:
+        response.headers["WWW-Authenticate"] = "Bearer"  # as RFC 9110 asks
     if error.retry_after is not None:
-        response.headers["Retry-After"] = str(max(1, round(error.retry_after)))
+        response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
     return response
 
 
-def _tell_http(error: HTTPException) -> Response:
+def _tell_http(error: HTTPException) -> werkzeug.Response:
     status = error.code or 500
     if status == 404 and request.accept_mimetypes.best == "text/html":
-        return pages.failed(status, request.path)
+        return pages.failed(ApiError(status, "not_found", request.path))
     if status == 404:
         message = f"There is nothing at {request.method} {request.path}"
     else:
@@ -132,6 +123,6 @@ def _tell_http(error: HTTPException) -> Response:
     return response
 
 
-def _tell_fault(_error: Exception) -> Response:
+def _tell_fault(_error: Exception) -> werkzeug.Response:
     log.exception("%s %s failed", request.method, request.path)
     return _tell(ApiError(500, "internal_error", "An internal error; the program's log has more"))

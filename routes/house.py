@@ -9,6 +9,8 @@ from pathlib import Path
 
 from jobs.supervisor import Supervisor
 from manager import config
+from manager.access.limits import Limits
+from manager.access.registry import Access
 from manager.activity import Activity
 from manager.clock import Clock
 from manager.devices import Monitor
@@ -50,3 +52,5 @@ class House:
     prices: Prices
     orders: Orders
     worker: Supervisor
+    access: Access
+    limits: Limits

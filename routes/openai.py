@@ -8,9 +8,10 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from flask import Blueprint, Response, after_this_request, jsonify, request
+from flask import Blueprint, Response, after_this_request, g, jsonify, request
 
 from manager import config
+from manager.access.limits import Permit
 from manager.activity import UnderWay
 from manager.errors import ApiError, ClientGone
 from manager.lease import Lease
@@ -18,7 +19,8 @@ from manager.payload import Payload
 from manager.relay import CLIENT_GONE, Answer, Outcome, Request, forward
 from manager.store import RequestRow, uuid7
 from manager.upstream import Headers
-from manager.usage import Usage
+from manager.usage import MAX_TOKENS, Usage
+from routes.guard import Caller
 from routes.house import House
 
 log = logging.getLogger("manager.requests")
@@ -38,7 +40,8 @@ def blueprint(house: House) -> Blueprint:
 
     @routes.get("/v1/models")
     def list_models() -> Response:
-        listed = [model.settings for model in house.fleet.models() if not model.settings.unlisted]
+        models = [model.settings for model in house.fleet.models()]
+        listed = [s for s in models if not s.unlisted and _may_use(g.caller, s)]
         entries = [_entry(settings, settings.name, began) for settings in listed]
         if house.fleet.config.program.list_aliases:
             entries += [_entry(s, alias, began) for s in listed for alias in s.aliases]
@@ -46,7 +49,9 @@ def blueprint(house: House) -> Blueprint:
 
     @routes.get("/v1/models/<path:name>")
     def one_model(name: str) -> Response:
-        return jsonify(_entry(house.fleet.find(name).settings, name, began))
+        settings = house.fleet.find(name).settings
+        _require(g.caller, settings)
+        return jsonify(_entry(settings, name, began))
 
     return routes
 
@@ -62,15 +67,33 @@ def _entry(settings: config.Model, name: str, began: int) -> dict[str, Any]:
     }
 
 
+def _may_use(caller: Caller, model: config.Model) -> bool:
+    return caller.key is None or caller.key.may_use((model.name, *model.aliases))
+
+
+def _require(caller: Caller, model: config.Model) -> None:
+    if not _may_use(caller, model):
+        assert caller.key is not None
+        raise ApiError(
+            403,
+            "model_not_allowed",
+            f"The key {caller.key.name!r} may not use {model.name}; GET /v1/models lists what it"
+            " may",
+            param="model",
+        )
+
+
 class _Account:
     """What becomes known of a request on its way, told once, before its client has the last
     byte: to usage.db, the log and the metrics."""
 
-    def __init__(self, house: House, endpoint: str) -> None:
+    def __init__(self, house: House, endpoint: str, key: str) -> None:
         self._house = house
+        self._permit: Permit | None = None
         self._began = house.clock.monotonic()
         began_ms = house.clock.wall_ms()
         self.request = UnderWay(uuid7(began_ms), endpoint, began_ms)
+        self.request.key = key
         self._leased: float | None = None
         self._is_closed = False
         house.activity.begin(self.request)
@@ -79,6 +102,9 @@ class _Account:
     def header(self) -> tuple[str, str]:
         """Tells the client under which id its request is in usage.db."""
         return _ID_HEADER, str(uuid.UUID(bytes=self.request.id))
+
+    def permitted(self, permit: Permit) -> None:
+        self._permit = permit
 
     def leased(self, lease: Lease) -> None:
         self._leased = self._house.clock.monotonic()
@@ -95,6 +121,8 @@ class _Account:
         self._is_closed = True
         now = self._house.clock.monotonic()
         request, usage = self.request, outcome.usage
+        if self._permit is not None:
+            self._permit.end(request.model, request.began_ms, usage)
         if not request.mode or request.mode in self._house.fleet.config.program.token_tracker:
             self._house.spool.add(self._row(outcome, now))
         self._house.activity.end(request, outcome.status, usage)
@@ -150,18 +178,24 @@ class _Account:
 
 def _proxy(house: House) -> Response:
     gone: Callable[[], bool] = request.environ["waitress.client_disconnected"]
-    account = _Account(house, request.path)
+    caller: Caller = g.caller
+    account = _Account(house, request.path, caller.metered_as)
     give_back: Callable[[], None] | None = None
     lease: Lease | None = None
     try:
+        permit = None if caller.key is None else house.limits.enter(caller.key)
+        if permit is not None:
+            account.permitted(permit)
         house.monitor.touch()
         give_back = house.slots.take()
-        payload = Payload(request.get_data(cache=False))
+        body = request.get_data(cache=False)
+        payload = Payload(body)
         name = _model_name(payload)
         # JSON can spell half a character (a lone surrogate), which no database and no log takes.
         account.request.asked_for = name.encode("utf-8", "replace").decode("utf-8")
         model = house.fleet.find(name)
         account.request.model, account.request.mode = model.settings.name, model.settings.mode
+        _require(caller, model.settings)
         if request.path not in model.interface.endpoints:
             raise ApiError(
                 400,
@@ -170,6 +204,8 @@ def _proxy(house: House) -> Response:
                 f"{' and '.join(model.interface.endpoints)}, not at {request.path}",
                 param="model",
             )
+        if permit is not None:
+            permit.expect(model.settings.name, len(body), _max_tokens(payload))
         lease = model.lease(gone)
         account.leased(lease)
         answer = forward(
@@ -188,14 +224,15 @@ def _proxy(house: House) -> Response:
         status = error.status if isinstance(error, ApiError) else 500
         status = CLIENT_GONE if isinstance(error, ClientGone) else status
         account.close(Outcome(status, error=str(error) or "the client left"))
-        after_this_request(lambda response: _with_header(response, account))
+        left = house.limits.headers(caller.key) if caller.key is not None else []
+        after_this_request(lambda response: _with_headers(response, [account.header, *left]))
         raise
     answer.when_closed(give_back)
     try:
         return Response(
             answer,  # a WSGI iterable with a close of its own
             status=answer.status,
-            headers=[*answer.headers, account.header],
+            headers=[*answer.headers, account.header, *(permit.headers if permit else ())],
             direct_passthrough=True,
         )
     except ValueError:
@@ -203,9 +240,18 @@ def _proxy(house: House) -> Response:
         raise
 
 
-def _with_header(response: Response, account: _Account) -> Response:
-    response.headers.add(*account.header)
+def _with_headers(response: Response, headers: Headers) -> Response:
+    response.headers.extend(headers)
     return response
+
+
+def _max_tokens(payload: Payload) -> int | None:
+    """How long an answer may become at most, where the client says so."""
+    for name in ("max_completion_tokens", "max_tokens"):
+        value = payload.fields.get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+            return min(value, MAX_TOKENS)
+    return None
 
 
 def _model_name(payload: Payload) -> str:

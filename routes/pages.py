@@ -13,6 +13,7 @@ from flask import Blueprint, Flask, Response, redirect, render_template, request
 from flask_babel import Babel, get_locale
 from flask_wtf.csrf import generate_csrf
 
+from manager.errors import ApiError
 from routes import answers, words
 from routes.house import House
 from routes.usage import zone_of
@@ -21,6 +22,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 LANGUAGES = {"en": "English", "zh": "简体中文"}
 _HTML_LANGUAGES = {"en": "en", "zh": "zh-CN"}
 THEMES = ("system", "light", "dark")
+_SIGNED_IN_DAYS = 30
 _YEAR = 365 * 24 * 3600
 # By the path's end; each has a template and a script of that name.
 PAGES = ("overview", "models", "usage", "requests", "billing", "playground", "logs", "settings")
@@ -36,7 +38,7 @@ def blueprint(house: House) -> Blueprint:
     @routes.post("/preferences")
     def preferences() -> werkzeug.Response:
         """Language and theme, kept by the browser."""
-        answer = redirect(_own_path(request.form.get("back", "")), 303)
+        answer = redirect(own_path(request.form.get("back", "")), 303)
         for name, choices in (("language", LANGUAGES), ("theme", THEMES)):
             value = request.form.get(name, "")
             if value in choices:
@@ -53,6 +55,7 @@ def prepare(app: Flask, secret: bytes, asset: Callable[[str], str]) -> None:
         # Cookies know no ports: two programs on one machine must not take each other's.
         SESSION_COOKIE_NAME=f"llm_manager_{hashlib.sha256(secret).hexdigest()[:8]}",
         SESSION_COOKIE_SAMESITE="Lax",
+        PERMANENT_SESSION_LIFETIME=_SIGNED_IN_DAYS * 24 * 3600,
         # A page is open for days; its token holds as long as its session.
         WTF_CSRF_TIME_LIMIT=None,
         BABEL_TRANSLATION_DIRECTORIES=str(_ROOT / "translations"),
@@ -70,10 +73,18 @@ def prepare(app: Flask, secret: bytes, asset: Callable[[str], str]) -> None:
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
 
 
-def failed(status: int, message: str) -> Response:
+def failed(error: ApiError) -> Response:
     """A page instead of JSON, for who came here with a browser's address line."""
-    text = render_template("error.html", page=None, status=status, message=message)
-    return answers.finish(Response(text, status, mimetype="text/html"))
+    text = render_template(
+        "error.html", page=None, status=error.status, code=error.code, message=error.message
+    )
+    return answers.finish(Response(text, error.status, mimetype="text/html"))
+
+
+def sign_in_address(wanted: str) -> str:
+    """Of the page to sign in at, which goes on to what was wanted."""
+    back = own_path(wanted)
+    return "/login" if back == "/" else f"/login?next={quote(back)}"
 
 
 def _show(house: House, page: str) -> Callable[[], Response]:
@@ -110,7 +121,7 @@ def _theme() -> str:
     return chosen if chosen in THEMES else "system"
 
 
-def _own_path(address: str) -> str:
+def own_path(address: str) -> str:
     """Where to go back to: only within the pages, whoever has made the form."""
     path, _, query = address.partition("?")
     page = path.strip("/")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -13,11 +12,11 @@ from flask import Blueprint, Response, jsonify
 from manager import pricing
 from manager.calendar import iso
 from manager.prices import Adjustment, Version
-from manager.pricing import Price, Tier, billionths, decimal_text
+from manager.pricing import Price, Tier, decimal_text
 from manager.usage import MAX_TOKENS
-from manager.yamlnodes import has_control
+from routes import fields
 from routes.house import House
-from routes.parameters import Number, Query, bad, body, moment_ms, refuse_unknown
+from routes.parameters import Number, Query, bad, body, refuse_unknown
 from routes.usage import model_named, unreadable, zone_of
 
 _PRICE = ("effective_from", "per_hour", "tiers")
@@ -29,7 +28,6 @@ _TIER = (*_RANGES, *_AMOUNTS, "support_cache")
 _ADJUSTMENT = ("model", "key", "at", "amount", "note")
 _MOST_TIERS = 100
 _MOST_TOKENS = 10**12
-_LONGEST_TEXT = 500
 _SECONDS = re.compile(r"([0-9]{1,9})(?:\.([0-9]{1,3}))?")
 
 
@@ -55,7 +53,9 @@ def blueprint(house: House) -> Blueprint:
         refuse_unknown(given, _PRICE)
         price = _price(given)
         moment = given.get("effective_from")
-        effective_ms = None if moment is None else _moment_ms(house, "effective_from", moment)
+        effective_ms = (
+            None if moment is None else fields.moment("effective_from", moment, zone_of(house))
+        )
         version = house.prices.put(model, price, effective_ms)
         answer = {**_version(version), "currency": house.fleet.config.program.currency}
         return jsonify(answer | {"warnings": pricing.warnings(price)})
@@ -65,13 +65,13 @@ def blueprint(house: House) -> Blueprint:
         given = body()
         refuse_unknown(given, _QUOTE)
         price = _price(given)
-        prompt, cached, completion = (_read(given, name, _tokens, 0) for name in _TOKENS)
+        prompt, cached, completion = (fields.read(given, name, _tokens, 0) for name in _TOKENS)
         if cached > prompt:
             raise bad("cached_tokens", "cached_tokens are a part of prompt_tokens: no more of them")
         place = pricing.tier_of(price, prompt, completion)
         tier = None if place is None else price.tiers[place]
         tokens = 0 if tier is None else pricing.token_cost(tier, prompt, cached, completion)
-        hours = pricing.hour_cost(price.per_hour, _read(given, "seconds", _milliseconds, 0))
+        hours = pricing.hour_cost(price.per_hour, fields.read(given, "seconds", _milliseconds, 0))
         return jsonify(
             {
                 "currency": house.fleet.config.program.currency,
@@ -104,18 +104,24 @@ def blueprint(house: House) -> Blueprint:
     def adjust() -> tuple[Response, int]:
         given = body()
         refuse_unknown(given, _ADJUSTMENT)
-        amount = _read(given, "amount", _signed)
-        note = _read(given, "note", _text)
+        amount = fields.read(given, "amount", fields.signed)
+        note = fields.read(given, "note", fields.text)
         if amount == 0:
             raise bad("amount", "amount has to be another than 0")
         if not note.strip():
             raise bad("note", "note has to say what the adjustment is for")
         moment = given.get("at")
-        at_ms = house.clock.wall_ms() if moment is None else _moment_ms(house, "at", moment)
-        model = model_named(house, _read(given, "model", _text, ""))
+        at_ms = (
+            house.clock.wall_ms() if moment is None else fields.moment("at", moment, zone_of(house))
+        )
+        model = model_named(house, fields.read(given, "model", fields.text, ""))
         if model and model not in house.reports.models():
             model = house.fleet.find(model).settings.name
-        made = house.prices.adjust(model, _read(given, "key", _text, ""), at_ms, amount, note)
+        made = house.prices.adjust(
+            model, fields.read(given, "key", fields.text, ""), at_ms, amount, note
+        )
+        if made.key:
+            house.limits.credit(made.key, made.at_ms, made.amount)
         return jsonify(_adjustment(made)), 201
 
     return routes
@@ -154,9 +160,6 @@ def _adjustment(one: Adjustment) -> dict[str, Any]:
 
 # --- reading a body: the name that a message gives a field is its path -------------------
 
-Reader = Callable[[str, Any], Any]
-_REQUIRED = object()
-
 
 def _price(given: dict[str, Any]) -> Price:
     per_hour, tiers = given.get("per_hour"), given.get("tiers")
@@ -167,7 +170,7 @@ def _price(given: dict[str, Any]) -> Price:
     if len(tiers or ()) > _MOST_TIERS:
         raise bad("tiers", f"tiers has to have at most {_MOST_TIERS} in it")
     price = Price(
-        None if per_hour is None else _amount("per_hour", per_hour),
+        None if per_hour is None else fields.amount("per_hour", per_hour),
         tuple(_tier(f"tiers[{place}].", tier) for place, tier in enumerate(tiers or ())),
     )
     faults = pricing.faults(price)
@@ -181,61 +184,28 @@ def _tier(path: str, given: Any) -> Tier:
         raise bad(path.rstrip("."), f"{path.rstrip('.')} has to be an object")
     refuse_unknown(given, _TIER, path)
     return Tier(
-        min_input=_read(given, "min_input", _low, 0, path),
-        max_input=_read(given, "max_input", _high, pricing.OPEN, path),
-        min_output=_read(given, "min_output", _low, 0, path),
-        max_output=_read(given, "max_output", _high, pricing.OPEN, path),
-        input=_read(given, "input", _amount, _REQUIRED, path),
-        output=_read(given, "output", _amount, _REQUIRED, path),
-        cache_read=_read(given, "cache_read", _amount, 0, path),
-        cache_write=_read(given, "cache_write", _amount, 0, path),
-        support_cache=_read(given, "support_cache", _boolean, False, path),
+        min_input=fields.read(given, "min_input", _low, 0, path),
+        max_input=fields.read(given, "max_input", _high, pricing.OPEN, path),
+        min_output=fields.read(given, "min_output", _low, 0, path),
+        max_output=fields.read(given, "max_output", _high, pricing.OPEN, path),
+        input=fields.read(given, "input", fields.amount, fields.REQUIRED, path),
+        output=fields.read(given, "output", fields.amount, fields.REQUIRED, path),
+        cache_read=fields.read(given, "cache_read", fields.amount, 0, path),
+        cache_write=fields.read(given, "cache_write", fields.amount, 0, path),
+        support_cache=fields.read(given, "support_cache", fields.boolean, False, path),
     )
 
 
-def _read(
-    given: dict[str, Any], name: str, reader: Reader, default: Any = _REQUIRED, path: str = ""
-) -> Any:
-    if name in given:
-        return reader(path + name, given[name])
-    if default is _REQUIRED:
-        raise bad(path + name, f"{path}{name} is missing")
-    return default
-
-
-def _amount(path: str, value: Any) -> int:
-    if not isinstance(value, str):  # a Number is one, too
-        raise bad(path, f'{path} has to be an amount, such as "0.5"')
-    try:
-        return billionths(value)
-    except ValueError as error:
-        raise bad(path, f"{path}: {error}") from error
-
-
-def _signed(path: str, value: Any) -> int:
-    if isinstance(value, str) and value.startswith("-"):
-        return -_amount(path, value[1:])
-    return _amount(path, value)
-
-
 def _low(path: str, value: Any) -> int:
-    return _whole(path, value, 0)
+    return fields.whole(path, value, 0, _MOST_TOKENS)
 
 
 def _high(path: str, value: Any) -> int:
-    return _whole(path, value, pricing.OPEN)
+    return fields.whole(path, value, pricing.OPEN, _MOST_TOKENS)
 
 
 def _tokens(path: str, value: Any) -> int:
-    return _whole(path, value, 0, MAX_TOKENS)
-
-
-def _whole(path: str, value: Any, least: int, most: int = _MOST_TOKENS) -> int:
-    if isinstance(value, Number) and re.fullmatch("-?[0-9]{1,15}", value):
-        number = int(value)
-        if least <= number <= most:
-            return number
-    raise bad(path, f"{path} has to be a whole number from {least} to {most}")
+    return fields.whole(path, value, 0, MAX_TOKENS)
 
 
 def _milliseconds(path: str, value: Any) -> int:
@@ -244,22 +214,3 @@ def _milliseconds(path: str, value: Any) -> int:
         raise bad(path, f"{path} has to be from 0 to 999999999, with at most three decimals")
     whole, part = found.groups("")
     return int(whole) * 1000 + int(part.ljust(3, "0"))
-
-
-def _boolean(path: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise bad(path, f"{path} has to be true or false")
-    return value
-
-
-def _text(path: str, value: Any) -> str:
-    is_text = isinstance(value, str) and not isinstance(value, Number)
-    if not is_text or len(value) > _LONGEST_TEXT or has_control(value):
-        raise bad(path, f"{path} has to be text of one line and at most {_LONGEST_TEXT} characters")
-    return str(value)
-
-
-def _moment_ms(house: House, path: str, value: Any) -> int:
-    if not isinstance(value, str):
-        raise bad(path, f"{path} has to be epoch seconds or ISO 8601")
-    return moment_ms(path, value, zone_of(house))

@@ -81,8 +81,8 @@ def blueprint(house: House) -> Blueprint:
             raise bad("round", f"{error}: choose a longer round or a shorter range") from error
         span = {"start": iso(found.start_ms), "end": iso(found.end_ms)}
         currency = house.fleet.config.program.currency
-        whole = _sums(found.totals)
-        rows = [{group: name, **_sums(totals)} for name, totals in found.groups.items()]
+        whole = sums(found.totals)
+        rows = [{group: name, **sums(totals)} for name, totals in found.groups.items()]
         if _is_csv(query):
             named = [{**span, "currency": currency, **row} for row in (rows if group else [whole])]
             return _csv("usage-summary", [*span, "currency", *_by(group), *_FLAT_SUMS], [named])
@@ -107,7 +107,7 @@ def blueprint(house: House) -> Blueprint:
                 "start": iso(one.start_ms),
                 "end": iso(one.end_ms),
                 **dict.fromkeys(_by(group), one.group),
-                **_sums(one.totals),
+                **sums(one.totals),
             }
             for one in found.buckets
         ]
@@ -247,7 +247,8 @@ def _before(query: Query) -> bytes | None:
 # --- what is answered -------------------------------------------------------------------
 
 
-def _sums(totals: Totals) -> dict[str, Any]:
+def sums(totals: Totals) -> dict[str, Any]:
+    """Sums as the API names them."""
     return {
         "requests": totals.requests,
         "errors": totals.errors,
@@ -353,4 +354,4 @@ def _cell(name: str, value: Any) -> Any:
     return value
 
 
-_FLAT_SUMS = list(_flat(_sums(Totals())))
+_FLAT_SUMS = list(_flat(sums(Totals())))

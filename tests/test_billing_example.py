@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from doors import unlocked
 from flask.testing import FlaskClient
 from usage_rows import a_request, add_request, query
 
@@ -161,6 +162,7 @@ class Example:
             find=lambda name: SimpleNamespace(settings=self._config.find(name)),
         )
         house: Any = SimpleNamespace(
+            access=unlocked(),
             fleet=fleet,
             clock=clock,
             slots=Slots(64),

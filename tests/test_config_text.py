@@ -13,11 +13,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from doors import unlocked
 from werkzeug.test import TestResponse
 
 import routes
 from jobs.tasks import Settings
 from manager import config, configfile
+from manager.clock import Clock
 from manager.errors import ApiError
 from routes import settings
 
@@ -70,6 +72,8 @@ class Desk:
         self.fleet = Fleet(self.load())
         self.told: list[Settings] = []
         house: Any = SimpleNamespace(
+            access=unlocked(),
+            clock=Clock(),
             fleet=self.fleet,
             interfaces=MODES,
             load=self.load,

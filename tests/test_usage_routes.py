@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from doors import unlocked
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from usage_rows import add_request, new_store
@@ -76,6 +77,8 @@ class Office:
         clock = Clock(wall=lambda: self.now_ms / 1000)
         self.slots = Slots(64)
         house: Any = SimpleNamespace(
+            access=unlocked(),
+            limits=SimpleNamespace(credit=lambda *_: None),
             fleet=Models(loaded),
             clock=clock,
             slots=self.slots,

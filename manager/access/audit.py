@@ -1,0 +1,80 @@
+"""Who changed what: written with each change, never edited."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from manager.masking import MASK, is_telling
+
+_LONGEST_DETAIL = 2000  # characters
+_LONGEST_VALUE = 200
+
+
+@dataclass(frozen=True)
+class Entry:
+    """``who`` is an account, a token, or a user of the machine's shell; ``action`` what was done,
+    to which ``subject``; ``detail`` what was asked for."""
+
+    id: int
+    at_ms: int
+    who: str
+    address: str
+    action: str
+    subject: str
+    detail: dict[str, Any]
+
+
+def add(
+    connection: sqlite3.Connection,
+    now_ms: int,
+    who: str,
+    address: str,
+    action: str,
+    subject: str,
+    detail: Mapping[str, Any] | None = None,
+) -> None:
+    """Secrets in the detail are left out, long values are cut. Part of a transaction."""
+    shown = json.dumps(_shown(detail or {}), ensure_ascii=False)
+    if len(shown) > _LONGEST_DETAIL:
+        shown = json.dumps({"size": len(shown)})
+    connection.execute(
+        "INSERT INTO audit (at_ms, who, address, action, subject, detail)"
+        " VALUES (?, ?, ?, ?, ?, ?)",
+        (now_ms, who, address, action, subject[:_LONGEST_VALUE], shown),
+    )
+
+
+def page(
+    connection: sqlite3.Connection, limit: int, before: int | None
+) -> tuple[list[Entry], int | None]:
+    """Entries, newest first, of those with an id below ``before``; and what to ask for the next
+    ones with, None where there are no more."""
+    rows = connection.execute(
+        "SELECT id, at_ms, who, address, action, subject, detail FROM audit"
+        " WHERE ?1 IS NULL OR id < ?1 ORDER BY id DESC LIMIT ?2",
+        (before, limit + 1),
+    ).fetchall()
+    found = [Entry(*(*row[:-1], json.loads(row[-1]))) for row in rows[:limit]]
+    return found, found[-1].id if len(rows) > limit else None
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {
+            str(name): MASK if _is_secret(str(name), item) else _shown(item)
+            for name, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_shown(item) for item in value]
+    if isinstance(value, str) and len(value) > _LONGEST_VALUE:
+        return f"{len(value)} characters"
+    return value
+
+
+def _is_secret(name: str, value: Any) -> bool:
+    # Limits of tokens tell no secret, and nor does which key was meant.
+    return isinstance(value, str) and is_telling(name) and name != "key"

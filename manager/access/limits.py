@@ -1,0 +1,361 @@
+"""What keys may do at a time: requests and tokens a minute, tasks at once, a budget.
+
+A minute is any sixty seconds, not one of the clock's: never more than a limit in any of them. What
+a request takes is known when it has ended. Until then an estimate of it is held, so that many at
+once cannot take together what is left for one; a request that was let in is always finished.
+
+All of it is in memory, and read anew from usage.db when the program starts: rows are the truth.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+from collections import defaultdict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import tzinfo
+from pathlib import Path
+
+from manager import calendar
+from manager.access.keys import PERIODS, Budget, Key
+from manager.clock import Clock
+from manager.data import billed_seq
+from manager.errors import ApiError
+from manager.pricing import decimal_text
+from manager.reports import Reports
+from manager.store import reading
+from manager.usage import Usage
+
+log = logging.getLogger(__name__)
+
+MINUTE = 60.0
+_BYTES_PER_TOKEN = 4  # of a JSON body, about
+_LONGEST_ESTIMATE = 1 << 16  # bytes: pictures are large, and few tokens
+_USUAL_COMPLETION = 500  # tokens, until a model has shown what is usual
+_WEIGHT = 0.1  # of the last answer in what is usual
+_SOON = 1.0  # seconds, for who waits for others to end
+_LONGEST_MS = 3_600_000  # that a request takes which a start looks for; nearly all take less
+
+_STARTS = {"day": calendar.day_start_ms, "month": calendar.month_start_ms}
+_ENDS = {"day": calendar.next_day_ms, "month": calendar.next_month_ms}
+
+Cost = Callable[[str, int, Usage], int]
+"""What so many tokens of a model cost that were asked for at a moment (epoch ms), in billionths."""
+
+
+class Window:
+    """Amounts of the last sixty seconds, oldest first."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._entries: deque[tuple[float, int]] = deque()
+
+    def add(self, at: float, amount: int) -> None:
+        self._entries.append((at, amount))
+        self.total += amount
+
+    def drop_old(self, now: float) -> None:
+        while self._entries and self._entries[0][0] <= now - MINUTE:
+            self.total -= self._entries.popleft()[1]
+
+    def seconds_until(self, below: int, now: float) -> float:
+        """How long until the total is below this, as it is now."""
+        total = self.total
+        if total < below:
+            return 0.0
+        for at, amount in self._entries:
+            total -= amount
+            if total < below:
+                return max(0.0, at + MINUTE - now)
+        return self.seconds_until_empty(now)
+
+    def seconds_until_empty(self, now: float) -> float:
+        return max(0.0, self._entries[-1][0] + MINUTE - now) if self._entries else 0.0
+
+
+@dataclass
+class _Span:
+    """What was spent in a day or a month, whose bounds are epoch ms."""
+
+    start_ms: int
+    end_ms: int
+    spent: int = 0
+
+
+@dataclass
+class _Use:
+    """What a key does at this moment."""
+
+    requests: Window = field(default_factory=Window)
+    tokens: Window = field(default_factory=Window)
+    in_flight: int = 0
+    held_tokens: int = 0
+    held_cost: int = 0
+    spans: dict[str, _Span] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class View:
+    """A key's use: of the last sixty seconds, and what was spent today and this month."""
+
+    requests: int
+    tokens: int
+    in_flight: int
+    spent: dict[str, int]
+
+
+class Permit:
+    """A request of a key that was let in. ``expect`` once it is known what it asks for, ``end``
+    when it has ended, however it has; ``headers`` are for its answer."""
+
+    def __init__(self, limits: Limits, key: Key, use: _Use) -> None:
+        self.headers: list[tuple[str, str]] = []
+        self.held_tokens = 0
+        self.held_cost = 0
+        self._limits = limits
+        self._key = key
+        self._use = use
+        self._is_open = True
+
+    def expect(self, model: str, size: int, max_tokens: int | None) -> None:
+        """Holds what it may take: ``size`` is that of its body in bytes, ``max_tokens`` what it
+        says itself. Raises ApiError 429 where nothing is left for it."""
+        self._limits.hold(self, self._key, self._use, model, size, max_tokens)
+
+    def end(self, model: str, began_ms: int, usage: Usage | None) -> None:
+        """``began_ms`` is when it was asked for, epoch ms; more than once changes nothing."""
+        if self._is_open:
+            self._is_open = False
+            self._limits.settle(self, self._use, model, began_ms, usage)
+
+
+class Limits:
+    """Counts for all keys, under one lock that is held for microseconds."""
+
+    def __init__(self, clock: Clock, zone: Callable[[], tzinfo], cost: Cost) -> None:
+        self._clock = clock
+        self._zone = zone
+        self._cost = cost
+        self._lock = threading.Lock()
+        self._uses: defaultdict[str, _Use] = defaultdict(_Use)
+        self._usual: dict[str, float] = {}  # completion tokens, by model
+
+    def enter(self, key: Key) -> Permit:
+        """Lets a request in and counts it. Raises ApiError 429, and then it does not count."""
+        with self._lock:
+            use, now = self._use(key.name)
+            wait, why = 0.0, ""
+            limit = key.requests_per_minute
+            if limit is not None and use.requests.total >= limit:
+                wait = use.requests.seconds_until(limit, now)
+                why = f"{limit} requests a minute"
+            if key.max_concurrency is not None and use.in_flight >= key.max_concurrency:
+                wait = max(wait, _SOON)
+                why = why or f"{key.max_concurrency} requests at once"
+            if not why:
+                use.in_flight += 1
+                use.requests.add(now, 1)
+                permit = Permit(self, key, use)
+                permit.headers = _headers(key, use, now)
+                return permit
+        raise _rate_limited(key, why, wait)
+
+    def hold(
+        self, permit: Permit, key: Key, use: _Use, model: str, size: int, max_tokens: int | None
+    ) -> None:
+        """See Permit.expect."""
+        expected = self._expected(model, size, max_tokens)
+        cost = 0
+        if key.budget is not None:
+            cost = self._cost_of(model, self._clock.wall_ms(), expected)
+        tokens = expected.prompt_tokens + expected.completion_tokens
+        with self._lock:
+            now = self._use(key.name)[1]
+            permit.headers = _headers(key, use, now)
+            self._refuse_tokens(key, use, now)
+            if key.budget is not None:
+                self._refuse_cost(key, key.budget, use)
+            permit.held_tokens, permit.held_cost = tokens, cost
+            use.held_tokens += tokens
+            use.held_cost += cost
+            permit.headers = _headers(key, use, now)
+
+    def settle(
+        self, permit: Permit, use: _Use, model: str, began_ms: int, usage: Usage | None
+    ) -> None:
+        """See Permit.end."""
+        cost = 0 if usage is None else self._cost_of(model, began_ms, usage)
+        with self._lock:
+            now = self._clock.monotonic()
+            use.in_flight -= 1
+            use.held_tokens -= permit.held_tokens
+            use.held_cost -= permit.held_cost
+            if usage is not None:
+                use.tokens.drop_old(now)
+                use.tokens.add(now, usage.prompt_tokens + usage.completion_tokens)
+                self._spend(use, began_ms, cost)
+                usual = self._usual.get(model, float(usage.completion_tokens))
+                self._usual[model] = usual + _WEIGHT * (usage.completion_tokens - usual)
+
+    def credit(self, key: str, at_ms: int, amount: int) -> None:
+        """Counts an adjustment of a key's bill for that moment (epoch ms, billionths)."""
+        with self._lock:
+            use, _ = self._use(key)
+            self._spend(use, at_ms, amount)
+
+    def view(self, key: str) -> View:
+        """What the key does now."""
+        with self._lock:
+            use, _ = self._use(key)
+            spent = {period: self._span(use, period).spent for period in PERIODS}
+            return View(use.requests.total, use.tokens.total, use.in_flight, spent)
+
+    def headers(self, key: Key) -> list[tuple[str, str]]:
+        """OpenAI's ``x-ratelimit-*`` as they are now."""
+        with self._lock:
+            use, now = self._use(key.name)
+            return _headers(key, use, now)
+
+    def load(self, path: Path, reports: Reports) -> None:
+        """Counts what is in usage.db of the last minute, of today and of this month. Before the
+        first request. Raises sqlite3.Error."""
+        zone, now_ms = self._zone(), self._clock.wall_ms()
+        minute_ms = now_ms - round(MINUTE * 1000)
+        spent = {
+            period: reports.summary(
+                _STARTS[period](now_ms, zone), _ENDS[period](now_ms, zone), zone, group="key"
+            ).groups
+            for period in PERIODS
+        }
+        with reading(path) as connection:
+            unpriced = connection.execute(
+                "SELECT key, model, started_ms, prompt_tokens, cached_tokens, completion_tokens"
+                " FROM requests WHERE seq > ? AND cost IS NULL AND key != ''",
+                (billed_seq(connection),),
+            ).fetchall()
+            # A row's id begins with when it was asked for; one that has just ended may have been
+            # asked for long before.
+            recent = connection.execute(
+                "SELECT key, started_ms, ended_ms, prompt_tokens + completion_tokens, status"
+                " FROM requests WHERE id >= ? AND ended_ms > ? AND key != '' ORDER BY ended_ms",
+                (max(0, now_ms - _LONGEST_MS).to_bytes(6, "big"), minute_ms),
+            ).fetchall()
+        costs = [
+            (key, started_ms, self._cost_of(model, started_ms, Usage(*tokens)))
+            for key, model, started_ms, *tokens in unpriced
+        ]
+        with self._lock:
+            for period, groups in spent.items():
+                for key, totals in groups.items():
+                    use, _ = self._use(key)
+                    self._span(use, period).spent = totals.cost_tokens + totals.adjustments
+            for key, started_ms, cost in costs:
+                self._spend(self._use(key)[0], started_ms, cost)
+            for key, _, ended_ms, tokens, _ in recent:
+                self._use(key)[0].tokens.add(self._monotonic(ended_ms, now_ms), tokens)
+            for key, started_ms, _, _, status in sorted(recent, key=lambda row: row[1]):
+                if started_ms > minute_ms and status != 429:  # those do not count
+                    self._use(key)[0].requests.add(self._monotonic(started_ms, now_ms), 1)
+
+    # --- with the lock held -----------------------------------------------------------------------
+
+    def _use(self, key: str) -> tuple[_Use, float]:
+        use, now = self._uses[key], self._clock.monotonic()
+        use.requests.drop_old(now)
+        use.tokens.drop_old(now)
+        return use, now
+
+    def _refuse_tokens(self, key: Key, use: _Use, now: float) -> None:
+        limit = key.tokens_per_minute
+        if limit is None or use.tokens.total + use.held_tokens < limit:
+            return
+        wait = use.tokens.seconds_until(limit, now) or _SOON
+        raise _rate_limited(key, f"{limit} tokens a minute", wait)
+
+    def _refuse_cost(self, key: Key, budget: Budget, use: _Use) -> None:
+        span = self._span(use, budget.period)
+        if span.spent + use.held_cost < budget.amount:
+            return
+        limit = f"its budget of {decimal_text(budget.amount)} a {budget.period}"
+        if span.spent < budget.amount:
+            why = f"what is under way may use up {limit}; try again in a moment"
+            wait = _SOON
+        else:
+            why = f"{limit} is used up until {calendar.iso(span.end_ms)}"
+            wait = max(_SOON, (span.end_ms - self._clock.wall_ms()) / 1000)
+        raise ApiError(
+            429, "budget_exceeded", f"The key {key.name!r} is refused: {why}", retry_after=wait
+        )
+
+    def _span(self, use: _Use, period: str) -> _Span:
+        now_ms = self._clock.wall_ms()
+        span = use.spans.get(period)
+        if span is None or not span.start_ms <= now_ms < span.end_ms:
+            zone = self._zone()
+            span = _Span(_STARTS[period](now_ms, zone), _ENDS[period](now_ms, zone))
+            use.spans[period] = span
+        return span
+
+    def _spend(self, use: _Use, at_ms: int, amount: int) -> None:
+        """On the bill of the day and the month that it was asked for in."""
+        for period in PERIODS:
+            span = self._span(use, period)
+            if span.start_ms <= at_ms < span.end_ms:
+                span.spent += amount
+
+    # --- without it -------------------------------------------------------------------------------
+
+    def _cost_of(self, model: str, at_ms: int, usage: Usage) -> int:
+        """May read the database. Where that cannot be read nothing is counted; the next start of
+        the program counts it, as each bill does."""
+        try:
+            return self._cost(model, at_ms, usage)
+        except sqlite3.Error as error:
+            log.error("what a request to %s costs is not in its key's budget: %s", model, error)
+            return 0
+
+    def _expected(self, model: str, size: int, max_tokens: int | None) -> Usage:
+        usual = round(self._usual.get(model, _USUAL_COMPLETION))
+        prompt = min(size, _LONGEST_ESTIMATE) // _BYTES_PER_TOKEN
+        return Usage(
+            prompt_tokens=prompt,
+            completion_tokens=usual if max_tokens is None else max_tokens,
+        )
+
+    def _monotonic(self, ms: int, now_ms: int) -> float:
+        return self._clock.monotonic() - max(0, now_ms - ms) / 1000
+
+
+def _rate_limited(key: Key, limit: str, wait: float) -> ApiError:
+    return ApiError(
+        429,
+        "rate_limited",
+        f"The key {key.name!r} may do {limit}; try again in {duration(wait)}",
+        retry_after=wait,
+    )
+
+
+def _headers(key: Key, use: _Use, now: float) -> list[tuple[str, str]]:
+    found = []
+    for name, limit, window, used in (
+        ("requests", key.requests_per_minute, use.requests, use.requests.total),
+        ("tokens", key.tokens_per_minute, use.tokens, use.tokens.total + use.held_tokens),
+    ):
+        if limit is not None:
+            found += [
+                (f"x-ratelimit-limit-{name}", str(limit)),
+                (f"x-ratelimit-remaining-{name}", str(max(0, limit - used))),
+                (f"x-ratelimit-reset-{name}", duration(window.seconds_until_empty(now))),
+            ]
+    return found
+
+
+def duration(seconds: float) -> str:
+    """As OpenAI spells it in its headers: ``20ms``, ``1.5s``, ``6m0s``."""
+    ms = round(seconds * 1000)
+    if ms < 1000:
+        return f"{ms}ms"
+    minutes, rest = divmod(ms, 60_000)
+    return f"{minutes}m{rest / 1000:g}s" if minutes else f"{rest / 1000:g}s"

@@ -1,0 +1,156 @@
+"""What the server knows of keys, accounts and tokens, at hand for each request."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from manager.access import accounts, credentials, keys
+from manager.access.accounts import Account, Token
+from manager.access.keys import Key, Secret
+from manager.clock import Clock
+from manager.data import mark
+from manager.errors import ApiError
+from manager.store import Store, reading
+
+log = logging.getLogger(__name__)
+
+_MARK = "access"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Known:
+    """All of it at one moment; ``version`` grows with each change."""
+
+    version: int = 0
+    keys: Mapping[str, Key] = field(default_factory=dict)
+    accounts: Mapping[str, Account] = field(default_factory=dict)
+    tokens: Mapping[str, Token] = field(default_factory=dict)
+    _secrets: Mapping[bytes, tuple[Key, Secret]] = field(default_factory=dict, repr=False)
+    _tokens: Mapping[bytes, Token] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def read(cls, connection: sqlite3.Connection) -> Known:
+        """Raises sqlite3.Error."""
+        all_keys = keys.load(connection)
+        tokens = accounts.tokens(connection)
+        return cls(
+            version(connection),
+            {key.name: key for key in all_keys},
+            {account.name: account for account in accounts.accounts(connection)},
+            {token.name: token for token in tokens},
+            {secret.digest: (key, secret) for key in all_keys for secret in key.secrets},
+            {token.digest: token for token in tokens},
+        )
+
+    def key(self, secret: str, now_ms: int) -> Key | None:
+        """The key with this secret; None where none has it. Raises ApiError 401 for one that is
+        revoked or expired, or was replaced."""
+        digest = credentials.digest(secret)
+        # Who finds a digest by its time still has no secret for it; compared in constant time all
+        # the same, so that nobody has to think about that.
+        key, found = self._secrets.get(digest, (None, None))
+        if key is None or found is None or not credentials.is_same(found.digest, digest):
+            return None
+        if key.revoked_ms is not None:
+            raise refusal("The API key is revoked")
+        if key.expires_ms is not None and key.expires_ms <= now_ms:
+            raise refusal("The API key has expired")
+        if found.valid_until_ms is not None and found.valid_until_ms <= now_ms:
+            raise refusal("The API key was replaced by a new one")
+        return key
+
+    def token(self, secret: str, now_ms: int) -> Token | None:
+        """The token with this secret, where it is valid."""
+        digest = credentials.digest(secret)
+        token = self._tokens.get(digest)
+        if token is None or not credentials.is_same(token.digest, digest):
+            return None
+        return None if token.expires_ms is not None and token.expires_ms <= now_ms else token
+
+
+def refusal(why: str) -> ApiError:
+    """401 for a key that is of no use."""
+    return ApiError(
+        401,
+        "invalid_api_key",
+        f"{why}. Send a valid one as `Authorization: Bearer …`; who runs this LLM-Manager makes"
+        " them on the page Keys, or with `python -m manager.keys add NAME`",
+    )
+
+
+class Access:
+    """``now`` is what is known; each change and each ``refresh`` puts another one in its place."""
+
+    def __init__(self, store: Store, path: Path, clock: Clock) -> None:
+        """Raises sqlite3.Error."""
+        self._store = store
+        self._path = path
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._is_unreadable = False
+        self.now = Known()
+        self.refresh()
+
+    def change(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """Calls it within a transaction, all of it or nothing, and returns when each request from
+        then on sees what it has changed. Raises what it raises, sqlite3.Error."""
+
+        def work(connection: sqlite3.Connection) -> tuple[T, Known]:
+            result = function(connection)
+            changed(connection)
+            return result, Known.read(connection)
+
+        result, known = self._store.transact(work)
+        self._take(known)
+        return result
+
+    def record(self, function: Callable[[sqlite3.Connection], object]) -> None:
+        """Calls it within a transaction; it changes nothing of who may do what. Raises
+        sqlite3.Error."""
+        self._store.transact(function)
+
+    def refresh(self) -> None:
+        """Sees what another process has changed, such as `python -m manager.keys`. Raises
+        sqlite3.Error."""
+        with reading(self._path) as connection:
+            known = Known.read(connection) if version(connection) != self.now.version else None
+        if known is not None:
+            self._take(known)
+
+    def tick(self) -> None:
+        """As `refresh`, for the clock: a database that cannot be read is told, once."""
+        try:
+            self.refresh()
+        except sqlite3.Error as error:
+            if not self._is_unreadable:
+                log.error("changes of keys and accounts are not seen: %s", error)
+            self._is_unreadable = True
+        else:
+            self._is_unreadable = False
+
+    def _take(self, known: Known) -> None:
+        # Two may have been read in one order and come here in the other.
+        with self._lock:
+            if known.version > self.now.version:
+                self.now = known
+
+
+def version(connection: sqlite3.Connection) -> int:
+    """How often something was changed. Raises sqlite3.Error."""
+    return int(mark(connection, _MARK) or 0)
+
+
+def changed(connection: sqlite3.Connection) -> None:
+    """Lets every process see that something has changed. Part of a transaction."""
+    connection.execute(
+        "INSERT OR REPLACE INTO marks (name, value) VALUES (?, ?)",
+        (_MARK, str(version(connection) + 1)),
+    )

@@ -1,0 +1,456 @@
+"""Who may come in: each request's caller, and what the route that it asks for demands of one.
+
+``RULES`` has a rule for each route. The application does not start with a route that has none, so
+that a new one cannot be open by mistake.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import ipaddress
+import json
+import logging
+import socket
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import werkzeug
+from flask import Flask, Response, current_app, g, request, session
+from flask_wtf.csrf import ValidationError, validate_csrf
+
+from manager.access import audit, credentials
+from manager.access.accounts import ADMIN
+from manager.access.keys import Key
+from manager.access.registry import refusal
+from manager.errors import ApiError
+from manager.settings import Program
+from routes.house import House
+
+log = logging.getLogger(__name__)
+
+CHANGING = frozenset(("POST", "PUT", "PATCH", "DELETE"))
+# Names that reach a machine from its own containers, which no foreign name server answers for.
+_OWN_NAMES = frozenset(("localhost", "host.docker.internal", "host.containers.internal"))
+_PROXY_HEADERS = ("HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_VIA")
+_LONGEST_NOTED = 300_000  # bytes of a body; a config is as long as that
+_CORS_SECONDS = "7200"
+_CORS_EXPOSED = (
+    "Retry-After, X-LLM-Manager-Request, x-ratelimit-limit-requests, x-ratelimit-limit-tokens,"
+    " x-ratelimit-remaining-requests, x-ratelimit-remaining-tokens, x-ratelimit-reset-requests,"
+    " x-ratelimit-reset-tokens"
+)
+
+
+class Rule(enum.Enum):
+    """What a route demands."""
+
+    OPEN = "nothing: it tells nobody anything, or is how one signs in"
+    MODELS = "an API key, where keys are asked for"
+    KEY = "an API key"
+    VIEW = "to be signed in"
+    ADMIN = "to be signed in as admin"
+    CONFIG = "an admin on this machine itself, or allow_config_edit"
+    FIRST = "to be on this machine itself while no password is set"
+
+
+RULES: Mapping[str, Rule] = {
+    **dict.fromkeys(
+        ("health.health", "assets.send", "description.openapi", "pages.preferences"), Rule.OPEN
+    ),
+    **dict.fromkeys(("login.show", "login.sign_in", "login.sign_out"), Rule.OPEN),
+    **dict.fromkeys(("login.setup", "login.set_up"), Rule.FIRST),
+    **dict.fromkeys(("openai.list_models", "openai.one_model"), Rule.MODELS),
+    "keys.me": Rule.KEY,
+    **dict.fromkeys(
+        (
+            *("models.models", "models.model", "devices.devices", "metrics.metrics"),
+            *("logs.logs", "logs.past", "logs.follow", "logs.own"),
+            *("events.events", "events.activity", "about.about", "settings.show"),
+            *("usage.summary", "usage.series", "usage.requests", "usage.request"),
+            *("prices.prices", "prices.quote", "prices.adjustments"),
+            *("exports.exports", "exports.download", "data.state", "data.models"),
+            *("keys.all_keys", "keys.key", "access.whoami"),
+        ),
+        Rule.VIEW,
+    ),
+    **dict.fromkeys(
+        (
+            *("models.start", "models.stop", "models.restart", "models.stop_all"),
+            *("prices.put", "prices.adjust", "exports.make", "settings.reload"),
+            *("data.delete", "data.reprice", "data.vacuum", "data.back_up"),
+            *("keys.add", "keys.change", "keys.rotate", "keys.revoke"),
+            *("access.all_accounts", "access.add_account", "access.change_account"),
+            *("access.remove_account", "access.sign_out", "access.all_tokens"),
+            *("access.add_token", "access.remove_token", "access.changes"),
+        ),
+        Rule.ADMIN,
+    ),
+    **dict.fromkeys(("settings.text", "settings.check", "settings.put"), Rule.CONFIG),
+}
+"""By endpoint. The pages themselves, and the models' own routes, are in `rule_of`."""
+_CHANGES_NOTHING = frozenset(("prices.quote", "settings.check"))
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks: ``name`` is that of an account or a token, ``local`` on this machine while no
+    password is set, else empty; ``role`` is empty for who may not see the pages."""
+
+    address: str
+    is_local: bool
+    name: str = ""
+    role: str = ""
+    key: Key | None = None
+    by_session: bool = False
+
+    @property
+    def metered_as(self) -> str:
+        """Under which key its requests are: a person who tries a model on a page has none."""
+        if self.key is not None:
+            return self.key.name
+        return f"@{self.name}" if self.by_session else ""
+
+
+def protect(app: Flask, house: House) -> None:
+    """Puts the guard in front of all routes of the application, which are complete."""
+    without = [rule for rule in app.url_map.iter_rules() if rule_of(rule.endpoint) is None]
+    if without:
+        raise LookupError(f"routes without a rule in {__name__}: {without}")
+    app.before_request(lambda: _admit(house))
+    app.after_request(lambda response: _finish(house, response))
+
+
+def rule_of(endpoint: str) -> Rule | None:
+    """The rule for a route."""
+    if endpoint.startswith("openai.proxy_"):  # those of the modes, of plugins as well
+        return Rule.MODELS
+    found = RULES.get(endpoint)
+    return Rule.VIEW if found is None and endpoint.startswith("pages.") else found
+
+
+def _admit(house: House) -> werkzeug.Response | None:
+    """Answers instead of the route, or raises ApiError, where the caller may not have it."""
+    environ, program = request.environ, house.fleet.config.program
+    client = _client(environ, program)
+    g.secure = client.is_secure
+    endpoint = request.endpoint
+    if endpoint != "health.health":  # who checks whether we live may call us as they like
+        _check_host(client.host, program)
+    g.cors = _allowed_origin(environ, client.host, program)
+    if g.cors and environ["REQUEST_METHOD"] == "OPTIONS":
+        return _preflight()
+    if endpoint is None:
+        return None  # nothing is there, as Flask will say
+    rule = rule_of(endpoint)
+    if rule is None:  # see protect
+        raise LookupError(f"{endpoint} has no rule")
+    g.caller = _caller(house, program, rule, client)
+    _check_change(rule, g.caller)
+    return None
+
+
+# --- where a request comes from -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Client:
+    address: str
+    is_local: bool
+    is_secure: bool
+    host: str | None
+
+
+def _client(environ: dict[str, Any], program: Program) -> _Client:
+    peer, host = environ.get("REMOTE_ADDR", ""), environ.get("HTTP_HOST")
+    trusted = program.trusted_proxies
+    if not trusted or not _is_within(peer, trusted):
+        # A proxy on this machine that nobody has named brings in who knows whom.
+        is_local = _is_loopback(peer) and not any(name in environ for name in _PROXY_HEADERS)
+        return _Client(peer, is_local, environ["wsgi.url_scheme"] == "https", host)
+    address = peer
+    # The nearest last: what a client wrote itself is before what the proxies have seen.
+    for hop in reversed(environ.get("HTTP_X_FORWARDED_FOR", peer).split(",")):
+        address = hop.strip()
+        if not _is_within(address, trusted):
+            break
+    is_secure = environ.get("HTTP_X_FORWARDED_PROTO", "").strip().lower() == "https"
+    return _Client(
+        address, _is_loopback(address), is_secure, environ.get("HTTP_X_FORWARDED_HOST", host)
+    )
+
+
+_Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@functools.lru_cache(1024)
+def _is_within(address: str, networks: tuple[_Network, ...]) -> bool:
+    found = _ip(address)
+    return found is not None and any(found in network for network in networks)
+
+
+@functools.lru_cache(1024)
+def _is_loopback(address: str) -> bool:
+    found = _ip(address)
+    return found is not None and found.is_loopback
+
+
+def _ip(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return None
+    mapped = getattr(found, "ipv4_mapped", None)  # of a socket that takes both
+    return found if mapped is None else mapped
+
+
+def _check_host(host: str | None, program: Program) -> None:
+    """A page that has its own name resolve to this machine is, to its browser, at home here. The
+    name tells: no address can be another's."""
+    if host is not None and not _is_own_host(host, program.host, program.allowed_hosts):
+        name = _without_port(host)[:100]
+        raise ApiError(
+            403,
+            "host_not_allowed",
+            f"This LLM-Manager is not known as {name!r}. If it is meant to be, add the name to"
+            " allowed_hosts, under program in config.yaml; else call it by its address",
+        )
+
+
+@functools.lru_cache(1024)
+def _is_own_host(host: str, listening: str, allowed: tuple[str, ...]) -> bool:
+    name = _without_port(host).lower().rstrip(".")
+    if _ip(name.strip("[]")) is not None or name.endswith(".localhost"):
+        return True
+    return name in _OWN_NAMES or name in _machine_names() or name in (listening.lower(), *allowed)
+
+
+@functools.lru_cache(1)
+def _machine_names() -> frozenset[str]:
+    name = socket.gethostname().lower()
+    short = name.split(".")[0]
+    return frozenset((name, short, f"{short}.local"))
+
+
+def _without_port(host: str) -> str:
+    name, _, port = host.rpartition(":")
+    return name if name and port.isdecimal() else host
+
+
+def _allowed_origin(environ: dict[str, Any], host: str | None, program: Program) -> str | None:
+    """The foreign origin that may use the models; None where the page is our own, or none. A
+    browser lets any page post to a local port, and only keeps the answer from it."""
+    origin = environ.get("HTTP_ORIGIN")
+    if origin is None or (host is not None and _is_same(origin, host)):
+        return None
+    is_allowed = "*" in program.cors_origins or origin.lower() in program.cors_origins
+    if is_allowed and environ["PATH_INFO"].startswith("/v1/"):
+        return str(origin)
+    raise ApiError(
+        403,
+        "origin_not_allowed",
+        f"Web pages of {origin[:100]!r} may not use this LLM-Manager. For the models alone they may"
+        " if the origin is in cors_origins, under program in config.yaml",
+    )
+
+
+def _is_same(origin: str, host: str) -> bool:
+    try:
+        return _bare(urlsplit(origin).netloc) == _bare(host)
+    except ValueError:
+        return False
+
+
+def _bare(netloc: str) -> str:
+    """Without the port that goes without saying: a proxy may have added or dropped it."""
+    return netloc.lower().removesuffix(":80").removesuffix(":443")
+
+
+def _preflight() -> Response:
+    wanted = request.headers.get("Access-Control-Request-Headers", "")
+    return Response(
+        status=204,
+        headers={
+            "Access-Control-Allow-Methods": "GET, POST",
+            "Access-Control-Allow-Headers": wanted or "Authorization, Content-Type, X-Api-Key",
+            "Access-Control-Max-Age": _CORS_SECONDS,
+        },
+    )
+
+
+# --- who it is ------------------------------------------------------------------------------------
+
+
+def _caller(house: House, program: Program, rule: Rule, client: _Client) -> Caller:
+    """Raises ApiError 401 and 403 for who may not do what the rule is for."""
+    nobody = Caller(client.address, client.is_local)
+    if rule is Rule.OPEN:
+        return nobody
+    if rule is Rule.MODELS:
+        return _user(house, program, nobody)
+    if rule is Rule.KEY:
+        key = house.access.now.key(_secret() or "", house.clock.wall_ms())
+        if key is None:
+            raise refusal("An API key is needed here")
+        return Caller(client.address, client.is_local, key=key)
+    if rule is Rule.FIRST:
+        if not house.access.now.accounts and not client.is_local:
+            raise _no_password_yet()
+        return nobody
+    caller = _person(house, nobody)
+    if rule is not Rule.VIEW and caller.role != ADMIN:
+        raise ApiError(
+            403, "admin_needed", f"{caller.name} may look at this, and not change it: ask an admin"
+        )
+    if rule is Rule.CONFIG and not (client.is_local or program.allow_config_edit):
+        raise ApiError(
+            403,
+            "config_locked",
+            "The config names programs to run, so that it can be edited on this machine alone:"
+            " open this page there, edit the file itself, or set allow_config_edit in it",
+        )
+    return caller
+
+
+def _user(house: House, program: Program, nobody: Caller) -> Caller:
+    """Who asks for a model."""
+    known = house.access.now
+    is_closed = bool(known.keys) if program.require_key is None else program.require_key
+    secret = _secret()
+    if secret is not None:
+        key = known.key(secret, house.clock.wall_ms())
+        if key is not None:
+            return Caller(nobody.address, nobody.is_local, key=key)
+        if is_closed:
+            raise refusal("The API key is not valid")
+    elif "HTTP_X_CSRFTOKEN" in request.environ and (is_closed or known.accounts):
+        caller = _person(house, nobody)  # on a page of ours
+        if caller.role != ADMIN:
+            raise ApiError(403, "admin_needed", "Only an admin can try models without an API key")
+        _check_token()
+        return caller
+    if is_closed:
+        raise refusal("An API key is needed")
+    return nobody
+
+
+def _person(house: House, nobody: Caller) -> Caller:
+    """Who sees and steers. Raises ApiError 401, and 403 from elsewhere while nobody has set a
+    password."""
+    known = house.access.now
+    secret = _bearer()
+    if secret is not None:
+        token = known.token(secret, house.clock.wall_ms())
+        if token is None:
+            is_key = secret.startswith(credentials.KEY_PREFIX)
+            why = "An API key is for /v1 and /api/keys/me" if is_key else "The token is not valid"
+            raise ApiError(
+                401, "invalid_token", f"{why}: an admin makes tokens for scripts on the page Access"
+            )
+        return Caller(nobody.address, nobody.is_local, f"token {token.name}", token.role)
+    account = known.accounts.get(session.get("account", ""))
+    if account is not None and session.get("generation") == account.generation:
+        return Caller(nobody.address, nobody.is_local, account.name, account.role, by_session=True)
+    if known.accounts:
+        raise ApiError(401, "sign_in_needed", "Sign in at /login, or send a token for scripts")
+    if not nobody.is_local:
+        raise _no_password_yet()
+    return Caller(nobody.address, nobody.is_local, "local", ADMIN)
+
+
+def _no_password_yet() -> ApiError:
+    return ApiError(
+        403,
+        "no_password_yet",
+        "No password is set yet, so that this answers on the machine itself alone. Open it there,"
+        " at its address 127.0.0.1, and set one; or run `python -m manager.admin password` there",
+    )
+
+
+def _bearer() -> str | None:
+    scheme, _, secret = request.environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+    return secret.strip() if scheme.lower() == "bearer" and secret.strip() else None
+
+
+def _secret() -> str | None:
+    return _bearer() or request.environ.get("HTTP_X_API_KEY") or None
+
+
+# --- changes --------------------------------------------------------------------------------------
+
+
+def _check_change(rule: Rule, caller: Caller) -> None:
+    """A form on a foreign page cannot send JSON's content type, which is what scripts are asked
+    for, nor the token that our own pages know."""
+    if request.environ["REQUEST_METHOD"] not in CHANGING or rule is Rule.MODELS:
+        return
+    is_call = request.path.startswith("/api/")
+    if is_call and request.mimetype != "application/json":
+        raise ApiError(
+            415,
+            "json_required",
+            "Calls that change something need the header Content-Type: application/json",
+        )
+    has_cookie = current_app.config["SESSION_COOKIE_NAME"] in request.cookies
+    is_script = caller.key is not None or caller.name.startswith("token ")
+    if not is_call or (has_cookie and not is_script):
+        _check_token()
+
+
+def _check_token() -> None:
+    try:
+        validate_csrf(request.headers.get("X-CSRFToken") or request.form.get("csrf_token"))
+    except ValidationError as error:
+        raise ApiError(403, "page_outdated", "This page is out of date: load it again") from error
+
+
+def _finish(house: House, response: Response) -> Response:
+    cors = g.get("cors")
+    if cors:
+        response.headers["Access-Control-Allow-Origin"] = cors
+        response.headers["Access-Control-Expose-Headers"] = _CORS_EXPOSED
+        response.headers.add("Vary", "Origin")
+    endpoint = request.endpoint
+    if request.environ["REQUEST_METHOD"] in CHANGING and endpoint is not None:
+        is_change = rule_of(endpoint) in (Rule.ADMIN, Rule.CONFIG)
+        if is_change and response.status_code < 400 and endpoint not in _CHANGES_NOTHING:
+            _record(house)
+    return response
+
+
+def _record(house: House) -> None:
+    rule = request.url_rule
+    assert rule is not None
+    path = rule.rule.replace("<path:", "{").replace("<", "{").replace(">", "}")
+    subject = ", ".join(str(value) for value in (request.view_args or {}).values())
+    given: Any = {}
+    if 0 < (request.content_length or 0) <= _LONGEST_NOTED:
+        try:
+            given = json.loads(request.get_data())
+        except (ValueError, RecursionError):
+            given = {}  # of a call that takes no body
+    write_down(
+        house,
+        g.caller,
+        f"{request.method} {path}",
+        subject,
+        given if isinstance(given, dict) else {},
+    )
+
+
+def write_down(
+    house: House, caller: Caller, action: str, subject: str, detail: dict[str, Any]
+) -> None:
+    """Adds to the table of who changed what; where the database does not take it, to the log."""
+    who, now_ms = caller.name, house.clock.wall_ms()
+    try:
+        house.access.record(
+            lambda connection: audit.add(
+                connection, now_ms, who, caller.address, action, subject, detail
+            )
+        )
+    except sqlite3.Error as error:
+        log.error("%s of %s by %s is not in the audit table: %s", action, subject, who, error)

@@ -1,0 +1,115 @@
+"""Signing in and out, and the first password."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sqlite3
+
+import werkzeug
+from flask import Blueprint, Response, g, redirect, render_template, request, session
+
+from manager.access import accounts, credentials
+from manager.access.accounts import ADMIN, FIRST, Account
+from manager.access.guessing import Guessing
+from manager.errors import ApiError
+from routes import pages
+from routes.guard import Caller, write_down
+from routes.house import House
+from routes.usage import unreadable
+
+log = logging.getLogger(__name__)
+
+# As long to check as any: nobody learns by the time which accounts there are.
+_NOBODYS = credentials.password_hash("nobody's password")
+_NO_STORE = {"Cache-Control": "no-store"}
+
+
+def blueprint(house: House) -> Blueprint:
+    routes = Blueprint("login", __name__)
+    routes.register_error_handler(sqlite3.Error, unreadable)
+    guessing = Guessing(house.clock.monotonic)
+
+    @routes.get("/login")
+    def show() -> werkzeug.Response:
+        if not house.access.now.accounts:
+            return redirect("/setup", 303)
+        return _form("login.html", name="", back=request.args.get("next", ""))
+
+    @routes.post("/login")
+    def sign_in() -> werkzeug.Response:
+        name, password = _given("name"), _given("password")
+        account = house.access.now.accounts.get(name)
+        hashed = _NOBODYS if account is None else account.password
+        back = _given("next")
+        try:
+            is_right = guessing.attempt(
+                g.caller.address, lambda: credentials.is_password(hashed, password)
+            )
+        except ApiError as error:
+            return _refused("login.html", error, name=name, back=back)
+        if account is None or not is_right:
+            log.warning("wrong password for %r from %s", name[:100], g.caller.address)
+            wrong = ApiError(403, "wrong_password", "The name or the password is wrong")
+            return _refused("login.html", wrong, name=name, back=back)
+        _begin(account)
+        write_down(house, _as(account), "signed in", account.name, {})
+        return redirect(pages.own_path(back), 303)
+
+    @routes.post("/logout")
+    def sign_out() -> werkzeug.Response:
+        session.clear()
+        return redirect("/login", 303)
+
+    @routes.get("/setup")
+    def setup() -> werkzeug.Response:
+        if house.access.now.accounts:
+            return redirect("/login", 303)
+        return _form("setup.html", name=FIRST)
+
+    @routes.post("/setup")
+    def set_up() -> werkzeug.Response:
+        name, password = _given("name"), _given("password")
+        try:
+            if password != _given("again"):
+                raise ApiError(400, "bad_parameter", "The two passwords are not the same")
+            hashed = credentials.password_hash(password)
+            now_ms = house.clock.wall_ms()
+            account = house.access.change(
+                lambda connection: accounts.add_first(connection, name, hashed, now_ms)
+            )
+        except ApiError as error:
+            return _refused("setup.html", error, name=name)
+        _begin(account)
+        write_down(house, _as(account), "first password", account.name, {})
+        return redirect("/", 303)
+
+    return routes
+
+
+def _given(name: str) -> str:
+    return request.form.get(name, "")
+
+
+def _begin(account: Account) -> None:
+    # Anew: what somebody may have put into the session before is not to live on in it.
+    session.clear()
+    session.permanent = True
+    session["account"], session["generation"] = account.name, account.generation
+
+
+def _as(account: Account) -> Caller:
+    return Caller(g.caller.address, g.caller.is_local, account.name, ADMIN)
+
+
+def _form(template: str, **values: str) -> Response:
+    text = render_template(template, page=None, message="", **values)
+    return Response(text, mimetype="text/html", headers=_NO_STORE)
+
+
+def _refused(template: str, error: ApiError, **values: str) -> Response:
+    text = render_template(template, page=None, message=error.message, **values)
+    answer = Response(text, error.status, mimetype="text/html", headers=_NO_STORE)
+    if error.retry_after is not None:
+        answer.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    return answer
