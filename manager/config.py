@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
-from manager import cron, yamlnodes
+from manager import cron, origins, yamlnodes
 from manager.pricing import Price, Tier, billionths
 from manager.settings import Config, Export, Model, Program, Scheme
 from manager.yamlnodes import (
@@ -178,6 +178,11 @@ def _program(
         ),
         export=given.read("export", lambda value: _export(value, base), None),
         queue=given.read("queue", _queue, None),
+        require_key=given.read("require_key", boolean, None),
+        allowed_hosts=given.read("allowed_hosts", listed(origins.host), ()),
+        cors_origins=given.read("cors_origins", listed(origins.origin), ()),
+        trusted_proxies=given.read("trusted_proxies", listed(origins.network), ()),
+        allow_config_edit=given.read("allow_config_edit", boolean, default.allow_config_edit),
     )
     given.refuse_rest()
     return program

@@ -5,9 +5,12 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 from manager.pricing import Price
+
+Network = IPv4Network | IPv6Network
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,16 @@ class Program:
     export: Export | None = None
     # The URL may hold a password.
     queue: str | None = field(default=None, repr=False)
+    # None: /v1 asks for a key once one is defined. False: never, keys then only tell who sends.
+    require_key: bool | None = None
+    # In lower case, without a port; addresses are never among them.
+    allowed_hosts: tuple[str, ...] = ()
+    # As browsers send them; "*" is every page.
+    cors_origins: tuple[str, ...] = ()
+    # Whose X-Forwarded-For and X-Forwarded-Proto are believed.
+    trusted_proxies: tuple[Network, ...] = ()
+    # On a page, from other machines, too.
+    allow_config_edit: bool = False
 
 
 @dataclass(frozen=True)

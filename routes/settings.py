@@ -7,6 +7,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Collection, Iterable
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any
 
@@ -213,4 +214,4 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+    return str(value) if isinstance(value, Path | IPv4Network | IPv6Network) else value

@@ -206,6 +206,21 @@ def test_a_windows_file_stays_one_though_a_page_has_other_line_ends(
     assert desk.path.read_bytes() == start + (TEXT + "# ä\n").replace("\n", "\r\n").encode()
 
 
+def test_who_may_come_in_is_changed_without_a_restart(desk: Desk) -> None:
+    keys = [
+        "require_key: false",
+        "allowed_hosts: [llm.example.org]",
+        "cors_origins: ['*']",
+        "trusted_proxies: [127.0.0.1]",
+        "allow_config_edit: true",
+    ]
+    answer = desk.put(SHOWN.replace("program:\n", "program:\n  " + "\n  ".join(keys) + "\n"))
+    assert answer.get_json()["restart_needed_for"] == []
+    shown = desk.app.test_client().get("/api/config").get_json()["program"]
+    assert [shown["require_key"], shown["allow_config_edit"]] == [False, True]
+    assert shown["trusted_proxies"] == ["127.0.0.1/32"]
+
+
 def test_a_bad_text_changes_nothing_and_its_problems_come_with_their_lines(desk: Desk) -> None:
     answer = desk.put(SHOWN.replace("Gemma:", "Gemma: {}\n  Other:").replace("queue", "kueue"))
     error = desk.refused(answer, 400, "invalid_config")

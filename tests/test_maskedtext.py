@@ -383,3 +383,10 @@ def test_a_cut_text_is_masked_too(config: tuple[str, list[str]], data: st.DataOb
     shown = mask(cut)
     if "\\U" not in text:  # nobody reads those but a parser
         assert not [head for head in heads(hidden) if head in shown]
+
+
+@pytest.mark.parametrize("before", ["  ", "  # "])
+def test_whether_a_key_is_asked_for_is_no_secret(before: str) -> None:
+    text = f"program:\n{before}require_key: true   # or else\n{before}port: 3\n"
+    assert mask(text) == text
+    assert mask("env: {REQUIRE_KEY_TOKEN: s3cr3t, KEY: s3cr3t}").count("hidden") == 2

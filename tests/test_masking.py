@@ -17,6 +17,8 @@ program:
   host: 0.0.0.0
   device_memory_mb: {"rtx 4060": 8000}
   export: {schedule: "0 3 * * *", period: month}
+  trusted_proxies: [127.0.0.1, "fd00::/8"]
+  cors_origins: ["http://localhost:3000"]
 Local-Models:
   Qwen:
     aliases: [gpt]
@@ -53,6 +55,9 @@ def test_the_config_is_shown_as_plain_json(loaded: config.Config) -> None:
     assert shown["program"]["host"] == "0.0.0.0"
     assert shown["program"]["device_memory_mb"] == {"rtx 4060": 8000}
     assert shown["program"]["export"]["schedule"] == "0 3 * * *"
+    assert shown["program"]["trusted_proxies"] == ["127.0.0.1/32", "fd00::/8"]
+    assert shown["program"]["cors_origins"] == ["http://localhost:3000"]
+    assert shown["program"]["require_key"] is None
     model = shown["models"][0]
     assert (model["name"], model["aliases"], model["port"]) == ("Qwen", ["gpt"], 10001)
     scheme = model["schemes"][0]
