@@ -9,9 +9,10 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TypeVar
 
-from manager import cron, origins, yamlnodes
+from manager import cron, origins, variables, yamlnodes
 from manager.pricing import Price, Tier, billionths
 from manager.settings import Config, Export, Model, Program, Scheme
+from manager.variables import Expanded
 from manager.yamlnodes import (
     Enough,
     Problem,
@@ -148,6 +149,7 @@ def _program(
     given: Section, base: Path, mode: yamlnodes.Reader[str], plugins: Path | None
 ) -> Program:
     default = Program()
+    queue = given.read("queue", _queue, None)
     program = Program(
         host=given.read("host", text, default.host),
         port=given.read("port", PORT, default.port),
@@ -177,12 +179,13 @@ def _program(
             "request_retention_days", DAYS, default.request_retention_days
         ),
         export=given.read("export", lambda value: _export(value, base), None),
-        queue=given.read("queue", _queue, None),
+        queue=queue.text if queue else None,
         require_key=given.read("require_key", boolean, None),
         allowed_hosts=given.read("allowed_hosts", listed(origins.host), ()),
         cors_origins=given.read("cors_origins", listed(origins.origin), ()),
         trusted_proxies=given.read("trusted_proxies", listed(origins.network), ()),
         allow_config_edit=given.read("allow_config_edit", boolean, default.allow_config_edit),
+        variables=queue.names if queue else frozenset(),
     )
     given.refuse_rest()
     return program
@@ -224,9 +227,12 @@ def _schedule(value: Value) -> str:
     return schedule
 
 
-def _queue(value: Value) -> str:
+def _queue(value: Value) -> Expanded:
     # No message repeats the URL: it may hold a password.
-    url = text(value)
+    found = variables.expanded(text(value))
+    url = found.text
+    if yamlnodes.has_control(url):
+        raise Wrong("a variable in it has a control character or an end of line in its value")
     try:
         parts = urllib.parse.urlsplit(url)
         known = parts.scheme in QUEUE_SERVERS and url.startswith(f"{parts.scheme}://")
@@ -235,7 +241,7 @@ def _queue(value: Value) -> str:
         raise Wrong("this is not a URL: check its host and port") from None
     if not known:
         raise Wrong(f"expected a URL that begins with {':// or '.join(QUEUE_SERVERS)}://")
-    return url
+    return found
 
 
 class _Models:
@@ -356,14 +362,16 @@ def _scheme(name: str, value: Value, base: Path) -> Scheme:
         value.problem(fault, value.key_line)
     given = section(value)
     devices = given.read("required_devices", listed(plain), None)
+    env = given.read("env", _env, {})
     scheme = Scheme(
         name=name,
         required_devices=devices or (),
         script_path=given.read("script_path", _script(base), None),
         command=given.read("command", _command, ()),
         memory_mb=given.read("memory_mb", _memory(devices or ()), {}),
-        env=given.read("env", _env, {}),
+        env={name: one.text for name, one in env.items()},
         cwd=given.read("cwd", folder(base), base),
+        expanded=frozenset(name for name, one in env.items() if one.names),
     )
     script, command = given.get("script_path"), given.get("command")
     if script and command:
@@ -418,11 +426,11 @@ def _folded(device: str) -> str:
     return " ".join(device.casefold().split())
 
 
-def _env(value: Value) -> dict[str, str]:
+def _env(value: Value) -> dict[str, Expanded]:
     for name, entry in section(value).rest():
         if not name or "=" in name or "\0" in name:
             entry.problem("an environment variable's name cannot be empty or have a = in it")
-    return mapped(as_written)(value)
+    return mapped(lambda entry: variables.expanded(as_written(entry)))(value)
 
 
 def _price(value: Value) -> Price:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import yaml
 
 from manager import yamlnodes
-from manager.masking import SECRET, Spans, argument_spans, is_telling, secret_spans
+from manager.masking import SECRET, Spans, argument_spans, is_reference, is_telling, secret_spans
 from manager.yamlnodes import TAG, Problem, Unreadable
 
 _MARK = re.compile(r"<hidden (\d{1,6})>")
@@ -102,6 +102,7 @@ def _parts(text: str, *, strictly: bool = False) -> Spans:
         found = list(_in_document(text, yamlnodes.compose(text), strictly))
     except Unreadable:
         found = list(_in_lines(text, 0, len(text)))
+    found = [(start, end) for start, end in found if not is_reference(text[start:end])]
     found += [mark.span() for mark in _MARK.finditer(text)]
     result: Spans = []
     for start, end in sorted(set(found)):

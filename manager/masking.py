@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from manager.variables import NAME
+
 MASK = "***"
 
 Spans = list[tuple[int, int]]
@@ -15,12 +17,19 @@ SECRET = r"(?<!require_)key|token|secret|pass(?!ed|ing|ive)|pwd|_pat\b|bearer|cr
 _SECRET = re.compile(SECRET, re.IGNORECASE)
 _WORD = re.compile(r"[\w-]+")
 _BEFORE_VALUE = re.compile(r"[\"']?(?:\s*[=:]\s*|\s+)(?=\S)")
+_REFERENCE = re.compile(rf"[\"']?\$\{{{NAME}\}}[\"']?[\s,\]}}]*")
 _PASSWORD_IN_URL = re.compile(r"(://(?:[^/\s:@]*:)?)([^/\s]*)@")  # or a token, without a user
 
 
 def is_telling(name: str) -> bool:
     """Whether what stands under that name, or behind that option, may be a secret."""
     return bool(_SECRET.search(name))
+
+
+def is_reference(text: str) -> bool:
+    """Whether it is no more than the name of a variable, such as ``${HF_TOKEN}``, which is no
+    secret; brackets and a comma of YAML's may follow."""
+    return bool(_REFERENCE.fullmatch(text))
 
 
 def secret_spans(text: str) -> Spans:

@@ -65,6 +65,8 @@ class Program:
     trusted_proxies: tuple[Network, ...] = ()
     # On a page, from other machines, too.
     allow_config_edit: bool = False
+    # Those of our environment that `queue` has the values of.
+    variables: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ class Scheme:
     """One way to start a model: a script or a command, and the devices that it needs.
 
     `command` is empty where there is a `script_path`, else `script_path` is None. `memory_mb` has
-    the devices' names as `required_devices` spells them.
+    the devices' names as `required_devices` spells them. `expanded` names those of `env` whose
+    values have some of our own environment's in them.
     """
 
     name: str
@@ -83,6 +86,7 @@ class Scheme:
     # Values may be keys and tokens.
     env: Mapping[str, str] = field(repr=False)
     cwd: Path
+    expanded: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -138,6 +138,8 @@ def _syntax_problem(text: str, error: yaml.MarkedYAMLError) -> Problem:
         how = "indent with spaces: YAML takes no tab there"
     elif "cannot start any token" in problem:
         how = f"put text that begins with {character} in quotes"
+    elif text[: mark.index].endswith("$") and character == "{":
+        how = 'put a ${NAME} that is between brackets in quotes: "${NAME}"'
     elif context == "while scanning an alias":
         how = "put text that begins with * in quotes"
     elif "escape character" in problem:

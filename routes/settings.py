@@ -190,13 +190,14 @@ def masked(settings: config.Config) -> dict[str, Any]:
     """The config as JSON, with every value that may be a secret replaced by asterisks."""
     program = _plain(dataclasses.asdict(settings.program))
     if settings.program.queue:
-        program["queue"] = hidden(settings.program.queue)
+        is_expanded = bool(settings.program.variables)
+        program["queue"] = MASK if is_expanded else hidden(settings.program.queue)
     models = []
     for model in settings.models.values():
         shown = _plain(dataclasses.asdict(model))
         for scheme in shown["schemes"]:
             scheme["env"] = {
-                name: MASK if is_telling(name) else hidden(value)
+                name: MASK if is_telling(name) or name in scheme["expanded"] else hidden(value)
                 for name, value in scheme["env"].items()
             }
             scheme["command"] = [
@@ -212,6 +213,8 @@ def masked(settings: config.Config) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, frozenset):
+        return sorted(value)
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path | IPv4Network | IPv6Network) else value

@@ -617,6 +617,7 @@ SYNTAX = {
     "crlf and tab": ("program:\r\n  host: a\r\n\tport: 1\r\n", 3, "indent with spaces"),
     "backslash": ('program:\n  host: "a\\q"\n', 2, "write / instead"),
     "bare cron": ("program:\n  export:\n    schedule: * * * * *\n", 3, "begins with * in quotes"),
+    "variable": ("Local-Models:\n  m: {s: {env: {A: ${B}}}}\n", 2, "${NAME} that is between"),
     "at": ("program:\n  currency: @x\n", 2, "begins with @ in quotes"),
     "open quote": ('program:\n  host: "a\n  port: 1\n', 2, "close the quotes"),
     "open list": ("program:\n  TokenTracker: [Chat\n  port: 1\n", 3, "begins on line 2"),
@@ -897,6 +898,100 @@ def test_no_message_repeats_what_may_be_a_secret(home: Path, body: str, queue: s
     found = problems(home, text)
     assert [line for line, _ in found] == [3, 5]
     assert "hunter2" not in str(found)
+
+
+# What stands in the environment instead.
+
+
+@pytest.fixture
+def _variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OUR_TOKEN", "hunter2")
+    monkeypatch.setenv("_2ND", "${OUR_TOKEN}")
+    monkeypatch.setenv("OUR_LINES", "one\ntwo")
+    monkeypatch.setenv("OUR_QUEUE", "redis://:hunter2@cache:6379/0")
+    monkeypatch.delenv("NOT_THERE", raising=False)
+
+
+@pytest.mark.usefixtures("_variables")
+@pytest.mark.parametrize(
+    ("written", "value", "is_expanded"),
+    [
+        ("${OUR_TOKEN}", "hunter2", True),
+        ("a-${OUR_TOKEN}-b${OUR_TOKEN}", "a-hunter2-bhunter2", True),
+        ("${OUR_LINES}", "one\ntwo", True),
+        ("${_2ND}", "${OUR_TOKEN}", True),  # what comes from there is taken as it is
+        ("$${OUR_TOKEN}", "${OUR_TOKEN}", False),
+        ("$${a-${OUR_TOKEN}", "${a-hunter2", True),
+        ("$OUR_TOKEN $$ a$ }{", "$OUR_TOKEN $$ a$ }{", False),
+    ],
+)
+def test_a_value_of_a_schemes_environment_may_come_from_ours(
+    home: Path, written: str, value: str, is_expanded: bool
+) -> None:
+    read = scheme(home, f"command: [x], env: {{A: '{written}', B: ''}}")
+    assert read.env == {"A": value, "B": ""}
+    assert read.expanded == ({"A"} if is_expanded else set())
+    assert "hunter2" not in repr(read)
+
+
+@pytest.mark.usefixtures("_variables")
+@pytest.mark.parametrize(
+    ("written", "names"),
+    [
+        ("redis://:${OUR_TOKEN}@cache:6379/0", {"OUR_TOKEN"}),
+        ("${OUR_QUEUE}", {"OUR_QUEUE"}),
+        ("redis://:hunter2@cache:6379/0", set()),
+    ],
+)
+def test_the_queues_url_may_come_from_our_environment(
+    home: Path, written: str, names: set[str]
+) -> None:
+    read = program(home, f"queue: {written}")
+    assert read.queue == "redis://:hunter2@cache:6379/0"
+    assert read.variables == names
+    assert "hunter2" not in repr(read)
+
+
+@pytest.mark.usefixtures("_variables")
+def test_nothing_else_is_taken_from_the_environment(home: Path) -> None:
+    read = scheme(home, 'command: [sh, -c, "exec x ${OUR_TOKEN}"], env: {"${OUR_TOKEN}": a}')
+    assert read.command == ("sh", "-c", "exec x ${OUR_TOKEN}")
+    assert read.env == {"${OUR_TOKEN}": "a"}
+    assert program(home, "currency: ${OUR_TOKEN}").currency == "${OUR_TOKEN}"
+
+
+@pytest.mark.usefixtures("_variables")
+@pytest.mark.parametrize(
+    ("written", "part"),
+    [
+        ("hunter2 ${NOT_THERE}", "the environment has no NOT_THERE: "),
+        ("${OUR_TOKEN} ${NOT_THERE}", "write $${NOT_THERE} if"),
+        ("${OUR_TOKEN} ${}", "write ${NAME}"),
+        ("${OUR_TOKEN", "write ${NAME}"),
+        ("${hunter2:-x}", "write ${NAME}"),
+        ("${ OUR_TOKEN }", "write ${NAME}"),
+        ("${1}", "write ${NAME}"),
+        ("${ÜBER}", "write ${NAME}"),
+        ("${OUR_TOKEN}://cache", "expected a URL"),
+        ("redis://cache:${OUR_TOKEN}", "check its host and port"),
+        ("redis://:${OUR_LINES}@cache", "a control character or an end of line"),
+    ],
+)
+def test_what_the_environment_does_not_have_is_told_with_its_line_and_without_values(
+    home: Path, written: str, part: str
+) -> None:
+    line, message = only_problem(home, f"program:\n  port: 1\n  queue: '{written}'\n")
+    assert line == 3
+    assert part in message
+    assert "hunter2" not in message
+    if "URL" not in part and ":" not in written:
+        text = (
+            f"Local-Models:\n  m:\n    s:\n      command: [x]\n      env:\n        A: '{written}'\n"
+        )
+        line, message = only_problem(home, text)
+        assert line == 6
+        assert part in message
+        assert "hunter2" not in message
 
 
 # Who may come in.

@@ -390,3 +390,48 @@ def test_whether_a_key_is_asked_for_is_no_secret(before: str) -> None:
     text = f"program:\n{before}require_key: true   # or else\n{before}port: 3\n"
     assert mask(text) == text
     assert mask("env: {REQUIRE_KEY_TOKEN: s3cr3t, KEY: s3cr3t}").count("hidden") == 2
+
+
+REFERENCES = """\
+program:
+  queue: redis://:${REDIS_PASSWORD}@cache:6379/0
+Local-Models:
+  M:
+    S:
+      command: [x, --api-key, "${KEY}"]
+      env:
+        HF_TOKEN: ${HF_TOKEN}
+        A_KEY: "${A_KEY}"   # <hidden 1>
+        # B_TOKEN: ${B_TOKEN}
+        # env: {C_TOKEN: "${C_TOKEN}"}
+"""
+
+
+def test_where_a_secret_is_named_only_it_stays_readable() -> None:
+    assert mask(REFERENCES) == REFERENCES
+    edited = REFERENCES.replace("HF_TOKEN}", "OTHER}")
+    assert saved(edited, REFERENCES) == edited
+    broken = "env:\n  HF_TOKEN: ${HF_TOKEN}\nx: [\n"
+    assert mask(broken) == broken
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "Bearer s3cr3t ${TOKEN}",
+        "${TOKEN}s3cr3t",
+        "$${s3cr3t}",
+        "${s3cr3t:-x}",
+        "${s3cr3t",
+        "{s3cr3t}",
+    ],
+)
+def test_what_is_more_than_the_name_of_a_secret_is_masked(value: str) -> None:
+    text = f"env:\n  API_KEY: '{value}'\n# API_KEY: {value}\n"
+    assert "s3cr3t" not in mask(text)
+    assert saved(mask(text), text) == text
+
+
+def test_a_secret_is_not_put_where_it_would_pass_for_a_name() -> None:
+    assert refused("API_KEY: ${<hidden 1>}\n", "API_KEY: s3cr3t\n") == [1]
+    assert refused("queue: redis://:$<hidden 1>@h\n", "queue: redis://:{s3cr3t}@h\n") == [1]

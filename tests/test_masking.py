@@ -158,3 +158,20 @@ def test_a_queue_without_a_password_is_shown_as_it_is(loaded: config.Config) -> 
     url = "redis://cache:6379/0"
     with_queue = replace(loaded, program=replace(loaded.program, queue=url))
     assert masked(with_queue)["program"]["queue"] == url
+
+
+def test_what_comes_from_the_environment_is_masked_whatever_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QUEUE_HOST", "s3cr3t.example")
+    monkeypatch.setenv("FLAVOUR", "s3cr3t")
+    path = tmp_path / "config.yaml"
+    text = TEXT.replace("program:", "program:\n  queue: redis://${QUEUE_HOST}:6379/0")
+    text = text.replace('BLOCKING: "1"', 'BLOCKING: "1", A: "${FLAVOUR} ice", B: "$${FLAVOUR}"')
+    path.write_text(text, encoding="utf-8")
+    shown = json.loads(json.dumps(masked(config.load(path, lambda _: ["Chat"]))))
+    assert "s3cr3t" not in str(shown)
+    assert (shown["program"]["queue"], shown["program"]["variables"]) == ("***", ["QUEUE_HOST"])
+    (scheme,) = shown["models"][0]["schemes"]
+    assert scheme["env"] == {"CUDA_LAUNCH_BLOCKING": "1", "A": "***", "B": "${FLAVOUR}"}
+    assert scheme["expanded"] == ["A"]
