@@ -28,7 +28,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Shared:
-    """What all models share. ``connections`` is how many are kept to one server."""
+    """What all models share. ``connections`` is how many are kept to one server; ``secrets`` names
+    the variables of our environment that no server inherits, and only grows: what a config has
+    named before may still be in use."""
 
     store: Store
     logs: ModelLogs
@@ -38,6 +40,7 @@ class Shared:
     placement: Placement
     clock: Clock
     connections: int
+    secrets: set[str] = field(default_factory=set)
 
 
 class StartFailed(Exception):

@@ -13,7 +13,7 @@ import threading
 import uuid
 from collections.abc import Callable, Mapping
 
-from manager import config, launcher, ports
+from manager import config, launcher, ports, variables
 from manager.interfaces import Interface
 from manager.launcher import LaunchError, ProcessTree
 from manager.placement import NoPlace, Place, Waiting
@@ -261,7 +261,7 @@ class Start:
         except OSError as error:
             raise StartFailed(f"its log cannot be written: {error}") from error
         env = {
-            **os.environ,
+            **variables.inherited(self._shared.secrets),
             **place.environment,
             **scheme.env,
             "LLM_MANAGER_MODEL": run.model,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Set
 from typing import NamedTuple
 
 from manager.yamlnodes import Wrong
 
 NAME = r"[A-Za-z_][A-Za-z0-9_]*"
 _REFERENCE = re.compile(rf"\$\$\{{|\$\{{({NAME})\}}|\$\{{")
+_OURS = "LLM_MANAGER_"
 
 
 class Expanded(NamedTuple):
@@ -41,3 +43,14 @@ def expanded(written: str) -> Expanded:
         return os.environ[name]
 
     return Expanded(_REFERENCE.sub(value, written), frozenset(names))
+
+
+def inherited(secrets: Set[str]) -> dict[str, str]:
+    """Our environment for a model's server: without these variables, and without our own."""
+    if os.name == "nt":  # which tells no case apart, and writes all of them in capitals
+        secrets = {name.upper() for name in tuple(secrets)}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in secrets and not name.startswith(_OURS)
+    }

@@ -35,9 +35,9 @@ PLACES = 4  # for requests, of which pages may hold one
 FEW_THREADS = 32 + PLACES
 
 # The program's own mark on every process of a model, and ours, which tells our programs from
-# others that run at the same time.
+# others that run at the same time. (Models inherit nothing that begins like the first.)
 RUN = "LLM_MANAGER_RUN"
-MARK = "LLM_MANAGER_TEST"
+MARK = "TEST_OF_LLM_MANAGER"
 PATIENCE = 30.0  # seconds after which something will not happen any more
 
 T = TypeVar("T")

@@ -146,6 +146,51 @@ def test_a_script_is_told_its_model_its_scheme_and_its_port(launch: Launch, tmp_
     assert f"I am org/m:7b Scripted {view['port']} {view['port']} mine" in program.log("org/m:7b")
 
 
+def test_a_model_gets_what_its_scheme_names_and_no_secret_of_the_programs(
+    launch: Launch, tmp_path: Path
+) -> None:
+    script = tmp_path / "serve.sh"
+    script.write_text(f"#!/bin/sh\nexec python3 {FAKE}\n")
+    script.chmod(0o755)
+    named = {"HF_TOKEN": "${FOR_MODELS}", "QUEUE_PASSWORD": "mine", "LLM_MANAGER_OWN": "mine"}
+    program = launch(
+        {
+            "Plain": {"Scripted": {"script_path": str(script)}},
+            "Named": {"Scripted": {"script_path": str(script), "env": named}},
+        },
+        queue="redis://:${QUEUE_PASSWORD}@127.0.0.1:1/0",
+        env={
+            "QUEUE_PASSWORD": "hunter2",
+            "LLM_MANAGER_ADMIN": "hunter2",
+            "LLM_MANAGER_PORT": "1",
+            "FOR_MODELS": "s3cr3t",
+        },
+    )
+    for name in ("Plain", "Named"):
+        assert program.ask(name).status_code == 200
+    plain, named = (program.processes(name)[0].environ() for name in ("Plain", "Named"))
+    assert "hunter2" not in [*plain.values(), *named.values()]
+    assert not {"QUEUE_PASSWORD", "LLM_MANAGER_ADMIN", "HF_TOKEN"} & set(plain)
+    assert plain["FOR_MODELS"] == "s3cr3t"  # not the program's: it stands in a scheme only
+    assert plain["LLM_MANAGER_PORT"] == plain["PORT"] != "1"
+    assert named["HF_TOKEN"] == "s3cr3t"
+    assert (named["QUEUE_PASSWORD"], named["LLM_MANAGER_OWN"]) == ("mine", "mine")
+    assert program.workers()[0].environ()["QUEUE_PASSWORD"] == "hunter2"
+
+    assert reload(program)["restart_needed_for"] == []
+    program.configure({"Plain": {"Scripted": {"script_path": str(script)}}})
+    assert reload(program)["restart_needed_for"] == ["queue"]  # so that it is still in use
+    program.command("Plain", "restart")
+    assert "QUEUE_PASSWORD" not in program.processes("Plain")[0].environ()
+
+    assert program.get("/api/config").status_code == 200
+    shown = [program.output, program.get("/api/config").text]
+    kept = [path.read_bytes() for path in program.data.rglob("*") if path.is_file()]
+    for secret in ("hunter2", "s3cr3t"):
+        assert secret not in "".join(shown)
+        assert secret.encode() not in b"".join(kept)
+
+
 @pytest.mark.parametrize("name", ["Late", "NoHealth", "Renamed", "Strict"])
 def test_servers_that_load_long_or_know_no_health_or_have_other_names_are_used_all_the_same(
     program: Program, name: str
