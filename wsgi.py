@@ -99,6 +99,7 @@ def _serve(
     data_dir: Path = arguments.data_dir
     claimed = datadir.claim(data_dir)
     log_journal = journal.begin(data_dir / "logs", program.log_level)
+    datadir.protect(data_dir)
     clock, events, metrics = Clock(), Events(), Metrics()
     monitor = Monitor(
         plugins.devices(program.device_plugin_dir),

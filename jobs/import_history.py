@@ -19,7 +19,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from manager import data, pricing
+from manager import data, datadir, pricing
 from manager.pricing import OPEN, Price, Tier, billionths, tiers_to_json
 from manager.store import Store, StoreError
 
@@ -71,7 +71,7 @@ def main() -> int:
     parser.add_argument("--data-dir", type=Path, default=Path("data"), metavar="DIR")
     arguments = parser.parse_args()
     try:
-        arguments.data_dir.mkdir(parents=True, exist_ok=True)
+        datadir.make(arguments.data_dir)
         report = import_file(arguments.file, arguments.data_dir / "usage.db")
     except (NotReadable, StoreError, OSError, sqlite3.Error) as error:
         print(f"The import ended: {error}", file=sys.stderr)

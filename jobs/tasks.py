@@ -21,7 +21,7 @@ from typing import Any
 
 from huey import Huey
 
-from manager import bills, calendar, data, orders
+from manager import bills, calendar, data, datadir, orders
 from manager.orders import Order
 from manager.settings import Program
 from manager.store import StoreError
@@ -196,7 +196,7 @@ class Work:
 
     def _back_up(self, _connection: sqlite3.Connection, order: Order) -> None:
         target = self.settings.data_dir / "backups" / backup_name(order)
-        target.parent.mkdir(exist_ok=True)
+        datadir.make(target.parent)
         log.info("copied %d bytes to %s", data.back_up(self.path, target), target)
 
     def _clean_up(self, connection: sqlite3.Connection) -> None:

@@ -15,7 +15,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from manager import orders
+from manager import datadir, orders
 from manager.orders import Order
 from manager.schema import ALL, MIGRATIONS, SUMS, SUMS_OF_RUNS
 from manager.store import StoreError
@@ -257,9 +257,11 @@ def shrink(connection: sqlite3.Connection, rest: Rest = time.sleep) -> int:
 
 def back_up(source: Path, target: Path) -> int:
     """Copies the database as it is at this moment, while others use it, and says how many bytes.
-    The target is there when the copy is whole, and replaces an earlier one.
+    The target is there when the copy is whole, and replaces an earlier one; only its owner may
+    read it.
 
-    Raises StoreError where the source is missing or damaged or is the target; OSError.
+    Raises StoreError where the source is missing or damaged or is the target, or the copy cannot
+    be written; OSError.
     """
     if not source.is_file():
         raise StoreError(f"{source} is missing")
@@ -270,6 +272,7 @@ def back_up(source: Path, target: Path) -> int:
     part = target.with_name(target.name + _BACKUP_SUFFIX)
     part.unlink(missing_ok=True)
     try:
+        datadir.make_private(part)
         uri = f"{source.absolute().as_uri()}?mode=ro"
         with closing(sqlite3.connect(uri, uri=True, timeout=_BUSY_SECONDS)) as connection:
             if not connection.execute("PRAGMA auto_vacuum").fetchone()[0]:
@@ -282,7 +285,7 @@ def back_up(source: Path, target: Path) -> int:
         with part.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, target)
-    except sqlite3.Error as error:
+    except (sqlite3.Error, OSError) as error:
         raise StoreError(f"{source} cannot be copied to {target}: {error}") from error
     finally:
         part.unlink(missing_ok=True)

@@ -2,16 +2,59 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import stat
 import sys
 from pathlib import Path
 from typing import BinaryIO
 
+log = logging.getLogger(__name__)
+
 _SECRET_BYTES = 32
+_OTHERS = 0o027  # rights in the folder: all of others', and the group's to write
+_NOT_OWNER = 0o077  # rights of a file
+# With secrets in them, or what secrets could be guessed from.
+_PRIVATE = ("secret", "usage.db", "usage.db-wal", "usage.db-shm", "backups/*")
 
 
 class DataDirInUse(Exception):
     """Another program runs on the same folder."""
+
+
+def make(folder: Path) -> None:
+    """Makes the folder where it is missing, for its owner alone. Raises OSError."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def make_private(path: Path) -> None:
+    """Makes an empty file that only its owner may read, where there is none. Raises OSError."""
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
+
+
+def protect(folder: Path) -> None:
+    """Takes from a folder that was there before what rights others have in it, and its group's to
+    write; and from the files in it that hold secrets, all but their owner's. What cannot be
+    changed is told to the log and stays. Windows has no such rights."""
+    if sys.platform == "win32":
+        return
+    closed = []
+    files = (path for pattern in _PRIVATE for path in folder.glob(pattern) if path.is_file())
+    for path, rights in [(folder, _OTHERS), *((path, _NOT_OWNER) for path in files)]:
+        try:
+            before = stat.S_IMODE(path.stat().st_mode)
+            if before & stat.S_ISVTX:  # such as /tmp, which others need as it is
+                log.warning("%s is a folder for everybody: name one of your own", path)
+            elif before & rights:
+                path.chmod(before & ~rights)
+                closed.append(f"{path} (was {before:o})")
+        except FileNotFoundError:  # SQLite's come and go
+            continue
+        except OSError as error:
+            log.warning("others may look into %s, which cannot be changed: %s", path, error)
+    if closed:
+        log.warning("others had rights here and have none any more: %s", ", ".join(closed))
 
 
 def claim(folder: Path) -> BinaryIO:
@@ -20,7 +63,7 @@ def claim(folder: Path) -> BinaryIO:
     Two programs on one folder would stop each other's models. Keep what it returns open.
     Raises DataDirInUse, OSError.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make(folder)
     file = (folder / "lock").open("a+b")
     try:
         _lock(file)

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from manager import datadir
 from manager.schema import MIGRATIONS
 
 log = logging.getLogger(__name__)
@@ -114,11 +115,13 @@ class Store:
         try:
             if path.exists():
                 _refuse_newer(path)
+            else:
+                datadir.make_private(path)  # SQLite's files beside it take after it
             # Made here, so that what is wrong with the file is known before the thread begins.
             self._connection = _connect(path)
             _migrate(self._connection)
             self._connection.execute("PRAGMA busy_timeout = 0")  # see _begin
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise _unusable(path, error) from error
         self._thread = threading.Thread(target=self._run, name="usage-writer", daemon=True)
         self._thread.start()
@@ -342,7 +345,7 @@ def _roll_back(connection: sqlite3.Connection) -> None:
         log.exception("a group of writes could not be taken back")
 
 
-def _unusable(path: Path, error: sqlite3.Error) -> StoreError:
+def _unusable(path: Path, error: Exception) -> StoreError:
     return StoreError(
         f"{path} cannot be used: {error}. It was not changed; move it away or restore a backup"
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import stat
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -210,3 +212,30 @@ def test_a_crash_of_a_model_that_was_taken_over_is_noticed_though_its_children_l
     program.becomes("Model", state="failed", pid=None)
     assert program.processes("Model") == []
     assert program.ask("Model").status_code == 200
+
+
+# --- an update --------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such rights")
+def test_what_an_earlier_version_left_open_to_other_users_is_closed_to_them_at_the_next_start(
+    launch: Launch,
+) -> None:
+    program = launch({"Model": fake()})
+    assert stat.S_IMODE(program.data.stat().st_mode) == 0o700
+    assert program.ask("Model").status_code == 200
+    assert program.post("/api/data/backup?wait=1").status_code == 200
+    secrets = [program.usage_db, program.data / "secret", *program.data.glob("backups/*")]
+    assert len(secrets) == 3
+    assert {stat.S_IMODE(path.stat().st_mode) for path in secrets} == {0o600}
+
+    program.kill()
+    secrets += [program.data / "usage.db-wal", program.data / "usage.db-shm"]
+    for path in secrets:
+        path.chmod(0o644)
+    program.data.chmod(0o775)
+    program.start()
+    assert program.ask("Model").status_code == 200
+    assert stat.S_IMODE(program.data.stat().st_mode) == 0o750
+    assert {stat.S_IMODE(path.stat().st_mode) for path in secrets} == {0o600}
+    assert program.output.count("others had rights here") == 1
