@@ -265,7 +265,7 @@ class _Models:
         return {name: self._model(name, value) for name, value in self._models.rest()}
 
     def _model(self, name: str, value: Value) -> Model:
-        fault = _name_fault(name)
+        fault = _name_fault(name) or _address_fault(name)
         if fault:
             value.problem(fault, value.key_line)
         given = value.read(section, None)
@@ -295,7 +295,7 @@ class _Models:
     def _aliases(self, model: str) -> yamlnodes.Reader[tuple[str, ...]]:
         def read_one(value: Value) -> str:
             alias = plain(value)
-            fault = _name_fault(alias)
+            fault = _name_fault(alias) or _address_fault(alias)
             if fault:
                 raise Wrong(fault)
             if alias != model:
@@ -329,6 +329,14 @@ def _name_fault(name: str) -> str | None:
         return "a name cannot have control characters or line ends"
     if len(name) > LONGEST_NAME:
         return f"a name has at most {LONGEST_NAME} characters; this one has {len(name)}"
+    return None
+
+
+def _address_fault(name: str) -> str | None:
+    if name in (".", ".."):
+        return (
+            f"clients take {name} in an address for a folder: none could ask for it, choose another"
+        )
     return None
 
 

@@ -821,6 +821,20 @@ def test_a_name_that_cannot_be_shown_is_refused(home: Path, name: str, part: str
     assert only_problem(home, model_text(f"aliases: [{name}]"))[0] == 3
 
 
+@pytest.mark.parametrize("name", [".", ".."])
+def test_a_model_that_no_address_can_name_is_refused(home: Path, name: str) -> None:
+    line, message = only_problem(home, f"Local-Models:\n  {name}:\n    s: {{command: [x]}}\n")
+    assert line == 2
+    assert "none could ask for it, choose another" in message
+    line, message = only_problem(home, model_text(f"aliases: [ok, {name}]"))
+    assert line == 3
+    assert "none could ask for it" in message
+    allowed = load(
+        home, f"Local-Models:\n  ...a: {{aliases: [.a, a/..], {name}: {{command: [x]}}}}"
+    )
+    assert list(allowed.models) == ["...a"]
+
+
 def test_an_unknown_mode_names_the_known_ones(home: Path) -> None:
     line, message = only_problem(home, model_text("mode: Vision"))
     assert line == 3
