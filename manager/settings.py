@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
@@ -43,11 +42,6 @@ class Program:
     max_body_mb: int = 64
     list_aliases: bool = False
     upstream_timeout: float = 600.0
-    require_key: bool | None = None
-    allowed_hosts: tuple[str, ...] = ()
-    cors_origins: tuple[str, ...] = ()
-    trusted_proxies: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
-    allow_config_edit: bool = False
     currency: str = "CNY"
     timezone: str | None = None
     log_retention_days: int = 30

@@ -27,7 +27,7 @@ from manager.access.accounts import ADMIN
 from manager.access.keys import Key
 from manager.access.registry import refusal
 from manager.errors import ApiError
-from manager.settings import Program
+from manager.settings import Network, Program
 from routes.house import House
 
 log = logging.getLogger(__name__)
@@ -183,11 +183,8 @@ def _client(environ: dict[str, Any], program: Program) -> _Client:
     )
 
 
-_Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-
-
 @functools.lru_cache(1024)
-def _is_within(address: str, networks: tuple[_Network, ...]) -> bool:
+def _is_within(address: str, networks: tuple[Network, ...]) -> bool:
     found = _ip(address)
     return found is not None and any(found in network for network in networks)
 

@@ -293,7 +293,7 @@ def books(tmp_path: Path) -> Iterator[Books]:
 def test_a_restart_forgets_neither_requests_nor_tokens_of_the_last_minute(books: Books) -> None:
     for before_ms in (61_000, 59_000, 30_000):
         books.row(before_ms)
-    books.row(10_000, status=429)  # was refused
+    books.row(10_000, tokens=0, status=429)  # was refused
     books.row(10_000, key="b")
     books.row(600_000, ended_ms=NOON - 5_000, tokens=500)  # a long answer
     limits = books.start()
