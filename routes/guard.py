@@ -138,7 +138,7 @@ def _admit(house: House) -> werkzeug.Response | None:
     client = _client(environ, program)
     g.secure = client.is_secure
     endpoint = request.endpoint
-    if endpoint != "health.health":  # who checks whether we live may call us as they like
+    if environ["PATH_INFO"] != "/health":  # who checks whether we live may call us as they like
         _check_host(client.host, program)
     g.cors = _allowed_origin(environ, client.host, program)
     if g.cors and environ["REQUEST_METHOD"] == "OPTIONS":
