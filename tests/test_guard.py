@@ -434,7 +434,7 @@ def test_a_locked_house_lets_in_whom_it_means_to(gate: Gate, name: str) -> None:
         ("llm.example.org.evil.example", False),
         ("", False),
         ("[::1", False),
-        ("a" * 200 + ".example", False),
+        ("a" * 60 + ".example", False),
         ("[evil.example]", False),
         ("llm.example.org@evil.example", False),
     ],
