@@ -184,6 +184,7 @@ def _serve(
     # One write, end of line included: a log that shares the terminal must not come between.
     sys.stdout.write(f"Listening on http://{_address(host)}:{server.port}\n")
     sys.stdout.flush()
+    _warn(house, server.port)
     fleet.start_wanted()
     tray = None
     if arguments.tray:
@@ -210,6 +211,23 @@ def _serve(
     shared.store.close()
     claimed.close()
     return 0
+
+
+def _warn(house: House, port: int) -> None:
+    """Says which doors are open, and how to lock them."""
+    known = house.access.now
+    if not known.asks_for_key(house.fleet.config.program.require_key):
+        log.warning(
+            "no API key is asked for: whoever reaches this address may use the models. Make a key"
+            " on the page Keys or by `python -m manager.keys add NAME`, or set require_key in the"
+            " config"
+        )
+    if not known.accounts:
+        log.warning(
+            "no password is set: the pages and /api answer on this machine alone, to all of its"
+            " users. Set one at http://127.0.0.1:%d/setup or by `python -m manager.admin password`",
+            port,
+        )
 
 
 def _use_one_heap() -> None:

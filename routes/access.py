@@ -31,14 +31,14 @@ def blueprint(house: House) -> Blueprint:
     def whoami() -> Response:
         """Who asks, and how the door stands."""
         known, caller = house.access.now, g.caller
-        require_key = house.fleet.config.program.require_key
+        is_closed = known.asks_for_key(house.fleet.config.program.require_key)
         return jsonify(
             {
                 "name": caller.name,
                 "role": caller.role,
                 "is_local": caller.is_local,
                 "password_is_set": bool(known.accounts),
-                "models_are_open": not (bool(known.keys) if require_key is None else require_key),
+                "models_are_open": not is_closed,
             }
         )
 

@@ -315,7 +315,7 @@ def _caller(house: House, program: Program, rule: Rule, client: _Client) -> Call
 def _user(house: House, program: Program, nobody: Caller) -> Caller:
     """Who asks for a model."""
     known = house.access.now
-    is_closed = bool(known.keys) if program.require_key is None else program.require_key
+    is_closed = known.asks_for_key(program.require_key)
     secret = _secret()
     if secret is not None:
         key = known.key(secret, house.clock.wall_ms())

@@ -50,6 +50,11 @@ class Known:
             {token.digest: token for token in tokens},
         )
 
+    def asks_for_key(self, require_key: bool | None) -> bool:
+        """Whether the models are for keys alone: as the config says, else once one was made. One
+        that is revoked counts, so that to revoke the last does not let everybody in."""
+        return bool(self.keys) if require_key is None else require_key
+
     def key(self, secret: str, now_ms: int) -> Key | None:
         """The key with this secret; None where none has it. Raises ApiError 401 for one that is
         revoked or expired, or was replaced."""

@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import random
+import re
 import signal
 import socket
 import struct
@@ -38,6 +39,7 @@ FEW_THREADS = 32 + PLACES
 # others that run at the same time. (Models inherit nothing that begins like the first.)
 RUN = "LLM_MANAGER_RUN"
 MARK = "TEST_OF_LLM_MANAGER"
+SECRET = re.compile(rb"[st]k-llm-[\w-]{20,}")
 PATIENCE = 30.0  # seconds after which something will not happen any more
 
 T = TypeVar("T")
@@ -289,6 +291,16 @@ class Program:
             print(self.output)  # pytest shows it where the test has failed
         if not self.may_log_tracebacks:
             assert "Traceback" not in self.output
+        assert self._secrets_written() == []
+
+    def _secrets_written(self) -> list[str]:
+        """Where a key's or a token's secret is that nobody should find there."""
+        places = ["its output"] if SECRET.search(self.output.encode()) else []
+        with contextlib.suppress(OSError):  # of a folder that was closed, or on a full disk
+            for path in self.data.rglob("*"):
+                if path.is_file() and SECRET.search(path.read_bytes()):
+                    places.append(str(path))
+        return places
 
     @property
     def output(self) -> str:
