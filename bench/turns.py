@@ -7,7 +7,7 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from bench import servers
 from bench.servers import MODEL, BenchError
@@ -29,8 +29,10 @@ def load(port: int, options: list[str]) -> dict[str, float]:
     return report
 
 
-def turn(port: int) -> dict[str, float]:
-    one, many, held, flat = (load(port, options) for options in (ONE, MANY, HELD, FLAT))
+def turn(port: int, also: Sequence[str] = ()) -> dict[str, float]:
+    """The runs of one turn; ``also`` are further options of the load tool."""
+    runs = (ONE, MANY, HELD, FLAT)
+    one, many, held, flat = (load(port, [*options, *also]) for options in runs)
     return {
         "one at a time, p50 ms": one["whole_ms_p50"],
         "one at a time, p99 ms": one["whole_ms_p99"],
@@ -41,13 +43,19 @@ def turn(port: int) -> dict[str, float]:
     }
 
 
-def compare(names: tuple[str, str], prepare: Callable[[int], int], turns: int) -> None:
+def compare(
+    names: tuple[str, str],
+    prepare: Callable[[int], int],
+    turns: int,
+    also: Sequence[Sequence[str]] = ((), ()),
+) -> None:
     """Prints medians over the turns, and the ratio of the second to the first. ``prepare`` brings
-    about the first (0) or the second (1), and says on which port it is."""
+    about the first (0) or the second (1), and says on which port it is; ``also`` are further
+    options of the load tool for each."""
     figures: tuple[list[dict[str, float]], ...] = ([], [])
     for number in range(turns):
         for which in (0, 1) if number % 2 else (1, 0):
-            figures[which].append(turn(prepare(which)))
+            figures[which].append(turn(prepare(which), also[which]))
     print(f"| run | {names[0]} | {names[1]} | ratio | difference |")
     print("|---|---|---|---|---|")
     for name in figures[0][0]:
