@@ -64,8 +64,8 @@ class Prices:
     def cost(self, model: str, at_ms: int, usage: Usage) -> int:
         """What tokens of an answer cost that was asked for at that moment, in billionths; 0 where
         no price or no tier fits. It reads the database once a model and change of its price."""
-        with self._lock:
-            known, changes = self._known.get(model), self._changes
+        # Without the lock: each request comes here, and a dict's entry is there or it is not.
+        known, changes = self._known.get(model), self._changes
         if known is None:
             known = self.versions(model)
             with self._lock:

@@ -15,7 +15,7 @@ import socket
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import werkzeug
@@ -156,8 +156,7 @@ def _admit(house: House) -> werkzeug.Response | None:
 # --- where a request comes from -------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Client:
+class _Client(NamedTuple):
     address: str
     is_local: bool
     is_secure: bool

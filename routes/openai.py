@@ -182,10 +182,8 @@ def _proxy(house: House) -> Response:
     account = _Account(house, request.path, caller.metered_as)
     give_back: Callable[[], None] | None = None
     lease: Lease | None = None
+    permit: Permit | None = None
     try:
-        permit = None if caller.key is None else house.limits.enter(caller.key)
-        if permit is not None:
-            account.permitted(permit)
         house.monitor.touch()
         give_back = house.slots.take()
         body = request.get_data(cache=False)
@@ -204,8 +202,11 @@ def _proxy(house: House) -> Response:
                 f"{' and '.join(model.interface.endpoints)}, not at {request.path}",
                 param="model",
             )
-        if permit is not None:
-            permit.expect(model.settings.name, len(body), _max_tokens(payload))
+        if caller.key is not None:
+            permit = house.limits.admit(
+                caller.key, model.settings.name, len(body), _max_tokens(payload)
+            )
+            account.permitted(permit)
         lease = model.lease(gone)
         account.leased(lease)
         answer = forward(

@@ -43,13 +43,7 @@ class Counter:
         return usage.prompt_tokens + usage.completion_tokens
 
     def begin(self, key: Key, size: int = 40, max_tokens: int | None = 10) -> Permit:
-        permit = self.limits.enter(key)
-        try:
-            permit.expect("m", size, max_tokens)
-        except BaseException:
-            permit.end("m", self.clock.wall_ms(), None)
-            raise
-        return permit
+        return self.limits.admit(key, "m", size, max_tokens)
 
     def refusal(self, key: Key, **asked: Any) -> ApiError:
         with pytest.raises(ApiError) as caught:
@@ -214,7 +208,7 @@ def test_a_cost_that_cannot_be_read_is_told_and_holds_nothing_up(
         raise sqlite3.OperationalError("disk I/O error")
 
     limits = Limits(counter.clock, lambda: UTC, fail)
-    permit = limits.enter(Key("a"))
+    permit = limits.admit(Key("a"), "m", 0, 0)
     permit.end("m", NOON, Usage(1, 0, 1))
     assert limits.view("a").in_flight == 0
     assert "disk I/O error" in caplog.text
@@ -300,10 +294,10 @@ def test_a_restart_forgets_neither_requests_nor_tokens_of_the_last_minute(books:
     view = limits.view("a")
     assert (view.requests, view.tokens) == (2, 520)
     with pytest.raises(ApiError) as caught:
-        limits.enter(Key("a", requests_per_minute=2))
+        limits.admit(Key("a", requests_per_minute=2), "m", 0, 0)
     assert caught.value.retry_after == 1
     books.now_ms += 1_000
-    limits.enter(Key("a", requests_per_minute=2))
+    limits.admit(Key("a", requests_per_minute=2), "m", 0, 0)
 
 
 def test_a_restart_forgets_nothing_that_was_spent_priced_or_not(books: Books) -> None:
@@ -355,16 +349,11 @@ class Using(RuleBasedStateMachine):
     @rule(size=st.integers(0, 400), most=st.none() | st.integers(0, 300))
     def ask(self, size: int, most: int | None) -> None:
         try:
-            permit = self.counter.limits.enter(self.KEY)
+            permit = self.counter.begin(self.KEY, size, most)
         except ApiError:
             return
         self.let_in.append(self.counter.seconds)
-        try:
-            permit.expect("m", size, most)
-        except ApiError:
-            permit.end("m", NOON, None)
-        else:
-            self.open.append(permit)
+        self.open.append(permit)
 
     @precondition(lambda self: self.open)
     @rule(tokens=st.integers(0, 300), first=st.booleans())

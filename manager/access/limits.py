@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import tzinfo
 from pathlib import Path
+from typing import NamedTuple
 
 from manager import calendar
 from manager.access.keys import PERIODS, Budget, Key
@@ -40,6 +41,8 @@ _LONGEST_MS = 3_600_000  # that a request takes which a start looks for; nearly 
 
 _STARTS = {"day": calendar.day_start_ms, "month": calendar.month_start_ms}
 _ENDS = {"day": calendar.next_day_ms, "month": calendar.next_month_ms}
+
+Headers = list[tuple[str, str]]
 
 Cost = Callable[[str, int, Usage], int]
 """What so many tokens of a model cost that were asked for at a moment (epoch ms), in billionths."""
@@ -94,6 +97,28 @@ class _Use:
     held_tokens: int = 0
     held_cost: int = 0
     spans: dict[str, _Span] = field(default_factory=dict)
+    # Told by the requests' threads when they end, taken with the lock held by whoever looks next.
+    ended: deque[_End] = field(default_factory=deque)
+
+
+class _End(NamedTuple):
+    """A request that has ended: what was held for it, and what it took, if it took something."""
+
+    at: float
+    began_ms: int
+    held_tokens: int
+    held_cost: int
+    tokens: int | None
+    cost: int
+
+
+class _Left(NamedTuple):
+    """What a key has left of a limit a minute, and the seconds until it has all of it."""
+
+    name: str
+    limit: int
+    remaining: int
+    reset: float
 
 
 @dataclass(frozen=True)
@@ -107,32 +132,29 @@ class View:
 
 
 class Permit:
-    """A request of a key that was let in. ``expect`` once it is known what it asks for, ``end``
-    when it has ended, however it has; ``headers`` are for its answer."""
+    """A request of a key that was let in; ``headers`` are for its answer. ``end`` when it has
+    ended, however it has."""
 
-    def __init__(self, limits: Limits, key: Key, use: _Use) -> None:
-        self.headers: list[tuple[str, str]] = []
-        self.held_tokens = 0
-        self.held_cost = 0
+    def __init__(self, limits: Limits, use: _Use, tokens: int, cost: int, headers: Headers) -> None:
+        self.headers = headers
         self._limits = limits
-        self._key = key
         self._use = use
+        self._tokens = tokens
+        self._cost = cost
         self._is_open = True
-
-    def expect(self, model: str, size: int, max_tokens: int | None) -> None:
-        """Holds what it may take: ``size`` is that of its body in bytes, ``max_tokens`` what it
-        says itself. Raises ApiError 429 where nothing is left for it."""
-        self._limits.hold(self, self._key, self._use, model, size, max_tokens)
 
     def end(self, model: str, began_ms: int, usage: Usage | None) -> None:
         """``began_ms`` is when it was asked for, epoch ms; more than once changes nothing."""
         if self._is_open:
             self._is_open = False
-            self._limits.settle(self, self._use, model, began_ms, usage)
+            end = self._limits.ended(model, began_ms, self._tokens, self._cost, usage)
+            # Without the lock, which all requests of all keys want when they begin.
+            self._use.ended.append(end)
 
 
 class Limits:
-    """Counts for all keys, under one lock that is held for microseconds."""
+    """Counts for all keys, under one lock that is taken once a request, for microseconds: with
+    many threads each time is a turn at the interpreter's lock given away."""
 
     def __init__(self, clock: Clock, zone: Callable[[], tzinfo], cost: Cost) -> None:
         self._clock = clock
@@ -142,62 +164,38 @@ class Limits:
         self._uses: defaultdict[str, _Use] = defaultdict(_Use)
         self._usual: dict[str, float] = {}  # completion tokens, by model
 
-    def enter(self, key: Key) -> Permit:
-        """Lets a request in and counts it. Raises ApiError 429, and then it does not count."""
-        with self._lock:
-            use, now = self._use(key.name)
-            wait, why = 0.0, ""
-            limit = key.requests_per_minute
-            if limit is not None and use.requests.total >= limit:
-                wait = use.requests.seconds_until(limit, now)
-                why = f"{limit} requests a minute"
-            if key.max_concurrency is not None and use.in_flight >= key.max_concurrency:
-                wait = max(wait, _SOON)
-                why = why or f"{key.max_concurrency} requests at once"
-            if not why:
-                use.in_flight += 1
-                use.requests.add(now, 1)
-                permit = Permit(self, key, use)
-                permit.headers = _headers(key, use, now)
-                return permit
-        raise _rate_limited(key, why, wait)
-
-    def hold(
-        self, permit: Permit, key: Key, use: _Use, model: str, size: int, max_tokens: int | None
-    ) -> None:
-        """See Permit.expect."""
+    def admit(self, key: Key, model: str, size: int, max_tokens: int | None) -> Permit:
+        """Lets a request in, counts it and holds what it may take: ``size`` is that of its body in
+        bytes, ``max_tokens`` what it says itself. Raises ApiError 429, and then it does not
+        count."""
         expected = self._expected(model, size, max_tokens)
         cost = 0
         if key.budget is not None:
             cost = self._cost_of(model, self._clock.wall_ms(), expected)
         tokens = expected.prompt_tokens + expected.completion_tokens
         with self._lock:
-            now = self._use(key.name)[1]
-            permit.headers = _headers(key, use, now)
-            self._refuse_tokens(key, use, now)
-            if key.budget is not None:
-                self._refuse_cost(key, key.budget, use)
-            permit.held_tokens, permit.held_cost = tokens, cost
+            use, now = self._use(key.name)
+            self._refuse(key, use, now)
+            use.in_flight += 1
+            use.requests.add(now, 1)
             use.held_tokens += tokens
             use.held_cost += cost
-            permit.headers = _headers(key, use, now)
+            left = _left(key, use, now)
+        return Permit(self, use, tokens, cost, _headers(left))
 
-    def settle(
-        self, permit: Permit, use: _Use, model: str, began_ms: int, usage: Usage | None
-    ) -> None:
-        """See Permit.end."""
-        cost = 0 if usage is None else self._cost_of(model, began_ms, usage)
-        with self._lock:
-            now = self._clock.monotonic()
-            use.in_flight -= 1
-            use.held_tokens -= permit.held_tokens
-            use.held_cost -= permit.held_cost
-            if usage is not None:
-                use.tokens.drop_old(now)
-                use.tokens.add(now, usage.prompt_tokens + usage.completion_tokens)
-                self._spend(use, began_ms, cost)
-                usual = self._usual.get(model, float(usage.completion_tokens))
-                self._usual[model] = usual + _WEIGHT * (usage.completion_tokens - usual)
+    def ended(
+        self, model: str, began_ms: int, held_tokens: int, held_cost: int, usage: Usage | None
+    ) -> _End:
+        """What is to be counted of a request that has ended; without the lock."""
+        now = self._clock.monotonic()
+        if usage is None:
+            return _End(now, began_ms, held_tokens, held_cost, None, 0)
+        cost = self._cost_of(model, began_ms, usage)
+        # Of two at once one may be left out of what is usual, which is an estimate anyhow.
+        usual = self._usual.get(model, float(usage.completion_tokens))
+        self._usual[model] = usual + _WEIGHT * (usage.completion_tokens - usual)
+        tokens = usage.prompt_tokens + usage.completion_tokens
+        return _End(now, began_ms, held_tokens, held_cost, tokens, cost)
 
     def credit(self, key: str, at_ms: int, amount: int) -> None:
         """Counts an adjustment of a key's bill for that moment (epoch ms, billionths)."""
@@ -212,11 +210,12 @@ class Limits:
             spent = {period: self._span(use, period).spent for period in PERIODS}
             return View(use.requests.total, use.tokens.total, use.in_flight, spent)
 
-    def headers(self, key: Key) -> list[tuple[str, str]]:
+    def headers(self, key: Key) -> Headers:
         """OpenAI's ``x-ratelimit-*`` as they are now."""
         with self._lock:
             use, now = self._use(key.name)
-            return _headers(key, use, now)
+            left = _left(key, use, now)
+        return _headers(left)
 
     def load(self, path: Path, reports: Reports) -> None:
         """Counts what is in usage.db of the last minute, of today and of this month. Before the
@@ -263,16 +262,32 @@ class Limits:
 
     def _use(self, key: str) -> tuple[_Use, float]:
         use, now = self._uses[key], self._clock.monotonic()
+        while use.ended:
+            end = use.ended.popleft()
+            use.in_flight -= 1
+            use.held_tokens -= end.held_tokens
+            use.held_cost -= end.held_cost
+            if end.tokens is not None:
+                use.tokens.add(end.at, end.tokens)
+                self._spend(use, end.began_ms, end.cost)
         use.requests.drop_old(now)
         use.tokens.drop_old(now)
         return use, now
 
-    def _refuse_tokens(self, key: Key, use: _Use, now: float) -> None:
+    def _refuse(self, key: Key, use: _Use, now: float) -> None:
+        limit = key.requests_per_minute
+        if limit is not None and use.requests.total >= limit:
+            wait = use.requests.seconds_until(limit, now)
+            raise _rate_limited(key, f"{limit} requests a minute", wait)
         limit = key.tokens_per_minute
-        if limit is None or use.tokens.total + use.held_tokens < limit:
-            return
-        wait = use.tokens.seconds_until(limit, now) or _SOON
-        raise _rate_limited(key, f"{limit} tokens a minute", wait)
+        if limit is not None and use.tokens.total + use.held_tokens >= limit:
+            wait = use.tokens.seconds_until(limit, now) or _SOON
+            raise _rate_limited(key, f"{limit} tokens a minute", wait)
+        if key.budget is not None:
+            self._refuse_cost(key, key.budget, use)
+        limit = key.max_concurrency
+        if limit is not None and use.in_flight >= limit:
+            raise _rate_limited(key, f"{limit} requests at once", _SOON)
 
     def _refuse_cost(self, key: Key, budget: Budget, use: _Use) -> None:
         span = self._span(use, budget.period)
@@ -337,18 +352,26 @@ def _rate_limited(key: Key, limit: str, wait: float) -> ApiError:
     )
 
 
-def _headers(key: Key, use: _Use, now: float) -> list[tuple[str, str]]:
+def _left(key: Key, use: _Use, now: float) -> list[_Left]:
+    tokens = use.tokens.total + use.held_tokens
+    return [
+        _Left(name, limit, limit - used, window.seconds_until_empty(now))
+        for name, limit, used, window in (
+            ("requests", key.requests_per_minute, use.requests.total, use.requests),
+            ("tokens", key.tokens_per_minute, tokens, use.tokens),
+        )
+        if limit is not None
+    ]
+
+
+def _headers(left: list[_Left]) -> Headers:
     found = []
-    for name, limit, window, used in (
-        ("requests", key.requests_per_minute, use.requests, use.requests.total),
-        ("tokens", key.tokens_per_minute, use.tokens, use.tokens.total + use.held_tokens),
-    ):
-        if limit is not None:
-            found += [
-                (f"x-ratelimit-limit-{name}", str(limit)),
-                (f"x-ratelimit-remaining-{name}", str(max(0, limit - used))),
-                (f"x-ratelimit-reset-{name}", duration(window.seconds_until_empty(now))),
-            ]
+    for name, limit, remaining, reset in left:
+        found += [
+            (f"x-ratelimit-limit-{name}", str(limit)),
+            (f"x-ratelimit-remaining-{name}", str(max(0, remaining))),
+            (f"x-ratelimit-reset-{name}", duration(reset)),
+        ]
     return found
 
 
