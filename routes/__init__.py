@@ -21,6 +21,7 @@ from routes import (
     answers,
     assets,
     data,
+    description,
     devices,
     events,
     exports,
@@ -58,6 +59,7 @@ _BLUEPRINTS: tuple[Callable[[House], Any], ...] = (
     keys.blueprint,
     access.blueprint,
     login.blueprint,
+    description.blueprint,
     pages.blueprint,
 )
 _ROOT = Path(__file__).resolve().parent.parent
