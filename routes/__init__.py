@@ -113,7 +113,8 @@ def _tell(error: ApiError) -> werkzeug.Response:
 
 def _tell_http(error: HTTPException) -> werkzeug.Response:
     status = error.code or 500
-    if status == 404 and request.accept_mimetypes.best == "text/html":
+    is_call = request.path.startswith(("/api/", "/v1/"))
+    if status == 404 and not is_call and request.accept_mimetypes.best == "text/html":
         return pages.failed(ApiError(status, "not_found", request.path))
     if status == 404:
         message = f"There is nothing at {request.method} {request.path}"

@@ -191,6 +191,9 @@ def test_an_unknown_path_is_told_in_the_shape_of_all_errors(program: Program) ->
         answer = program.get(path)
         assert answer.status_code == 404
         assert error_of(answer)["code"] == "not_found"
+    for path in ("/v1/nothing", "/api/nothing"):  # also to who would rather have a page
+        answer = program.get(path, headers={"Accept": "text/html"})
+        assert (answer.status_code, error_of(answer)["code"]) == (404, "not_found")
 
 
 def test_a_wrong_method_is_told_with_the_right_ones(program: Program) -> None:
