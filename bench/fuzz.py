@@ -539,16 +539,21 @@ def at_rest(program: Program) -> Holdings:
     """What the program holds once its models are stopped and nothing is under way."""
     base = f"http://127.0.0.1:{program.port}"
     deadline = time.monotonic() + SETTLE_SECONDS
-    requests.post(f"{base}/api/models/stop?wait=1", json={}, timeout=60)
+    # First, since what is under way may yet start a model.
     while requests.get(f"{base}/api/activity", timeout=PATIENCE).json()["requests"]:
         if time.monotonic() > deadline:
             raise BenchError("requests are still under way, though nobody asks any more")
         time.sleep(0.1)
+    requests.post(f"{base}/api/models/stop?wait=1", json={}, timeout=60)
     before = soak.holdings(program)
     while time.monotonic() < deadline:  # threads of models end, connections close
         time.sleep(1.0)
         now = soak.holdings(program)
-        if now.threads == before.threads and now.sockets == before.sockets:
+        if (now.threads, now.sockets, now.children) == (
+            before.threads,
+            before.sockets,
+            before.children,
+        ):
             return now
         before = now
     return before

@@ -212,6 +212,8 @@ class _Channel(HTTPChannel):
         if self.request is not before or self.began is None:
             self.began = self.server.clock.monotonic()
             self.had_head = None
+        if self.had_head is None and self.is_in_body():
+            self.had_head = self.server.clock.monotonic()
         # What follows a refused head is the rest of its body, not a request.
         if any(request.error for request in tuple(self.requests)):
             self.refused = True
@@ -235,15 +237,20 @@ class _Channel(HTTPChannel):
         elif not request.headers_finished:
             if self.began is not None and now - self.began > limits.head:
                 self.time_out(f"The request's head took more than {limits.head:g} seconds")
-        elif not request.expect_continue:  # else it is we who have to say something
+        elif self.is_in_body():
             if self.had_head is None:
-                self.had_head = now
+                self.had_head = now  # a worker has sent the go-ahead since
             sent = request.body_bytes_received
             if now - self.had_head > limits.body + sent / limits.least_rate:
                 self.time_out(
                     f"The request's body took more than {limits.body:g} seconds and came at"
                     f" fewer than {limits.least_rate:g} bytes a second"
                 )
+
+    def is_in_body(self) -> bool:
+        """Whether the client is to send a body. One that waits for our go-ahead is not."""
+        request = self.request
+        return request is not None and request.headers_finished and not request.expect_continue
 
     def time_out(self, message: str) -> None:
         with self.requests_lock:
