@@ -161,6 +161,7 @@ def _serve(
         program.port if arguments.port is None else arguments.port,
         program.threads,
         program.max_body_mb,
+        trusted_proxies=program.trusted_proxies,
     )
     wishes = _signals()
     shared.watch.start()

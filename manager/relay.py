@@ -60,8 +60,15 @@ _NOT_FORWARDED = _HOP_BY_HOP | {
     "accept-encoding",
     "authorization",
     "x-api-key",
+    "x-csrftoken",
     "cookie",
     "origin",
+    # Who the client is, as a proxy in front of us has it.
+    "forwarded",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "x-real-ip",
 }
 
 

@@ -19,7 +19,7 @@ from manager.interfaces import BUILT_IN, Chat
 from routes.metrics import Metrics
 
 CONFIG = "program: {timezone: UTC}\nLocal-Models: {m: {Default: {command: [serve]}}}\n"
-_NOT_DESCRIBED = ("pages", "assets")
+_NOT_DESCRIBED = ("pages", "login", "assets")
 
 
 class Poem(Chat):

@@ -40,6 +40,7 @@ PASSWORD = "correct horse"
 
 OPEN = """
     GET /health
+    GET /openapi.json
     GET /static/<version>/<path:name>
     GET /login
     POST /login
