@@ -13,17 +13,19 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import itertools
 import json
 import logging
 import re
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -39,7 +41,8 @@ from bench import servers, soak
 from bench.servers import BenchError, Program
 from bench.soak import Holdings
 
-FAKE = Path(__file__).resolve().parents[1] / "tests" / "fake_upstream.py"
+ROOT = Path(__file__).resolve().parents[1]
+FAKE = ROOT / "tests" / "fake_upstream.py"
 PATIENCE = 10.0  # seconds after which a connection with neither answer nor end hangs
 UNFINISHED = 0.3  # seconds without an answer after which a request is taken for half of one
 SENDERS = 8
@@ -71,7 +74,11 @@ SETTINGS = {
     "stop_timeout": 1,
     "queue_timeout": 2,
     "upstream_timeout": 5,
+    # Keys are made by the fuzz as well, and the models are to be reached all the same.
+    "require_key": False,
 }
+# Not in the document: for people, or for browsers.
+PAGES = ["/", "/models", "/keys", "/settings", "/login", "/setup", "/logout", "/preferences"]
 
 # --- one input and its answer ------------------------------------------------------------
 
@@ -253,9 +260,12 @@ class Call:
     method: str
     path: str
     body: object = None
+    secret: str = ""
 
     def head(self) -> bytes:
         lines = [f"{self.method} {self.path} HTTP/1.1", "Host: 127.0.0.1"]
+        if self.secret:
+            lines.append(f"Authorization: Bearer {self.secret}")
         if self.method != "GET":
             lines.append("Content-Type: application/json")
         return "\r\n".join([*lines, ""]).encode()
@@ -268,8 +278,11 @@ class Call:
         return self.head() + b"Content-Length: %d\r\n\r\n" % len(body) + body
 
 
-def real_calls(document: dict[str, Any], get: Callable[[str], Any]) -> list[Call]:
-    """One for each operation, with the names that there are and bodies that are right."""
+def real_calls(
+    document: dict[str, Any], get: Callable[[str], Any], secret: Callable[[str], str]
+) -> list[Call]:
+    """One for each operation, with the names that there are and bodies that are right. ``secret``
+    opens a path."""
     config = get("/api/config/text")
     price = {"per_hour": "1", "tiers": [{"input": "0.5", "output": 2}]}
     bodies: dict[str, dict[str, object]] = {
@@ -284,18 +297,28 @@ def real_calls(document: dict[str, Any], get: Callable[[str], Any]) -> list[Call
         "/api/data/reprice": {"model": "talker"},
         "/api/config/text": {"text": config["text"], "version": config["version"]},
         "/api/config/check": {"text": config["text"]},
+        "/api/keys": {"name": "bob", "requests_per_minute": 9},
+        "/api/keys/{name}": {"owner": "Bob", "budget": {"amount": "1", "period": "day"}},
+        "/api/keys/{name}/rotate": {"keep_old_hours": 1},
+        "/api/accounts": {"name": "bob", "role": "admin", "password": "long enough"},
+        "/api/accounts/{name}": {"role": "viewer"},
+        "/api/tokens": {"name": "bob", "role": "viewer"},
     }
-    calls = []
+    calls = [Call("GET", path, None, secret(path)) for path in PAGES]
+    calls += [Call("POST", path, {}, secret(path)) for path in PAGES[-4:]]
     for path, item in document["paths"].items():
         for method in set(item) & {"get", "post", "put", "patch", "delete"}:
-            for name in MODELS if "{name}" in path else [""]:
+            of_models = "{name}" in path and "/models" in path
+            for name in MODELS if of_models else ["bob"]:
                 filled = path.replace("{name}", name)
                 filled = filled.replace("{file}", "bill-2026-01.csv")
                 filled = re.sub(r"{\w+}", "00000000-0000-7000-8000-000000000000", filled)
                 body = bodies.get(path, {})
-                calls.append(Call(method.upper(), filled, None if method == "get" else body))
+                opens = secret(path)
+                sent = None if method == "get" else body
+                calls.append(Call(method.upper(), filled, sent, opens))
                 if path == "/v1/chat/completions":
-                    calls.append(Call("POST", path, {**body, "stream": True}))
+                    calls.append(Call("POST", path, {**body, "stream": True}, opens))
     return sorted(calls, key=repr)
 
 
@@ -369,7 +392,7 @@ def changed(calls: list[Call]) -> st.SearchStrategy[bytes]:
             return call.head() + b"Content-Length: %d\r\n\r\n" % len(body) + body
         if where == "path":
             path = quote(apply(changes, call.path.encode()), safe="/?&=%")
-            return Call(call.method, path, call.body).bytes()
+            return replace(call, path=path).bytes()
         if where == "chunks":
             chunk = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
             data = call.head() + b"Transfer-Encoding: chunked\r\n\r\n" + chunk + b"0\r\n\r\n"
@@ -404,11 +427,17 @@ class Cases:
     """Each operation of the document in turn, with data as described or not."""
 
     def __init__(
-        self, document: dict[str, Any], base: str, mode: GenerationMode, planned: int
+        self,
+        document: dict[str, Any],
+        base: str,
+        secret: Callable[[str], str],
+        mode: GenerationMode,
+        planned: int,
     ) -> None:
         schema = schemathesis.openapi.from_dict(document)
         self._operations = [found.ok() for found in schema.get_all_operations()]
         self._base = base
+        self._secret = secret
         self._mode = mode
         self._turn = 0
         # Of one operation at a time: to begin with another takes longer than to go on.
@@ -440,6 +469,7 @@ class Cases:
                     case.body["model"] = name
                 if case.method != "GET":  # also where there is no body
                     case.headers["Content-Type"] = "application/json"
+            case.headers.setdefault("Authorization", f"Bearer {self._secret(case.path)}")
             arguments = case.as_transport_kwargs(base_url=self._base)
             sender.case(kind, {key: arguments[key] for key in _OF_REQUEST if key in arguments})
             sent += 1
@@ -486,21 +516,22 @@ class Fuzz:
         self._base = f"http://127.0.0.1:{program.port}"
         self._config = folder / "config.yaml"
         self._text = self._config.read_bytes()
+        self._data = folder / "data"
+        self._tokens = itertools.count(1)
+        self._token = self._new_token()
+        self._key = self._shell("manager.keys", "add", "the-fuzz")
         document = self._get("/openapi.json")
         self._sender = Sender(program.port, self.tally)
         self._cases = {
-            kind: Cases(document, self._base, mode, round(inputs * SHARES[kind]))
+            kind: Cases(document, self._base, self._secret, mode, round(inputs * SHARES[kind]))
             for kind, mode in (
                 ("described", GenerationMode.POSITIVE),
                 ("not described", GenerationMode.NEGATIVE),
             )
         }
-        calls = real_calls(document, self._get)
-        self._bytes = {
-            "headers": with_headers(calls),
-            "changed": changed(calls),
-            "bytes": made_up(),
-        }
+        self._document = document
+        self._bytes: dict[str, st.SearchStrategy[bytes]] = {"bytes": made_up()}
+        self._take_calls()
 
     def run(self, inputs: int, until: float) -> None:
         """In batches, each of all kinds; the config is put right after each."""
@@ -521,42 +552,83 @@ class Fuzz:
         examples(self._bytes[kind], lambda data: self._sender.raw(kind, data), number, self._seed)
 
     def put_right(self) -> None:
+        """The config, and the token, which a call may have removed."""
         self._config.write_bytes(self._text)
-        answer = requests.post(f"{self._base}/api/config/reload", json={}, timeout=PATIENCE)
+        answer = self._reload()
+        if answer.status_code == 401:
+            self._token = self._new_token()
+            self._take_calls()
+            answer = self._reload()
         if answer.status_code != 200:
             raise BenchError(f"the config cannot be put right: {answer.text}")
+
+    def at_rest(self, program: Program) -> Holdings:
+        """What the program holds once its models are stopped and nothing is under way."""
+        self.put_right()
+        deadline = time.monotonic() + SETTLE_SECONDS
+        # First, since what is under way may yet start a model.
+        while self._get("/api/activity")["requests"]:
+            if time.monotonic() > deadline:
+                raise BenchError("requests are still under way, though nobody asks any more")
+            time.sleep(0.1)
+        stop = f"{self._base}/api/models/stop?wait=1"
+        requests.post(stop, json={}, headers=self._headers, timeout=60)
+        before = soak.holdings(program)
+        while time.monotonic() < deadline:  # threads of models end, connections close
+            time.sleep(1.0)
+            now = soak.holdings(program)
+            if (now.threads, now.sockets, now.children) == (
+                before.threads,
+                before.sockets,
+                before.children,
+            ):
+                return now
+            before = now
+        return before
+
+    @property
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self._token}"}
+
+    def _secret(self, path: str) -> str:
+        return self._key if path.startswith("/v1") or path == "/api/keys/me" else self._token
+
+    def _take_calls(self) -> None:
+        calls = real_calls(self._document, self._get, self._secret)
+        self._bytes["headers"] = with_headers(calls)
+        self._bytes["changed"] = changed(calls)
+
+    def _reload(self) -> requests.Response:
+        url = f"{self._base}/api/config/reload"
+        return requests.post(url, json={}, headers=self._headers, timeout=PATIENCE)
+
+    def _new_token(self) -> str:
+        """Works once the program has seen it, which it looks for each second."""
+        name = f"the-fuzz-{next(self._tokens)}"
+        token = self._shell("manager.admin", "add-token", name, "--role", "admin")
+        deadline = time.monotonic() + PATIENCE
+        headers = {"Authorization": f"Bearer {token}"}
+        url = f"{self._base}/api/session"
+        while requests.get(url, headers=headers, timeout=PATIENCE).status_code != 200:
+            if time.monotonic() > deadline:
+                raise BenchError("a new token is not known to the program")
+            time.sleep(0.1)
+        return token
+
+    def _shell(self, *arguments: str) -> str:
+        command = [sys.executable, "-m", *arguments, "--data-dir", str(self._data)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+        if done.returncode:
+            raise BenchError(f"{' '.join(arguments)}: {done.stderr}")
+        return done.stdout.strip()
 
     def close(self) -> None:
         self._sender.close()
 
     def _get(self, path: str) -> Any:
-        answer = requests.get(self._base + path, timeout=PATIENCE)
+        answer = requests.get(self._base + path, headers=self._headers, timeout=PATIENCE)
         answer.raise_for_status()
         return answer.json()
-
-
-def at_rest(program: Program) -> Holdings:
-    """What the program holds once its models are stopped and nothing is under way."""
-    base = f"http://127.0.0.1:{program.port}"
-    deadline = time.monotonic() + SETTLE_SECONDS
-    # First, since what is under way may yet start a model.
-    while requests.get(f"{base}/api/activity", timeout=PATIENCE).json()["requests"]:
-        if time.monotonic() > deadline:
-            raise BenchError("requests are still under way, though nobody asks any more")
-        time.sleep(0.1)
-    requests.post(f"{base}/api/models/stop?wait=1", json={}, timeout=60)
-    before = soak.holdings(program)
-    while time.monotonic() < deadline:  # threads of models end, connections close
-        time.sleep(1.0)
-        now = soak.holdings(program)
-        if (now.threads, now.sockets, now.children) == (
-            before.threads,
-            before.sockets,
-            before.children,
-        ):
-            return now
-        before = now
-    return before
 
 
 def grown(before: Holdings, after: Holdings) -> Iterator[str]:
@@ -581,11 +653,11 @@ def fuzz(wsgi: Path, folder: Path, inputs: int, seed: int, minutes: float) -> Ta
         until = time.monotonic() + minutes * 60
         try:
             run.run(max(1, inputs // 10), until)
-            before = at_rest(program)
+            before = run.at_rest(program)
             run.run(inputs - max(1, inputs // 10), until)
         finally:
             run.close()
-        after = at_rest(program)
+        after = run.at_rest(program)
         print(f"before {asdict(before)}\nafter  {asdict(after)}", file=sys.stderr)
         run.tally.failures += grown(before, after)
     log = (folder / "program.log").read_text(errors="replace")
