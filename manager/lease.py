@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
 
+from manager import scheduling
 from manager.interfaces import Interface
 from manager.server import Server
 from manager.upstream import Upstream
@@ -49,9 +51,13 @@ class Ticket:
     """A waiting request's place in the line, with a condition of its own on the model's lock:
     a place that becomes free wakes the one whose turn it is, not all that wait."""
 
-    def __init__(self, lock: threading.Lock) -> None:
+    def __init__(
+        self, lock: threading.Lock, arrival: float, priority: int, *, behind: bool
+    ) -> None:
         self.turn = threading.Condition(lock)
-        self.behind = False  # other models, which this one makes room for
+        self.priority = priority
+        self.rank = scheduling.rank(arrival, priority)
+        self.behind = behind  # other models, which this one makes room for
         self.lease: Lease | None = None
         self.error: Exception | None = None
 
@@ -62,48 +68,65 @@ class Ticket:
 
 
 class Line:
-    """The requests that wait for one model, in the order of their arrival. Every method is
-    called with the model's lock held.
+    """The requests that wait for one model, in the order of their ranks. Every method is called
+    with the model's lock held.
 
-    While the model yields to others, those that come wait behind these: their turn is not before
-    the model yields no more.
+    While the model yields to others, those that come wait behind these: whatever their priority,
+    their turn is not before the model yields no more.
     """
 
     def __init__(self, lock: threading.Lock) -> None:
         self._lock = lock
-        self._tickets: dict[Ticket, None] = {}
+        # Among those of one priority the order is that of arrival, also of those behind others.
+        self._by_priority: dict[int, OrderedDict[Ticket, None]] = {}
         self.yielding = False
 
     def __len__(self) -> int:
-        return len(self._tickets)
+        return sum(map(len, self._by_priority.values()))
 
-    def join(self) -> Ticket:
-        ticket = Ticket(self._lock)
-        ticket.behind = self.yielding
-        self._tickets[ticket] = None
+    @property
+    def priority(self) -> int | None:
+        """The highest that waits; None where nobody does."""
+        return max(self._by_priority, default=None)
+
+    def join(self, arrival: float, priority: int) -> Ticket:
+        """``arrival`` is monotonic, in seconds, and not before that of the last one."""
+        ticket = Ticket(self._lock, arrival, priority, behind=self.yielding)
+        self._by_priority.setdefault(priority, OrderedDict())[ticket] = None
         return ticket
 
     def leave(self, ticket: Ticket) -> None:
-        self._tickets.pop(ticket, None)
+        """Nothing, where it has left or had its turn."""
+        equals = self._by_priority.get(ticket.priority)
+        if equals is not None and ticket in equals:
+            del equals[ticket]
+            if not equals:
+                del self._by_priority[ticket.priority]
 
     def is_held_back(self) -> bool:
         """Whether the next that has come or will come waits behind others."""
-        return self.yielding and (not self._tickets or next(iter(self._tickets)).behind)
+        return self.yielding and (not self._by_priority or self._next().behind)
 
     def take_next(self) -> Ticket:
-        ticket = next(iter(self._tickets))
-        del self._tickets[ticket]
+        ticket = self._next()
+        self.leave(ticket)
         return ticket
 
     def refuse(self, make: Callable[[], Exception]) -> None:
         """Ends every wait with an exception, made anew for each: a traceback belongs to one
         thread."""
-        tickets, self._tickets = self._tickets, {}
-        for ticket in tickets:
-            ticket.settle(error=make())
+        all_waiting, self._by_priority = self._by_priority, {}
+        for equals in all_waiting.values():
+            for ticket in equals:
+                ticket.settle(error=make())
 
     def let_in_again(self) -> None:
         """The model yields no more."""
         self.yielding = False
-        for ticket in self._tickets:
-            ticket.behind = False
+        for equals in self._by_priority.values():
+            for ticket in equals:
+                ticket.behind = False
+
+    def _next(self) -> Ticket:
+        firsts = (next(iter(equals)) for equals in self._by_priority.values())
+        return min(firsts, key=lambda ticket: (ticket.behind, ticket.rank))

@@ -15,10 +15,10 @@ failed       as stopped, unless the        starts, closes the breaker  becomes s
              breaker is open
 ===========  ============================  ==========================  ====================
 
-The line's order is the order of arrival. Only this module changes a model's state, under the
-model's lock, and never does I/O while it holds it. One worker thread at a time, named
-``start-<model>``, does what the state asks for, so that two starts can never overlap and no
-client's going away can break one.
+The line's order is by priority and arrival, see ``scheduling.rank``. Only this module changes a
+model's state, under the model's lock, and never does I/O while it holds it. One worker thread at
+a time, named ``start-<model>``, does what the state asks for, so that two starts can never overlap
+and no client's going away can break one.
 """
 
 from __future__ import annotations
@@ -115,18 +115,22 @@ class Model:
 
     # --- requests -----------------------------------------------------------------------
 
-    def lease(self, gone: Callable[[], bool]) -> Lease:
+    def lease(self, gone: Callable[[], bool], priority: int = 0) -> Lease:
         """A place on the ready model, at once or after waiting for a start or for one's turn.
 
-        ``gone`` tells whether the client has left meanwhile. Raises ApiError (429, 503) and
-        ClientGone.
+        ``gone`` tells whether the client has left meanwhile; a higher ``priority`` waits less.
+        Raises ApiError (429, 503) and ClientGone.
         """
         with self._lock:
             self._note_gap()
             if not self._line and self._has_room():
                 return self._grant()
-            ticket = self._join_line()
+            highest = self._line.priority
+            moves_up = self._state is State.QUEUED and (highest is None or priority > highest)
+            ticket = self._join_line(priority)
         self._announce()
+        if moves_up:
+            self._shared.placement.look()
         token = self._shared.watch.add(gone, lambda: self._give_up(ticket))
         try:
             return self._wait(ticket)
@@ -152,7 +156,7 @@ class Model:
             gap = self._clock.monotonic() - self._last_used
             self._usual_gap = usual_gap(self._usual_gap, gap)
 
-    def _join_line(self) -> Ticket:
+    def _join_line(self, priority: int) -> Ticket:
         if self._closed:
             raise self._closed()
         if len(self._line) >= self.settings.max_waiting:
@@ -172,7 +176,7 @@ class Model:
                     retry_after=wait,
                 )
             self._begin_start()
-        return self._line.join()
+        return self._line.join(self._clock.monotonic(), priority)
 
     def _wait(self, ticket: Ticket) -> Lease:
         # A start is bounded by its own time-outs; waiting one's turn by the queue's.
@@ -347,9 +351,10 @@ class Model:
                 self._line.yielding,
             )
 
-    def is_wanted(self) -> bool:
+    def urgency(self) -> int | None:
         with self._lock:
-            return self._by_hand or bool(self._line)
+            highest = self._line.priority
+            return 0 if highest is None and self._by_hand else highest
 
     def claim(self) -> bool:
         with self._lock:

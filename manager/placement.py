@@ -86,7 +86,12 @@ class _Waiter:
         self.intended: Decision | None = None  # what models were stopped for
         self.place: Place | None = None
         self.had_to_wait = False
-        self.asked_to_yield: set[Tenant] = set()
+        self.asked_to_yield: set[Seat] = set()
+
+    def is_made_room_for(self) -> bool:
+        """Whether models have been stopped for it, and that is enough so far."""
+        was_decided = self.decision is not None and self.decision.action is not Action.WAIT
+        return self.intended is not None and was_decided
 
 
 class Placement:
@@ -202,7 +207,7 @@ class Placement:
         self._monitor.fresh(self._clock.monotonic() - _READING_AGE, _READING_WAIT)
         with self._lock:
             cards, holdings = self._picture(self._monitor.snapshot)
-            queue = [self._wanted(waiter) for waiter in self._line]
+            queue = self._in_order()
         return scheduling.plan([*queue, Wanted(tenant.name, tuple(options))], cards, holdings)[-1]
 
     # --- a seat's life ------------------------------------------------------------------------
@@ -324,9 +329,7 @@ class Placement:
             self._is_due = False
             snapshot = self._monitor.snapshot
             cards, holdings = self._picture(snapshot)
-            decisions = scheduling.plan(
-                [self._wanted(waiter) for waiter in self._line], cards, holdings
-            )
+            decisions = scheduling.plan(self._in_order(), cards, holdings)
             tenants = {seat.tenant.name: seat.tenant for seat in self._seats}
             crossed = False
             for waiter, decision in zip(list(self._line), decisions, strict=True):
@@ -400,35 +403,56 @@ class Placement:
         if self._clock.monotonic() < scheduling.yield_at(waiter.since, ready_at):
             return
         for seat in seats:
-            if seat.tenant not in waiter.asked_to_yield:
-                waiter.asked_to_yield.add(seat.tenant)
+            if seat not in waiter.asked_to_yield:
+                waiter.asked_to_yield.add(seat)
                 seat.tenant.yield_to_others(True)
 
     def _let_in_again(self, waiter: _Waiter) -> None:
         asked, waiter.asked_to_yield = waiter.asked_to_yield, set()
-        for model in asked:
-            self._let_in(model)
+        for seat in asked:
+            self._let_in(seat.tenant)
 
     def _let_in_who_moved(self, waiter: _Waiter) -> None:
-        """A model that has crashed or was evicted may run on another card by now."""
+        """A model that has crashed or was evicted makes room no more: it gets in line again, and
+        may have its turn before the waiter, be it on another card or on the same."""
         wanted = waiter.decision.memory_mb if waiter.decision else {}
-        for seat in self._seats:
-            moved = not any(card in wanted for card in seat.memory_mb)
-            if seat.tenant in waiter.asked_to_yield and moved:
-                waiter.asked_to_yield.discard(seat.tenant)
+        for seat in list(waiter.asked_to_yield):
+            if seat not in self._seats or not any(card in wanted for card in seat.memory_mb):
+                waiter.asked_to_yield.discard(seat)
                 self._let_in(seat.tenant)
 
     def _let_in(self, model: Tenant) -> None:
-        if not any(model in other.asked_to_yield for other in self._line):
+        asked = (seat for other in self._line for seat in other.asked_to_yield)
+        if not any(seat.tenant is model for seat in asked):
             model.yield_to_others(False)
 
     def _wake(self) -> None:
         self._is_due = True
         self._changed.notify_all()
 
-    def _wanted(self, waiter: _Waiter) -> Wanted:
-        tenant = waiter.seat.tenant
-        return Wanted(tenant.name, waiter.options, tenant.is_wanted(), waiter.intended)
+    def _in_order(self) -> list[Wanted]:
+        """The line, brought into the order of its ranks: a model is in it since it got in line,
+        with the highest priority of those who wait for it now."""
+        urgency = {waiter: waiter.seat.tenant.urgency() for waiter in self._line}
+        highest = max((each or 0 for each in urgency.values()), default=0)
+
+        def rank(waiter: _Waiter) -> tuple[float, float]:
+            # The room that others were stopped for is not for those who come later, such as those
+            # that were stopped.
+            priority = highest if waiter.is_made_room_for() else urgency[waiter] or 0
+            return scheduling.rank(waiter.since, priority)
+
+        # Not in place: that list would look empty meanwhile to those who look without the lock.
+        self._line = sorted(self._line, key=rank)
+        return [
+            Wanted(
+                waiter.seat.tenant.name,
+                waiter.options,
+                urgency[waiter] is not None,
+                waiter.intended,
+            )
+            for waiter in self._line
+        ]
 
     # --- the picture; with the lock held ----------------------------------------------------------
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from manager.matching import assignments, offline
 
 PATIENCE = 10.0  # seconds that a model waits for busy ones before these are asked to yield
+PRIORITY_STEP = 10.0  # seconds of waiting that each step of priority counts as
 
 _MOST_CARDS = 10  # with more there may be more assignments than are looked at
 _MOST_STEPS = 20_000  # of one search for whom to stop: some ten milliseconds
@@ -463,13 +464,24 @@ def _without_needless(
 # --- the line -------------------------------------------------------------------------------
 
 
+def rank(arrival: float, priority: int) -> tuple[float, float]:
+    """The place in a line: the lesser goes first. Every step of priority counts as
+    ``PRIORITY_STEP`` seconds more of waiting, and of two that come out equal the one goes first
+    that came first.
+
+    It never changes while one waits. So nobody waits for ever: one is overtaken only by those of
+    higher priority that came within ``PRIORITY_STEP`` seconds times the difference.
+    """
+    return (arrival - PRIORITY_STEP * priority, arrival)
+
+
 def plan(
     queue: Sequence[Wanted],
     cards: Sequence[Card],
     holdings: Sequence[Holding],
     victims: Victims = cheapest,
 ) -> list[Decision]:
-    """What happens now with every model that is to be started, first come first served.
+    """What happens now with every model that is to be started, in the order of the line.
 
     A later one goes before an earlier one only where that takes nothing from it: they share no
     card, or both fit once the earlier one has its place.
@@ -521,7 +533,7 @@ def _decide(
         if not places:
             passed_over[option.scheme] = offline(option.required_devices, names)
             continue
-        decision = min(places, key=lambda place: _rank(place, now)) if places[1:] else places[0]
+        decision = min(places, key=lambda place: _price(place, now)) if places[1:] else places[0]
         if decision.action <= Action.SOON:
             return _named(decision, wanted, option.scheme, passed_over)
         if decision.action is Action.REFUSE:
@@ -553,7 +565,7 @@ def _place_in_line(
                 Action.WAIT,
                 memory_mb=need,
                 models=tuple(before),
-                reason=f"{_listed(before)} came first",
+                reason=f"before it in the line: {_listed(before)}",
                 in_line=True,
             )
     placed = _place(need, now, victims)
@@ -567,7 +579,7 @@ def _place_in_line(
     return placed
 
 
-def _rank(decision: Decision, now: _Machine) -> tuple[float, ...]:
+def _price(decision: Decision, now: _Machine) -> tuple[float, ...]:
     """The lesser the better: what is done, how many have to yield that do not yet, what stopping
     costs, how little of the cards is left."""
     named = [holding for holding in now.holdings if holding.model in decision.models]

@@ -29,8 +29,9 @@ class Tenant(Protocol):
 
     def tenancy(self) -> Tenancy: ...
 
-    def is_wanted(self) -> bool:
-        """Whether a request waits for it, or a person has asked for it."""
+    def urgency(self) -> int | None:
+        """The highest priority among the requests that wait for it; 0 where only a person has
+        asked for it, None where nobody has."""
 
     def claim(self) -> bool:
         """Takes no request any more if it is idle, so that it can be evicted; else False."""

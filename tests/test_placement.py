@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,15 +14,15 @@ from conftest import PATIENCE as LONG
 
 from manager.clock import Clock
 from manager.devices import Device, Reading, Snapshot
-from manager.errors import ApiError
+from manager.errors import ApiError, ClientGone
 from manager.events import Events
 from manager.model import Model as RealModel
 from manager.model import State
 from manager.placement import NoPlace, Place, Placement, Waiting
-from manager.scheduling import PATIENCE, Action, Option, Standing
+from manager.scheduling import PATIENCE, PRIORITY_STEP, Action, Option, Standing
 from manager.seat import Seat, Tenancy
 from manager.settings import Model as Settings
-from manager.settings import Program
+from manager.settings import Program, Scheme
 from manager.watch import Watch
 
 V100, OTHER_V100, H100 = "Tesla V100 #0", "Tesla V100 #1", "NVIDIA H100 #0"
@@ -76,19 +77,20 @@ class Monitor:
 class Model:
     """Stands as the test says, and keeps what it is told."""
 
-    def __init__(self, name: str, standing: Standing = Standing.IDLE) -> None:
+    def __init__(self, name: str, standing: Standing = Standing.IDLE, *, priority: int = 0) -> None:
         self.name = name
         self.standing = standing
         self.crossing: list[Callable[[], None]] = []  # requests that come just before a claim
         self.fault: ApiError | None = None  # of the next eviction
         self.yielding = False
+        self.priority = priority  # the highest of those that wait for it
         self.told: list[str] = []
 
     def tenancy(self) -> Tenancy:
         return Tenancy(self.standing, None, None, 1.0, self.yielding)
 
-    def is_wanted(self) -> bool:
-        return True
+    def urgency(self) -> int:
+        return self.priority
 
     def claim(self) -> bool:
         while self.crossing:
@@ -121,6 +123,30 @@ def in_a_thread(function: Callable[[], Any]) -> Future[Any]:
     return future
 
 
+def real_model(settings: Settings, placement: Any = None, clock: Clock | None = None) -> RealModel:
+    """One that starts nothing, unless a placement has room for it."""
+    placement = placement or SimpleNamespace(look=lambda: None)
+    shared: Any = SimpleNamespace(
+        clock=clock or Clock(), events=Events(), watch=Watch(), placement=placement
+    )
+    interface: Any = None
+    return RealModel(settings, Program(), interface, shared, set)
+
+
+def runs(model: RealModel) -> None:
+    """Has it ready, without a server."""
+    server: Any = SimpleNamespace(
+        in_flight=0, interface=None, scheme="Default", settings=model.settings, start_seconds=1.0
+    )
+    model.view = dict  # type: ignore[method-assign]
+    model._state, model._server = State.READY, server
+
+
+def place_in_line(model: RealModel) -> int | None:
+    waits_for = model.view()["waits_for"]
+    return waits_for["place_in_line"] if waits_for else None
+
+
 class Start:
     """A start in a thread of its own, as a model's worker makes it."""
 
@@ -144,6 +170,10 @@ class Start:
 
     def action(self) -> Action | None:
         return self.waits.decision.action if self.waits else None
+
+
+def place(start: Start) -> int | None:
+    return start.waits.number if start.waits else None
 
 
 class Machine:
@@ -303,16 +333,8 @@ def test_an_eviction_for_which_the_system_has_no_thread_is_tried_again(
 def test_a_request_that_came_to_a_claimed_model_is_served_though_there_is_no_thread(
     eventually: Eventually,
 ) -> None:
-    shared: Any = SimpleNamespace(
-        clock=Clock(), events=Events(), watch=Watch(), placement=SimpleNamespace(look=lambda: None)
-    )
-    interface: Any = None
-    model = RealModel(Settings("Idle"), Program(), interface, shared, set)
-    server: Any = SimpleNamespace(
-        in_flight=0, interface=None, scheme="Default", settings=model.settings, start_seconds=1.0
-    )
-    model.view = dict  # type: ignore[method-assign]
-    model._state, model._server = State.READY, server
+    model = real_model(Settings("Idle"))
+    runs(model)
     assert model.claim()
     asked = in_a_thread(lambda: model.lease(lambda: False))
     eventually(lambda: model._line)
@@ -330,6 +352,146 @@ def test_a_request_that_came_to_a_claimed_model_is_served_though_there_is_no_thr
 
 
 # --- the line ---------------------------------------------------------------------------
+
+
+def test_a_full_model_is_used_by_priority_then_first_come(eventually: Eventually) -> None:
+    now = [1000.0]
+    model = real_model(Settings("Narrow", max_concurrency=1), clock=Clock(lambda: now[0]))
+    runs(model)
+    used: list[str] = []
+
+    def use(name: str, priority: int) -> None:
+        with model.lease(lambda: False, priority):
+            used.append(name)
+
+    waiting = []
+    with model.lease(lambda: False):
+        for seconds, name, priority in [
+            (0, "first", 0),
+            (1, "second", 0),
+            (1, "urgent", 3),
+            (1, "more urgent", 4),
+            (40, "urgent, but late", 3),
+        ]:
+            now[0] += seconds
+            waiting.append(in_a_thread(lambda name=name, priority=priority: use(name, priority)))
+            eventually(lambda: len(model._line) == len(waiting))
+    for each in waiting:
+        each.result(LONG)
+    assert used == ["more urgent", "urgent", "first", "second", "urgent, but late"]
+
+
+def test_a_request_of_higher_priority_moves_its_model_up_in_the_line(
+    machine: Build, eventually: Eventually
+) -> None:
+    one = machine()
+    one.runs(Model("Busy", BUSY), {H100: 9000})
+    leases, models = [], []
+    try:
+        for name in ("First", "Second"):
+            scheme = Scheme("Default", ("h100",), None, ("server",), {"h100": 9000}, {}, Path())
+            model = real_model(Settings(name, schemes=(scheme,)), one.placement, one.monitor.clock)
+            models.append(model)
+            leases.append(in_a_thread(lambda model=model: model.lease(lambda: False)))
+            eventually(lambda model=model: place_in_line(model) == len(models))
+            one.monitor.now += 5
+        first, second = models
+        has_left = threading.Event()
+        leases.append(in_a_thread(lambda: second.lease(has_left.is_set, 1)))
+        eventually(lambda: (place_in_line(second), place_in_line(first)) == (1, 2))
+        has_left.set()
+
+        def is_moved_back() -> bool:
+            second._shared.watch.look()
+            one.placement.look()
+            return (place_in_line(first), place_in_line(second)) == (1, 2)
+
+        eventually(is_moved_back)
+    finally:
+        for model in models:
+            model.close("the test has ended", lambda: ApiError(503, "shutting_down", "ended"))
+            model.join()
+    assert [type(lease.exception(LONG)) for lease in leases] == [ApiError, ApiError, ClientGone]
+
+
+def test_in_the_line_for_room_ten_seconds_of_waiting_outweigh_a_step_of_priority(
+    machine: Build, eventually: Eventually
+) -> None:
+    one = machine()
+    one.runs(Model("Busy", BUSY), {H100: 9000})
+    first = one.start(Model("First"), 9000, "h100")
+    eventually(lambda: place(first) == 1)
+    one.monitor.now += 19.9
+    sooner = one.start(Model("Sooner", priority=2), 9000, "h100")
+    eventually(lambda: (place(sooner), place(first)) == (1, 2))
+    one.monitor.now += 0.1
+    later = one.start(Model("Later", priority=2), 9000, "h100")
+    eventually(lambda: (place(sooner), place(first), place(later)) == (1, 2, 3))
+
+
+def test_the_room_of_models_that_were_stopped_for_one_is_not_taken_by_a_more_urgent_one(
+    machine: Build, eventually: Eventually
+) -> None:
+    one = machine()
+    seat = one.runs(Model("Idle"), {H100: 9000})
+    start = one.start(Model("Next"), 9000, "h100")
+    eventually(lambda: one.evictions == ["Idle"])
+    urgent = one.start(Model("Urgent", priority=10), 9000, "h100")
+    eventually(lambda: (place(start), place(urgent)) == (1, 2))
+    one.goes(seat)
+    assert start.place().memory_mb == {H100: 9000}
+    eventually(lambda: place(urgent) == 1)
+
+
+def test_a_model_that_has_its_turn_again_lets_its_requests_in_though_others_wait_for_its_card(
+    machine: Build, eventually: Eventually
+) -> None:
+    one = machine()
+    turning, lasting = Model("Turning", BUSY, priority=5), Model("Lasting", BUSY)
+    seat = one.runs(turning, {H100: 8000})
+    one.runs(lasting, {H100: 8000})
+    large = one.start(Model("Large"), 16000, "h100")
+    eventually(lambda: large.action() is Action.WAIT)
+    one.later(PATIENCE)
+    eventually(lambda: turning.yielding and lasting.yielding)
+    one.goes(seat)  # it has crashed
+    eventually(lambda: not turning.yielding)
+    seat, _ = one.start(turning, 8000, "h100").future.result(LONG)
+    assert not turning.yielding
+    one.placement.settle(seat)
+    one.later(PATIENCE)
+    eventually(lambda: turning.yielding)
+
+
+def test_models_of_the_highest_priority_that_take_turns_let_one_of_the_lowest_in_at_last(
+    machine: Build, eventually: Eventually
+) -> None:
+    one = machine()
+    running, other = (Model(name, BUSY, priority=10) for name in ("One", "Other"))
+    seat = one.runs(running, {H100: 9000})
+    lowest = one.start(Model("Lowest"), 9000, "h100")
+    eventually(lambda: place(lowest) == 1)
+    began = one.monitor.now
+    for turns in range(20):
+        # Requests come to both all the time: who has had its turn is back in line at once.
+        waits = one.start(other, 9000, "h100")
+        eventually(waits.action)
+        one.later(PATIENCE)
+        eventually(lambda model=running: model.yielding)
+        running.standing = IDLE
+        one.placement.look()
+        eventually(lambda turns=turns: len(one.evictions) == turns + 1)
+        one.goes(seat)
+        eventually(lambda waits=waits: waits.future.done() or lowest.future.done())
+        if lowest.future.done():
+            break
+        running, other = other, running
+        running.standing = BUSY
+        seat, _ = waits.future.result()
+        one.placement.settle(seat)
+        one.monitor.read({H100: 9000})
+    waited = one.monitor.now - began
+    assert 10 * PRIORITY_STEP < waited < 10 * PRIORITY_STEP + 2 * PATIENCE
 
 
 def test_news_that_come_all_the_time_are_looked_at(machine: Build, eventually: Eventually) -> None:

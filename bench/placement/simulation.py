@@ -10,7 +10,7 @@
 - An idle model is stopped for another one or after ``ALIVE`` seconds. Readings are perfect: a
   card's used memory is what ready models and those that are being stopped declared.
 
-Unlike the program it has no ``queue_timeout``, so that the longest wait shows.
+Unlike the program it has no ``queue_timeout``, so that the longest wait shows, and no priorities.
 """
 
 from __future__ import annotations

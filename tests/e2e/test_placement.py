@@ -276,7 +276,7 @@ def test_those_who_wait_are_served_in_the_order_in_which_they_came(
             asked.append(background(lambda name=name: program.ask(name)))
             assert waits(program, name)["place_in_line"] == place
         assert program.model("Third")["waits_for"]["waits_for"] == ["First"]
-        assert "came first" in program.model("Third")["waits_for"]["reason"]
+        assert "before it in the line: First" in program.model("Third")["waits_for"]["reason"]
     assert [answer.result().status_code for answer in asked] == [200] * 3
     told = evictions(page, 3)
     page.close()
