@@ -6,12 +6,11 @@ import difflib
 import functools
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from manager.errors import ApiError
 from manager.interfaces import Interface
 from manager.launcher import ProcessTree
-from manager.lease import Lease
 from manager.model import Model
 from manager.server import Shared, end_run
 from manager.settings import Config
@@ -51,10 +50,6 @@ class Fleet:
     def models(self) -> list[Model]:
         """All models, in the config's order."""
         return list(self._models.values())
-
-    def lease(self, name: str, gone: Callable[[], bool]) -> Lease:
-        """A place on the model, which is started if need be; see Model.lease."""
-        return self.find(name).lease(gone)
 
     def apply(self, settings: Config) -> None:
         """Takes a new config: removed models drain and stop, changed ones are launched anew at

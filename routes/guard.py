@@ -108,6 +108,11 @@ class Caller:
     by_session: bool = False
 
     @property
+    def priority(self) -> int:
+        """In the line for a model."""
+        return 0 if self.key is None else self.key.priority
+
+    @property
     def metered_as(self) -> str:
         """Under which key its requests are: a person who tries a model on a page has none."""
         if self.key is not None:

@@ -207,7 +207,7 @@ def _proxy(house: House) -> Response:
                 caller.key, model.settings.name, len(body), _max_tokens(payload)
             )
             account.permitted(permit)
-        lease = model.lease(gone)
+        lease = model.lease(gone, caller.priority)
         account.leased(lease)
         answer = forward(
             lease,

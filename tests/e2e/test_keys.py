@@ -3,6 +3,7 @@ each has used."""
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -19,7 +20,18 @@ import requests
 from usage_rows import query
 
 from .conftest import Launch
-from .program import CHAT, ROOT, Program, chat, error_of, events_of, eventually, fake, text_of
+from .program import (
+    CHAT,
+    ROOT,
+    Program,
+    background,
+    chat,
+    error_of,
+    events_of,
+    eventually,
+    fake,
+    text_of,
+)
 
 CROWD = 200
 PRICE = {"tiers": [{"input": "1", "output": "2"}]}  # a million tokens
@@ -235,6 +247,21 @@ def test_a_key_sees_and_uses_only_its_models(launch: Launch) -> None:
     assert program.model("Other")["state"] == "stopped"
     hidden = program.get("/v1/models/Other", headers=ann.headers)
     assert hidden.status_code == 403
+
+
+def test_a_key_of_higher_priority_goes_first_and_equal_ones_in_their_order(launch: Launch) -> None:
+    program = launch({"Model": fake(max_concurrency=1)})
+    first, later = make(program), make(program, "bob", priority=3)
+    asked = [(first, "first"), (first, "second"), (later, "urgent"), (later, "urgent too")]
+    waiting = []
+    holder = first.ask({"chunks": 5000, "interval": 0.05}, stream=True)
+    for number, (who, user) in enumerate(asked):
+        waiting.append(background(lambda who=who, user=user: who.ask(user=user)))
+        program.becomes("Model", waiting=number + 1, in_flight=1)
+    holder.close()
+    assert [answer.result().status_code for answer in waiting] == [200] * 4
+    bodies = [json.loads(one["body"]) for one in program.stats("Model")["requests"][-4:]]
+    assert [body["user"] for body in bodies] == ["urgent", "urgent too", "first", "second"]
 
 
 def test_keys_of_the_shell_are_known_within_a_moment(program: Program) -> None:
