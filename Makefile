@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev run test lint bench translations screenshots clean
+.PHONY: help setup setup-dev run test lint audit bench translations screenshots clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -20,10 +20,15 @@ run: setup ## serve config.yaml
 test: lint ## lint, then the whole test suite
 	$(VENV)/python -m pytest -n auto --dist loadscope --no-loadscope-reorder
 
-lint: setup-dev ## ruff and mypy
+lint: setup-dev ## ruff, mypy and bandit
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
 	$(VENV)/mypy
+	$(VENV)/bandit -q -c pyproject.toml -r manager routes jobs scripts wsgi.py tray.py
+
+audit: setup ## look for known holes in what the program runs on; asks pypi.org
+	$(VENV)/python -m pip install -q pip-audit
+	$(VENV)/pip-audit --strict -r requirements.txt
 
 bench: setup ## measure the program beside its upstream and nginx
 	@$(VENV)/python -m bench

@@ -12,7 +12,7 @@ MASK = "***"
 Spans = list[tuple[int, int]]
 """Parts of a text, from and to, in order."""
 
-SECRET = r"(?<!require_)key|token|secret|pass(?!ed|ing|ive)|pwd|_pat\b|bearer|credential|auth|密码"
+SECRET = r"(?<!require_)key|token|secret|pass(?!ed|ing|ive)|pwd|_pat\b|bearer|credential|auth|密码"  # nosec B105
 """A pattern of words that tell that a secret may follow, in any case."""
 _SECRET = re.compile(SECRET, re.IGNORECASE)
 _WORD = re.compile(r"[\w-]+")

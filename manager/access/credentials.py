@@ -12,7 +12,7 @@ from manager.errors import ApiError
 
 KEY_PREFIX = "sk-llm-"
 """Of API keys. It lets a leaked one be found, and told from keys of others."""
-TOKEN_PREFIX = "tk-llm-"
+TOKEN_PREFIX = "tk-llm-"  # nosec B105
 
 _BYTES = 32
 _HINT = 4
