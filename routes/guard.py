@@ -417,7 +417,8 @@ def _finish(house: House, response: Response) -> Response:
     endpoint = request.endpoint
     if request.environ["REQUEST_METHOD"] in CHANGING and endpoint is not None:
         is_change = rule_of(endpoint) in (Rule.ADMIN, Rule.CONFIG)
-        if is_change and response.status_code < 400 and endpoint not in _CHANGES_NOTHING:
+        changes_nothing = endpoint in _CHANGES_NOTHING or "dry_run" in request.args
+        if is_change and response.status_code < 400 and not changes_nothing:
             _record(house)
     return response
 
