@@ -4,12 +4,12 @@ of: structure, words, and what a browser may do with them."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from urllib.parse import quote
 
 import werkzeug
-from flask import Blueprint, Flask, Response, redirect, render_template, request
+from flask import Blueprint, Flask, Response, g, redirect, render_template, request
 from flask_babel import Babel, get_locale
 from flask_wtf.csrf import generate_csrf
 
@@ -26,6 +26,7 @@ _SIGNED_IN_DAYS = 30
 _YEAR = 365 * 24 * 3600
 # By the path's end; each has a template and a script of that name.
 PAGES = ("overview", "models", "usage", "requests", "billing", "playground", "logs", "settings")
+_AT_THE_DOOR = ("login", "setup")
 
 
 def blueprint(house: House) -> Blueprint:
@@ -38,7 +39,7 @@ def blueprint(house: House) -> Blueprint:
     @routes.post("/preferences")
     def preferences() -> werkzeug.Response:
         """Language and theme, kept by the browser."""
-        answer = redirect(own_path(request.form.get("back", "")), 303)
+        answer = redirect(own_path(request.form.get("back", ""), PAGES[1:] + _AT_THE_DOOR), 303)
         for name, choices in (("language", LANGUAGES), ("theme", THEMES)):
             value = request.form.get(name, "")
             if value in choices:
@@ -63,6 +64,7 @@ def prepare(app: Flask, secret: bytes, asset: Callable[[str], str]) -> None:
     Babel(app, locale_selector=_language)
     app.jinja_env.globals.update(
         asset=asset,
+        caller=lambda: g.get("caller"),
         csrf_token=generate_csrf,
         language=_html_language,
         languages=LANGUAGES,
@@ -121,11 +123,11 @@ def _theme() -> str:
     return chosen if chosen in THEMES else "system"
 
 
-def own_path(address: str) -> str:
+def own_path(address: str, own: Collection[str] = PAGES[1:]) -> str:
     """Where to go back to: only within the pages, whoever has made the form."""
     path, _, query = address.partition("?")
     page = path.strip("/")
-    if page not in PAGES[1:]:
+    if page not in own:
         return "/"
     # Only what an address may hold: a line break would begin another header.
     return f"/{page}" + (f"?{quote(query, safe='=&%+:,;-._~/')}" if query else "")

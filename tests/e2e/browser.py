@@ -13,7 +13,7 @@ import pytest
 
 from routes.pages import PAGES
 
-from .program import PATIENCE, Program
+from .program import PASSWORD, PATIENCE, Program
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, ConsoleMessage, Dialog, Locator, Page, Request
@@ -127,6 +127,13 @@ class Reader:
         # A page that is left breaks off what it had asked for.
         if request.failure != "net::ERR_ABORTED":
             self.faults.append(f"failed: {request.url}: {request.failure}")
+
+
+def sign_in(page: Page, name: str, password: str = PASSWORD) -> None:
+    """Fills in the form, in English, that the page shows, and sends it."""
+    page.get_by_label("Name").fill(name)
+    page.get_by_label("Password").fill(password)
+    page.get_by_role("button", name="Sign in").click()
 
 
 # --- what is on a page --------------------------------------------------------------------

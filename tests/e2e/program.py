@@ -32,6 +32,7 @@ FAKE = ROOT / "tests" / "fake_upstream.py"
 PLAIN = Path(__file__).with_name("plain_server.py")
 NOT_INSTALLED = ROOT / "tests" / "not_installed"
 CHAT = "/v1/chat/completions"
+PASSWORD = "a long secret word"
 PLACES = 4  # for requests, of which pages may hold one
 FEW_THREADS = 32 + PLACES
 
@@ -221,6 +222,7 @@ class Program:
         self.data = folder / "data"
         self.url = ""
         self.may_log_tracebacks = False
+        self.headers: dict[str, str] = {}  # of all that it is asked
         self._wrapper = wrapper
         self._arguments = arguments
         self._env = dict(env or {})
@@ -353,6 +355,7 @@ class Program:
         """One request, on a connection of its own."""
         with requests.Session() as session:
             session.trust_env = False  # a proxy of the environment is not for loopback
+            session.headers.update(self.headers)
             return session.request(method, self.url + path, **{"timeout": PATIENCE, **options})
 
     def get(self, path: str, **options: Any) -> requests.Response:
@@ -407,6 +410,24 @@ class Program:
     def raw_chat(self, model: str, fake: dict[str, Any], **fields: Any) -> socket.socket:
         """A connection on which a whole chat has been asked for."""
         return self.raw(raw_post(CHAT, json.dumps(chat(model, fake, **fields)).encode()))
+
+    # --- who may come in ----------------------------------------------------------------
+
+    def add_account(self, name: str, role: str = "admin") -> None:
+        """One with `PASSWORD`. The first closes the pages; from then on we ask with a token."""
+        if not self.headers:
+            token = self.post("/api/tokens", {"name": "tests", "role": "admin"}).json()["secret"]
+            self.headers["Authorization"] = f"Bearer {token}"
+        body = {"name": name, "role": role, "password": PASSWORD}
+        answer = self.post("/api/accounts", body)
+        assert answer.status_code == 201, answer.text
+
+    def add_key(self, name: str, **fields: Any) -> str:
+        """The secret of a new API key."""
+        answer = self.post("/api/keys", {"name": name, **fields})
+        assert answer.status_code == 201, answer.text
+        secret: str = answer.json()["secret"]
+        return secret
 
     # --- its models ---------------------------------------------------------------------
 
