@@ -96,6 +96,7 @@ def _serve(
     load: Callable[[], config.Config],
 ) -> int:
     program = loaded.program
+    host = arguments.host or program.host
     data_dir: Path = arguments.data_dir
     claimed = datadir.claim(data_dir)
     log_journal = journal.begin(data_dir / "logs", program.log_level)
@@ -152,8 +153,8 @@ def _serve(
         worker=worker,
         access=Access(shared.store, usage_db, clock),
         limits=limits,
+        host=host,
     )
-    host = arguments.host or program.host
     # Before any model is touched: a port in use ends the program, and nothing else.
     server = HttpServer(
         create_app(house, datadir.secret(data_dir)),

@@ -31,7 +31,7 @@ from routes.slots import Slots
 @dataclass(frozen=True)
 class House:
     """Built once by the front door. ``closing`` is set when the program shuts down; ``load``
-    reads the config's file anew."""
+    reads the config's file anew; ``host`` is where the program listens."""
 
     fleet: Fleet
     interfaces: Mapping[str, Interface]
@@ -54,3 +54,10 @@ class House:
     worker: Supervisor
     access: Access
     limits: Limits
+    host: str
+
+    @property
+    def models_are_open(self) -> bool:
+        """Whether ``/v1`` asks nobody for an API key."""
+        is_required = self.fleet.config.program.require_key
+        return not (self.access.now.keys if is_required is None else is_required)

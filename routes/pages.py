@@ -4,7 +4,9 @@ of: structure, words, and what a browser may do with them."""
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
@@ -98,10 +100,33 @@ def _show(house: House, page: str) -> Callable[[], Response]:
             words=words.for_scripts(),
             currency=program.currency,
             timezone=str(zone_of(house)),
+            door=_door(house),
         )
         return Response(text, mimetype="text/html", headers={"Cache-Control": "no-store"})
 
     return show
+
+
+@dataclass(frozen=True)
+class Door:
+    """What every page tells of who may come in. ``is_reachable``: from other machines."""
+
+    models_are_open: bool
+    is_reachable: bool
+    password_is_set: bool
+
+
+def _door(house: House) -> Door:
+    # Behind a proxy that somebody has named others come in, too.
+    is_reachable = not _is_loopback(house.host) or bool(house.fleet.config.program.trusted_proxies)
+    return Door(house.models_are_open, is_reachable, bool(house.access.now.accounts))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def _language() -> str:

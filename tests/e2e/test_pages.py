@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from urllib.parse import urljoin
 
 import pytest
@@ -300,6 +301,50 @@ def test_a_stream_with_nothing_to_tell_begins_at_once(program: Program) -> None:
     # Else a page with an empty log would not be live until the first sign of life, at 15 s.
     with program.get("/api/events?only=", stream=True, timeout=7) as answer:
         assert answer.status_code == 200
+
+
+# --- what they tell of who may come in ----------------------------------------------------
+
+OPEN_HERE = "Every program on this machine may use the models"
+OPEN_TO_ALL = "Everybody who reaches this machine may use the models"
+NO_PASSWORD = "No password is set"
+
+
+def told(program: Program, page: str = "models") -> set[str]:
+    """What a page tells of who may come in, without a script."""
+    text = get(program, address(page)).text
+    return {said for said in (OPEN_HERE, OPEN_TO_ALL, NO_PASSWORD) if said in text}
+
+
+@pytest.mark.parametrize("page", pages())
+def test_a_page_says_that_no_key_and_no_password_are_asked_for(program: Program, page: str) -> None:
+    assert told(program, page) == {OPEN_HERE, NO_PASSWORD}
+    text = get(program, address(page)).text
+    assert 'href="/keys"' in text
+    assert 'href="/setup"' in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings"),
+    [
+        (("--host", "0.0.0.0"), {}),
+        ((), {"host": "0.0.0.0"}),
+    ],
+)
+def test_a_page_warns_where_others_reach_the_models(
+    launch: Launch, arguments: tuple[str, ...], settings: dict[str, Any]
+) -> None:
+    program = launch({}, arguments=arguments, **settings)
+    assert told(program) == {OPEN_TO_ALL, NO_PASSWORD}
+
+
+def test_a_page_is_silent_once_keys_and_a_password_are_asked_for(launch: Launch) -> None:
+    program = launch({}, arguments=("--host", "127.0.0.1"), host="0.0.0.0")
+    assert told(program) == {OPEN_HERE, NO_PASSWORD}
+    program.add_key("first")
+    assert told(program) == {NO_PASSWORD}
+    program.add_account("admin")
+    assert told(program) == set()
 
 
 def test_pages_leads_to_every_other(program: Program) -> None:
