@@ -27,7 +27,10 @@ THEMES = ("system", "light", "dark")
 _SIGNED_IN_DAYS = 30
 _YEAR = 365 * 24 * 3600
 # By the path's end; each has a template and a script of that name.
-PAGES = ("overview", "models", "usage", "requests", "billing", "playground", "logs", "settings")
+PAGES = (
+    *("overview", "models", "usage", "requests", "billing", "keys", "playground", "logs"),
+    "settings",
+)
 _AT_THE_DOOR = ("login", "setup")
 
 

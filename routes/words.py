@@ -168,6 +168,33 @@ def for_scripts() -> dict[str, str]:
             "Delete all requests, runs and sums of {name}? Prices and adjustments stay. Reports and bills made from then on are without it."
         ),
         "deleted": _("The data of {name} is deleted"),
+        # keys
+        "key_active": _("valid"),
+        "key_expired": _("expired"),
+        "key_revoked": _("revoked"),
+        "of_limit": _("{now} of {limit}"),
+        "requests_now": _("requests: {count}"),
+        "tokens_now": _("tokens: {count}"),
+        "this_month": _("this month"),
+        "of_budget_day": _("of {amount} today"),
+        "of_budget_month": _("of {amount} this month"),
+        "hint_until": _("…{hint} until {until}"),
+        "all_models": _("all"),
+        "never": _("never"),
+        "keys_shown": _("{shown} of {count} keys"),
+        "new_key": _("A new key"),
+        "change_key": _("Change {name}"),
+        "rotate_key": _("Rotate {name}"),
+        "revoke_key": _("Revoke {name}"),
+        "save": _("Save"),
+        "make": _("Make it"),
+        "secret_of_key": _("The secret of the key {name}"),
+        "key_saved": _("{name} is changed"),
+        "agree_revoke_key": _(
+            "Revoke {name}? Its requests are refused from now on, for ever. What it has used stays in usage and bills."
+        ),
+        "revoke": _("Revoke"),
+        "key_is_revoked": _("{name} is revoked"),
         # logs
         "run_goes_on": _("running"),
         "lines_shown": _("{shown} of {count} lines"),

@@ -3,6 +3,7 @@
 const json = (id) => JSON.parse(document.getElementById(id).textContent);
 const words = json("words");
 export const settings = json("settings");
+export const isAdmin = settings.role === "admin";
 const language = document.documentElement.lang;
 
 /** The words for a key in the page's language; `{name}` is replaced by a value of that name. */
@@ -118,29 +119,32 @@ let token = document.querySelector("meta[name=csrf-token]").content;
 async function newToken() {
   const page = await (await fetch(location.pathname)).text();
   const found = new DOMParser().parseFromString(page, "text/html");
-  return found.querySelector("meta[name=csrf-token]").content;
+  return found.querySelector("meta[name=csrf-token]")?.content ?? token;
+}
+
+/** As `fetch`, with the token of the page: who is signed in asks, and no foreign page. */
+export async function send(path, options) {
+  const ask = () => fetch(path, { ...options, headers: { ...options.headers, "X-CSRFToken": token } });
+  const answer = await ask();
+  if (answer.status !== 403) return answer;
+  const { error } = await answer.clone().json().catch(() => ({}));
+  if (error?.code !== "page_outdated") return answer;
+  token = await newToken();
+  return ask();
 }
 
 /** What the API answers with; an Error with its message where it refuses or cannot be reached. */
-export async function api(path, { method = "GET", body, signal, again = true } = {}) {
-  const options = { method, signal, headers: {} };
-  if (method !== "GET") {
-    options.headers = { "Content-Type": "application/json", "X-CSRFToken": token };
-    options.body = JSON.stringify(body ?? {});
-  }
+export async function api(path, { method = "GET", body, signal } = {}) {
   let answer;
   try {
-    answer = await fetch(path, options);
+    answer = await (method === "GET" ? fetch(path, { signal }) : send(path, { method, signal,
+      headers: { "Content-Type": "application/json" }, body: JSON.stringify(body ?? {}) }));
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Error(say("unreachable"));
   }
   const isJson = answer.headers.get("Content-Type")?.startsWith("application/json");
   const content = isJson ? await answer.json() : await answer.text();
-  if (again && content.error?.code === "page_outdated") {
-    token = await newToken();
-    return api(path, { method, body, signal, again: false });
-  }
   if (!answer.ok) {
     const error = new Error(content.error?.message ?? `${answer.status}`);
     Object.assign(error, { status: answer.status, ...content.error });

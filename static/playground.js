@@ -1,10 +1,12 @@
-import { Live, all, api, copy, fill, find, list, money, number, query, say, span, toClipboard }
-  from "./core.js";
+import { Live, all, api, copy, fill, find, isAdmin, list, money, number, query, say, send,
+  settings, span, toClipboard } from "./core.js";
 import { stateName, why } from "./steering.js";
 
 const ID_HEADER = "X-LLM-Manager-Request";
 const PRICE_TRIES = 10;
 const models = new Map();
+/** In memory alone: neither the address nor the browser keeps it. */
+const apiKey = () => find("#as-key").value.trim();
 
 /** One way to try a model. `body` makes the request, `begin` and `show` say what came. */
 class Kind {
@@ -52,7 +54,8 @@ class Kind {
     const text = JSON.stringify(body);
     const quoted = text.replaceAll("'", String.raw`'\''`);
     const url = `${location.origin}${this.endpoint}`;
-    return `curl ${url} \\\n  -H 'Content-Type: application/json' \\\n  -d '${quoted}'`;
+    const key = apiKey() || !settings.models_are_open ? ` \\\n  -H "Authorization: Bearer $KEY"` : "";
+    return `curl ${url}${key} \\\n  -H 'Content-Type: application/json' \\\n  -d '${quoted}'`;
   }
 
   /** That of what would be sent now. After an answer it stays that of what was sent. */
@@ -86,7 +89,7 @@ class Kind {
     this.showProgress();
     const began = performance.now();
     try {
-      const answer = await fetch(this.endpoint, {
+      const answer = await asCaller(this.endpoint, {
         method: "POST",
         headers: { "Content-Type": "application/json" },
         body: JSON.stringify(body),
@@ -169,6 +172,16 @@ class Kind {
     }
     fill(facts, { cost: say("not_priced") });
   }
+}
+
+/** As whoever has the key that was typed in; else an admin as such, and a viewer as nobody. */
+function asCaller(endpoint, options) {
+  const key = apiKey();
+  if (key) {
+    const headers = { ...options.headers, Authorization: `Bearer ${key}` };
+    return fetch(endpoint, { ...options, headers, credentials: "omit" });
+  }
+  return isAdmin ? send(endpoint, options) : fetch(endpoint, options);
 }
 
 async function messageOf(answer) {
@@ -321,6 +334,9 @@ function choose(name) {
   history.replaceState(null, "", `/playground?kind=${name}`);
 }
 
+find("#as-key").addEventListener("input", () => {
+  for (const kind of Object.values(kinds)) kind.showCurl();
+});
 find("#kinds").addEventListener("change", (event) => choose(event.target.value));
 const wanted = new URLSearchParams(location.search);
 const asked = find(`#kinds input[value="${CSS.escape(wanted.get("kind") ?? "chat")}"]`);

@@ -31,11 +31,13 @@ PROMPT = f"prompt {SCRIPT} {IMAGE}"
 LINE = f"line {SCRIPT} {IMAGE} {QUOTES}"
 OUTPUT = f"ERROR output {SCRIPT} {IMAGE}"
 FOLDER = f"folder {SCRIPT}"
+OWNER = f"owner {IMAGE}"
 # What a page shows besides the models' names.
 SHOWN = {
     "overview": (BROKEN, OUTPUT, DEVICE, ASKED_FOR),
     "models": (ALIAS, BROKEN, OUTPUT, SCHEME, PASSED_OVER, DEVICE),
     "requests": (ASKED_FOR,),
+    "keys": (OWNER,),
     "settings": (FOLDER, ALIAS, SCHEME, OUTPUT),
 }
 
@@ -65,6 +67,8 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
     assert program.ask(ASKED_FOR).status_code == 404
     assert not program.ask(BROKEN).ok
     eventually(lambda: program.get("/api/usage/summary").json()["requests"] >= 5)
+    for key in (SCRIPT, IMAGE):
+        program.headers["X-Api-Key"] = program.add_key(key, owner=OWNER, models=[QUOTES, SCRIPT])
     yield program
     program.finish()
 
@@ -138,6 +142,25 @@ def test_a_prompt_and_a_requests_error_are_text(program: Program, read: OpenBrow
     tab = reader.open(f"/requests?{urlencode({'status': '503'})}")
     tab.locator("#past tbody button").first.click()
     shows(tab, f"{BROKEN} did not start")
+    assert is_harmless(tab)
+
+
+def test_a_key_of_a_hostile_name_is_changed_and_rotated_like_any_other(
+    program: Program, read: OpenBrowser
+) -> None:
+    tab = read(program).open("/keys")
+    tab.get_by_role("button", name=f"Change {SCRIPT}", exact=True).click()
+    shows(tab, f"Change {SCRIPT}", QUOTES)
+    tab.get_by_label("Owner").fill(QUOTES)
+    tab.get_by_role("button", name="Save").click()
+    shows(tab, f"{SCRIPT} is changed")
+    tab.get_by_role("button", name=f"Rotate {SCRIPT}", exact=True).click()
+    tab.get_by_role("button", name="Make a new secret").click()
+    shows(tab, f"The secret of the key {SCRIPT}")
+    tab.get_by_role("button", name="I have it").click()
+    tab.get_by_role("button", name=f"Revoke {SCRIPT}", exact=True).click()
+    shows(tab, f"Revoke {SCRIPT}?")
+    tab.get_by_role("dialog").get_by_role("button", name="Cancel").click()
     assert is_harmless(tab)
 
 

@@ -58,6 +58,12 @@ def program(launch_once: Launch, tmp_path_factory: pytest.TempPathFactory) -> It
         program.post("/api/models/Line/start")
         program.becomes("Line", state="queued")
         eventually(lambda: program.get("/api/usage/summary").json()["requests"] >= 5)
+        limits = {"requests_per_minute": 60, "tokens_per_minute": 10**9, "max_concurrency": 4}
+        budget = {"amount": "1234.5", "period": "month"}
+        program.add_key(
+            LONG[:100], owner=LONG[:100], models=[LONG, "Busy"], budget=budget, **limits
+        )
+        program.add_key("ends", expires_at="2001-01-01")
         yield program
 
 
