@@ -29,7 +29,7 @@ _YEAR = 365 * 24 * 3600
 # By the path's end; each has a template and a script of that name.
 PAGES = (
     *("overview", "models", "usage", "requests", "billing", "keys", "playground", "logs"),
-    "settings",
+    *("access", "settings"),
 )
 _AT_THE_DOOR = ("login", "setup")
 

@@ -38,6 +38,7 @@ SHOWN = {
     "models": (ALIAS, BROKEN, OUTPUT, SCHEME, PASSED_OVER, DEVICE),
     "requests": (ASKED_FOR,),
     "keys": (OWNER,),
+    "access": (OWNER,),
     "settings": (FOLDER, ALIAS, SCHEME, OUTPUT),
 }
 

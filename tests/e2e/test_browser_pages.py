@@ -63,6 +63,7 @@ def program(launch_once: Launch, tmp_path_factory: pytest.TempPathFactory) -> It
         program.add_key(
             LONG[:100], owner=LONG[:100], models=[LONG, "Busy"], budget=budget, **limits
         )
+        assert program.post("/api/tokens", {"name": "a-" + "token-" * 10, "role": "viewer"}).ok
         program.add_key("ends", expires_at="2001-01-01")
         yield program
 
