@@ -1,5 +1,5 @@
 import { Live, agreed, api, attempt, bytes, copy, fill, find, list, notice, number, onAct, path, say,
-  time } from "./core.js";
+  settings, time } from "./core.js";
 
 const text = find("#text");
 const numbers = find("#numbers");
@@ -9,6 +9,15 @@ let version = null;
 // --- config.yaml -----------------------------------------------------------------------------
 
 async function loadText() {
+  if (!settings.may_edit_config) {
+    const { path: file, ...config } = await api("/api/config");
+    text.value = JSON.stringify(config, null, 2);
+    saved = text.value;
+    text.readOnly = true;
+    find("#path").textContent = file;
+    showProblems([], null);
+    return;
+  }
   const file = await api("/api/config/text");
   text.value = file.text;
   saved = text.value; // in which every line ends with one character
