@@ -115,6 +115,36 @@ export const secondsSince = (iso) => (Date.now() - Date.parse(iso)) / 1000;
 
 let token = document.querySelector("meta[name=csrf-token]").content;
 
+// The page's stream of events, and whether its session has ended.
+let live = null;
+let isOut = false;
+
+/** Says so, once, and asks nothing more: all of it would be refused. */
+function leave() {
+  if (isOut) return;
+  const link = document.createElement("a");
+  link.href = `/login?next=${encodeURIComponent(location.pathname + location.search)}`;
+  link.textContent = say("sign_in");
+  const element = document.createElement("p");
+  element.className = "notice warn";
+  element.append(`${say("session_ended")} `, link);
+  find("#notices").replaceChildren(element);
+  isOut = true;
+  live?.end();
+}
+
+/** As `fetch`; sees that the session has ended. */
+async function ask(path, options) {
+  const answer = await fetch(path, options);
+  if (answer.status === 401 && (await codeOf(answer)) === "sign_in_needed") leave();
+  return answer;
+}
+
+async function codeOf(answer) {
+  const content = await answer.clone().json().catch(() => null);
+  return content?.error?.code;
+}
+
 /** The token of the session of now: pages that were opened together may have begun others. */
 async function newToken() {
   const page = await (await fetch(location.pathname)).text();
@@ -124,20 +154,20 @@ async function newToken() {
 
 /** As `fetch`, with the token of the page: who is signed in asks, and no foreign page. */
 export async function send(path, options) {
-  const ask = () => fetch(path, { ...options, headers: { ...options.headers, "X-CSRFToken": token } });
-  const answer = await ask();
-  if (answer.status !== 403) return answer;
-  const { error } = await answer.clone().json().catch(() => ({}));
-  if (error?.code !== "page_outdated") return answer;
+  const withToken = () => ask(path, { ...options,
+    headers: { ...options.headers, "X-CSRFToken": token } });
+  const answer = await withToken();
+  if (answer.status !== 403 || (await codeOf(answer)) !== "page_outdated") return answer;
   token = await newToken();
-  return ask();
+  return withToken();
 }
 
 /** What the API answers with; an Error with its message where it refuses or cannot be reached. */
 export async function api(path, { method = "GET", body, signal } = {}) {
+  if (isOut) throw new Error(say("session_ended"));
   let answer;
   try {
-    answer = await (method === "GET" ? fetch(path, { signal }) : send(path, { method, signal,
+    answer = await (method === "GET" ? ask(path, { signal }) : send(path, { method, signal,
       headers: { "Content-Type": "application/json" }, body: JSON.stringify(body ?? {}) }));
   } catch (error) {
     if (error.name === "AbortError") throw error;
@@ -213,6 +243,7 @@ export function list(parent, items, key, make, show) {
 
 /** Tells the outcome of something, where a screen reader hears it. */
 export function notice(text, kind = "good") {
+  if (isOut) return; // which is told in that place
   const element = document.createElement("p");
   element.className = `notice ${kind}`;
   element.textContent = text;
@@ -296,6 +327,7 @@ export class Live {
     this.#log = log === null ? null : { log, lines: LOG_LINES };
     this.#handlers = handlers;
     this.#begin = begin;
+    live = this;
     document.addEventListener("visibilitychange", () => this.#watch());
     addEventListener("pagehide", () => this.#close());
     addEventListener("pageshow", (event) => event.persisted && this.#watch());
@@ -307,6 +339,12 @@ export class Live {
     this.#log = log === null ? null : { log, lines: LOG_LINES };
     this.#close();
     this.#watch();
+  }
+
+  /** There is nothing to be had until somebody has signed in, maybe in another tab. */
+  end() {
+    this.#close();
+    this.#show(false);
   }
 
   #watch() {
@@ -324,14 +362,19 @@ export class Live {
       source.addEventListener(kind, (event) => handle(JSON.parse(event.data)));
     }
     source.addEventListener("open", () => {
+      if (isOut) find("#notices").replaceChildren();
+      isOut = false;
       this.#show(true);
       if (this.#log) this.#handlers.log_begins?.();
       attempt(async () => this.#begin());
     });
-    source.addEventListener("error", () => {
+    source.addEventListener("error", async () => {
       // After a refusal the browser would not try again, and else in its own time.
       this.#close();
       this.#show(false);
+      await api("/api/session").catch(() => {}); // a stream does not say why it is refused
+      if (isOut) return;
+      clearTimeout(this.#retry);
       this.#retry = setTimeout(() => this.#watch(), 1000);
     });
   }
@@ -346,7 +389,7 @@ export class Live {
     const element = find("#connection");
     if (!connected) this.#lost = true;
     element.dataset.state = connected ? "on" : "off";
-    const text = connected ? say("live") : say("not_connected");
+    const text = say(connected ? "live" : isOut ? "signed_out" : "not_connected");
     if (element.textContent !== text) element.textContent = text;
     document.body.classList.toggle("lost", !connected);
     if (connected && this.#lost) {
