@@ -58,7 +58,8 @@ def test_the_doors_pages_are_whole_and_usable_for_all(
             found += [f"{path}, {theme}, {width} px wide: {fault}" for fault in faults]
         if language != "en":
             said = {line.strip() for line in seen_on(tab).splitlines()} & english()
-            found += [f"{path}: {text!r} in English" for text in said]
+            # The account that is first is named so in each language.
+            found += [f"{path}: {text!r} in English" for text in said - {"admin"}]
         assert tab.locator("nav").count() == 0, path
         assert tab.title() == f"{tab.locator('h1').inner_text()} · LLM-Manager"
     assert not found, "\n".join(found)
