@@ -218,7 +218,7 @@ def _serve(
 def _warn(house: House, port: int) -> None:
     """Says which doors are open, and how to lock them."""
     known = house.access.now
-    if not known.asks_for_key(house.fleet.config.program.require_key):
+    if house.models_are_open:
         log.warning(
             "no API key is asked for: whoever reaches this address may use the models. Make a key"
             " on the page Keys or by `python -m manager.keys add NAME`, or set require_key in the"

@@ -114,7 +114,9 @@ def _tell(error: ApiError) -> werkzeug.Response:
 def _tell_http(error: HTTPException) -> werkzeug.Response:
     status = error.code or 500
     is_call = request.path.startswith(("/api/", "/v1/"))
-    if status == 404 and not is_call and request.accept_mimetypes.best == "text/html":
+    accepts = request.accept_mimetypes
+    wants_page = accepts["text/html"] > accepts["application/json"]
+    if status == 404 and not is_call and wants_page:
         return pages.failed(ApiError(status, "not_found", request.path))
     if status == 404:
         message = f"There is nothing at {request.method} {request.path}"

@@ -31,14 +31,13 @@ def blueprint(house: House) -> Blueprint:
     def whoami() -> Response:
         """Who asks, and how the door stands."""
         known, caller = house.access.now, g.caller
-        is_closed = known.asks_for_key(house.fleet.config.program.require_key)
         return jsonify(
             {
                 "name": caller.name,
                 "role": caller.role,
                 "is_local": caller.is_local,
                 "password_is_set": bool(known.accounts),
-                "models_are_open": not is_closed,
+                "models_are_open": house.models_are_open,
             }
         )
 
@@ -76,7 +75,7 @@ def blueprint(house: House) -> Blueprint:
             return accounts.find(connection, name)
 
         account = house.access.change(change)
-        if hashed is not None and g.caller.by_session and g.caller.name == name:
+        if hashed is not None and g.caller.account and g.caller.account.name == name:
             session["generation"] = account.generation  # signed out everywhere else
         return jsonify(_account(account))
 

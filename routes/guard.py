@@ -14,7 +14,7 @@ import logging
 import socket
 import sqlite3
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -23,7 +23,7 @@ from flask import Flask, Response, current_app, g, request, session
 from flask_wtf.csrf import ValidationError, validate_csrf
 
 from manager.access import audit, credentials
-from manager.access.accounts import ADMIN
+from manager.access.accounts import ADMIN, Account, Token
 from manager.access.keys import Key
 from manager.access.registry import refusal
 from manager.errors import ApiError
@@ -97,15 +97,32 @@ _CHANGES_NOTHING = frozenset(("prices.quote", "settings.check"))
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks: ``name`` is that of an account or a token, ``local`` on this machine while no
-    password is set, else empty; ``role`` is empty for who may not see the pages."""
+    """Who asks: a person who has signed in, a script with a token, a user with an API key; the
+    owner, who is on this machine while no password is set; or nobody that is known."""
 
     address: str
     is_local: bool
-    name: str = ""
-    role: str = ""
+    account: Account | None = None
+    token: Token | None = None
     key: Key | None = None
-    by_session: bool = False
+    is_owner: bool = False
+
+    @property
+    def name(self) -> str:
+        """For people, of who sees and steers."""
+        if self.account is not None:
+            return self.account.name
+        if self.token is not None:
+            return f"token {self.token.name}"
+        return "local" if self.is_owner else ""
+
+    @property
+    def role(self) -> str:
+        """Empty for who may not see the pages."""
+        if self.is_owner:
+            return ADMIN
+        signed_in = self.account or self.token
+        return "" if signed_in is None else signed_in.role
 
     @property
     def priority(self) -> int:
@@ -117,7 +134,7 @@ class Caller:
         """Under which key its requests are: a person who tries a model on a page has none."""
         if self.key is not None:
             return self.key.name
-        return f"@{self.name}" if self.by_session else ""
+        return "" if self.account is None else f"@{self.account.name}"
 
 
 def protect(app: Flask, house: House) -> None:
@@ -127,6 +144,22 @@ def protect(app: Flask, house: House) -> None:
         raise LookupError(f"routes without a rule in {__name__}: {without}")
     app.before_request(lambda: _admit(house))
     app.after_request(lambda response: _finish(house, response))
+
+
+def may_edit_config(caller: Caller, program: Program) -> bool:
+    """The config names programs to run."""
+    return caller.role == ADMIN and (caller.is_local or program.allow_config_edit)
+
+
+def is_welcome(house: House, caller: Caller) -> bool:
+    """Whether who was let in to see and steer would still be."""
+    known = house.access.now
+    if caller.account is not None:
+        account = known.accounts.get(caller.account.name)
+        return account is not None and account.generation == caller.account.generation
+    if caller.token is not None:
+        return known.is_valid(caller.token, house.clock.wall_ms())
+    return not known.accounts
 
 
 def rule_of(endpoint: str) -> Rule | None:
@@ -291,12 +324,12 @@ def _caller(house: House, program: Program, rule: Rule, client: _Client) -> Call
     if rule is Rule.OPEN:
         return nobody
     if rule is Rule.MODELS:
-        return _user(house, program, nobody)
+        return _user(house, nobody)
     if rule is Rule.KEY:
         key = house.access.now.key(_secret() or "", house.clock.wall_ms())
         if key is None:
             raise refusal("An API key is needed here")
-        return Caller(client.address, client.is_local, key=key)
+        return replace(nobody, key=key)
     if rule is Rule.FIRST:
         if not house.access.now.accounts and not client.is_local:
             raise _no_password_yet()
@@ -306,7 +339,7 @@ def _caller(house: House, program: Program, rule: Rule, client: _Client) -> Call
         raise ApiError(
             403, "admin_needed", f"{caller.name} may look at this, and not change it: ask an admin"
         )
-    if rule is Rule.CONFIG and not (client.is_local or program.allow_config_edit):
+    if rule is Rule.CONFIG and not may_edit_config(caller, program):
         raise ApiError(
             403,
             "config_locked",
@@ -316,15 +349,14 @@ def _caller(house: House, program: Program, rule: Rule, client: _Client) -> Call
     return caller
 
 
-def _user(house: House, program: Program, nobody: Caller) -> Caller:
+def _user(house: House, nobody: Caller) -> Caller:
     """Who asks for a model."""
-    known = house.access.now
-    is_closed = known.asks_for_key(program.require_key)
+    known, is_closed = house.access.now, not house.models_are_open
     secret = _secret()
     if secret is not None:
         key = known.key(secret, house.clock.wall_ms())
         if key is not None:
-            return Caller(nobody.address, nobody.is_local, key=key)
+            return replace(nobody, key=key)
         if is_closed:
             raise refusal("The API key is not valid")
     elif "HTTP_X_CSRFTOKEN" in request.environ and (is_closed or known.accounts):
@@ -351,15 +383,22 @@ def _person(house: House, nobody: Caller) -> Caller:
             raise ApiError(
                 401, "invalid_token", f"{why}: an admin makes tokens for scripts on the page Access"
             )
-        return Caller(nobody.address, nobody.is_local, f"token {token.name}", token.role)
-    account = known.accounts.get(session.get("account", ""))
-    if account is not None and session.get("generation") == account.generation:
-        return Caller(nobody.address, nobody.is_local, account.name, account.role, by_session=True)
+        return replace(nobody, token=token)
+    account = signed_in(house)
+    if account is not None:
+        return replace(nobody, account=account)
     if known.accounts:
         raise ApiError(401, "sign_in_needed", "Sign in at /login, or send a token for scripts")
     if not nobody.is_local:
         raise _no_password_yet()
-    return Caller(nobody.address, nobody.is_local, "local", ADMIN)
+    return replace(nobody, is_owner=True)
+
+
+def signed_in(house: House) -> Account | None:
+    """Whose session the request belongs to."""
+    account = house.access.now.accounts.get(session.get("account", ""))
+    is_over = account is None or session.get("generation") != account.generation
+    return None if is_over else account
 
 
 def _no_password_yet() -> ApiError:
@@ -396,7 +435,7 @@ def _check_change(rule: Rule, caller: Caller) -> None:
             "Calls that change something need the header Content-Type: application/json",
         )
     has_cookie = current_app.config["SESSION_COOKIE_NAME"] in request.cookies
-    is_script = caller.key is not None or caller.name.startswith("token ")
+    is_script = caller.key is not None or caller.token is not None
     if not is_call or (has_cookie and not is_script):
         _check_token()
 

@@ -59,5 +59,4 @@ class House:
     @property
     def models_are_open(self) -> bool:
         """Whether ``/v1`` asks nobody for an API key."""
-        is_required = self.fleet.config.program.require_key
-        return not (self.access.now.keys if is_required is None else is_required)
+        return not self.access.now.asks_for_key(self.fleet.config.program.require_key)

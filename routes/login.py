@@ -2,45 +2,46 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import sqlite3
+from dataclasses import replace
 
 import werkzeug
 from flask import Blueprint, Response, g, redirect, render_template, request, session
 
 from manager.access import accounts, credentials
-from manager.access.accounts import ADMIN, FIRST, Account
+from manager.access.accounts import FIRST, Account
 from manager.access.guessing import Guessing
 from manager.errors import ApiError
 from routes import pages
-from routes.guard import Caller, write_down
+from routes.guard import signed_in, write_down
 from routes.house import House
-from routes.usage import unreadable
 
 log = logging.getLogger(__name__)
 
-# As long to check as any: nobody learns by the time which accounts there are.
-_NOBODYS = credentials.password_hash("nobody's password")
 _NO_STORE = {"Cache-Control": "no-store"}
 
 
 def blueprint(house: House) -> Blueprint:
     routes = Blueprint("login", __name__)
-    routes.register_error_handler(sqlite3.Error, unreadable)
+    routes.register_error_handler(sqlite3.Error, _unreadable)
     guessing = Guessing(house.clock.monotonic)
 
     @routes.get("/login")
     def show() -> werkzeug.Response:
         if not house.access.now.accounts:
             return redirect("/setup", 303)
+        if signed_in(house):
+            return redirect(pages.own_path(request.args.get("next", "")), 303)
         return _form("login.html", name="", back=request.args.get("next", ""))
 
     @routes.post("/login")
     def sign_in() -> werkzeug.Response:
         name, password = _given("name"), _given("password")
         account = house.access.now.accounts.get(name)
-        hashed = _NOBODYS if account is None else account.password
+        hashed = _nobodys() if account is None else account.password
         back = _given("next")
         try:
             is_right = guessing.attempt(
@@ -52,8 +53,7 @@ def blueprint(house: House) -> Blueprint:
             log.warning("wrong password for %r from %s", name[:100], g.caller.address)
             wrong = ApiError(403, "wrong_password", "The name or the password is wrong")
             return _refused("login.html", wrong, name=name, back=back)
-        _begin(account)
-        write_down(house, _as(account), "signed in", account.name, {})
+        _begin(house, account, "signed in")
         return redirect(pages.own_path(back), 303)
 
     @routes.post("/logout")
@@ -80,26 +80,33 @@ def blueprint(house: House) -> Blueprint:
             )
         except ApiError as error:
             return _refused("setup.html", error, name=name)
-        _begin(account)
-        write_down(house, _as(account), "first password", account.name, {})
+        _begin(house, account, "first password")
         return redirect("/", 303)
 
     return routes
+
+
+@functools.cache
+def _nobodys() -> str:
+    """As long to check as any: nobody learns by the time which accounts there are."""
+    return credentials.password_hash("nobody's password")
+
+
+def _unreadable(error: Exception) -> Response:
+    log.error("usage.db cannot be used: %s", error)
+    return pages.failed(ApiError(503, "database_unavailable", f"usage.db cannot be used: {error}"))
 
 
 def _given(name: str) -> str:
     return request.form.get(name, "")
 
 
-def _begin(account: Account) -> None:
+def _begin(house: House, account: Account, action: str) -> None:
     # Anew: what somebody may have put into the session before is not to live on in it.
     session.clear()
     session.permanent = True
     session["account"], session["generation"] = account.name, account.generation
-
-
-def _as(account: Account) -> Caller:
-    return Caller(g.caller.address, g.caller.is_local, account.name, ADMIN)
+    write_down(house, replace(g.caller, account=account), action, account.name, {})
 
 
 def _form(template: str, **values: str) -> Response:

@@ -15,10 +15,9 @@ from flask import Blueprint, Flask, Response, g, redirect, render_template, requ
 from flask_babel import Babel, get_locale
 from flask_wtf.csrf import generate_csrf
 
-from manager.access.accounts import ADMIN
 from manager.errors import ApiError
 from routes import answers, words
-from routes.guard import Caller
+from routes.guard import may_edit_config
 from routes.house import House
 from routes.usage import zone_of
 
@@ -99,7 +98,6 @@ def sign_in_address(wanted: str) -> str:
 def _show(house: House, page: str) -> Callable[[], Response]:
     def show() -> Response:
         program = house.fleet.config.program
-        caller: Caller = g.caller
         text = render_template(
             f"{page}.html",
             page=page,
@@ -107,7 +105,7 @@ def _show(house: House, page: str) -> Callable[[], Response]:
             currency=program.currency,
             timezone=str(zone_of(house)),
             door=_door(house),
-            may_edit_config=caller.role == ADMIN and (caller.is_local or program.allow_config_edit),
+            may_edit_config=may_edit_config(g.caller, program),
         )
         return Response(text, mimetype="text/html", headers={"Cache-Control": "no-store"})
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from flask import Response, request
+from flask import Response, g, request
 
 from manager.errors import ApiError
+from routes.guard import Caller, is_welcome
 from routes.house import House
 
 
@@ -30,16 +31,21 @@ class _Stream:
 
 
 def answer(house: House, pieces: Iterator[bytes], stop: Callable[[], None]) -> Response:
-    """Streams the pieces; ``stop`` is called when the client leaves or the program shuts
-    down, to wake whoever makes them, and at the end. Raises ApiError 503 where no thread is
-    left."""
+    """Streams the pieces; ``stop`` is called when the client leaves or is signed out or the
+    program shuts down, to wake whoever makes them, and at the end. Raises ApiError 503 where no
+    thread is left."""
     try:
         give_back = house.slots.take_watcher()
     except ApiError:
         stop()  # what was to be streamed lets go of what it holds
         raise
     gone = request.environ["waitress.client_disconnected"]
-    token = house.watch.add(lambda: gone() or house.closing.is_set(), stop)
+    caller: Caller = g.caller
+
+    def is_over() -> bool:
+        return gone() or house.closing.is_set() or not is_welcome(house, caller)
+
+    token = house.watch.add(is_over, stop)
 
     def close() -> None:
         house.watch.remove(token)

@@ -5,12 +5,13 @@ What a route does when it is reached is not asked here: each answers "reached".
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import socket
-import threading
+import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +32,7 @@ from manager.access.registry import Access
 from manager.clock import Clock
 from manager.settings import Config, Program
 from routes import guard
+from routes.house import House
 
 NOW = 1_795_400_000_000
 ELSEWHERE = "203.0.113.9"
@@ -66,8 +68,10 @@ PAGES = """
     GET /usage
     GET /requests
     GET /billing
+    GET /keys
     GET /playground
     GET /logs
+    GET /access
     GET /settings
 """
 VIEW = """
@@ -199,6 +203,11 @@ PERSONS = ("viewer", "admin", "admin from elsewhere", "admin without CSRF")
 # --- the house ------------------------------------------------------------------------------------
 
 
+@functools.cache
+def hashed_password() -> str:
+    return credentials.password_hash(PASSWORD)
+
+
 class Gate:
     """The whole application, of which each route only says that it was reached."""
 
@@ -212,14 +221,17 @@ class Gate:
             config=Config(folder / "config.yaml", self.program, {}), models=list, find=None
         )
         self.fleet = fleet
-        house: Any = MagicMock(  # the routes' own parts, which nobody reaches
-            fleet=fleet,
-            access=self.access,
-            clock=clock,
-            data_dir=folder,
-            interfaces=plugins.interfaces(None),
-            closing=threading.Event(),
-        )
+        parts: dict[str, Any] = {
+            "fleet": fleet,
+            "access": self.access,
+            "clock": clock,
+            "data_dir": folder,
+            "interfaces": plugins.interfaces(None),
+            "host": "127.0.0.1",
+        }
+        # The routes' own parts, which nobody reaches.
+        others = {field.name: MagicMock() for field in fields(House) if field.name not in parts}
+        house = House(**parts, **others)
         self.app = routes.create_app(house, b"a secret")
         for endpoint in self.app.view_functions:
             if not (is_whole and endpoint.startswith(("login.", "access."))):
@@ -233,7 +245,7 @@ class Gate:
         """Sets a password and makes keys and tokens."""
 
         def work(c: Any) -> dict[str, str]:
-            hashed = credentials.password_hash(PASSWORD)
+            hashed = hashed_password()
             accounts.add(c, "ann", "admin", hashed, NOW)
             accounts.add(c, "eve", "viewer", hashed, NOW)
             secrets = {}
@@ -525,6 +537,7 @@ PROXY = "10.0.0.1"
         (PROXY, f"127.0.0.1, {ELSEWHERE}", False),
         (PROXY, f"{ELSEWHERE}, 127.0.0.1", True),
         (PROXY, f"127.0.0.1, {ELSEWHERE}, {PROXY}", False),
+        (PROXY, f"127.0.0.1, {PROXY}", True),  # two of ours, one behind the other
         (PROXY, "nonsense", False),
         (PROXY, "127.0.0.1, ", False),
         (PROXY, None, False),
@@ -559,6 +572,14 @@ def test_behind_a_named_proxy_its_name_and_scheme_are_the_clients(gate: Gate) ->
     assert strange.status_code == 403
 
 
+def test_a_page_of_ours_uses_models_only_with_its_token(gate: Gate) -> None:
+    gate.lock()
+    admin = gate.caller("admin")
+    ask = ("POST", "/v1/chat/completions")
+    assert admin.outcome(*ask) == YES
+    assert admin.outcome(*ask, headers={"X-CSRFToken": "made-up"}) == OUTDATED
+
+
 # --- keys -----------------------------------------------------------------------------------------
 
 
@@ -573,7 +594,8 @@ def test_the_models_are_closed_as_require_key_says(gate: Gate) -> None:
     gate.lock()
     assert nobody.outcome(*ask) == nobody.outcome(*ask, headers=unknown) == NO_KEY
     # To revoke the last one does not open the door again.
-    gate.access.change(lambda c: keys.revoke(c, "good", NOW))
+    for name in ("good", "late"):
+        gate.access.change(lambda c, name=name: keys.revoke(c, name, NOW))
     assert nobody.outcome(*ask) == NO_KEY
     gate.set(require_key=False)
     assert nobody.outcome(*ask) == nobody.outcome(*ask, headers=unknown) == YES
@@ -666,6 +688,47 @@ def test_signing_in_leads_to_no_foreign_page(desk: Gate, back: str) -> None:
     desk.lock()
     answer = sign_in(Caller(desk.app, ELSEWHERE), next=back)
     assert answer.headers["Location"] == "/"
+
+
+def test_who_is_signed_in_already_is_led_on(desk: Gate) -> None:
+    desk.lock()
+    caller = Caller(desk.app, ELSEWHERE)
+    sign_in(caller)
+    assert caller.call("GET", "/login?next=/usage").headers["Location"] == "/usage"
+    assert caller.call("GET", "/setup").headers["Location"] == "/login"
+
+
+def test_what_was_in_a_session_before_is_not_taken_along(desk: Gate) -> None:
+    desk.lock()
+    caller = Caller(desk.app, ELSEWHERE)
+    with caller.client.session_transaction() as kept:
+        kept["planted"] = "by somebody else"
+    sign_in(caller)
+    with caller.client.session_transaction() as kept:
+        assert sorted(kept) == ["_permanent", "account", "generation"]
+
+
+def test_an_account_of_the_same_name_is_another(desk: Gate) -> None:
+    desk.lock()
+    caller = Caller(desk.app, ELSEWHERE)
+    sign_in(caller, "eve")
+    assert caller.outcome("GET", "/api/models") == YES
+    desk.access.change(lambda c: accounts.remove(c, "eve"))
+    assert caller.outcome("GET", "/api/models") == SIGN_IN
+    desk.access.change(lambda c: accounts.add(c, "eve", "admin", "hash", NOW + 1))
+    assert caller.outcome("GET", "/api/models") == SIGN_IN
+
+
+def test_a_database_that_does_not_take_a_password_is_told_on_the_page(
+    desk: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_function: object) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(desk.access, "change", fail)
+    answer = set_up(Caller(desk.app, "127.0.0.1"))
+    assert (answer.status_code, answer.mimetype) == (503, "text/html")
+    assert "usage.db cannot be used" in answer.text
 
 
 def test_behind_tls_the_cookie_stays_there(desk: Gate) -> None:

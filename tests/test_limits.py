@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -224,9 +225,15 @@ def test_a_cost_that_cannot_be_read_is_told_and_holds_nothing_up(
     ],
 )
 def test_of_two_hundred_at_once_a_hundred_pass_and_never_one_more(
-    counter: Counter, limit: dict[str, Any], asked: dict[str, Any]
+    counter: Counter,
+    limit: dict[str, Any],
+    asked: dict[str, Any],
+    request: pytest.FixtureRequest,
 ) -> None:
     key = Key("a", **limit)
+    interval = sys.getswitchinterval()
+    request.addfinalizer(lambda: sys.setswitchinterval(interval))
+    sys.setswitchinterval(1e-6)  # seconds: threads come between any two steps of each other
     for _ in range(10):
         counter.seconds += 1_000_000
         together = threading.Barrier(200)

@@ -81,8 +81,9 @@ def add(
         raise ApiError(409, "account_exists", f"There is an account {name!r} already", param="name")
     connection.execute(
         "INSERT INTO accounts (name, role, password, generation, created_ms)"
-        " VALUES (?, ?, ?, 1, ?)",
-        (name, role, password, now_ms),
+        " VALUES (?, ?, ?, ?, ?)",
+        # Of the time: sessions of one that was removed are not those of another of its name.
+        (name, role, password, now_ms, now_ms),
     )
     _require_admin(connection)
     return find(connection, name)

@@ -80,7 +80,7 @@ def checked(key: Key) -> Key:
     name = key.name
     if not name.strip() or len(name) > LONGEST_NAME or has_control(name):
         raise _bad("name", f"a name has 1 to {LONGEST_NAME} characters, none of them a control")
-    if name in _TAKEN_NAMES or name.startswith("@"):
+    if name in _TAKEN_NAMES or name.startswith("@") or "/" in name:  # which addresses are cut at
         raise _bad("name", f"a key cannot be named {name}: choose another name")
     if len(key.owner) > LONGEST_NAME or has_control(key.owner):
         raise _bad("owner", f"an owner has at most {LONGEST_NAME} characters")

@@ -78,7 +78,12 @@ class Known:
         token = self._tokens.get(digest)
         if token is None or not credentials.is_same(token.digest, digest):
             return None
-        return None if token.expires_ms is not None and token.expires_ms <= now_ms else token
+        return token if self.is_valid(token, now_ms) else None
+
+    def is_valid(self, token: Token, now_ms: int) -> bool:
+        """Whether it is there as it was, and has not expired."""
+        is_there = self.tokens.get(token.name) == token
+        return is_there and (token.expires_ms is None or token.expires_ms > now_ms)
 
 
 def refusal(why: str) -> ApiError:

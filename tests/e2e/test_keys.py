@@ -317,6 +317,19 @@ def test_a_password_of_the_shell_locks_the_pages_and_a_token_opens_the_api(
     assert program.ask("Model").status_code == 200  # no key is defined
 
 
+def test_who_is_signed_out_sees_no_more_of_a_stream(program: Program) -> None:
+    shell(program, "manager.admin", "password", "--stdin", text="correct horse\n")
+    eventually(lambda: program.get("/api/models").status_code == 401)
+    token = shell(program, "manager.admin", "add-token", "watcher")
+    headers = {"Authorization": f"Bearer {token}"}
+    eventually(lambda: program.get("/api/session", headers=headers).status_code == 200)
+    with program.get("/api/events", headers=headers, stream=True) as stream:
+        lines = stream.iter_lines()
+        next(lines)
+        shell(program, "manager.admin", "remove-token", "watcher")
+        assert list(lines)  # what was on its way, and then its end
+
+
 def test_openais_own_library_takes_the_refusals_for_what_they_are(program: Program) -> None:
     ann = make(program, requests_per_minute=1)
     secret = ann.headers["Authorization"].split()[1]
