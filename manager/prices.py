@@ -71,10 +71,10 @@ class Prices:
             with self._lock:
                 if changes == self._changes:  # else what was read may be older than the change
                     self._known[model] = known
-        in_force = [version for version in known if version.effective_ms <= at_ms]
-        if not in_force:
+        in_force = next((one for one in reversed(known) if one.effective_ms <= at_ms), None)
+        if in_force is None:
             return 0
-        price, prompt, completion = in_force[-1].price, usage.prompt_tokens, usage.completion_tokens
+        price, prompt, completion = in_force.price, usage.prompt_tokens, usage.completion_tokens
         place = pricing.tier_of(price, prompt, completion)
         if place is None:
             return 0

@@ -14,7 +14,6 @@ import logging
 import socket
 import sqlite3
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -95,8 +94,7 @@ RULES: Mapping[str, Rule] = {
 _CHANGES_NOTHING = frozenset(("prices.quote", "settings.check"))
 
 
-@dataclass(frozen=True)
-class Caller:
+class Caller(NamedTuple):
     """Who asks: a person who has signed in, a script with a token, a user with an API key; the
     owner, who is on this machine while no password is set; or nobody that is known."""
 
@@ -139,11 +137,14 @@ class Caller:
 
 def protect(app: Flask, house: House) -> None:
     """Puts the guard in front of all routes of the application, which are complete."""
-    without = [rule for rule in app.url_map.iter_rules() if rule_of(rule.endpoint) is None]
-    if without:
-        raise LookupError(f"routes without a rule in {__name__}: {without}")
-    app.before_request(lambda: _admit(house))
-    app.after_request(lambda response: _finish(house, response))
+    rules: dict[str, Rule] = {}
+    for route in app.url_map.iter_rules():
+        rule = rule_of(route.endpoint)
+        if rule is None:
+            raise LookupError(f"{route.rule} has no rule in {__name__}")
+        rules[route.endpoint] = rule
+    app.before_request(lambda: _admit(house, rules))
+    app.after_request(lambda response: _finish(house, rules, response))
 
 
 def may_edit_config(caller: Caller, program: Program) -> bool:
@@ -170,24 +171,26 @@ def rule_of(endpoint: str) -> Rule | None:
     return Rule.VIEW if found is None and endpoint.startswith("pages.") else found
 
 
-def _admit(house: House) -> werkzeug.Response | None:
+def _admit(house: House, rules: Mapping[str, Rule]) -> werkzeug.Response | None:
     """Answers instead of the route, or raises ApiError, where the caller may not have it."""
-    environ, program = request.environ, house.fleet.config.program
+    # Each use of `request` and `g` is a search for the current one, and every request comes here.
+    asked, kept = request._get_current_object(), g._get_current_object()
+    environ, program = asked.environ, house.fleet.config.program
     client = _client(environ, program)
-    g.secure = client.is_secure
-    endpoint = request.endpoint
+    kept.secure = client.is_secure
     if environ["PATH_INFO"] != "/health":  # who checks whether we live may call us as they like
         _check_host(client.host, program)
-    g.cors = _allowed_origin(environ, client.host, program)
-    if g.cors and environ["REQUEST_METHOD"] == "OPTIONS":
-        return _preflight()
-    if endpoint is None:
+    if "HTTP_ORIGIN" in environ:
+        kept.cors = _allowed_origin(environ, client.host, program)
+        if kept.cors and environ["REQUEST_METHOD"] == "OPTIONS":
+            return _preflight()
+    route = asked.url_rule
+    if route is None:
         return None  # nothing is there, as Flask will say
-    rule = rule_of(endpoint)
-    if rule is None:  # see protect
-        raise LookupError(f"{endpoint} has no rule")
-    g.caller = _caller(house, program, rule, client)
-    _check_change(rule, g.caller)
+    rule = rules[route.endpoint]
+    kept.caller = caller = _caller(house, program, rule, client, environ)
+    if rule is not Rule.MODELS and environ["REQUEST_METHOD"] in CHANGING:
+        _check_change(caller)
     return None
 
 
@@ -277,8 +280,8 @@ def _without_port(host: str) -> str:
 def _allowed_origin(environ: dict[str, Any], host: str | None, program: Program) -> str | None:
     """The foreign origin that may use the models; None where the page is our own, or none. A
     browser lets any page post to a local port, and only keeps the answer from it."""
-    origin = environ.get("HTTP_ORIGIN")
-    if origin is None or (host is not None and _is_same(origin, host)):
+    origin = environ["HTTP_ORIGIN"]
+    if host is not None and _is_same(origin, host):
         return None
     is_allowed = "*" in program.cors_origins or origin.lower() in program.cors_origins
     if is_allowed and environ["PATH_INFO"].startswith("/v1/"):
@@ -318,23 +321,25 @@ def _preflight() -> Response:
 # --- who it is ------------------------------------------------------------------------------------
 
 
-def _caller(house: House, program: Program, rule: Rule, client: _Client) -> Caller:
+def _caller(
+    house: House, program: Program, rule: Rule, client: _Client, environ: dict[str, Any]
+) -> Caller:
     """Raises ApiError 401 and 403 for who may not do what the rule is for."""
     nobody = Caller(client.address, client.is_local)
     if rule is Rule.OPEN:
         return nobody
     if rule is Rule.MODELS:
-        return _user(house, nobody)
+        return _user(house, nobody, environ)
     if rule is Rule.KEY:
-        key = house.access.now.key(_secret() or "", house.clock.wall_ms())
+        key = house.access.now.key(_secret(environ) or "", house.clock.wall_ms())
         if key is None:
             raise refusal("An API key is needed here")
-        return replace(nobody, key=key)
+        return nobody._replace(key=key)
     if rule is Rule.FIRST:
         if not house.access.now.accounts and not client.is_local:
             raise _no_password_yet()
         return nobody
-    caller = _person(house, nobody)
+    caller = _person(house, nobody, environ)
     if rule is not Rule.VIEW and caller.role != ADMIN:
         raise ApiError(
             403, "admin_needed", f"{caller.name} may look at this, and not change it: ask an admin"
@@ -349,18 +354,18 @@ def _caller(house: House, program: Program, rule: Rule, client: _Client) -> Call
     return caller
 
 
-def _user(house: House, nobody: Caller) -> Caller:
+def _user(house: House, nobody: Caller, environ: dict[str, Any]) -> Caller:
     """Who asks for a model."""
     known, is_closed = house.access.now, not house.models_are_open
-    secret = _secret()
+    secret = _secret(environ)
     if secret is not None:
         key = known.key(secret, house.clock.wall_ms())
         if key is not None:
-            return replace(nobody, key=key)
+            return Caller(nobody.address, nobody.is_local, key=key)
         if is_closed:
             raise refusal("The API key is not valid")
-    elif "HTTP_X_CSRFTOKEN" in request.environ and (is_closed or known.accounts):
-        caller = _person(house, nobody)  # on a page of ours
+    elif "HTTP_X_CSRFTOKEN" in environ and (is_closed or known.accounts):
+        caller = _person(house, nobody, environ)  # on a page of ours
         if caller.role != ADMIN:
             raise ApiError(403, "admin_needed", "Only an admin can try models without an API key")
         _check_token()
@@ -370,11 +375,11 @@ def _user(house: House, nobody: Caller) -> Caller:
     return nobody
 
 
-def _person(house: House, nobody: Caller) -> Caller:
+def _person(house: House, nobody: Caller, environ: dict[str, Any]) -> Caller:
     """Who sees and steers. Raises ApiError 401, and 403 from elsewhere while nobody has set a
     password."""
     known = house.access.now
-    secret = _bearer()
+    secret = _bearer(environ)
     if secret is not None:
         token = known.token(secret, house.clock.wall_ms())
         if token is None:
@@ -383,15 +388,15 @@ def _person(house: House, nobody: Caller) -> Caller:
             raise ApiError(
                 401, "invalid_token", f"{why}: an admin makes tokens for scripts on the page Access"
             )
-        return replace(nobody, token=token)
+        return nobody._replace(token=token)
     account = signed_in(house)
     if account is not None:
-        return replace(nobody, account=account)
+        return nobody._replace(account=account)
     if known.accounts:
         raise ApiError(401, "sign_in_needed", "Sign in at /login, or send a token for scripts")
     if not nobody.is_local:
         raise _no_password_yet()
-    return replace(nobody, is_owner=True)
+    return nobody._replace(is_owner=True)
 
 
 def signed_in(house: House) -> Account | None:
@@ -410,23 +415,21 @@ def _no_password_yet() -> ApiError:
     )
 
 
-def _bearer() -> str | None:
-    scheme, _, secret = request.environ.get("HTTP_AUTHORIZATION", "").partition(" ")
-    return secret.strip() if scheme.lower() == "bearer" and secret.strip() else None
+def _bearer(environ: dict[str, Any]) -> str | None:
+    scheme, _, secret = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+    return secret.strip() or None if scheme.lower() == "bearer" else None
 
 
-def _secret() -> str | None:
-    return _bearer() or request.environ.get("HTTP_X_API_KEY") or None
+def _secret(environ: dict[str, Any]) -> str | None:
+    return _bearer(environ) or environ.get("HTTP_X_API_KEY") or None
 
 
 # --- changes --------------------------------------------------------------------------------------
 
 
-def _check_change(rule: Rule, caller: Caller) -> None:
+def _check_change(caller: Caller) -> None:
     """A form on a foreign page cannot send JSON's content type, which is what scripts are asked
     for, nor the token that our own pages know."""
-    if request.environ["REQUEST_METHOD"] not in CHANGING or rule is Rule.MODELS:
-        return
     is_call = request.path.startswith("/api/")
     if is_call and request.mimetype != "application/json":
         raise ApiError(
@@ -447,19 +450,22 @@ def _check_token() -> None:
         raise ApiError(403, "page_outdated", "This page is out of date: load it again") from error
 
 
-def _finish(house: House, response: Response) -> Response:
-    cors = g.get("cors")
-    if cors:
+def _finish(house: House, rules: Mapping[str, Rule], response: Response) -> Response:
+    asked, kept = request._get_current_object(), g._get_current_object()
+    if cors := kept.get("cors"):
         response.headers["Access-Control-Allow-Origin"] = cors
         response.headers["Access-Control-Expose-Headers"] = _CORS_EXPOSED
         response.headers.add("Vary", "Origin")
-    endpoint = request.endpoint
-    if request.environ["REQUEST_METHOD"] in CHANGING and endpoint is not None:
-        is_change = rule_of(endpoint) in (Rule.ADMIN, Rule.CONFIG)
-        changes_nothing = endpoint in _CHANGES_NOTHING or "dry_run" in request.args
-        if is_change and response.status_code < 400 and not changes_nothing:
+    route = asked.url_rule
+    if route is not None and asked.environ["REQUEST_METHOD"] in CHANGING:
+        is_change = rules[route.endpoint] in (Rule.ADMIN, Rule.CONFIG)
+        if is_change and response.status_code < 400 and not _changes_nothing():
             _record(house)
     return response
+
+
+def _changes_nothing() -> bool:
+    return request.endpoint in _CHANGES_NOTHING or "dry_run" in request.args
 
 
 def _record(house: House) -> None:

@@ -6,7 +6,6 @@ import functools
 import logging
 import math
 import sqlite3
-from dataclasses import replace
 
 import werkzeug
 from flask import Blueprint, Response, g, redirect, render_template, request, session
@@ -106,7 +105,7 @@ def _begin(house: House, account: Account, action: str) -> None:
     session.clear()
     session.permanent = True
     session["account"], session["generation"] = account.name, account.generation
-    write_down(house, replace(g.caller, account=account), action, account.name, {})
+    write_down(house, g.caller._replace(account=account), action, account.name, {})
 
 
 def _form(template: str, **values: str) -> Response:

@@ -177,16 +177,18 @@ class _Account:
 
 
 def _proxy(house: House) -> Response:
-    gone: Callable[[], bool] = request.environ["waitress.client_disconnected"]
-    caller: Caller = g.caller
-    account = _Account(house, request.path, caller.metered_as)
+    # Each use of `request` is a search for the current one.
+    asked, caller = request._get_current_object(), g.caller
+    environ, path = asked.environ, asked.path
+    gone: Callable[[], bool] = environ["waitress.client_disconnected"]
+    account = _Account(house, path, caller.metered_as)
     give_back: Callable[[], None] | None = None
     lease: Lease | None = None
     permit: Permit | None = None
     try:
         house.monitor.touch()
         give_back = house.slots.take()
-        body = request.get_data(cache=False)
+        body = asked.get_data(cache=False)
         payload = Payload(body)
         name = _model_name(payload)
         # JSON can spell half a character (a lone surrogate), which no database and no log takes.
@@ -194,12 +196,12 @@ def _proxy(house: House) -> Response:
         model = house.fleet.find(name)
         account.request.model, account.request.mode = model.settings.name, model.settings.mode
         _require(caller, model.settings)
-        if request.path not in model.interface.endpoints:
+        if path not in model.interface.endpoints:
             raise ApiError(
                 400,
                 "endpoint_not_supported",
                 f"{name} is a model of mode {model.settings.mode}, which is served at "
-                f"{' and '.join(model.interface.endpoints)}, not at {request.path}",
+                f"{' and '.join(model.interface.endpoints)}, not at {path}",
                 param="model",
             )
         if caller.key is not None:
@@ -211,7 +213,7 @@ def _proxy(house: House) -> Response:
         account.leased(lease)
         answer = forward(
             lease,
-            Request(_target(), _headers(), payload),
+            Request(_target(path, environ), _headers(environ), payload),
             watch=house.watch,
             gone=gone,
             on_end=account.close,
@@ -271,18 +273,18 @@ def _model_name(payload: Payload) -> str:
     return name
 
 
-def _target() -> str:
-    query = request.environ["QUERY_STRING"]
-    return f"{request.path}?{query}" if query else request.path
+def _target(path: str, environ: dict[str, Any]) -> str:
+    query = environ["QUERY_STRING"]
+    return f"{path}?{query}" if query else path
 
 
-def _headers() -> Headers:
+def _headers(environ: dict[str, Any]) -> Headers:
     headers = [
         (key[5:].replace("_", "-").title(), value)
-        for key, value in request.environ.items()
+        for key, value in environ.items()
         if key.startswith("HTTP_")
     ]
-    content_type = request.environ.get("CONTENT_TYPE")
+    content_type = environ.get("CONTENT_TYPE")
     if content_type:
         headers.append(("Content-Type", content_type))
     return headers

@@ -83,9 +83,9 @@ def test_in_any_sixty_seconds_there_are_no_more_requests_than_the_limit(counter:
     counter.begin(key)
     assert counter.refusal(key).retry_after == 50
     assert counter.limits.headers(key) == [
-        ("x-ratelimit-limit-requests", "2"),
-        ("x-ratelimit-remaining-requests", "0"),
-        ("x-ratelimit-reset-requests", "1m0s"),
+        ("X-Ratelimit-Limit-Requests", "2"),
+        ("X-Ratelimit-Remaining-Requests", "0"),
+        ("X-Ratelimit-Reset-Requests", "1m0s"),
     ]
 
 
@@ -123,7 +123,7 @@ def test_tokens_count_when_they_came_and_estimates_until_then(counter: Counter) 
     key = Key("a", tokens_per_minute=100)
     permit = counter.begin(key, size=40, max_tokens=90)  # ten and ninety
     assert counter.refusal(key).retry_after == 1  # until it has ended
-    assert dict(permit.headers)["x-ratelimit-remaining-tokens"] == "0"
+    assert dict(permit.headers)["X-Ratelimit-Remaining-Tokens"] == "0"
     counter.end(permit, 30)
     counter.seconds = 10
     counter.end(counter.begin(key), 500)  # one that was let in is finished

@@ -17,7 +17,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import tzinfo
 from pathlib import Path
-from typing import NamedTuple
 
 from manager import calendar
 from manager.access.keys import PERIODS, Budget, Key
@@ -101,24 +100,9 @@ class _Use:
     ended: deque[_End] = field(default_factory=deque)
 
 
-class _End(NamedTuple):
-    """A request that has ended: what was held for it, and what it took, if it took something."""
-
-    at: float
-    began_ms: int
-    held_tokens: int
-    held_cost: int
-    tokens: int | None
-    cost: int
-
-
-class _Left(NamedTuple):
-    """What a key has left of a limit a minute, and the seconds until it has all of it."""
-
-    name: str
-    limit: int
-    remaining: int
-    reset: float
+_End = tuple[float, int, int, int, int | None, int]
+"""A request that has ended: when, when it was asked for, the tokens and the cost that were held for
+it, and those that it took, if it took something."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +165,7 @@ class Limits:
             use.held_tokens += tokens
             use.held_cost += cost
             left = _left(key, use, now)
-        return Permit(self, use, tokens, cost, _headers(left))
+        return Permit(self, use, tokens, cost, _headers(key, left))
 
     def ended(
         self, model: str, began_ms: int, held_tokens: int, held_cost: int, usage: Usage | None
@@ -189,13 +173,13 @@ class Limits:
         """What is to be counted of a request that has ended; without the lock."""
         now = self._clock.monotonic()
         if usage is None:
-            return _End(now, began_ms, held_tokens, held_cost, None, 0)
+            return now, began_ms, held_tokens, held_cost, None, 0
         cost = self._cost_of(model, began_ms, usage)
         # Of two at once one may be left out of what is usual, which is an estimate anyhow.
         usual = self._usual.get(model, float(usage.completion_tokens))
         self._usual[model] = usual + _WEIGHT * (usage.completion_tokens - usual)
         tokens = usage.prompt_tokens + usage.completion_tokens
-        return _End(now, began_ms, held_tokens, held_cost, tokens, cost)
+        return now, began_ms, held_tokens, held_cost, tokens, cost
 
     def credit(self, key: str, at_ms: int, amount: int) -> None:
         """Counts an adjustment of a key's bill for that moment (epoch ms, billionths)."""
@@ -215,7 +199,7 @@ class Limits:
         with self._lock:
             use, now = self._use(key.name)
             left = _left(key, use, now)
-        return _headers(left)
+        return _headers(key, left)
 
     def load(self, path: Path, reports: Reports) -> None:
         """Counts what is in usage.db of the last minute, of today and of this month. Before the
@@ -263,13 +247,13 @@ class Limits:
     def _use(self, key: str) -> tuple[_Use, float]:
         use, now = self._uses[key], self._clock.monotonic()
         while use.ended:
-            end = use.ended.popleft()
+            at, began_ms, held_tokens, held_cost, tokens, cost = use.ended.popleft()
             use.in_flight -= 1
-            use.held_tokens -= end.held_tokens
-            use.held_cost -= end.held_cost
-            if end.tokens is not None:
-                use.tokens.add(end.at, end.tokens)
-                self._spend(use, end.began_ms, end.cost)
+            use.held_tokens -= held_tokens
+            use.held_cost -= held_cost
+            if tokens is not None:
+                use.tokens.add(at, tokens)
+                self._spend(use, began_ms, cost)
         use.requests.drop_old(now)
         use.tokens.drop_old(now)
         return use, now
@@ -315,10 +299,11 @@ class Limits:
 
     def _spend(self, use: _Use, at_ms: int, amount: int) -> None:
         """On the bill of the day and the month that it was asked for in."""
-        for period in PERIODS:
-            span = self._span(use, period)
-            if span.start_ms <= at_ms < span.end_ms:
-                span.spent += amount
+        if amount:
+            for period in PERIODS:
+                span = self._span(use, period)
+                if span.start_ms <= at_ms < span.end_ms:
+                    span.spent += amount
 
     # --- without it -------------------------------------------------------------------------------
 
@@ -352,27 +337,40 @@ def _rate_limited(key: Key, limit: str, wait: float) -> ApiError:
     )
 
 
-def _left(key: Key, use: _Use, now: float) -> list[_Left]:
-    tokens = use.tokens.total + use.held_tokens
-    return [
-        _Left(name, limit, limit - used, window.seconds_until_empty(now))
-        for name, limit, used, window in (
-            ("requests", key.requests_per_minute, use.requests.total, use.requests),
-            ("tokens", key.tokens_per_minute, tokens, use.tokens),
-        )
-        if limit is not None
-    ]
+_Left = tuple[int, float, int, float]
 
 
-def _headers(left: list[_Left]) -> Headers:
-    found = []
-    for name, limit, remaining, reset in left:
-        found += [
-            (f"x-ratelimit-limit-{name}", str(limit)),
-            (f"x-ratelimit-remaining-{name}", str(max(0, remaining))),
-            (f"x-ratelimit-reset-{name}", duration(reset)),
+def _left(key: Key, use: _Use, now: float) -> _Left | None:
+    """The requests of the last minute and the seconds until there are none, and the same of tokens;
+    None where neither is limited."""
+    if key.requests_per_minute is None and key.tokens_per_minute is None:
+        return None
+    return (
+        use.requests.total,
+        use.requests.seconds_until_empty(now),
+        use.tokens.total + use.held_tokens,
+        use.tokens.seconds_until_empty(now),
+    )
+
+
+def _headers(key: Key, left: _Left | None) -> Headers:
+    headers: Headers = []
+    if left is None:
+        return headers
+    requests, requests_reset, tokens, tokens_reset = left
+    if (limit := key.requests_per_minute) is not None:
+        headers += [
+            ("X-Ratelimit-Limit-Requests", str(limit)),
+            ("X-Ratelimit-Remaining-Requests", str(max(0, limit - requests))),
+            ("X-Ratelimit-Reset-Requests", duration(requests_reset)),
         ]
-    return found
+    if (limit := key.tokens_per_minute) is not None:
+        headers += [
+            ("X-Ratelimit-Limit-Tokens", str(limit)),
+            ("X-Ratelimit-Remaining-Tokens", str(max(0, limit - tokens))),
+            ("X-Ratelimit-Reset-Tokens", duration(tokens_reset)),
+        ]
+    return headers
 
 
 def duration(seconds: float) -> str:
