@@ -119,6 +119,8 @@ class Permit:
     """A request of a key that was let in; ``headers`` are for its answer. ``end`` when it has
     ended, however it has."""
 
+    __slots__ = ("_cost", "_is_open", "_limits", "_tokens", "_use", "headers")
+
     def __init__(self, limits: Limits, use: _Use, tokens: int, cost: int, headers: Headers) -> None:
         self.headers = headers
         self._limits = limits
@@ -152,11 +154,12 @@ class Limits:
         """Lets a request in, counts it and holds what it may take: ``size`` is that of its body in
         bytes, ``max_tokens`` what it says itself. Raises ApiError 429, and then it does not
         count."""
-        expected = self._expected(model, size, max_tokens)
-        cost = 0
+        prompt = min(size, _LONGEST_ESTIMATE) // _BYTES_PER_TOKEN
+        if max_tokens is None:
+            max_tokens = round(self._usual.get(model, _USUAL_COMPLETION))
+        tokens, cost = prompt + max_tokens, 0
         if key.budget is not None:
-            cost = self._cost_of(model, self._clock.wall_ms(), expected)
-        tokens = expected.prompt_tokens + expected.completion_tokens
+            cost = self._cost_of(model, self._clock.wall_ms(), Usage(prompt, 0, max_tokens))
         with self._lock:
             use, now = self._use(key.name)
             self._refuse(key, use, now)
@@ -315,14 +318,6 @@ class Limits:
         except sqlite3.Error as error:
             log.error("what a request to %s costs is not in its key's budget: %s", model, error)
             return 0
-
-    def _expected(self, model: str, size: int, max_tokens: int | None) -> Usage:
-        usual = round(self._usual.get(model, _USUAL_COMPLETION))
-        prompt = min(size, _LONGEST_ESTIMATE) // _BYTES_PER_TOKEN
-        return Usage(
-            prompt_tokens=prompt,
-            completion_tokens=usual if max_tokens is None else max_tokens,
-        )
 
     def _monotonic(self, ms: int, now_ms: int) -> float:
         return self._clock.monotonic() - max(0, now_ms - ms) / 1000
