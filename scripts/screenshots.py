@@ -54,6 +54,17 @@ BASE, CODER, DUAL, BROKEN = "Llama-3.1-8B-Base", "Qwen3-Coder-30B", "Llama-3.3-7
 RTX, V100 = "rtx 4060", "v100"
 HOUR = 17  # that it is in the house, in a zone where it is, so that today has something to show
 KEYS = ("agents", "workstation", "notebook", "")
+KEYS_MADE: dict[str, dict[str, Any]] = {
+    "notebook": {"owner": "Wei", "max_concurrency": 2, "budget": {"amount": "5", "period": "day"}},
+    "agents": {
+        "owner": "Nightly jobs",
+        "requests_per_minute": 120,
+        "tokens_per_minute": 200_000,
+        "budget": {"amount": "400", "period": "month"},
+        "models": [CHAT_MODEL, CODER],
+    },
+    "workstation": {"owner": "Lab 3", "priority": 5},
+}
 
 SERVER = "llama-server"
 FAKE_COMMAND = [sys.executable, str(FAKE)]
@@ -235,6 +246,9 @@ class House:
 
     def start(self) -> None:
         program = self.program.start()
+        for name, limits in KEYS_MADE.items():
+            made = program.post("/api/keys", {"name": name, **limits}).json()
+            program.headers = {"X-Api-Key": made["secret"]}  # of the last one, which may do all
         program.post(f"/api/models/{BROKEN}/start?wait=1")
         for name in (CHAT_MODEL, EMBEDDING, SMALL):
             program.command(name, "start")
