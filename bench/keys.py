@@ -10,6 +10,7 @@ import argparse
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from bench import servers, turns
@@ -24,6 +25,7 @@ _LIMITS = (
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.keys", description=__doc__)
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--without-limits", action="store_true", help="of the key")
     arguments = parser.parse_args()
     wsgi = Path("wsgi.py").resolve()
     tiers = [{"input": "0.5", "output": "2"}]
@@ -35,7 +37,8 @@ def main() -> int:
         folders = [Path(name) / "without", Path(name) / "with"]
         for folder in folders:
             folder.mkdir()
-        key = _make_key(wsgi.parent, folders[1] / "data")
+        limits = () if arguments.without_limits else _LIMITS
+        key = _make_key(wsgi.parent, folders[1] / "data", limits)
         also = ((), ("--key", key))
         try:
             with (
@@ -53,8 +56,8 @@ def main() -> int:
     return 0
 
 
-def _make_key(root: Path, data_dir: Path) -> str:
-    command = [sys.executable, "-m", "manager.keys", "add", "bench", *_LIMITS]
+def _make_key(root: Path, data_dir: Path, limits: Sequence[str]) -> str:
+    command = [sys.executable, "-m", "manager.keys", "add", "bench", *limits]
     made = subprocess.run(
         [*command, "--data-dir", str(data_dir)], cwd=root, capture_output=True, text=True
     )
