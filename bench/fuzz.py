@@ -214,7 +214,8 @@ class Sender:
                     while answer is not None:
                         status = str(answer.status)
                         fault = fault or fault_of(path, answer)
-                        received = rest
+                        # What comes behind it answers another request, maybe for a page.
+                        path, received = "", rest
                         answer, rest = take_answer(received, is_head=False)
                     if status != "none" and not received:
                         break

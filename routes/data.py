@@ -13,8 +13,9 @@ from manager.calendar import iso
 from manager.errors import ApiError
 from manager.orders import Order
 from manager.store import reading
+from routes import fields
 from routes.house import House
-from routes.parameters import bad, body, refuse_unknown
+from routes.parameters import body, refuse_unknown
 from routes.usage import unreadable
 
 _WAIT_SECONDS = 60.0
@@ -85,9 +86,7 @@ def blueprint(house: House) -> Blueprint:
     def reprice() -> tuple[Response, int]:
         given = body()
         refuse_unknown(given, ("model",))
-        name = given.get("model")
-        if not isinstance(name, str):
-            raise bad("model", "model has to be the name of a model")
+        name = fields.read(given, "model", fields.text)
         _require_stored(path, name)
         return carry_out(house, house.orders.place("reprice", name))
 

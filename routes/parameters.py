@@ -105,7 +105,7 @@ def body() -> dict[str, Any]:
         raise ApiError(413, "body_too_large", f"The body is over {_LONGEST_BODY} bytes")
     try:
         decoded = json.loads(
-            request.get_data(),
+            request.get_data().decode("utf-8"),
             parse_float=Number,
             parse_int=Number,
             parse_constant=_refuse,
@@ -140,4 +140,6 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) < len(pairs):
         raise ValueError("a key is in an object twice")
+    for key in result:
+        key.encode("utf-8")  # JSON can spell half a character, which no message can tell
     return result

@@ -106,7 +106,7 @@ class Office:
         return list(csv.reader(io.StringIO(text, newline="")))
 
     def send(self, method: str, path: str, body: Any) -> TestResponse:
-        text = body if isinstance(body, str) else json.dumps(body)
+        text = body if isinstance(body, str | bytes) else json.dumps(body)
         return self.client.open(path, method=method, data=text, content_type="application/json")
 
     def refused(self, answer: TestResponse, status: int, code: str, param: str | None) -> str:
@@ -587,9 +587,13 @@ def test_a_price_that_cannot_be_read_is_refused_with_the_fields_name(
 
 
 @pytest.mark.parametrize(
-    "body", ["", "[1]", "{", '{"per_hour": NaN}', '{"per_hour": 1, "per_hour": 2}', "[" * 100_000]
+    "body",
+    [
+        *("", "[1]", "{", '{"per_hour": NaN}', '{"per_hour": 1, "per_hour": 2}', "[" * 100_000),
+        *('{"per\\ud800hour": 1}', '{"tiers": [{"in\\ud800put": 1}]}', b'{"per\xed\xa0\x80": 1}'),
+    ],
 )
-def test_what_is_no_json_object_is_refused(idle: Office, body: str) -> None:
+def test_what_is_no_json_object_is_refused(idle: Office, body: str | bytes) -> None:
     idle.refused(idle.send("PUT", "/api/models/m/price", body), 400, "invalid_json", None)
 
 
