@@ -88,7 +88,7 @@ def _remove(arguments: argparse.Namespace, its: Shell) -> None:
 
 
 def _add_token(arguments: argparse.Namespace, its: Shell) -> None:
-    by = f"shell {getpass.getuser()}"
+    by = shell.who()
     _, secret = its.change(
         "add token",
         arguments.name,

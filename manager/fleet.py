@@ -6,7 +6,7 @@ import difflib
 import functools
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from manager.errors import ApiError
 from manager.interfaces import Interface
@@ -14,6 +14,7 @@ from manager.launcher import ProcessTree
 from manager.model import Model
 from manager.server import Shared, end_run
 from manager.settings import Config
+from manager.settings import Model as ModelSettings
 from manager.store import Run
 
 log = logging.getLogger(__name__)
@@ -39,12 +40,15 @@ class Fleet:
     def config(self) -> Config:
         return self._config
 
-    def find(self, name: str) -> Model:
-        """The model of that name or alias. Raises ApiError 404, with the near names."""
+    def find(
+        self, name: str, may_see: Callable[[ModelSettings], bool] = lambda _model: True
+    ) -> Model:
+        """The model of that name or alias. Raises ApiError 404, with the near names of those that
+        the asker may see."""
         settings = self._config.find(name)
         model = self._models.get(settings.name) if settings else None
         if model is None:
-            raise self._not_found(name)
+            raise self._not_found(name, may_see)
         return model
 
     def models(self) -> list[Model]:
@@ -152,14 +156,17 @@ class Fleet:
         ports = {model.settings.port for model in self.models() if model.settings.port}
         return ports | {self._config.program.port}
 
-    def _not_found(self, name: str) -> ApiError:
-        listed = [model for model in self._config.models.values() if not model.unlisted]
+    def _not_found(self, name: str, may_see: Callable[[ModelSettings], bool]) -> ApiError:
+        known_models = self._config.models.values()
+        listed = [model for model in known_models if not model.unlisted and may_see(model)]
         names = [known for model in listed for known in (model.name, *model.aliases)]
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
         if near:
             hint = f"Did you mean {' or '.join(near)}?"
         elif names:
             hint = f"There are: {', '.join(names[:20])}."
+        elif known_models:
+            hint = "There is none that you may use."
         else:
             hint = "config.yaml has no models yet."
         return ApiError(

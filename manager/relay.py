@@ -72,6 +72,10 @@ _NOT_FORWARDED = _HOP_BY_HOP | {
 }
 
 
+# Of an answer: its length is told anew, and the others only we may say to our clients.
+_OURS = frozenset(("content-length", "set-cookie", "x-llm-manager-request"))
+
+
 class Lease(Protocol):
     """All that the relay needs of the fleet; ``release`` may be called more than once."""
 
@@ -339,7 +343,7 @@ def _outgoing_headers(headers: Headers) -> Headers:
 
 
 def _returned_headers(response: Response) -> Headers:
-    dropped = _HOP_BY_HOP | {"content-length"} | _names(response.header("Connection"))
+    dropped = _HOP_BY_HOP | _OURS | _names(response.header("Connection"))
     headers = [
         (name, value)
         for name, value in response.header_items

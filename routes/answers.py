@@ -27,6 +27,8 @@ def finish(response: Response) -> Response:
     response.headers["Content-Security-Policy"] = CSP
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers["Referrer-Policy"] = "same-origin"
+    if response.mimetype == "application/json":
+        response.headers.setdefault("Cache-Control", "no-store")
     # Of JSON alone: no page's token is in it, which a compressed length could betray.
     if response.mimetype == "application/json" and "gzip" in request.accept_encodings:
         response.headers.add("Vary", "Accept-Encoding")

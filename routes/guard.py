@@ -35,6 +35,7 @@ CHANGING = frozenset(("POST", "PUT", "PATCH", "DELETE"))
 # Names that reach a machine from its own containers, which no foreign name server answers for.
 _OWN_NAMES = frozenset(("localhost", "host.docker.internal", "host.containers.internal"))
 _PROXY_HEADERS = ("HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_VIA")
+_LONGEST_HOST = 260
 _LONGEST_NOTED = 300_000  # bytes of a body; a config is as long as that
 _CORS_SECONDS = "7200"
 _CORS_EXPOSED = (
@@ -214,13 +215,27 @@ def _client(environ: dict[str, Any], program: Program) -> _Client:
     address = peer
     # The nearest last: what a client wrote itself is before what the proxies have seen.
     for hop in reversed(environ.get("HTTP_X_FORWARDED_FOR", peer).split(",")):
-        address = hop.strip()
+        address = _without_port_of_hop(hop)
         if not _is_within(address, trusted):
             break
-    is_secure = environ.get("HTTP_X_FORWARDED_PROTO", "").strip().lower() == "https"
-    return _Client(
-        address, _is_loopback(address), is_secure, environ.get("HTTP_X_FORWARDED_HOST", host)
-    )
+    # Who is at home on the proxy's machine is so here only if it is this one; and a proxy that
+    # tells in another way who came in has not told it in the one that we read.
+    tells = "HTTP_X_FORWARDED_FOR" in environ or not any(n in environ for n in _PROXY_HEADERS)
+    is_local = tells and _is_loopback(peer) and _is_loopback(address)
+    proto = environ.get("HTTP_X_FORWARDED_PROTO", "").partition(",")[0]
+    is_secure = proto.strip().lower() == "https"
+    return _Client(address, is_local, is_secure, environ.get("HTTP_X_FORWARDED_HOST", host))
+
+
+def _without_port_of_hop(hop: str) -> str:
+    """An address as some proxies write it, with a port: else each port would be another client.
+    Empty for what is none."""
+    hop = hop.strip()
+    bare = hop[1:].partition("]")[0] if hop.startswith("[") else hop
+    if bare.count(":") == 1:
+        bare = bare.partition(":")[0]
+    found = _ip(bare)
+    return "" if found is None else str(found)
 
 
 @functools.lru_cache(1024)
@@ -247,7 +262,11 @@ def _ip(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 def _check_host(host: str | None, program: Program) -> None:
     """A page that has its own name resolve to this machine is, to its browser, at home here. The
     name tells: no address can be another's."""
-    if host is not None and not _is_own_host(host, program.host, program.allowed_hosts):
+    if host is None:
+        return
+    # Longer ones are no names, and are not to be remembered.
+    is_name = len(host) <= _LONGEST_HOST
+    if not (is_name and _is_own_host(host, program.host, program.allowed_hosts)):
         name = _without_port(host)[:100]
         raise ApiError(
             403,
@@ -459,7 +478,8 @@ def _finish(house: House, rules: Mapping[str, Rule], response: Response) -> Resp
     route = asked.url_rule
     if route is not None and asked.environ["REQUEST_METHOD"] in CHANGING:
         is_change = rules[route.endpoint] in (Rule.ADMIN, Rule.CONFIG)
-        if is_change and response.status_code < 400 and not _changes_nothing():
+        is_done = response.status_code < 400 or kept.get("is_done")
+        if is_change and is_done and not _changes_nothing():
             _record(house)
     return response
 
@@ -472,20 +492,17 @@ def _record(house: House) -> None:
     rule = request.url_rule
     assert rule is not None
     path = rule.rule.replace("<path:", "{").replace("<", "{").replace(">", "}")
-    subject = ", ".join(str(value) for value in (request.view_args or {}).values())
+    names = [str(value) for value in (request.view_args or {}).values()]
     given: Any = {}
     if 0 < (request.content_length or 0) <= _LONGEST_NOTED:
         try:
             given = json.loads(request.get_data())
         except (ValueError, RecursionError):
             given = {}  # of a call that takes no body
-    write_down(
-        house,
-        g.caller,
-        f"{request.method} {path}",
-        subject,
-        given if isinstance(given, dict) else {},
-    )
+    detail = given if isinstance(given, dict) else {}
+    if not names and isinstance(detail.get("name"), str):
+        names = [detail["name"]]
+    write_down(house, g.caller, f"{request.method} {path}", ", ".join(names), detail)
 
 
 def write_down(

@@ -40,12 +40,14 @@ def blueprint(house: House) -> Blueprint:
     def sign_in() -> werkzeug.Response:
         name, password = _given("name"), _given("password")
         account = house.access.now.accounts.get(name)
-        hashed = _nobodys() if account is None else account.password
         back = _given("next")
+
+        def check() -> bool:
+            hashed = _nobodys() if account is None else account.password
+            return credentials.is_password(hashed, password)
+
         try:
-            is_right = guessing.attempt(
-                g.caller.address, lambda: credentials.is_password(hashed, password)
-            )
+            is_right = guessing.attempt(g.caller.address, check)
         except ApiError as error:
             return _refused("login.html", error, name=name, back=back)
         if account is None or not is_right:
@@ -69,6 +71,8 @@ def blueprint(house: House) -> Blueprint:
     @routes.post("/setup")
     def set_up() -> werkzeug.Response:
         name, password = _given("name"), _given("password")
+        if house.access.now.accounts:  # before the work of hashing, which nobody may ask for
+            return redirect("/login", 303)
         try:
             if password != _given("again"):
                 raise ApiError(400, "bad_parameter", "The two passwords are not the same")

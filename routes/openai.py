@@ -6,12 +6,13 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from flask import Blueprint, Response, after_this_request, g, jsonify, request
 
 from manager import config
-from manager.access.limits import Permit
+from manager.access.limits import Permit, prompt_estimate
 from manager.activity import UnderWay
 from manager.errors import ApiError, ClientGone
 from manager.lease import Lease
@@ -49,8 +50,9 @@ def blueprint(house: House) -> Blueprint:
 
     @routes.get("/v1/models/<path:name>")
     def one_model(name: str) -> Response:
-        settings = house.fleet.find(name).settings
-        _require(g.caller, settings)
+        caller: Caller = g.caller
+        settings = house.fleet.find(name, lambda known: _may_use(caller, known)).settings
+        _require(caller, settings, name)
         return jsonify(_entry(settings, name, began))
 
     return routes
@@ -71,13 +73,13 @@ def _may_use(caller: Caller, model: config.Model) -> bool:
     return caller.key is None or caller.key.may_use((model.name, *model.aliases))
 
 
-def _require(caller: Caller, model: config.Model) -> None:
+def _require(caller: Caller, model: config.Model, asked_for: str) -> None:
     if not _may_use(caller, model):
         assert caller.key is not None
         raise ApiError(
             403,
             "model_not_allowed",
-            f"The key {caller.key.name!r} may not use {model.name}; GET /v1/models lists what it"
+            f"The key {caller.key.name!r} may not use {asked_for}; GET /v1/models lists what it"
             " may",
             param="model",
         )
@@ -95,6 +97,7 @@ class _Account:
         self.request = UnderWay(uuid7(began_ms), endpoint, began_ms)
         self.request.key = key
         self._leased: float | None = None
+        self.size = 0  # of the body, in bytes
         self._is_closed = False
         house.activity.begin(self.request)
 
@@ -120,10 +123,13 @@ class _Account:
             return
         self._is_closed = True
         now = self._house.clock.monotonic()
+        outcome = self._with_prompt(outcome)
         request, usage = self.request, outcome.usage
+        tracked = self._house.fleet.config.program.token_tracker
+        is_tracked = not request.mode or request.mode in tracked
         if self._permit is not None:
-            self._permit.end(request.model, request.began_ms, usage)
-        if not request.mode or request.mode in self._house.fleet.config.program.token_tracker:
+            self._permit.end(request.model, request.began_ms, usage, is_tracked)
+        if is_tracked:
             self._house.spool.add(self._row(outcome, now))
         self._house.activity.end(request, outcome.status, usage)
         waited = (self._leased or now) - self._began
@@ -144,6 +150,15 @@ class _Account:
             f" ({usage.cached_tokens} cached{', estimated' if usage.estimated else ''})",
             f", {outcome.error.splitlines()[0]}" if outcome.error else "",
         )
+
+    def _with_prompt(self, outcome: Outcome) -> Outcome:
+        """With an estimate of the prompt, where the model has read it and nobody has heard how long
+        it was: who leaves before the last event would pay for no prompt."""
+        usage = outcome.usage or Usage(estimated=True)
+        is_cut = outcome.status == CLIENT_GONE or (outcome.streamed and outcome.status < 400)
+        if self._leased is None or not is_cut or usage.prompt_tokens or not usage.estimated:
+            return outcome
+        return replace(outcome, usage=replace(usage, prompt_tokens=prompt_estimate(self.size)))
 
     def _row(self, outcome: Outcome, now: float) -> RequestRow:
         request, usage = self.request, outcome.usage or Usage()
@@ -189,13 +204,14 @@ def _proxy(house: House) -> Response:
         house.monitor.touch()
         give_back = house.slots.take()
         body = asked.get_data(cache=False)
+        account.size = len(body)
         payload = Payload(body)
         name = _model_name(payload)
         # JSON can spell half a character (a lone surrogate), which no database and no log takes.
         account.request.asked_for = name.encode("utf-8", "replace").decode("utf-8")
-        model = house.fleet.find(name)
+        model = house.fleet.find(name, lambda settings: _may_use(caller, settings))
         account.request.model, account.request.mode = model.settings.name, model.settings.mode
-        _require(caller, model.settings)
+        _require(caller, model.settings, name)
         if path not in model.interface.endpoints:
             raise ApiError(
                 400,
@@ -231,11 +247,16 @@ def _proxy(house: House) -> Response:
         after_this_request(lambda response: _with_headers(response, [account.header, *left]))
         raise
     answer.when_closed(give_back)
+    ours = [account.header, *(permit.headers if permit else ())]
+    if len(ours) > 1:  # what its server says of limits is not what the key has left
+        theirs = [h for h in answer.headers if not h[0].lower().startswith("x-ratelimit-")]
+    else:
+        theirs = answer.headers
     try:
         return Response(
             answer,  # a WSGI iterable with a close of its own
             status=answer.status,
-            headers=[*answer.headers, account.header, *(permit.headers if permit else ())],
+            headers=[*theirs, *ours],
             direct_passthrough=True,
         )
     except ValueError:
@@ -250,11 +271,9 @@ def _with_headers(response: Response, headers: Headers) -> Response:
 
 def _max_tokens(payload: Payload) -> int | None:
     """How long an answer may become at most, where the client says so."""
-    for name in ("max_completion_tokens", "max_tokens"):
-        value = payload.fields.get(name)
-        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-            return min(value, MAX_TOKENS)
-    return None
+    values = [payload.fields.get(name) for name in ("max_completion_tokens", "max_tokens")]
+    limits = [v for v in values if isinstance(v, int) and not isinstance(v, bool) and v >= 0]
+    return min(max(limits), MAX_TOKENS) if limits else None
 
 
 def _model_name(payload: Payload) -> str:

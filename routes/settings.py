@@ -11,7 +11,7 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any
 
-from flask import Blueprint, Response, jsonify
+from flask import Blueprint, Response, g, jsonify
 
 from jobs.tasks import Settings
 from manager import config, configfile
@@ -100,6 +100,7 @@ def blueprint(house: House) -> Blueprint:
                 raise ApiError(
                     409, "config_not_writable", f"{path} was not changed: {error}"
                 ) from error
+        g.is_done = True  # whatever comes now: it is to be in the audit table
         try:
             return jsonify({**apply(house), "version": written.version})
         except ApiError as error:

@@ -190,6 +190,22 @@ def test_a_request_belongs_to_the_day_in_which_it_was_asked_for(counter: Counter
     assert counter.limits.view("a").spent == {"day": 0, "month": 70}
 
 
+def test_a_clock_that_is_set_back_and_right_again_forgets_nothing(counter: Counter) -> None:
+    key = Key("a", budget=Budget(100, "day"))
+    counter.end(counter.begin(key), 100)
+    counter.seconds = -24 * 3600
+    counter.begin(key)
+    counter.seconds = 0
+    counter.refusal(key)
+
+
+def test_what_is_on_no_bill_is_in_no_budget(counter: Counter) -> None:
+    permit = counter.begin(Key("a"))
+    permit.end("m", NOON, Usage(5, 0, 5), is_billed=False)
+    view = counter.limits.view("a")
+    assert (view.tokens, view.spent["day"]) == (10, 0)
+
+
 def test_a_credit_gives_room_and_a_charge_takes_it(counter: Counter) -> None:
     key = Key("a", budget=Budget(100, "day"))
     counter.end(counter.begin(key), 100)
@@ -294,7 +310,7 @@ def books(tmp_path: Path) -> Iterator[Books]:
 def test_a_restart_forgets_neither_requests_nor_tokens_of_the_last_minute(books: Books) -> None:
     for before_ms in (61_000, 59_000, 30_000):
         books.row(before_ms)
-    books.row(10_000, tokens=0, status=429)  # was refused
+    books.row(10_000, tokens=0, status=429, leased_ms=None)  # was refused
     books.row(10_000, key="b")
     books.row(600_000, ended_ms=NOON - 5_000, tokens=500)  # a long answer
     limits = books.start()

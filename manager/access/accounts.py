@@ -171,6 +171,10 @@ def _check(name: str, role: str) -> None:
             "a name has up to 64 letters, digits and . _ @ - and begins with a letter or digit",
             param="name",
         )
+    if name == "local":
+        raise ApiError(
+            400, "bad_parameter", "local is whoever is here before a password is set", param="name"
+        )
     if role not in ROLES:
         raise ApiError(400, "bad_parameter", f"a role is {' or '.join(ROLES)}", param="role")
 

@@ -38,9 +38,11 @@ def add(
     detail: Mapping[str, Any] | None = None,
 ) -> None:
     """Secrets in the detail are left out, long values are cut. Part of a transaction."""
-    shown = json.dumps(_shown(detail or {}), ensure_ascii=False)
+    shown = _text(detail or {})
     if len(shown) > _LONGEST_DETAIL:
         shown = json.dumps({"size": len(shown)})
+    # Half a character, which JSON can spell and no database takes, is not to keep it from here.
+    shown, subject = (text.encode("utf-8", "replace").decode() for text in (shown, subject))
     connection.execute(
         "INSERT INTO audit (at_ms, who, address, action, subject, detail)"
         " VALUES (?, ?, ?, ?, ?, ?)",
@@ -62,6 +64,13 @@ def page(
     return found, found[-1].id if len(rows) > limit else None
 
 
+def _text(detail: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(_shown(detail), ensure_ascii=False, allow_nan=False)
+    except (ValueError, RecursionError):  # a call that takes no body was given a strange one
+        return "{}"
+
+
 def _shown(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {
@@ -76,5 +85,5 @@ def _shown(value: Any) -> Any:
 
 
 def _is_secret(name: str, value: Any) -> bool:
-    # Limits of tokens tell no secret, and nor does which key was meant.
-    return isinstance(value, str) and is_telling(name) and name != "key"
+    # Limits of tokens tell no secret, and nor does which key was meant. A config may hold many.
+    return isinstance(value, str) and (name == "text" or (is_telling(name) and name != "key"))

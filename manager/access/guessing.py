@@ -83,6 +83,9 @@ def _origin(address: str) -> str:
         found = ipaddress.ip_address(address)
     except ValueError:
         return address
+    mapped = getattr(found, "ipv4_mapped", None)
+    if mapped is not None:
+        return str(mapped)
     if found.version == 6:
         return str(ipaddress.ip_network((found, 64), strict=False))
     return address

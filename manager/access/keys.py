@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import unicodedata
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -80,6 +81,8 @@ def checked(key: Key) -> Key:
     name = key.name
     if not name.strip() or len(name) > LONGEST_NAME or has_control(name):
         raise _bad("name", f"a name has 1 to {LONGEST_NAME} characters, none of them a control")
+    if name.strip() != name or any(unicodedata.category(c) == "Cf" for c in name):
+        raise _bad("name", "a name does not begin or end with a blank, and all of it can be seen")
     if name in _TAKEN_NAMES or name.startswith("@") or "/" in name:  # which addresses are cut at
         raise _bad("name", f"a key cannot be named {name}: choose another name")
     if len(key.owner) > LONGEST_NAME or has_control(key.owner):
@@ -87,8 +90,8 @@ def checked(key: Key) -> Key:
     if key.models is not None:
         if not key.models:
             raise _bad("models", "a key without any model is of no use; leave models out for all")
-        too_long = any(len(model) > 2 * LONGEST_NAME or not model for model in key.models)
-        if too_long or len(key.models) > _MOST_MODELS:
+        odd = any(not 0 < len(m) <= 2 * LONGEST_NAME or has_control(m) for m in key.models)
+        if odd or len(key.models) > _MOST_MODELS:
             raise _bad("models", "models has to be a list of models' names")
     if not 0 <= key.priority <= MOST_PRIORITY:
         raise _bad("priority", f"priority is 0 to {MOST_PRIORITY}, the higher the sooner")

@@ -34,6 +34,7 @@ MINUTE = 60.0
 _BYTES_PER_TOKEN = 4  # of a JSON body, about
 _LONGEST_ESTIMATE = 1 << 16  # bytes: pictures are large, and few tokens
 _USUAL_COMPLETION = 500  # tokens, until a model has shown what is usual
+_MOST_SPANS = 4  # of a period that are remembered
 _WEIGHT = 0.1  # of the last answer in what is usual
 _SOON = 1.0  # seconds, for who waits for others to end
 _LONGEST_MS = 3_600_000  # that a request takes which a start looks for; nearly all take less
@@ -45,6 +46,11 @@ Headers = list[tuple[str, str]]
 
 Cost = Callable[[str, int, Usage], int]
 """What so many tokens of a model cost that were asked for at a moment (epoch ms), in billionths."""
+
+
+def prompt_estimate(size: int) -> int:
+    """About how many tokens a request's body of so many bytes has."""
+    return min(size, _LONGEST_ESTIMATE) // _BYTES_PER_TOKEN
 
 
 class Window:
@@ -95,7 +101,9 @@ class _Use:
     in_flight: int = 0
     held_tokens: int = 0
     held_cost: int = 0
-    spans: dict[str, _Span] = field(default_factory=dict)
+    # By the period; the newest last. Not only that of now: a clock that was set back comes again
+    # to one that it had left.
+    spans: dict[str, list[_Span]] = field(default_factory=lambda: defaultdict(list))
     # Told by the requests' threads when they end, taken with the lock held by whoever looks next.
     ended: deque[_End] = field(default_factory=deque)
 
@@ -129,11 +137,12 @@ class Permit:
         self._cost = cost
         self._is_open = True
 
-    def end(self, model: str, began_ms: int, usage: Usage | None) -> None:
+    def end(self, model: str, began_ms: int, usage: Usage | None, is_billed: bool = True) -> None:
         """``began_ms`` is when it was asked for, epoch ms; more than once changes nothing."""
         if self._is_open:
             self._is_open = False
-            end = self._limits.ended(model, began_ms, self._tokens, self._cost, usage)
+            held = (self._tokens, self._cost)
+            end = self._limits.ended(model, began_ms, held, usage, is_billed)
             # Without the lock, which all requests of all keys want when they begin.
             self._use.ended.append(end)
 
@@ -154,7 +163,7 @@ class Limits:
         """Lets a request in, counts it and holds what it may take: ``size`` is that of its body in
         bytes, ``max_tokens`` what it says itself. Raises ApiError 429, and then it does not
         count."""
-        prompt = min(size, _LONGEST_ESTIMATE) // _BYTES_PER_TOKEN
+        prompt = prompt_estimate(size)
         if max_tokens is None:
             max_tokens = round(self._usual.get(model, _USUAL_COMPLETION))
         tokens, cost = prompt + max_tokens, 0
@@ -171,18 +180,23 @@ class Limits:
         return Permit(self, use, tokens, cost, _headers(key, left))
 
     def ended(
-        self, model: str, began_ms: int, held_tokens: int, held_cost: int, usage: Usage | None
+        self,
+        model: str,
+        began_ms: int,
+        held: tuple[int, int],
+        usage: Usage | None,
+        is_billed: bool,
     ) -> _End:
         """What is to be counted of a request that has ended; without the lock."""
         now = self._clock.monotonic()
         if usage is None:
-            return now, began_ms, held_tokens, held_cost, None, 0
-        cost = self._cost_of(model, began_ms, usage)
+            return now, began_ms, *held, None, 0
+        cost = self._cost_of(model, began_ms, usage) if is_billed else 0
         # Of two at once one may be left out of what is usual, which is an estimate anyhow.
         usual = self._usual.get(model, float(usage.completion_tokens))
         self._usual[model] = usual + _WEIGHT * (usage.completion_tokens - usual)
         tokens = usage.prompt_tokens + usage.completion_tokens
-        return now, began_ms, held_tokens, held_cost, tokens, cost
+        return now, began_ms, *held, tokens, cost
 
     def credit(self, key: str, at_ms: int, amount: int) -> None:
         """Counts an adjustment of a key's bill for that moment (epoch ms, billionths)."""
@@ -224,7 +238,7 @@ class Limits:
             # A row's id begins with when it was asked for; one that has just ended may have been
             # asked for long before.
             recent = connection.execute(
-                "SELECT key, started_ms, ended_ms, prompt_tokens + completion_tokens, status"
+                "SELECT key, started_ms, ended_ms, prompt_tokens + completion_tokens, leased_ms"
                 " FROM requests WHERE id >= ? AND ended_ms > ? AND key != '' ORDER BY ended_ms",
                 (max(0, now_ms - _LONGEST_MS).to_bytes(6, "big"), minute_ms),
             ).fetchall()
@@ -241,8 +255,8 @@ class Limits:
                 self._spend(self._use(key)[0], started_ms, cost)
             for key, _, ended_ms, tokens, _ in recent:
                 self._use(key)[0].tokens.add(self._monotonic(ended_ms, now_ms), tokens)
-            for key, started_ms, _, _, status in sorted(recent, key=lambda row: row[1]):
-                if started_ms > minute_ms and status != 429:  # those do not count
+            for key, started_ms, _, _, leased_ms in sorted(recent, key=lambda row: row[1]):
+                if started_ms > minute_ms and leased_ms is not None:  # else it was not let in
                     self._use(key)[0].requests.add(self._monotonic(started_ms, now_ms), 1)
 
     # --- with the lock held -----------------------------------------------------------------------
@@ -292,21 +306,24 @@ class Limits:
         )
 
     def _span(self, use: _Use, period: str) -> _Span:
-        now_ms = self._clock.wall_ms()
-        span = use.spans.get(period)
-        if span is None or not span.start_ms <= now_ms < span.end_ms:
-            zone = self._zone()
-            span = _Span(_STARTS[period](now_ms, zone), _ENDS[period](now_ms, zone))
-            use.spans[period] = span
+        now_ms, spans = self._clock.wall_ms(), use.spans[period]
+        for span in reversed(spans):
+            if span.start_ms <= now_ms < span.end_ms:
+                return span
+        zone = self._zone()
+        span = _Span(_STARTS[period](now_ms, zone), _ENDS[period](now_ms, zone))
+        spans.append(span)
+        del spans[:-_MOST_SPANS]
         return span
 
     def _spend(self, use: _Use, at_ms: int, amount: int) -> None:
         """On the bill of the day and the month that it was asked for in."""
         if amount:
             for period in PERIODS:
-                span = self._span(use, period)
-                if span.start_ms <= at_ms < span.end_ms:
-                    span.spent += amount
+                self._span(use, period)
+                for span in use.spans[period]:
+                    if span.start_ms <= at_ms < span.end_ms:
+                        span.spent += amount
 
     # --- without it -------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import getpass
+import os
 import sqlite3
 import sys
 import time
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 from manager import calendar, data, datadir
 from manager.access import audit, registry
 from manager.errors import ApiError
-from manager.store import Store, StoreError, reading
+from manager.store import Store, StoreError
 
 T = TypeVar("T")
 
@@ -32,7 +33,7 @@ class Shell:
     def look(self, function: Callable[[sqlite3.Connection], T]) -> T:
         """Raises StoreError, sqlite3.Error."""
         self._require()
-        with reading(self._path) as connection:
+        with closing(data.connect(self._path)) as connection:
             return function(connection)
 
     def change(
@@ -48,9 +49,7 @@ class Shell:
         with closing(data.connect(self._path)) as connection, data.transaction(connection):
             result = function(connection)
             registry.changed(connection)
-            audit.add(
-                connection, now_ms(), f"shell {getpass.getuser()}", "", action, subject, detail
-            )
+            audit.add(connection, now_ms(), who(), "", action, subject, detail)
         return result
 
     def _require(self) -> None:
@@ -85,6 +84,14 @@ def run(parser: argparse.ArgumentParser) -> int:
         print(f"Nothing was changed: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def who() -> str:
+    """The user of the machine, who may be a number alone, as in many containers."""
+    try:
+        return f"shell {getpass.getuser()}"
+    except (KeyError, OSError, ImportError):
+        return f"shell uid {os.getuid()}"
 
 
 def now_ms() -> int:

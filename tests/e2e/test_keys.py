@@ -199,6 +199,19 @@ def test_a_stream_that_passes_the_budget_is_finished_and_the_next_refused(
     assert (refused.status_code, error_of(refused)["code"]) == (429, "budget_exceeded")
 
 
+def test_who_leaves_before_the_last_event_pays_for_the_prompt_as_well(program: Program) -> None:
+    ann = make(program, tokens_per_minute=1000)
+    long = [{"role": "user", "content": "word " * 4000}]
+    answer = ann.ask({"chunks": 2000, "interval": 0.02}, stream=True, messages=long)
+    next(answer.iter_lines())
+    answer.close()
+    row = eventually(lambda: program.get("/api/usage/requests?key=ann").json()["requests"])[0]
+    assert (row["status"], row["estimated"]) == (499, True)
+    assert row["prompt_tokens"] > 4000
+    refused = ann.ask()
+    assert (refused.status_code, error_of(refused)["code"]) == (429, "rate_limited")
+
+
 def test_tokens_a_minute_are_those_of_the_answers(program: Program) -> None:
     ann = make(program, tokens_per_minute=30)
     first = ann.ask(max_tokens=3)
@@ -247,6 +260,9 @@ def test_a_key_sees_and_uses_only_its_models(launch: Launch) -> None:
     assert program.model("Other")["state"] == "stopped"
     hidden = program.get("/v1/models/Other", headers=ann.headers)
     assert hidden.status_code == 403
+    unknown = program.post(CHAT, chat("Othe"), headers=ann.headers)
+    assert unknown.status_code == 404
+    assert "Other" not in error_of(unknown)["message"]
 
 
 def test_a_key_of_higher_priority_goes_first_and_equal_ones_in_their_order(launch: Launch) -> None:

@@ -136,8 +136,15 @@ def case(body: dict[str, Any], is_whole: Callable[[bytes], bool] = has_length, *
 NOBODY = {"model": "", "asked_for": "", "prompt_tokens": 0, "completion_tokens": 0}
 WHOLE = {"status": 200, "prompt_tokens": PROMPT, "estimated": 0, "error": None}
 OF_MODEL = {"mode": "Chat", "scheme": "Default", "key": "", "endpoint": CHAT}
-CUT = {"status": 200, "prompt_tokens": 0, "completion_tokens": 4, "estimated": 1}
 BREAKS = {"chunks": 9, "fail": "reset", "fail_at": "between", "after": 4}
+BROKEN = chat("Model", BREAKS, stream=True)
+# The chunks that came, and the prompt by its bytes: the model has read it.
+CUT = {
+    "status": 200,
+    "prompt_tokens": len(json.dumps(BROKEN)) // 4,
+    "completion_tokens": 4,
+    "estimated": 1,
+}
 CASES = {
     "whole": case(chat("Model"), **WHOLE, **OF_MODEL, streamed=0, completion_tokens=3),
     "stream": case(
@@ -147,7 +154,7 @@ CASES = {
         streamed=1,
         completion_tokens=5,
     ),
-    "cut short": case(chat("Model", BREAKS, stream=True), says_why, **CUT, streamed=1),
+    "cut short": case(BROKEN, says_why, **CUT, streamed=1),
     "large": case(chat("Model", {"size": 3_000_000}), status=200),
     "refused by the model": case(chat("Model", {"status": 500}), status=500, completion_tokens=0),
     "no answer": case(chat("Model", {"fail": "close"}), status=502, completion_tokens=0),
@@ -238,7 +245,9 @@ def test_a_client_that_leaves_pays_for_what_had_come(program: Program) -> None:
         assert (row["status"], row["streamed"], row["estimated"]) == (499, 1, 1)
         assert row["error"] == "the client left"
         assert 3 <= row["completion_tokens"] < ENDLESS["chunks"]
-        assert row["cost"] == row["completion_tokens"] * OUTPUT // PER_MILLION
+        assert row["prompt_tokens"] > 0  # which the model has read
+        cost = row["prompt_tokens"] * INPUT + row["completion_tokens"] * OUTPUT
+        assert row["cost"] == cost // PER_MILLION
 
 
 # --- what the model's server says of its tokens ------------------------------------------
@@ -280,24 +289,29 @@ COUNTS: list[tuple[dict[str, Any], tuple[int, int, int]]] = [
 def test_whatever_a_server_says_of_its_tokens_the_row_and_its_cost_are_sane(
     program: Program,
 ) -> None:
-    total, numbers = 0, []
+    total, prompts, numbers, bodies = 0, 0, [], []
     for fields, _ in COUNTS:
-        answer = program.post(CHAT, {"model": "Said", "messages": [], **fields})
+        bodies.append({"model": "Said", "messages": [], **fields})
+        answer = program.post(CHAT, bodies[-1])
         assert answer.status_code == 200
         assert answer.text == fields["say"] or fields.get("stream")
         numbers.append(answer.headers[ID])
-    for number, (fields, expected) in zip(numbers, COUNTS, strict=True):
+    for number, body, (fields, expected) in zip(numbers, bodies, COUNTS, strict=True):
         row = priced_row(program, number)
+        is_unsaid = expected in ((0, 0, 0), (0, 0, 2))
+        if expected == (0, 0, 2):  # a stream: its chunks, and the prompt by its bytes
+            expected = (len(json.dumps(body)) // 4, 0, 2)
         counted = (row["prompt_tokens"], row["cached_tokens"], row["completion_tokens"])
         assert counted == expected, fields
-        assert row["estimated"] == (expected in ((0, 0, 0), (0, 0, 2)))  # nothing was said
+        assert row["estimated"] == is_unsaid
         prompt, _, completion = counted
         exact = prompt * FIFTEEN_DIGITS + completion
         assert row["cost"] == (exact + PER_MILLION // 2) // PER_MILLION
         total += row["cost"]
+        prompts += prompt
     summary = eventually(lambda: settled(program, model="Said"))
     assert summary["requests"] == len(COUNTS)
-    assert summary["prompt_tokens"] == sum(counts[0] for _, counts in COUNTS)
+    assert summary["prompt_tokens"] == prompts
     assert summary["cost"] == f"{total // 10**9}.{total % 10**9:09}".rstrip("0")
 
 
