@@ -45,7 +45,7 @@ REQUESTS = [
     ("09:40:00.000", 200, 8000, 0, 100, 0, 5_000_000),
     ("10:05:00.000", 200, 8001, 8000, 100, 1, 8_301_000),
     ("10:14:30.000", 503, 0, 0, 0, 0, 0),
-    ("11:59:59.900", 499, 0, 0, 41, 0, 82_000),
+    ("11:59:59.900", 499, 100, 0, 41, 0, 142_000),
     ("12:00:00.000", 200, 2000, 0, 400, 0, 2_200_000),
 ]
 VERSIONS = [1, 1, 1, 1, 1, 1, 2]  # by which each of them was priced
@@ -61,10 +61,10 @@ TIMES = [
 BILL = (
     b"\xef\xbb\xbfdate,model,key,requests,errors,prompt_tokens,cached_tokens,completion_tokens,"
     b"estimated,unpriced,hours,cost_tokens,cost_hours,adjustments,cost,currency\r\n"
-    b"2026-11-05,Qwen-14B,,7,2,22202,10001,1091,1,0,"
-    b"2.128498,0.017828013,2.791719084,-0.5,2.309547097,CNY\r\n"
-    b"total,,,7,2,22202,10001,1091,1,0,"
-    b"2.128498,0.017828013,2.791719084,-0.5,2.309547097,CNY\r\n"
+    b"2026-11-05,Qwen-14B,,7,2,22302,10001,1091,1,0,"
+    b"2.128498,0.017888013,2.791719084,-0.5,2.309607097,CNY\r\n"
+    b"total,,,7,2,22302,10001,1091,1,0,"
+    b"2.128498,0.017888013,2.791719084,-0.5,2.309607097,CNY\r\n"
 )
 
 
@@ -268,8 +268,8 @@ def test_a_bill_can_be_checked_as_the_page_says(example: Example) -> None:
     answer = example.client.get("/api/usage/requests", query_string={**asked, "format": "csv"})
     header, *rows = [line.split(",") for line in answer.text.splitlines()]
     place = header.index("cost")
-    assert sum(Decimal(row[place]) for row in rows) == Decimal("0.017828013")
-    assert "It prints `0.017828013`" in PAGE
+    assert sum(Decimal(row[place]) for row in rows) == Decimal("0.017888013")
+    assert "It prints `0.017888013`" in PAGE
     answer = example.client.get("/api/usage/series", query_string={**asked, "bucket": "hour"})
     hours = answer.get_json()["buckets"]
     assert len(hours) == 24
