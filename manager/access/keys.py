@@ -83,7 +83,9 @@ def checked(key: Key) -> Key:
         raise _bad("name", f"a name has 1 to {LONGEST_NAME} characters, none of them a control")
     if name.strip() != name or any(unicodedata.category(c) == "Cf" for c in name):
         raise _bad("name", "a name does not begin or end with a blank, and all of it can be seen")
-    if name in _TAKEN_NAMES or name.startswith("@") or "/" in name:  # which addresses are cut at
+    # Addresses lose slashes at their ends, and one of two.
+    is_cut = name.strip("/") != name or "//" in name
+    if name in _TAKEN_NAMES or name.startswith("@") or is_cut:
         raise _bad("name", f"a key cannot be named {name}: choose another name")
     if len(key.owner) > LONGEST_NAME or has_control(key.owner):
         raise _bad("owner", f"an owner has at most {LONGEST_NAME} characters")

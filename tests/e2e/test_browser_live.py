@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 pytestmark = needs_browser
 
 # What a browser says of a server that is not there.
-GONE = ("ERR_CONNECTION_", "ERR_INCOMPLETE_CHUNKED_ENCODING", "ERR_EMPTY_RESPONSE")
+GONE = (
+    *("ERR_CONNECTION_", "ERR_INCOMPLETE_CHUNKED_ENCODING", "ERR_EMPTY_RESPONSE"),
+    "ERR_SOCKET_NOT_CONNECTED",
+)
 
 
 def loses(page: Page) -> None:

@@ -88,8 +88,8 @@ def test_a_model_that_is_tried_when_the_session_has_ended_is_not_asked(
 ) -> None:
     program.add_key("closes /v1")
     _, tab = opened(read, program, "/playground")
-    sign_out(program)
     tab.get_by_label("Your message").fill("Hello")
+    sign_out(program)
     tab.get_by_role("button", name="Send").click()
     shows(tab, OUT)
     assert tab.get_by_label("Your message").input_value() == "Hello"
