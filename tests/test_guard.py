@@ -232,7 +232,7 @@ class Gate:
         }
         # The routes' own parts, which nobody reaches.
         others = {field.name: MagicMock() for field in fields(House) if field.name not in parts}
-        house = House(**parts, **others)
+        house = self.house = House(**parts, **others)
         self.app = routes.create_app(house, b"a secret")
         for endpoint in self.app.view_functions:
             if not (is_whole and endpoint.startswith(("login.", "access."))):
@@ -719,6 +719,21 @@ def test_what_was_in_a_session_before_is_not_taken_along(desk: Gate) -> None:
     sign_in(caller)
     with caller.client.session_transaction() as kept:
         assert sorted(kept) == ["_permanent", "account", "generation"]
+
+
+def test_what_somebody_has_open_is_theirs_until_they_are_signed_out(gate: Gate) -> None:
+    owner = guard.Caller("127.0.0.1", True, is_owner=True)
+    assert guard.is_welcome(gate.house, owner)
+    gate.lock()
+    assert not guard.is_welcome(gate.house, owner)
+    ann = guard.Caller(ELSEWHERE, False, account=gate.access.now.accounts["ann"])
+    script = guard.Caller(ELSEWHERE, False, token=gate.access.now.tokens["a"])
+    assert guard.is_welcome(gate.house, ann)
+    assert guard.is_welcome(gate.house, script)
+    gate.access.change(lambda c: accounts.sign_out(c, "ann"))
+    gate.access.change(lambda c: accounts.remove_token(c, "a"))
+    assert not guard.is_welcome(gate.house, ann)
+    assert not guard.is_welcome(gate.house, script)
 
 
 def test_an_account_of_the_same_name_is_another(desk: Gate) -> None:
