@@ -7,15 +7,11 @@ that a new one cannot be open by mistake.
 from __future__ import annotations
 
 import enum
-import functools
-import ipaddress
 import json
 import logging
-import socket
 import sqlite3
 from collections.abc import Mapping
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import werkzeug
 from flask import Flask, Response, current_app, g, request, session
@@ -26,18 +22,14 @@ from manager.access.accounts import ADMIN, Account, Token
 from manager.access.keys import Key
 from manager.access.registry import refusal
 from manager.errors import ApiError
-from manager.settings import Network, Program
+from manager.settings import Program
+from routes.client import Client, allowed_origin, check_host, client_of, preflight
 from routes.house import House
 
 log = logging.getLogger(__name__)
 
 CHANGING = frozenset(("POST", "PUT", "PATCH", "DELETE"))
-# Names that reach a machine from its own containers, which no foreign name server answers for.
-_OWN_NAMES = frozenset(("localhost", "host.docker.internal", "host.containers.internal"))
-_PROXY_HEADERS = ("HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_VIA")
-_LONGEST_HOST = 260
 _LONGEST_NOTED = 300_000  # bytes of a body; a config is as long as that
-_CORS_SECONDS = "7200"
 _CORS_EXPOSED = (
     "Retry-After, X-LLM-Manager-Request, x-ratelimit-limit-requests, x-ratelimit-limit-tokens,"
     " x-ratelimit-remaining-requests, x-ratelimit-remaining-tokens, x-ratelimit-reset-requests,"
@@ -177,14 +169,14 @@ def _admit(house: House, rules: Mapping[str, Rule]) -> werkzeug.Response | None:
     # Each use of `request` and `g` is a search for the current one, and every request comes here.
     asked, kept = request._get_current_object(), g._get_current_object()
     environ, program = asked.environ, house.fleet.config.program
-    client = _client(environ, program)
+    client = client_of(environ, program)
     kept.secure = client.is_secure
     if environ["PATH_INFO"] != "/health":  # who checks whether we live may call us as they like
-        _check_host(client.host, program)
+        check_host(client.host, program)
     if "HTTP_ORIGIN" in environ:
-        kept.cors = _allowed_origin(environ, client.host, program)
+        kept.cors = allowed_origin(environ, client.host, program)
         if kept.cors and environ["REQUEST_METHOD"] == "OPTIONS":
-            return _preflight()
+            return preflight()
     route = asked.url_rule
     if route is None:
         return None  # nothing is there, as Flask will say
@@ -195,153 +187,11 @@ def _admit(house: House, rules: Mapping[str, Rule]) -> werkzeug.Response | None:
     return None
 
 
-# --- where a request comes from -------------------------------------------------------------------
-
-
-class _Client(NamedTuple):
-    address: str
-    is_local: bool
-    is_secure: bool
-    host: str | None
-
-
-def _client(environ: dict[str, Any], program: Program) -> _Client:
-    peer, host = environ.get("REMOTE_ADDR", ""), environ.get("HTTP_HOST")
-    trusted = program.trusted_proxies
-    if not trusted or not _is_within(peer, trusted):
-        # A proxy on this machine that nobody has named brings in who knows whom.
-        is_local = _is_loopback(peer) and not any(name in environ for name in _PROXY_HEADERS)
-        return _Client(peer, is_local, environ["wsgi.url_scheme"] == "https", host)
-    address = peer
-    # The nearest last: what a client wrote itself is before what the proxies have seen.
-    for hop in reversed(environ.get("HTTP_X_FORWARDED_FOR", peer).split(",")):
-        address = _without_port_of_hop(hop)
-        if not _is_within(address, trusted):
-            break
-    # Who is at home on the proxy's machine is so here only if it is this one; and a proxy that
-    # tells in another way who came in has not told it in the one that we read.
-    tells = "HTTP_X_FORWARDED_FOR" in environ or not any(n in environ for n in _PROXY_HEADERS)
-    is_local = tells and _is_loopback(peer) and _is_loopback(address)
-    proto = environ.get("HTTP_X_FORWARDED_PROTO", "").partition(",")[0]
-    is_secure = proto.strip().lower() == "https"
-    return _Client(address, is_local, is_secure, environ.get("HTTP_X_FORWARDED_HOST", host))
-
-
-def _without_port_of_hop(hop: str) -> str:
-    """An address as some proxies write it, with a port: else each port would be another client.
-    Empty for what is none."""
-    hop = hop.strip()
-    bare = hop[1:].partition("]")[0] if hop.startswith("[") else hop
-    if bare.count(":") == 1:
-        bare = bare.partition(":")[0]
-    found = _ip(bare)
-    return "" if found is None else str(found)
-
-
-@functools.lru_cache(1024)
-def _is_within(address: str, networks: tuple[Network, ...]) -> bool:
-    found = _ip(address)
-    return found is not None and any(found in network for network in networks)
-
-
-@functools.lru_cache(1024)
-def _is_loopback(address: str) -> bool:
-    found = _ip(address)
-    return found is not None and found.is_loopback
-
-
-def _ip(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        found = ipaddress.ip_address(address)
-    except ValueError:
-        return None
-    mapped = getattr(found, "ipv4_mapped", None)  # of a socket that takes both
-    return found if mapped is None else mapped
-
-
-def _check_host(host: str | None, program: Program) -> None:
-    """A page that has its own name resolve to this machine is, to its browser, at home here. The
-    name tells: no address can be another's."""
-    if host is None:
-        return
-    # Longer ones are no names, and are not to be remembered.
-    is_name = len(host) <= _LONGEST_HOST
-    if not (is_name and _is_own_host(host, program.host, program.allowed_hosts)):
-        name = _without_port(host)[:100]
-        raise ApiError(
-            403,
-            "host_not_allowed",
-            f"This LLM-Manager is not known as {name!r}. If it is meant to be, add the name to"
-            " allowed_hosts, under program in config.yaml; else call it by its address",
-        )
-
-
-@functools.lru_cache(1024)
-def _is_own_host(host: str, listening: str, allowed: tuple[str, ...]) -> bool:
-    name = _without_port(host).lower().rstrip(".")
-    if _ip(name.strip("[]")) is not None or name.endswith(".localhost"):
-        return True
-    return name in _OWN_NAMES or name in _machine_names() or name in (listening.lower(), *allowed)
-
-
-@functools.lru_cache(1)
-def _machine_names() -> frozenset[str]:
-    name = socket.gethostname().lower()
-    short = name.split(".")[0]
-    return frozenset((name, short, f"{short}.local"))
-
-
-def _without_port(host: str) -> str:
-    name, _, port = host.rpartition(":")
-    return name if name and port.isdecimal() else host
-
-
-def _allowed_origin(environ: dict[str, Any], host: str | None, program: Program) -> str | None:
-    """The foreign origin that may use the models; None where the page is our own, or none. A
-    browser lets any page post to a local port, and only keeps the answer from it."""
-    origin = environ["HTTP_ORIGIN"]
-    if host is not None and _is_same(origin, host):
-        return None
-    is_allowed = "*" in program.cors_origins or origin.lower() in program.cors_origins
-    if is_allowed and environ["PATH_INFO"].startswith("/v1/"):
-        return str(origin)
-    raise ApiError(
-        403,
-        "origin_not_allowed",
-        f"Web pages of {origin[:100]!r} may not use this LLM-Manager. For the models alone they may"
-        " if the origin is in cors_origins, under program in config.yaml",
-    )
-
-
-def _is_same(origin: str, host: str) -> bool:
-    try:
-        return _bare(urlsplit(origin).netloc) == _bare(host)
-    except ValueError:
-        return False
-
-
-def _bare(netloc: str) -> str:
-    """Without the port that goes without saying: a proxy may have added or dropped it."""
-    return netloc.lower().removesuffix(":80").removesuffix(":443")
-
-
-def _preflight() -> Response:
-    wanted = request.headers.get("Access-Control-Request-Headers", "")
-    return Response(
-        status=204,
-        headers={
-            "Access-Control-Allow-Methods": "GET, POST",
-            "Access-Control-Allow-Headers": wanted or "Authorization, Content-Type, X-Api-Key",
-            "Access-Control-Max-Age": _CORS_SECONDS,
-        },
-    )
-
-
 # --- who it is ------------------------------------------------------------------------------------
 
 
 def _caller(
-    house: House, program: Program, rule: Rule, client: _Client, environ: dict[str, Any]
+    house: House, program: Program, rule: Rule, client: Client, environ: dict[str, Any]
 ) -> Caller:
     """Raises ApiError 401 and 403 for who may not do what the rule is for."""
     nobody = Caller(client.address, client.is_local)
