@@ -22,8 +22,9 @@ from pathlib import Path
 
 from bench import usage_rows
 from jobs import billing, rezone, run_hours
-from manager import calendar, data
-from manager.store import Store
+from manager.billing import calendar
+from manager.storage import maintenance
+from manager.storage.store import Store
 
 _EVERY_SECONDS = 0.01  # a lock is asked for
 
@@ -80,7 +81,7 @@ def main() -> None:
         began = time.perf_counter()
         usage_rows.fill(path, given.rows, zone, rolled_up=False, days=given.days)
         print(f"made {given.rows:,} requests in {time.perf_counter() - began:.1f} s", flush=True)
-        with closing(data.connect(path)) as connection:
+        with closing(maintenance.connect(path)) as connection:
             measure("priced and added up", path, lambda: price_all(connection, zone))
             later = usage_rows.START_MS * 2
             measure("runs billed", path, lambda: run_hours.bill_runs(connection, zone, later))

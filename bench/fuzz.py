@@ -42,7 +42,7 @@ from bench.servers import BenchError, Program
 from bench.soak import Holdings
 
 ROOT = Path(__file__).resolve().parents[1]
-FAKE = ROOT / "tests" / "fake_upstream.py"
+FAKE = ROOT / "tests" / "support" / "fake_upstream.py"
 PATIENCE = 10.0  # seconds after which a connection with neither answer nor end hangs
 UNFINISHED = 0.3  # seconds without an answer after which a request is taken for half of one
 SENDERS = 8
@@ -520,7 +520,7 @@ class Fuzz:
         self._data = folder / "data"
         self._tokens = itertools.count(1)
         self._token = self._new_token()
-        self._key = self._shell("manager.keys", "add", "the-fuzz")
+        self._key = self._shell("commands.keys", "add", "the-fuzz")
         document = self._get("/openapi.json")
         self._sender = Sender(program.port, self.tally)
         self._cases = {
@@ -606,7 +606,7 @@ class Fuzz:
     def _new_token(self) -> str:
         """Works once the program has seen it, which it looks for each second."""
         name = f"the-fuzz-{next(self._tokens)}"
-        token = self._shell("manager.admin", "add-token", name, "--role", "admin")
+        token = self._shell("commands.users", "add-token", name, "--role", "admin")
         deadline = time.monotonic() + PATIENCE
         headers = {"Authorization": f"Bearer {token}"}
         url = f"{self._base}/api/session"

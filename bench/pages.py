@@ -31,8 +31,8 @@ from playwright.sync_api import Browser, CDPSession, Error, Page, Playwright, sy
 
 from bench import servers, usage_rows
 from bench.servers import BenchError, Program
-from manager import calendar
-from routes.pages import PAGES
+from manager.billing import calendar
+from routes.pages.views import PAGES
 
 KILOBYTES, FIRST_PAINT_MS, USABLE_MS = 150, 500, 1000
 ZONE = "UTC"

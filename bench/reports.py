@@ -19,11 +19,11 @@ from pathlib import Path
 import psutil
 
 from bench import usage_rows
-from manager import bills, calendar
-from manager.bills import Period
-from manager.reports import Reports
-from manager.search import EVERYTHING, GROUPS, Filters, Search
-from manager.store import reading
+from manager.billing import calendar, statements
+from manager.billing.statements import Period
+from manager.storage.store import reading
+from manager.usage.reports import Reports
+from manager.usage.request_search import EVERYTHING, GROUPS, Filters, Search
 
 SUMMARY_MS, PAGE_MS, BILL_MS = 50, 20, 5000
 TIMES = 9
@@ -39,7 +39,7 @@ def main() -> int:
 
         def bill() -> bytes:
             with reading(path) as connection:
-                return bills.make(connection, period, ZONE, "CNY")
+                return statements.make(connection, period, ZONE, "CNY")
 
         print(f"{arguments.rows:,} requests, usage.db has {path.stat().st_size / 1e6:,.0f} MB\n")
         slow = [

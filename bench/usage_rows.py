@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from jobs import billing, run_hours
-from manager import data
-from manager.pricing import Price, Tier, tiers_to_json
-from manager.store import Store, uuid7
+from manager.billing.pricing import Price, Tier, tiers_to_json
+from manager.storage import maintenance
+from manager.storage.store import Store, uuid7
 
 MODELS = 50
 KEYS = 20
@@ -47,7 +47,7 @@ def fill(
     fifty fails. The same rows each time.
     """
     Store(path).close()
-    with closing(data.connect(path)) as connection:
+    with closing(maintenance.connect(path)) as connection:
         # What a crash leaves of a file that is made to be measured is of no use.
         connection.execute("PRAGMA synchronous = OFF")
         _prices_and_runs(connection, start_ms, days)
@@ -72,7 +72,7 @@ def _prices_and_runs(connection: sqlite3.Connection, start_ms: int, days: int) -
         Tier(32000, -1, 0, -1, 4_800_000_000, 14_400_000_000, 0, 0, False),
     ]
     price = Price(500_000_000, tuple(tiers))
-    with data.transaction(connection):
+    with maintenance.transaction(connection):
         for number in range(MODELS):
             connection.execute(
                 "INSERT INTO prices (model, effective_ms, per_hour, tiers, created_ms)"
@@ -111,7 +111,7 @@ def _insert(
     ended = first + completion * chance.integers(8, 30, count)
     chances = chance.bytes(10 * count)
     columns = (models, keys, prompt, cached, completion, failed, streamed, started, first, ended)
-    with data.transaction(connection):
+    with maintenance.transaction(connection):
         connection.executemany(
             _INSERT,
             (

@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from manager import data, spool
-from manager.store import StoreError
+from manager.storage import maintenance, spool
+from manager.storage.store import StoreError
 
 
 def main() -> int:
@@ -23,7 +23,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         spool.commit_left(arguments.data_dir)
-        size = data.back_up(arguments.data_dir / "usage.db", arguments.file)
+        size = maintenance.back_up(arguments.data_dir / "usage.db", arguments.file)
     except (StoreError, OSError) as error:
         print(f"No copy was made: {error}", file=sys.stderr)
         return 1

@@ -24,7 +24,7 @@ from jobs.ledger import (
     state_of,
     teach,
 )
-from manager.data import billed_seq, transaction
+from manager.storage.maintenance import billed_seq, transaction
 
 BATCH = 6000
 """Requests that are added up together: the more, the fewer rows of sums are written."""

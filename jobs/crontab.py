@@ -8,7 +8,7 @@ from apscheduler.triggers.base import BaseTrigger
 from apscheduler.triggers.combining import OrTrigger
 from apscheduler.triggers.cron import CronTrigger
 
-from manager import cron
+from manager.config import cron
 
 
 def trigger(line: str, zone: tzinfo) -> BaseTrigger:

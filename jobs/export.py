@@ -11,9 +11,11 @@ from contextlib import closing
 from pathlib import Path
 
 from jobs import tasks
-from manager import bills, calendar, config, data, plugins, spool
-from manager.config import ConfigError
-from manager.store import StoreError
+from manager.billing import calendar, statements
+from manager.config import loader, plugins
+from manager.config.loader import ConfigError
+from manager.storage import maintenance, spool
+from manager.storage.store import StoreError
 
 _WORKER_SECONDS = 120.0  # that the program's worker may take to price what is there
 _LOOK_SECONDS = 0.1
@@ -38,12 +40,12 @@ def main() -> int:
     return 0
 
 
-def _write(period: bills.Period, config_file: Path, data_dir: Path) -> Path:
-    loaded = config.load(config_file, lambda folder: list(plugins.interfaces(folder)))
+def _write(period: statements.Period, config_file: Path, data_dir: Path) -> Path:
+    loaded = loader.load(config_file, lambda folder: list(plugins.interfaces(folder)))
     settings = tasks.Settings.of(loaded.program, data_dir)
     work = tasks.Work(settings)
     spool.commit_left(data_dir)
-    with closing(data.connect(work.path)) as connection:
+    with closing(maintenance.connect(work.path)) as connection:
         with tasks.claim(settings.data_dir, 0) as is_ours:
             if is_ours:
                 work.bring_up_to_date(connection)
@@ -55,10 +57,10 @@ def _write(period: bills.Period, config_file: Path, data_dir: Path) -> Path:
 def _wait_for_worker(connection: sqlite3.Connection, settings: tasks.Settings) -> None:
     """Until all is priced that was there when we began. What goes on is billed every half minute,
     and is in the bill up to then."""
-    newest = data.newest_seq(connection)
+    newest = maintenance.newest_seq(connection)
     zone = calendar.zone(settings.timezone)
     deadline = time.monotonic() + _WORKER_SECONDS
-    while data.billed_seq(connection) < newest or not tasks.is_in(connection, zone):
+    while maintenance.billed_seq(connection) < newest or not tasks.is_in(connection, zone):
         if time.monotonic() > deadline:
             raise NotPriced(
                 "the running program has not priced all requests within two minutes: see"
@@ -80,10 +82,10 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _period(kind: str) -> Callable[[str], bills.Period]:
-    def period(text: str) -> bills.Period:
+def _period(kind: str) -> Callable[[str], statements.Period]:
+    def period(text: str) -> statements.Period:
         try:
-            found = bills.Period.read(text)
+            found = statements.Period.read(text)
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
         if found.is_month != (kind == "month"):

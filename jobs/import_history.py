@@ -19,9 +19,10 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from manager import data, datadir, pricing
-from manager.pricing import OPEN, Price, Tier, billionths, tiers_to_json
-from manager.store import Store, StoreError
+from manager.billing import pricing
+from manager.billing.pricing import OPEN, Price, Tier, billionths, tiers_to_json
+from manager.storage import data_dir, maintenance
+from manager.storage.store import Store, StoreError
 
 _SAFE_NAME = re.compile(r"\w+", re.ASCII)
 _ROWS = 500  # in one transaction
@@ -71,7 +72,7 @@ def main() -> int:
     parser.add_argument("--data-dir", type=Path, default=Path("data"), metavar="DIR")
     arguments = parser.parse_args()
     try:
-        datadir.make(arguments.data_dir)
+        data_dir.make(arguments.data_dir)
         report = import_file(arguments.file, arguments.data_dir / "usage.db")
     except (NotReadable, StoreError, OSError, sqlite3.Error) as error:
         print(f"The import ended: {error}", file=sys.stderr)
@@ -103,7 +104,7 @@ def import_file(source: Path, target: Path) -> Report:
         except sqlite3.DatabaseError as error:
             raise NotReadable(f"{source} cannot be read: {error}") from error
         Store(target).close()  # makes or migrates it
-        with closing(data.connect(target)) as ours:
+        with closing(maintenance.connect(target)) as ours:
             for model, safe_name in models.items():
                 _Model(theirs, ours, model, safe_name, report).add()
     return report
@@ -200,7 +201,7 @@ class _Model:
                     values.append(read(*row))
                 except ValueError as error:
                     self._leave_out(f"row {row[0]} of {self._safe_name}_{kind}: {error}")
-            with data.transaction(self._ours):
+            with maintenance.transaction(self._ours):
                 # Of many at once, SQLite says how many were not ignored.
                 new = self._ours.executemany(statement, values).rowcount if values else 0
             added += new
@@ -260,7 +261,7 @@ class _Model:
             return
         if price is None or self._is_priced():
             return
-        with data.transaction(self._ours):
+        with maintenance.transaction(self._ours):
             self._ours.execute(
                 "INSERT INTO prices (model, effective_ms, per_hour, tiers, created_ms)"
                 " VALUES (?, ?, ?, ?, ?)",

@@ -23,10 +23,11 @@ import pandas as pd
 
 from jobs import tally
 from jobs.tally import Book, Cell, Packed, Version, Who
-from manager import calendar, latency
-from manager.data import mark
-from manager.pricing import PER_UNIT, Price, hour_cost, tiers_from_json
-from manager.schema import SUMS
+from manager.billing import calendar
+from manager.billing.pricing import PER_UNIT, Price, hour_cost, tiers_from_json
+from manager.storage.maintenance import mark
+from manager.storage.schema import SUMS
+from manager.usage import latency
 
 LARGEST = 2**63 - 1
 

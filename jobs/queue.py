@@ -25,8 +25,8 @@ from huey.registry import Message
 from huey.serializer import Serializer
 
 from jobs import tasks
-from manager import data, orders
-from manager.store import reading
+from manager.storage import maintenance, maintenance_tasks
+from manager.storage.store import reading
 
 log = logging.getLogger("manager.queue")
 
@@ -99,9 +99,9 @@ class TaskQueue:
     def _has_work(self) -> bool:
         try:
             with reading(self._data_dir / "usage.db") as connection:
-                return data.newest_seq(connection) > data.billed_seq(connection) or any(
-                    order.error is None for order in orders.orders(connection)
-                )
+                return maintenance.newest_seq(connection) > maintenance.billed_seq(
+                    connection
+                ) or any(order.error is None for order in maintenance_tasks.orders(connection))
         except sqlite3.Error:
             return True  # the worker runs into it as well, and says what it is
 

@@ -37,9 +37,9 @@ from jobs.ledger import (
 )
 from jobs.run_hours import RunHours, run_of
 from jobs.tally import Cell, Packed
-from manager import calendar
-from manager.data import billed_seq, transaction
-from manager.schema import SUMS, SUMS_OF_RUNS
+from manager.billing import calendar
+from manager.storage.maintenance import billed_seq, transaction
+from manager.storage.schema import SUMS, SUMS_OF_RUNS
 
 log = logging.getLogger("manager.worker")
 

@@ -21,9 +21,9 @@ from jobs.ledger import (
     require,
     state_of,
 )
-from manager import calendar
-from manager.data import transaction
-from manager.schema import SUMS_OF_RUNS
+from manager.billing import calendar
+from manager.storage.maintenance import transaction
+from manager.storage.schema import SUMS_OF_RUNS
 
 _AT_ONCE = 100  # hours in one transaction
 _ADD_TIME = adding("rollups", SUMS_OF_RUNS, NUMBER)

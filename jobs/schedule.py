@@ -9,18 +9,18 @@ from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from jobs import crontab
-from jobs.journal import Journal
+from jobs.log_setup import Journal
 from jobs.queue import TaskQueue
-from manager import bills, calendar
 from manager.access.registry import Access
-from manager.activity import Activity
-from manager.bills import Period
+from manager.billing import calendar, statements
+from manager.billing.statements import Period
 from manager.clock import Clock
+from manager.config.settings import Export, Program
 from manager.devices import Monitor
-from manager.fleet import Fleet
-from manager.logs import ModelLogs
-from manager.orders import Orders
-from manager.settings import Export, Program
+from manager.models.fleet import Fleet
+from manager.storage.logs import ModelLogs
+from manager.storage.maintenance_tasks import Orders
+from manager.usage.activity import Activity
 
 _SWEEP_SECONDS = 1.0
 _POLL_SECONDS = 1.0
@@ -91,7 +91,7 @@ class ScheduledBill:
     def __init__(self, program: Program, export: Export, data_dir: Path, orders: Orders) -> None:
         self._period = export.period
         self._zone = calendar.zone(program.timezone)
-        self._folder = bills.directory(program, data_dir)
+        self._folder = statements.directory(program, data_dir)
         self._usage_db = data_dir / "usage.db"
         self._orders = orders
         self.trigger = crontab.trigger(export.schedule, self._zone)
@@ -105,8 +105,12 @@ class ScheduledBill:
         _, ended_ms = period.bounds_ms(self._zone)
         due = self.trigger.get_next_fire_time(None, calendar.local(ended_ms, self._zone))
         is_missed = due is not None and due <= calendar.local(now_ms, self._zone)
-        made_ms = bills.made_ms(self._folder / period.file)
+        made_ms = statements.made_ms(self._folder / period.file)
         # One that somebody asked for before the period had ended is a part of it.
         is_there = made_ms is not None and made_ms >= ended_ms
-        if is_missed and not is_there and not bills.is_empty(self._usage_db, period, self._zone):
+        if (
+            is_missed
+            and not is_there
+            and not statements.is_empty(self._usage_db, period, self._zone)
+        ):
             self._orders.place("export", period.text)

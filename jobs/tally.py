@@ -9,9 +9,10 @@ from datetime import tzinfo
 import numpy as np
 import pandas as pd
 
-from manager import calendar, latency
-from manager.pricing import OPEN, PER_TOKENS, PER_UNIT, Price
-from manager.schema import ALL, SUMS
+from manager.billing import calendar
+from manager.billing.pricing import OPEN, PER_TOKENS, PER_UNIT, Price
+from manager.storage.schema import ALL, SUMS
+from manager.usage import latency
 
 Who = tuple[str, str, str, str]
 """Model, key, mode, scheme."""

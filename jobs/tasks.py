@@ -21,14 +21,16 @@ from typing import Any
 
 from huey import Huey
 
-from manager import bills, calendar, data, datadir, orders
-from manager.orders import Order
-from manager.settings import Program
-from manager.store import StoreError
+from manager.billing import calendar, statements
+from manager.config.settings import Program
+from manager.storage import data_dir as datadir
+from manager.storage import maintenance, maintenance_tasks
+from manager.storage.maintenance_tasks import Order
+from manager.storage.store import StoreError
 
 log = logging.getLogger("manager.worker")
 
-NAMES = ("bill", *orders.KINDS, "clean_up")
+NAMES = ("bill", *maintenance_tasks.KINDS, "clean_up")
 """The tasks: pricing with all that waits, the orders of one kind, and retention."""
 
 _DAY_MS = 24 * 3_600_000
@@ -55,7 +57,7 @@ class Settings:
             timezone=program.timezone,
             currency=program.currency,
             request_retention_days=program.request_retention_days,
-            exports=bills.directory(program, data_dir).resolve(),
+            exports=statements.directory(program, data_dir).resolve(),
             queue=program.queue,
         )
 
@@ -125,19 +127,19 @@ class Work:
         """Does a task. What the disk or the database refuses is logged; the next task tries it
         again."""
         try:
-            with closing(data.connect(self.path)) as connection:
+            with closing(maintenance.connect(self.path)) as connection:
                 self.bring_up_to_date(connection)
                 if task == "clean_up":
                     self._clean_up(connection)
-                for kind in orders.KINDS if task == "bill" else (task,):
+                for kind in maintenance_tasks.KINDS if task == "bill" else (task,):
                     self._all(connection, kind)
         except (sqlite3.Error, StoreError) as error:
             self._say(f"{task}: {error}; it is tried again")
 
     def bring_up_to_date(self, connection: sqlite3.Connection) -> None:
         """Prices and adds up all that is there. Raises sqlite3.Error."""
-        for order in orders.waiting(connection, "delete"):
-            if data.is_begun(order):
+        for order in maintenance_tasks.waiting(connection, "delete"):
+            if maintenance.is_begun(order):
                 self._do(connection, order)
         zone = self._zone()
         if not is_behind(connection, zone):
@@ -150,17 +152,17 @@ class Work:
             pass
         run_hours.bill_runs(connection, zone, time.time_ns() // 1_000_000)
 
-    def export(self, connection: sqlite3.Connection, period: bills.Period) -> Path:
+    def export(self, connection: sqlite3.Connection, period: statements.Period) -> Path:
         """Writes the bill of what is in the rollups. Raises OSError, sqlite3.Error; ValueError for
         a day that the time zone has skipped."""
-        bill = bills.make(connection, period, self._zone(), self.settings.currency)
-        return bills.write(self.settings.exports, period, bill)
+        bill = statements.make(connection, period, self._zone(), self.settings.currency)
+        return statements.write(self.settings.exports, period, bill)
 
     def _zone(self) -> tzinfo:
         return calendar.zone(self.settings.timezone)
 
     def _all(self, connection: sqlite3.Connection, kind: str) -> None:
-        for order in orders.waiting(connection, kind):
+        for order in maintenance_tasks.waiting(connection, kind):
             try:
                 self._do(connection, order)
             except sqlite3.Error as error:  # those behind it are not to wait for it
@@ -172,12 +174,12 @@ class Work:
             self._carry_out[order.kind](connection, order)
         except (OSError, ValueError, StoreError) as error:
             log.error("%s failed: %s", what, error)
-            orders.give_up(connection, order, str(error))
+            maintenance_tasks.give_up(connection, order, str(error))
         else:
-            orders.done(connection, order)
+            maintenance_tasks.done(connection, order)
 
     def _delete(self, connection: sqlite3.Connection, order: Order) -> None:
-        data.delete_model(connection, order)
+        maintenance.delete_model(connection, order)
         log.info("deleted what was recorded of %s", order.subject)
 
     def _reprice(self, connection: sqlite3.Connection, order: Order) -> None:
@@ -188,16 +190,16 @@ class Work:
         log.info("priced %d requests and hours of %s that had no price", changed, order.subject)
 
     def _export(self, connection: sqlite3.Connection, order: Order) -> None:
-        path = self.export(connection, bills.Period.read(order.subject))
+        path = self.export(connection, statements.Period.read(order.subject))
         log.info("wrote %s", path)
 
     def _vacuum(self, connection: sqlite3.Connection, _order: Order) -> None:
-        log.info("gave %d bytes of %s back", data.shrink(connection), self.path)
+        log.info("gave %d bytes of %s back", maintenance.shrink(connection), self.path)
 
     def _back_up(self, _connection: sqlite3.Connection, order: Order) -> None:
         target = self.settings.data_dir / "backups" / backup_name(order)
         datadir.make(target.parent)
-        log.info("copied %d bytes to %s", data.back_up(self.path, target), target)
+        log.info("copied %d bytes to %s", maintenance.back_up(self.path, target), target)
 
     def _clean_up(self, connection: sqlite3.Connection) -> None:
         days = self.settings.request_retention_days
@@ -206,7 +208,7 @@ class Work:
         zone = self._zone()
         # Whole days: what is left of a day would not make its sums again.
         before_ms = calendar.day_start_ms(time.time_ns() // 1_000_000 - days * _DAY_MS, zone)
-        gone = data.forget_requests(connection, before_ms)
+        gone = maintenance.forget_requests(connection, before_ms)
         if gone:
             log.info("deleted %d requests from before %s", gone, calendar.local(before_ms, zone))
 
@@ -220,7 +222,9 @@ class Work:
 
 def is_behind(connection: sqlite3.Connection, zone: tzinfo) -> bool:
     """Whether something is there that is not in the rollups, or not by this zone's days."""
-    if data.newest_seq(connection) > data.billed_seq(connection) or not is_in(connection, zone):
+    if maintenance.newest_seq(connection) > maintenance.billed_seq(connection) or not is_in(
+        connection, zone
+    ):
         return True
     unbilled = connection.execute(
         "SELECT 1 FROM runs WHERE ready_ms IS NOT NULL"
@@ -231,8 +235,8 @@ def is_behind(connection: sqlite3.Connection, zone: tzinfo) -> bool:
 
 def is_in(connection: sqlite3.Connection, zone: tzinfo) -> bool:
     """Whether the rollups are those of the zone's hours and days."""
-    begun = data.mark(connection, "timezone") in (None, str(zone))
-    return begun and data.mark(connection, "move") is None
+    begun = maintenance.mark(connection, "timezone") in (None, str(zone))
+    return begun and maintenance.mark(connection, "move") is None
 
 
 def backup_name(order: Order) -> str:

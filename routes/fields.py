@@ -7,9 +7,9 @@ from collections.abc import Callable
 from datetime import tzinfo
 from typing import Any
 
-from manager.pricing import billionths
-from manager.yamlnodes import has_control
-from routes.parameters import Number, bad, moment_ms
+from manager.billing.pricing import billionths
+from manager.config.yaml_reader import has_control
+from routes.request import Number, bad, moment_ms
 
 LONGEST_TEXT = 500
 REQUIRED = object()

@@ -11,18 +11,18 @@ from typing import Any
 
 from flask import Blueprint, Response, after_this_request, g, jsonify, request
 
-from manager import config
 from manager.access.limits import Permit, prompt_estimate
-from manager.activity import UnderWay
+from manager.config import loader
 from manager.errors import ApiError, ClientGone
-from manager.lease import Lease
-from manager.payload import Payload
-from manager.relay import CLIENT_GONE, Answer, Outcome, Request, forward
-from manager.store import RequestRow, uuid7
-from manager.upstream import Headers
-from manager.usage import MAX_TOKENS, Usage
-from routes.guard import Caller
-from routes.house import House
+from manager.models.lease import Lease
+from manager.relay.forward import CLIENT_GONE, Answer, Outcome, Request, forward
+from manager.relay.payload import Payload
+from manager.relay.upstream import Headers
+from manager.storage.store import RequestRow, uuid7
+from manager.tokens import MAX_TOKENS, Usage
+from manager.usage.activity import UnderWay
+from routes.auth import Caller
+from routes.services import House
 
 log = logging.getLogger("manager.requests")
 
@@ -58,7 +58,7 @@ def blueprint(house: House) -> Blueprint:
     return routes
 
 
-def _entry(settings: config.Model, name: str, began: int) -> dict[str, Any]:
+def _entry(settings: loader.Model, name: str, began: int) -> dict[str, Any]:
     return {
         "id": name,
         "object": "model",
@@ -69,11 +69,11 @@ def _entry(settings: config.Model, name: str, began: int) -> dict[str, Any]:
     }
 
 
-def _may_use(caller: Caller, model: config.Model) -> bool:
+def _may_use(caller: Caller, model: loader.Model) -> bool:
     return caller.key is None or caller.key.may_use((model.name, *model.aliases))
 
 
-def _require(caller: Caller, model: config.Model, asked_for: str) -> None:
+def _require(caller: Caller, model: loader.Model, asked_for: str) -> None:
     if not _may_use(caller, model):
         assert caller.key is not None
         raise ApiError(

@@ -30,17 +30,17 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import requests  # noqa: E402
-from cards import Cards, card  # noqa: E402
-from e2e.program import CHAT, FAKE, Program, chat, env_of, on, scheme  # noqa: E402
 from playwright.sync_api import Browser, Page, Route, sync_playwright  # noqa: E402
-from usage_rows import a_request, add_run, new_store  # noqa: E402
 
 from bench.pages import launch  # noqa: E402
+from manager.billing.price_versions import Prices  # noqa: E402
+from manager.billing.pricing import Price, Tier  # noqa: E402
 from manager.clock import Clock  # noqa: E402
-from manager.prices import Prices  # noqa: E402
-from manager.pricing import Price, Tier  # noqa: E402
-from manager.store import RequestRow, Store  # noqa: E402
-from routes.pages import PAGES  # noqa: E402
+from manager.storage.store import RequestRow, Store  # noqa: E402
+from routes.pages.views import PAGES  # noqa: E402
+from tests.support.cards import Cards, card  # noqa: E402
+from tests.support.program import CHAT, FAKE, Program, chat, env_of, on, scheme  # noqa: E402
+from tests.support.usage_rows import a_request, add_run, new_store  # noqa: E402
 
 OUT = ROOT / "docs" / "pages"
 WIDE, PHONE = (1280, 1180), (390, 844)

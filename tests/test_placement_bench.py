@@ -16,7 +16,7 @@ from bench.placement import shapes
 from bench.placement.policies import POLICIES, in_order
 from bench.placement.simulation import ALIVE, STOPPING, Outcome, Simulation
 from bench.placement.trace import ModelSpec, Trace, TraceError, read, with_ids, write
-from manager.scheduling import (
+from manager.placement.planner import (
     PATIENCE,
     Action,
     Card,

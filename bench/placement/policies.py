@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from manager.scheduling import Holding, Victims, cheapest, stop_cost
+from manager.placement.planner import Holding, Victims, cheapest, stop_cost
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 
 from bench.placement.policies import Policy, Use
 from bench.placement.trace import ModelSpec, Trace
-from manager.scheduling import (
+from manager.placement.planner import (
     Action,
     Card,
     Decision,

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from manager.scheduling import Card, Option
+from manager.placement.planner import Card, Option
 
 
 class TraceError(Exception):

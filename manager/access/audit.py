@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from manager.masking import MASK, is_telling
+from manager.config.redaction import MASK, is_telling
 
 _LONGEST_DETAIL = 2000  # characters
 _LONGEST_VALUE = 200

@@ -18,15 +18,15 @@ from dataclasses import dataclass, field
 from datetime import tzinfo
 from pathlib import Path
 
-from manager import calendar
-from manager.access.keys import PERIODS, Budget, Key
+from manager.access.api_keys import PERIODS, Budget, Key
+from manager.billing import calendar
+from manager.billing.pricing import decimal_text
 from manager.clock import Clock
-from manager.data import billed_seq
 from manager.errors import ApiError
-from manager.pricing import decimal_text
-from manager.reports import Reports
-from manager.store import reading
-from manager.usage import Usage
+from manager.storage.maintenance import billed_seq
+from manager.storage.store import reading
+from manager.tokens import Usage
+from manager.usage.reports import Reports
 
 log = logging.getLogger(__name__)
 

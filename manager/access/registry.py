@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from manager.access import accounts, credentials, keys
+from manager.access import accounts, api_keys, credentials
 from manager.access.accounts import Account, Token
-from manager.access.keys import Key, Secret
+from manager.access.api_keys import Key, Secret
 from manager.clock import Clock
-from manager.data import mark
 from manager.errors import ApiError
-from manager.store import Store, reading
+from manager.storage.maintenance import mark
+from manager.storage.store import Store, reading
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Known:
     @classmethod
     def read(cls, connection: sqlite3.Connection) -> Known:
         """Raises sqlite3.Error."""
-        all_keys = keys.load(connection)
+        all_keys = api_keys.load(connection)
         tokens = accounts.tokens(connection)
         return cls(
             version(connection),
@@ -92,7 +92,7 @@ def refusal(why: str) -> ApiError:
         401,
         "invalid_api_key",
         f"{why}. Send a valid one as `Authorization: Bearer …`; who runs this LLM-Manager makes"
-        " them on the page Keys, or with `python -m manager.keys add NAME`",
+        " them on the page Keys, or with `python -m commands.keys add NAME`",
     )
 
 
@@ -128,7 +128,7 @@ class Access:
         self._store.transact(function)
 
     def refresh(self) -> None:
-        """Sees what another process has changed, such as `python -m manager.keys`. Raises
+        """Sees what another process has changed, such as `python -m commands.keys`. Raises
         sqlite3.Error."""
         with reading(self._path) as connection:
             known = Known.read(connection) if version(connection) != self.now.version else None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from manager import usage
-from manager.usage import Usage
+from manager import tokens
+from manager.tokens import Usage
 
 
 class Interface:
@@ -29,4 +29,4 @@ class Interface:
 
     def usage(self, body: bytes) -> Usage | None:
         """The tokens that a whole answer reports; None where it says nothing."""
-        return usage.from_body(body)
+        return tokens.from_body(body)

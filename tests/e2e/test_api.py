@@ -11,8 +11,8 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from .conftest import Launch
-from .program import FEW_THREADS, Program, error_of, eventually, fake, gated, plain
+from tests.support.fixtures import Launch
+from tests.support.program import FEW_THREADS, Program, error_of, eventually, fake, gated, plain
 
 FIELDS = {
     "name",

@@ -9,8 +9,17 @@ from typing import Any
 
 import pytest
 
-from .conftest import Launch
-from .program import CHAT, Program, chat, error_of, eventually, fake, raw_post, read_answer
+from tests.support.fixtures import Launch
+from tests.support.program import (
+    CHAT,
+    Program,
+    chat,
+    error_of,
+    eventually,
+    fake,
+    raw_post,
+    read_answer,
+)
 
 MEGABYTE = 1 << 20
 

@@ -17,14 +17,13 @@ from typing import Any
 import psutil
 import pytest
 import requests
-from usage_rows import a_request, one, query
 
-from manager.store import MIGRATIONS, Store
-
-from .conftest import Launch
-from .program import Program, events_of, eventually, fake
-from .test_first_use import run
-from .test_full_disk import fill, own_mounts  # noqa: F401 - a fixture
+from e2e.test_first_use import run
+from e2e.test_full_disk import fill, own_mounts  # noqa: F401 - a fixture
+from manager.storage.store import MIGRATIONS, Store
+from tests.support.fixtures import Launch
+from tests.support.program import Program, events_of, eventually, fake
+from tests.support.usage_rows import a_request, one, query
 
 ID = "X-LLM-Manager-Request"
 INPUT, OUTPUT = 1, 2  # of the currency for a million tokens

@@ -9,7 +9,7 @@ import openai
 import pytest
 import requests
 
-from .program import Program
+from tests.support.program import Program
 
 pytestmark = pytest.mark.demo
 

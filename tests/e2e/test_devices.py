@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cards import Cards, card
 
-from .conftest import Launch
-from .program import Program, env_of, eventually, fake, on, scheme
+from tests.support.cards import Cards, card
+from tests.support.fixtures import Launch
+from tests.support.program import Program, env_of, eventually, fake, on, scheme
 
 RTX_4060 = "NVIDIA GeForce RTX 4060"
 V100 = "Tesla V100-SXM2-16GB"

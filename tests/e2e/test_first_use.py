@@ -12,8 +12,8 @@ from pathlib import Path
 import openai
 import pytest
 
-from .conftest import Launch
-from .program import CHAT, ROOT, Program, chat, error_of, events_of, fake, text_of
+from tests.support.fixtures import Launch
+from tests.support.program import CHAT, ROOT, Program, chat, error_of, events_of, fake, text_of
 
 MODELS = {
     "Talker": fake(aliases=["gpt", "org/talker:7b"]),

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Launch
-from .program import Program, error_of, events_of, eventually, fake
+from tests.support.fixtures import Launch
+from tests.support.program import Program, error_of, events_of, eventually, fake
 
 SMALL_DISK = "mkdir -p {logs} && mount -t tmpfs -o size=256k tmpfs {logs}"
 

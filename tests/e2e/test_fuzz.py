@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench import fuzz
-
-from .program import ROOT
+from tests.support.program import ROOT
 
 
 def test_nothing_that_is_sent_is_too_much(tmp_path: Path) -> None:

@@ -17,10 +17,9 @@ from typing import Any
 import openai
 import pytest
 import requests
-from usage_rows import query
 
-from .conftest import Launch
-from .program import (
+from tests.support.fixtures import Launch
+from tests.support.program import (
     CHAT,
     ROOT,
     Program,
@@ -32,6 +31,7 @@ from .program import (
     fake,
     text_of,
 )
+from tests.support.usage_rows import query
 
 CROWD = 200
 PRICE = {"tiers": [{"input": "1", "output": "2"}]}  # a million tokens
@@ -282,29 +282,29 @@ def test_a_key_of_higher_priority_goes_first_and_equal_ones_in_their_order(launc
 
 def test_keys_of_the_shell_are_known_within_a_moment(program: Program) -> None:
     assert program.ask("Model").status_code == 200  # open, as none is defined
-    secret = shell(program, "manager.keys", "add", "ann", "--max-concurrency", "2")
+    secret = shell(program, "commands.keys", "add", "ann", "--max-concurrency", "2")
     ann = Client(program, secret)
     eventually(lambda: program.ask("Model").status_code == 401)
     assert ann.ask().status_code == 200
-    new = Client(program, shell(program, "manager.keys", "rotate", "ann"))
+    new = Client(program, shell(program, "commands.keys", "rotate", "ann"))
     eventually(lambda: new.ask().status_code == 200)
     assert ann.ask().status_code == 200
-    shell(program, "manager.keys", "rotate", "ann", "--keep-old-hours", "0")
+    shell(program, "commands.keys", "rotate", "ann", "--keep-old-hours", "0")
     eventually(lambda: new.ask().status_code == 401)
     eventually(lambda: ann.ask().status_code == 401)
-    newest = Client(program, shell(program, "manager.keys", "rotate", "ann"))
+    newest = Client(program, shell(program, "commands.keys", "rotate", "ann"))
     eventually(lambda: newest.ask().status_code == 200)
-    shell(program, "manager.keys", "revoke", "ann")
+    shell(program, "commands.keys", "revoke", "ann")
     eventually(lambda: newest.ask().status_code == 401)
-    assert "revoked" in shell(program, "manager.keys", "list")
+    assert "revoked" in shell(program, "commands.keys", "list")
 
 
 def test_what_goes_wrong_in_the_shell_is_said(program: Program) -> None:
     for arguments, said in (
-        (("manager.keys", "revoke", "nobody"), "no key"),
-        (("manager.keys", "add", "*"), "cannot be named"),
-        (("manager.keys", "add", "a", "--budget", "10/year"), "day or a month"),
-        (("manager.admin", "remove", "nobody"), "no account"),
+        (("commands.keys", "revoke", "nobody"), "no key"),
+        (("commands.keys", "add", "*"), "cannot be named"),
+        (("commands.keys", "add", "a", "--budget", "10/year"), "day or a month"),
+        (("commands.users", "remove", "nobody"), "no account"),
     ):
         done = subprocess.run(
             [sys.executable, "-m", *arguments, "--data-dir", str(program.data)],
@@ -323,9 +323,9 @@ def test_a_password_of_the_shell_locks_the_pages_and_a_token_opens_the_api(
     program: Program,
 ) -> None:
     assert program.get("/api/models").status_code == 200
-    shell(program, "manager.admin", "password", "--stdin", text="correct horse\n")
+    shell(program, "commands.users", "password", "--stdin", text="correct horse\n")
     eventually(lambda: program.get("/api/models").status_code == 401)
-    token = shell(program, "manager.admin", "add-token", "prom")
+    token = shell(program, "commands.users", "add-token", "prom")
     headers = {"Authorization": f"Bearer {token}"}
     eventually(lambda: program.get("/metrics", headers=headers).status_code == 200)
     refused = program.post("/api/models/stop", headers=headers)
@@ -334,15 +334,15 @@ def test_a_password_of_the_shell_locks_the_pages_and_a_token_opens_the_api(
 
 
 def test_who_is_signed_out_sees_no_more_of_a_stream(program: Program) -> None:
-    shell(program, "manager.admin", "password", "--stdin", text="correct horse\n")
+    shell(program, "commands.users", "password", "--stdin", text="correct horse\n")
     eventually(lambda: program.get("/api/models").status_code == 401)
-    token = shell(program, "manager.admin", "add-token", "watcher")
+    token = shell(program, "commands.users", "add-token", "watcher")
     headers = {"Authorization": f"Bearer {token}"}
     eventually(lambda: program.get("/api/session", headers=headers).status_code == 200)
     with program.get("/api/events", headers=headers, stream=True) as stream:
         lines = stream.iter_lines()
         next(lines)
-        shell(program, "manager.admin", "remove-token", "watcher")
+        shell(program, "commands.users", "remove-token", "watcher")
         assert list(lines)  # what was on its way, and then its end
 
 
@@ -370,7 +370,7 @@ def test_openais_own_library_takes_the_refusals_for_what_they_are(program: Progr
 
 def test_no_secret_is_in_any_file_or_output(program: Program) -> None:
     ann = make(program)
-    shell(program, "manager.admin", "password", "--stdin", text="correct horse\n")
+    shell(program, "commands.users", "password", "--stdin", text="correct horse\n")
     secret = ann.headers["Authorization"].split()[1]
     ann.ask()
     bad = {"Authorization": "Bearer sk-llm-mistyped-but-nearly-right"}

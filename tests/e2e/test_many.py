@@ -7,8 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Launch
-from .program import FEW_THREADS, PLACES, Program, background, error_of, eventually, fake, gated
+from tests.support.fixtures import Launch
+from tests.support.program import (
+    FEW_THREADS,
+    PLACES,
+    Program,
+    background,
+    error_of,
+    eventually,
+    fake,
+    gated,
+)
 
 CROWD = 50
 

@@ -14,8 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
-from .conftest import Launch
-from .program import (
+from tests.support.fixtures import Launch
+from tests.support.program import (
     FAKE,
     FEW_THREADS,
     RUN,

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from .conftest import Launch
-from .program import CHAT, PATIENCE, Program, chat, fake
+from tests.support.fixtures import Launch
+from tests.support.program import CHAT, PATIENCE, Program, chat, fake
 
 OURS, OTHERS = "10.213.77.1", "10.213.77.2"
 
@@ -133,7 +133,7 @@ def test_opened_to_the_network_models_answer_and_all_else_says_what_to_do(
         status, text = wire.ask(path)
         assert status == 403
         assert "No password is set yet" in text
-        assert "python -m manager.admin password" in text
+        assert "python -m commands.users password" in text
     for path in ("/api/models/Model/stop", "/api/keys", "/api/config/reload"):
         status, text = wire.ask(path, "POST", {})
         assert (status, "no_password_yet" in text) == (403, True)

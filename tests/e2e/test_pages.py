@@ -12,11 +12,10 @@ from urllib.parse import urljoin
 import pytest
 import requests
 
-from routes import assets
-
-from .browser import address, pages
-from .conftest import Launch
-from .program import FEW_THREADS, Program, error_of, fake
+from routes.pages import assets
+from tests.support.browser import address, pages
+from tests.support.fixtures import Launch
+from tests.support.program import FEW_THREADS, Program, error_of, fake
 
 WEIGHT = 150_000  # bytes over the wire; the browser's tests count what the API adds
 SECRETS = ("hf-secret", "sk-in-argument", "sk-behind-argument", "redis-secret", "env-secret")

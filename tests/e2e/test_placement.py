@@ -12,12 +12,11 @@ from typing import Any
 
 import pytest
 import requests
-from cards import Cards, card
 
-from manager.scheduling import PATIENCE as BUSY_PATIENCE
-
-from .conftest import Launch
-from .program import (
+from manager.placement.planner import PATIENCE as BUSY_PATIENCE
+from tests.support.cards import Cards, card
+from tests.support.fixtures import Launch
+from tests.support.program import (
     Page,
     Program,
     background,

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import requests
 
-from .conftest import Launch
-from .program import (
+from tests.support.fixtures import Launch
+from tests.support.program import (
     CHAT,
     FEW_THREADS,
     PLACES,

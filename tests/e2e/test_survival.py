@@ -13,8 +13,8 @@ import psutil
 import pytest
 import requests
 
-from .conftest import Launch
-from .program import (
+from tests.support.fixtures import Launch
+from tests.support.program import (
     PATIENCE,
     background,
     error_of,

@@ -14,12 +14,11 @@ from typing import Any
 
 import psutil
 import pytest
-from cards import Cards, card
 
-from tray import pages
-
-from .conftest import Launch
-from .program import MARK, Program, env_of, eventually, fake, frozen
+from commands.tray import pages
+from tests.support.cards import Cards, card
+from tests.support.fixtures import Launch
+from tests.support.program import MARK, Program, env_of, eventually, fake, frozen
 
 INSTALL = "apt-get install xvfb trayer xdotool; pip install -r requirements-tray.txt"
 INSTALL_MENU = "apt-get install python3-gi gir1.2-ayatanaappindicator3-0.1 dbus"

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from usage_rows import query
 
-from .conftest import Launch
-from .program import CHAT, Program, chat, eventually, fake, frozen, raw_post, reset
+from tests.support.fixtures import Launch
+from tests.support.program import CHAT, Program, chat, eventually, fake, frozen, raw_post, reset
+from tests.support.usage_rows import query
 
 ID = "X-LLM-Manager-Request"
 ENDLESS = {"chunks": 5000, "interval": 0.02}

@@ -1,0 +1,185 @@
+"""API keys from a shell, also while the program runs: `python -m commands.keys add NAME`"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from commands import offline
+from commands.offline import Shell
+from manager.access import api_keys
+from manager.access.api_keys import Budget, Key
+from manager.billing.pricing import billionths, decimal_text
+
+_HOUR_MS = 3_600_000
+# By what argparse calls them; each is a field of a key.
+_FIELDS = (
+    *("owner", "models", "requests_per_minute", "tokens_per_minute", "max_concurrency"),
+    *("budget", "priority", "expires_ms"),
+)
+
+
+def main() -> int:
+    """The exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m commands.keys",
+        description="API keys, which let their owners use the models.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    offline.command(commands, "list", _list, "all keys and their limits")
+    for name, act, help_text in (
+        ("add", _add, "make a key, and show its secret, once"),
+        ("change", _change, "set limits of a key; `none` takes one away"),
+    ):
+        command = offline.command(commands, name, act, help_text)
+        command.add_argument("name", metavar="NAME")
+        _add_limits(command)
+    rotate = offline.command(
+        commands, "rotate", _rotate, "a new secret; the old one stays for a while"
+    )
+    rotate.add_argument("name", metavar="NAME")
+    rotate.add_argument(
+        "--keep-old-hours",
+        type=_hours,
+        default=24,
+        metavar="HOURS",
+        help="how long the old one stays valid (24)",
+    )
+    revoke = offline.command(commands, "revoke", _revoke, "end a key for ever")
+    revoke.add_argument("name", metavar="NAME")
+    return offline.run(parser)
+
+
+def _add_limits(command: argparse.ArgumentParser) -> None:
+    # What is not given is not set: a change leaves it as it is.
+    options: tuple[tuple[str, Any, str, str], ...] = (
+        ("--owner", str, "WHO", "whose it is"),
+        ("--models", _models, "A,B", "names or aliases of the models it may use"),
+        ("--requests-per-minute", _limit, "N", "requests in any sixty seconds"),
+        ("--tokens-per-minute", _limit, "N", "tokens in any sixty seconds"),
+        ("--max-concurrency", _limit, "N", "requests at once"),
+        ("--budget", _budget, "10/month", "money a day or a month"),
+        ("--priority", int, "0-10", "the higher the sooner, where requests wait"),
+    )
+    for option, kind, metavar, help_text in options:
+        command.add_argument(
+            option, type=kind, metavar=metavar, help=help_text, default=argparse.SUPPRESS
+        )
+    command.add_argument(
+        "--expires",
+        dest="expires_ms",
+        type=lambda text: None if text == "none" else offline.moment_ms(text),
+        metavar="2027-01-31",
+        default=argparse.SUPPRESS,
+    )
+
+
+def _list(_arguments: argparse.Namespace, its: Shell) -> None:
+    now_ms = offline.now_ms()
+    rows: list[tuple[str, ...]] = [
+        ("NAME", "STATE", "OWNER", "MODELS", "REQ/MIN", "TOK/MIN", "AT ONCE", "BUDGET")
+    ]
+    for key in its.look(api_keys.load):
+        limits = (key.requests_per_minute, key.tokens_per_minute, key.max_concurrency)
+        budget = key.budget
+        rows.append(
+            (
+                key.name,
+                key.state(now_ms),
+                key.owner,
+                "all" if key.models is None else ",".join(key.models),
+                *("-" if limit is None else str(limit) for limit in limits),
+                "-" if budget is None else f"{decimal_text(budget.amount)}/{budget.period}",
+            )
+        )
+    offline.table(rows)
+
+
+def _add(arguments: argparse.Namespace, its: Shell) -> None:
+    given = _given(arguments)
+    key = Key(arguments.name, **given)
+    made, secret = its.change(
+        "add key", key.name, _told(given), lambda c: api_keys.add(c, key, offline.now_ms())
+    )
+    _show(made, secret)
+
+
+def _change(arguments: argparse.Namespace, its: Shell) -> None:
+    given = _given(arguments)
+    its.change(
+        "change key",
+        arguments.name,
+        _told(given),
+        lambda c: api_keys.change(c, arguments.name, given),
+    )
+
+
+def _rotate(arguments: argparse.Namespace, its: Shell) -> None:
+    keep_ms = arguments.keep_old_hours * _HOUR_MS
+    key, secret = its.change(
+        "rotate key",
+        arguments.name,
+        {"keep_old_hours": arguments.keep_old_hours},
+        lambda c: api_keys.rotate(c, arguments.name, keep_ms, offline.now_ms()),
+    )
+    _show(key, secret)
+
+
+def _revoke(arguments: argparse.Namespace, its: Shell) -> None:
+    its.change(
+        "revoke key",
+        arguments.name,
+        {},
+        lambda c: api_keys.revoke(c, arguments.name, offline.now_ms()),
+    )
+
+
+def _show(key: Key, secret: str) -> None:
+    print(f"The key of {key.name}. It is not shown again:", file=sys.stderr)
+    print(secret)
+
+
+def _given(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(arguments, name) for name in _FIELDS if hasattr(arguments, name)}
+
+
+def _told(given: dict[str, Any]) -> dict[str, Any]:
+    budget = given.get("budget")
+    if budget is None:
+        return given
+    return {**given, "budget": f"{decimal_text(budget.amount)}/{budget.period}"}
+
+
+def _models(text: str) -> tuple[str, ...] | None:
+    return None if text == "none" else tuple(filter(None, map(str.strip, text.split(","))))
+
+
+def _limit(text: str) -> int | None:
+    if text == "none":
+        return None
+    if not text.isdecimal() or not 0 < int(text) <= 10**12:
+        raise argparse.ArgumentTypeError(f"expected a number from 1 on, or none, found {text!r}")
+    return int(text)
+
+
+def _budget(text: str) -> Budget | None:
+    if text == "none":
+        return None
+    amount, _, period = text.partition("/")
+    try:
+        return Budget(billionths(amount), period)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"expected a budget such as 10/month or 0.5/day: {error}"
+        ) from None
+
+
+def _hours(text: str) -> int:
+    if not text.isdecimal() or int(text) > api_keys.LONGEST_GRACE_HOURS:
+        raise argparse.ArgumentTypeError(f"expected 0 to {api_keys.LONGEST_GRACE_HOURS} hours")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,307 @@
+"""The front door: arguments, config, everything built once, served with waitress."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import logging
+import queue
+import signal
+import sqlite3
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+if sys.platform != "win32":
+    import resource
+
+from commands.tray import Tray, pages
+from jobs import log_setup, schedule
+from jobs.queue import TaskQueue
+from jobs.supervisor import Supervisor
+from jobs.tasks import Settings
+from manager.access.limits import Limits
+from manager.access.registry import Access
+from manager.billing import calendar
+from manager.billing.price_versions import Prices
+from manager.clock import Clock
+from manager.config import loader, plugins
+from manager.config.loader import ConfigError
+from manager.devices import Monitor
+from manager.errors import ApiError
+from manager.events import Events
+from manager.interfaces import Interface
+from manager.models.fleet import Fleet
+from manager.models.ports import Ports
+from manager.models.server import Shared
+from manager.placement.placement import Placement
+from manager.relay.watcher import Watch
+from manager.storage import data_dir as datadir
+from manager.storage.data_dir import DataDirInUse
+from manager.storage.logs import ModelLogs
+from manager.storage.maintenance_tasks import Orders
+from manager.storage.spool import Spool
+from manager.storage.store import Store, StoreError
+from manager.usage.activity import Activity
+from manager.usage.reports import Reports
+from routes import create_app
+from routes.api import config as settings
+from routes.api.metrics import Metrics
+from routes.http.server import CannotListen, HttpServer
+from routes.http.slots import Slots
+from routes.services import House
+
+log = logging.getLogger("manager")
+
+_FILES = 65536
+_M_ARENA_MAX = -8  # malloc.h
+_RELOAD, _STOP = "reload", "stop"
+_ANSWER_GRACE = 5.0  # seconds that answers have to reach their clients at the end
+
+
+def main() -> int:
+    """Runs the program; the exit code."""
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
+    _use_one_heap()
+    _raise_file_limit()
+    arguments = _arguments()
+    interfaces: dict[str, Interface] = {}
+
+    def modes(folder: Path | None) -> list[str]:
+        if not interfaces:  # plugins are loaded once, at the program's start
+            interfaces.update(plugins.interfaces(folder))
+        return list(interfaces)
+
+    def load() -> loader.Config:
+        return loader.load(arguments.config, modes)
+
+    try:
+        loaded = load()
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 1
+    if arguments.check:
+        print(f"{arguments.config}: {len(loaded.models)} models, no problems")
+        return 0
+    try:
+        return _serve(arguments, loaded, interfaces, load)
+    except (CannotListen, DataDirInUse, StoreError, sqlite3.Error, OSError) as error:
+        print(f"LLM-Manager cannot start: {error}", file=sys.stderr)
+        return 1
+
+
+def _serve(
+    arguments: argparse.Namespace,
+    loaded: loader.Config,
+    interfaces: dict[str, Interface],
+    load: Callable[[], loader.Config],
+) -> int:
+    program = loaded.program
+    host = arguments.host or program.host
+    data_dir: Path = arguments.data_dir
+    claimed = datadir.claim(data_dir)
+    log_journal = log_setup.begin(data_dir / "logs", program.log_level)
+    datadir.protect(data_dir)
+    clock, events, metrics = Clock(), Events(), Metrics()
+    monitor = Monitor(
+        plugins.devices(program.device_plugin_dir),
+        clock,
+        pids=lambda: placement.pids(),
+        watched=lambda: events.are_wanted("devices") or placement.has_line(),
+    )
+    monitor.set_enabled(not program.disable_gpu_monitoring)
+    placement = Placement(monitor, clock, events, metrics, program)
+    shared = Shared(
+        store=Store(data_dir / "usage.db"),
+        logs=ModelLogs(data_dir / "logs"),
+        events=events,
+        watch=Watch(),
+        ports=Ports(),
+        placement=placement,
+        clock=clock,
+        connections=program.threads,
+    )
+    fleet = Fleet(loaded, interfaces, shared)
+    usage_db = data_dir / "usage.db"
+    tasks = TaskQueue(data_dir, program.queue)
+    prices = Prices(shared.store, usage_db, clock)
+    reports = Reports(usage_db)
+    Spool(data_dir, shared.store.add_requests).close()  # what a killed program has left counts
+    limits = Limits(clock, lambda: calendar.zone(fleet.config.program.timezone), prices.cost)
+    limits.load(usage_db, reports)
+    spool = Spool(data_dir, shared.store.add_requests)
+    worker = Supervisor(Settings.of(program, data_dir), clock)
+    orders = Orders(shared.store, usage_db, clock, tasks.put)
+    house = House(
+        fleet=fleet,
+        interfaces=interfaces,
+        watch=shared.watch,
+        events=events,
+        activity=Activity(clock, events),
+        monitor=monitor,
+        placement=placement,
+        clock=clock,
+        logs=shared.logs,
+        spool=spool,
+        slots=Slots(program.threads),
+        metrics=metrics,
+        data_dir=data_dir,
+        closing=threading.Event(),
+        load=load,
+        reports=reports,
+        prices=prices,
+        orders=orders,
+        worker=worker,
+        access=Access(shared.store, usage_db, clock),
+        limits=limits,
+        host=host,
+    )
+    # Before any model is touched: a port in use ends the program, and nothing else.
+    server = HttpServer(
+        create_app(house, datadir.secret(data_dir)),
+        host,
+        program.port if arguments.port is None else arguments.port,
+        program.threads,
+        program.max_body_mb,
+        trusted_proxies=program.trusted_proxies,
+    )
+    wishes = _signals()
+    shared.watch.start()
+    monitor.start()
+    house.prices.seed(loaded.models.values())
+    fleet.adopt()
+    worker.start()
+    scheduler = schedule.start(
+        house.access,
+        house.activity,
+        fleet,
+        monitor,
+        shared.logs,
+        log_journal,
+        tasks,
+        orders,
+        clock,
+        data_dir,
+    )
+    server.start()
+    # One write, end of line included: a log that shares the terminal must not come between.
+    sys.stdout.write(f"Listening on http://{_address(host)}:{server.port}\n")
+    sys.stdout.flush()
+    _warn(house, server.port)
+    fleet.start_wanted()
+    tray = None
+    if arguments.tray:
+        tray = Tray(pages(host, server.port), fleet, monitor, lambda: wishes.put(_STOP))
+        tray.start()
+
+    while _next(wishes) == _RELOAD:
+        _reload(house)
+
+    log.info("stopping the models; once more leaves at once and lets them run on")
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    house.closing.set()
+    fleet.close()
+    server.close(_ANSWER_GRACE)
+    shared.watch.stop()
+    monitor.stop()  # before the scheduler, which it wakes
+    scheduler.shutdown()
+    if tray is not None:
+        tray.stop()  # now that all models are stopped
+    worker.stop()
+    tasks.close()
+    spool.close()
+    shared.store.close()
+    claimed.close()
+    return 0
+
+
+def _warn(house: House, port: int) -> None:
+    """Says which doors are open, and how to lock them."""
+    known = house.access.now
+    if house.models_are_open:
+        log.warning(
+            "no API key is asked for: whoever reaches this address may use the models. Make a key"
+            " on the page Keys or by `python -m commands.keys add NAME`, or set require_key in the"
+            " config"
+        )
+    if not known.accounts:
+        log.warning(
+            "no password is set: the pages and /api answer on this machine alone, to all of its"
+            " users. Set one at http://127.0.0.1:%d/setup or by"
+            " `python -m commands.users password`",
+            port,
+        )
+
+
+def _use_one_heap() -> None:
+    """glibc gives its threads up to eight heaps a core, for programs whose threads allocate at
+    the same time. Ours hold the interpreter's lock meanwhile: more heaps are only more memory
+    that is never given back."""
+    if sys.platform == "linux":
+        set_option = getattr(ctypes.CDLL(None), "mallopt", None)  # not every libc has it
+        if set_option is not None:
+            set_option(_M_ARENA_MAX, 1)
+
+
+def _raise_file_limit() -> None:
+    """A request under way holds two descriptors, and many systems allow 1,024 unless asked."""
+    if sys.platform != "win32":
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="One OpenAI-compatible address in front of every model on this machine."
+    )
+    parser.add_argument("--config", type=Path, default=Path("config.yaml"), metavar="FILE")
+    parser.add_argument("--host", help="instead of the config's")
+    parser.add_argument("--port", type=int, help="instead of the config's; 0 takes a free one")
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), metavar="DIR")
+    parser.add_argument("--tray", action="store_true", help="show an icon in the desktop's tray")
+    parser.add_argument("--check", action="store_true", help="only check the config")
+    return parser.parse_args()
+
+
+def _signals() -> queue.SimpleQueue[str]:
+    """What the signals ask for. A handler only takes a note: it may run in the middle of
+    anything, so that it must not take locks."""
+    wishes: queue.SimpleQueue[str] = queue.SimpleQueue()
+    signal.signal(signal.SIGTERM, lambda *_: wishes.put(_STOP))
+    signal.signal(signal.SIGINT, lambda *_: wishes.put(_STOP))
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, lambda *_: wishes.put(_RELOAD))
+    return wishes
+
+
+def _next(wishes: queue.SimpleQueue[str]) -> str:
+    while True:
+        try:
+            # On Windows a wait with no end would not let a handler run.
+            return wishes.get(timeout=1.0)
+        except queue.Empty:
+            continue
+
+
+def _reload(house: House) -> None:
+    try:
+        done = settings.apply(house)
+    except ApiError as error:
+        log.error("the config was not reloaded:\n%s", error)
+        return
+    log.info("the config was reloaded: %d models", len(done["models"]))
+    if done["restart_needed_for"]:
+        log.warning("a restart is needed for: %s", ", ".join(done["restart_needed_for"]))
+
+
+def _address(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,234 @@
+"""API keys: what one may do, and their rows in usage.db."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import unicodedata
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from manager.access import credentials
+from manager.config.yaml_reader import has_control
+from manager.errors import ApiError
+from manager.storage.schema import ALL
+
+LONGEST_NAME = 100
+MOST_PRIORITY = 10
+PERIODS = ("day", "month")
+LONGEST_GRACE_HOURS = 24 * 90
+# "me" is whoever asks, "none" the requests of nobody; with @ begin accounts that use a model.
+_TAKEN_NAMES = (ALL, "me", "none", ".", "..")
+_MOST_MODELS = 1000
+_MOST_BUDGET = 10**18  # billionths, so that sums stay far below SQLite's integers
+_COLUMNS = (
+    *("name", "owner", "models", "requests_per_minute", "tokens_per_minute", "max_concurrency"),
+    *("budget", "budget_period", "priority", "created_ms", "expires_ms", "revoked_ms"),
+)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """So many billionths of the currency each local ``day`` or ``month``."""
+
+    amount: int
+    period: str
+
+
+@dataclass(frozen=True)
+class Secret:
+    """What a key is told by. Times are epoch ms; without ``valid_until_ms`` it is valid as long as
+    its key."""
+
+    digest: bytes
+    hint: str
+    created_ms: int
+    valid_until_ms: int | None
+
+
+@dataclass(frozen=True)
+class Key:
+    """Where a limit is None there is none. ``models`` are names or aliases. ``priority`` is 0 to
+    10: a request that waits goes before those of a lower one. Times are epoch ms."""
+
+    name: str
+    owner: str = ""
+    models: tuple[str, ...] | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    max_concurrency: int | None = None
+    budget: Budget | None = None
+    priority: int = 0
+    created_ms: int = 0
+    expires_ms: int | None = None
+    revoked_ms: int | None = None
+    secrets: tuple[Secret, ...] = ()
+
+    def may_use(self, names: Iterable[str]) -> bool:
+        """Whether it may use a model with this name and these aliases."""
+        return self.models is None or not set(self.models).isdisjoint(names)
+
+    def state(self, now_ms: int) -> str:
+        """``active``, ``expired`` or ``revoked``."""
+        if self.revoked_ms is not None:
+            return "revoked"
+        return "expired" if self.expires_ms is not None and self.expires_ms <= now_ms else "active"
+
+
+def checked(key: Key) -> Key:
+    """The same key. Raises ApiError 400 for what a key cannot be."""
+    name = key.name
+    if not name.strip() or len(name) > LONGEST_NAME or has_control(name):
+        raise _bad("name", f"a name has 1 to {LONGEST_NAME} characters, none of them a control")
+    if name.strip() != name or any(unicodedata.category(c) == "Cf" for c in name):
+        raise _bad("name", "a name does not begin or end with a blank, and all of it can be seen")
+    # Addresses lose slashes at their ends, and one of two.
+    is_cut = name.strip("/") != name or "//" in name
+    if name in _TAKEN_NAMES or name.startswith("@") or is_cut:
+        raise _bad("name", f"a key cannot be named {name}: choose another name")
+    if len(key.owner) > LONGEST_NAME or has_control(key.owner):
+        raise _bad("owner", f"an owner has at most {LONGEST_NAME} characters")
+    if key.models is not None:
+        if not key.models:
+            raise _bad("models", "a key without any model is of no use; leave models out for all")
+        odd = any(not 0 < len(m) <= 2 * LONGEST_NAME or has_control(m) for m in key.models)
+        if odd or len(key.models) > _MOST_MODELS:
+            raise _bad("models", "models has to be a list of models' names")
+    if not 0 <= key.priority <= MOST_PRIORITY:
+        raise _bad("priority", f"priority is 0 to {MOST_PRIORITY}, the higher the sooner")
+    if key.budget is not None:
+        if key.budget.period not in PERIODS:
+            raise _bad("budget", "a budget is for a day or a month")
+        if not 0 <= key.budget.amount <= _MOST_BUDGET:
+            raise _bad("budget", "a budget is 0 or more, and less than a thousand million")
+    return key
+
+
+def _bad(name: str, message: str) -> ApiError:
+    return ApiError(400, "bad_parameter", message, param=name)
+
+
+# --- its rows; each function below is part of a transaction ---------------------------------------
+
+
+def load(connection: sqlite3.Connection) -> list[Key]:
+    """All keys, those that are revoked as well, by name."""
+    secrets: dict[str, list[Secret]] = {}
+    for key, *rest in connection.execute(
+        "SELECT key, digest, hint, created_ms, valid_until_ms FROM key_secrets ORDER BY created_ms"
+    ):
+        secrets.setdefault(key, []).append(Secret(*rest))
+    rows = connection.execute(f"SELECT {', '.join(_COLUMNS)} FROM keys ORDER BY name")
+    return [_key(dict(zip(_COLUMNS, row, strict=True)), secrets) for row in rows]
+
+
+def find(connection: sqlite3.Connection, name: str) -> Key:
+    """Raises ApiError 404."""
+    for key in load(connection):
+        if key.name == name:
+            return key
+    raise ApiError(404, "key_not_found", f"There is no key {name!r}")
+
+
+def add(connection: sqlite3.Connection, key: Key, now_ms: int) -> tuple[Key, str]:
+    """Makes the key and its first secret, which nobody can be shown again. Raises ApiError 400, and
+    409 where a key had the name."""
+    made = replace(checked(key), created_ms=now_ms, revoked_ms=None, secrets=())
+    if connection.execute("SELECT 1 FROM keys WHERE name = ?", (made.name,)).fetchone():
+        raise ApiError(
+            409,
+            "key_exists",
+            f"There is a key {made.name!r}, or was one: what it has used stays under its name, so"
+            " that none is given twice",
+            param="name",
+        )
+    _write(connection, made)
+    return _with_secret(connection, made, now_ms)
+
+
+def change(connection: sqlite3.Connection, name: str, changes: Mapping[str, Any]) -> Key:
+    """Sets fields of it other than its name. Raises ApiError 400 and 404, and 409 for one that is
+    revoked."""
+    key = checked(replace(_alive(connection, name), **changes))
+    _write(connection, key)
+    return key
+
+
+def rotate(
+    connection: sqlite3.Connection, name: str, keep_old_ms: int, now_ms: int
+) -> tuple[Key, str]:
+    """A new secret; those before it are valid for so many more ms. Raises ApiError 404, 409."""
+    key = _alive(connection, name)
+    until_ms = now_ms + keep_old_ms
+    # One that is over is of no more use.
+    connection.execute(
+        "DELETE FROM key_secrets WHERE key = ? AND valid_until_ms <= ?", (name, now_ms)
+    )
+    connection.execute(
+        "UPDATE key_secrets SET valid_until_ms = min(ifnull(valid_until_ms, ?1), ?1)"
+        " WHERE key = ?2",
+        (until_ms, name),
+    )
+    return _with_secret(connection, key, now_ms)
+
+
+def revoke(connection: sqlite3.Connection, name: str, now_ms: int) -> Key:
+    """Ends it for ever; once more changes nothing. Raises ApiError 404."""
+    key = find(connection, name)
+    if key.revoked_ms is None:
+        key = replace(key, revoked_ms=now_ms)
+        _write(connection, key)
+    return key
+
+
+def _alive(connection: sqlite3.Connection, name: str) -> Key:
+    key = find(connection, name)
+    if key.revoked_ms is not None:
+        raise ApiError(
+            409, "key_revoked", f"The key {name!r} is revoked, and stays so: make another one"
+        )
+    return key
+
+
+def _with_secret(connection: sqlite3.Connection, key: Key, now_ms: int) -> tuple[Key, str]:
+    secret = credentials.new_secret(credentials.KEY_PREFIX)
+    connection.execute(
+        "INSERT INTO key_secrets (digest, key, hint, created_ms) VALUES (?, ?, ?, ?)",
+        (credentials.digest(secret), key.name, credentials.hint(secret), now_ms),
+    )
+    return find(connection, key.name), secret
+
+
+def _write(connection: sqlite3.Connection, key: Key) -> None:
+    budget = key.budget
+    values = (
+        key.name,
+        key.owner,
+        None if key.models is None else json.dumps(key.models, ensure_ascii=False),
+        key.requests_per_minute,
+        key.tokens_per_minute,
+        key.max_concurrency,
+        None if budget is None else budget.amount,
+        None if budget is None else budget.period,
+        key.priority,
+        key.created_ms,
+        key.expires_ms,
+        key.revoked_ms,
+    )
+    connection.execute(
+        f"INSERT OR REPLACE INTO keys ({', '.join(_COLUMNS)})"
+        f" VALUES ({', '.join('?' * len(_COLUMNS))})",
+        values,
+    )
+
+
+def _key(row: dict[str, Any], secrets: Mapping[str, Collection[Secret]]) -> Key:
+    amount, period = row.pop("budget"), row.pop("budget_period")
+    models = row.pop("models")
+    return Key(
+        **row,
+        models=None if models is None else tuple(json.loads(models)),
+        budget=None if amount is None else Budget(amount, period),
+        secrets=tuple(secrets.get(row["name"], ())),
+    )

@@ -1,0 +1,230 @@
+"""Bills: what each model and key cost on each day of a month, or on one day, as CSV.
+
+A bill is made of the day's rollups and of what a person has put on it. The same rows give the same
+bytes. Spreadsheets open it: UTF-8 with a byte order mark, lines that end with CRLF, and no cell
+that is taken for a formula.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta, timezone, tzinfo
+from pathlib import Path
+
+from manager.billing import calendar
+from manager.billing.pricing import PER_UNIT, decimal_text
+from manager.config.settings import Program
+from manager.storage.schema import ALL
+from manager.storage.store import reading
+
+# OWASP's list. The wide ones are those of Chinese keyboards, which some spreadsheets take as well.
+_BEGINS_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # noqa: RUF001
+_NAME = re.compile(r"bill-([0-9]{4}-[0-9]{2}(?:-[0-9]{2})?)\.csv")
+_MS_PER_HOUR = 3_600_000
+_SHORTEST = 1000  # billionths of an hour that are shown: 4 ms
+
+
+@dataclass(frozen=True)
+class Period:
+    """A month or a day, as `2026-11` or `2026-11-05`."""
+
+    text: str
+    first: date
+    is_month: bool
+
+    @classmethod
+    def read(cls, text: str) -> Period:
+        """Raises ValueError, which says what to write instead."""
+        is_month = bool(re.fullmatch("[0-9]{4}-[0-9]{2}", text, re.ASCII))
+        try:
+            if not is_month and not re.fullmatch("[0-9]{4}-[0-9]{2}-[0-9]{2}", text, re.ASCII):
+                raise ValueError
+            first = date.fromisoformat(f"{text}-01" if is_month else text)
+            if not 1970 <= first.year <= 9000:
+                raise ValueError
+        except ValueError:
+            raise ValueError(
+                f"expected a month such as 2026-11 or a day such as 2026-11-05, found {text[:40]!r}"
+            ) from None
+        return cls(text, first, is_month)
+
+    @classmethod
+    def last_whole(cls, kind: str, now_ms: int, zone: tzinfo) -> Period:
+        """The last `month` or `day` that has ended."""
+        if kind == "month":
+            before = calendar.date_of(calendar.month_start_ms(now_ms, zone) - 1, zone)
+            return cls.read(f"{before.year:04}-{before.month:02}")
+        before = calendar.date_of(calendar.day_start_ms(now_ms, zone) - 1, zone)
+        return cls.read(before.isoformat())
+
+    @property
+    def file(self) -> str:
+        return f"bill-{self.text}.csv"
+
+    def bounds_ms(self, zone: tzinfo) -> tuple[int, int]:
+        """Its first moment, and that of what follows it. Raises ValueError for a day that the zone
+        has skipped."""
+        day = self.first
+        next_day = day + timedelta(days=1)
+        if self.is_month:
+            next_day = (day.replace(day=28) + timedelta(days=4)).replace(day=1)
+        start_ms, end_ms = _start_ms(day, zone), _start_ms(next_day, zone)
+        if start_ms >= end_ms:
+            raise ValueError(f"there is no {self.text} in {zone}")
+        return start_ms, end_ms
+
+
+# What a line sums up, in the order of its columns. Money is in billionths; a run's time has the
+# key ''.
+_COUNTS = (
+    *("requests", "errors", "prompt_tokens", "cached_tokens", "completion_tokens"),
+    *("estimated", "unpriced"),
+)
+_COUNTS_OF_ROLLUPS = (*_COUNTS, "run_ms")
+_MONEY_OF_ROLLUPS = ("cost_tokens", "cost_hours")
+_NOTHING = (0,) * (len(_COUNTS_OF_ROLLUPS) + len(_MONEY_OF_ROLLUPS) + 1)  # and the adjustments
+
+COLUMNS = (
+    *("date", "model", "key", *_COUNTS, "hours"),
+    *("cost_tokens", "cost_hours", "adjustments", "cost", "currency"),
+)
+
+Line = tuple[int, ...]
+
+
+def make(connection: sqlite3.Connection, period: Period, zone: tzinfo, currency: str) -> bytes:
+    """The bill. Everything of the period has to be in the rollups. Raises ValueError for a day
+    that the zone has skipped; sqlite3.Error."""
+    lines = _lines(connection, period, zone)
+    text = io.StringIO(newline="")
+    rows = csv.writer(text, lineterminator="\r\n")
+    rows.writerow(COLUMNS)
+    for (day, model, key), line in sorted(lines.items()):
+        rows.writerow([day, cell(model), cell(key), *_cells(line), cell(currency)])
+    total = tuple(map(sum, zip(_NOTHING, *lines.values(), strict=True)))
+    rows.writerow(["total", "", "", *_cells(total), cell(currency)])
+    return text.getvalue().encode("utf-8-sig")
+
+
+def is_empty(path: Path, period: Period, zone: tzinfo) -> bool:
+    """Whether the bill, made from the file as it is, would have nothing on it. Raises as `make`."""
+    with reading(path) as connection:
+        return not _lines(connection, period, zone)
+
+
+def directory(program: Program, data_dir: Path) -> Path:
+    """Where bills are written."""
+    chosen = program.export.directory if program.export else None
+    return chosen or data_dir / "exports"
+
+
+def write(folder: Path, period: Period, bill: bytes) -> Path:
+    """Writes it under its name, whole or not at all, in place of an earlier one. Raises
+    OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / period.file
+    part = folder / f".{period.file}.part"
+    try:
+        with part.open("wb") as file:
+            file.write(bill)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+    return path
+
+
+def period_of(name: str) -> Period | None:
+    """The period of a bill's file name; None for any other name, such as one with a path."""
+    found = _NAME.fullmatch(name)
+    if not found:
+        return None
+    try:
+        return Period.read(found[1])
+    except ValueError:
+        return None
+
+
+def written(folder: Path) -> list[Path]:
+    """The bills in the folder, the latest period first."""
+    if not folder.is_dir():
+        return []
+    found = (path for path in folder.iterdir() if period_of(path.name) and path.is_file())
+    return sorted(found, reverse=True)
+
+
+def made_ms(path: Path) -> int | None:
+    """When the bill was written; None where there is none. Raises OSError."""
+    try:
+        return path.stat().st_mtime_ns // 1_000_000
+    except FileNotFoundError:
+        return None
+
+
+def _lines(
+    connection: sqlite3.Connection, period: Period, zone: tzinfo
+) -> dict[tuple[str, str, str], Line]:
+    start_ms, end_ms = period.bounds_ms(zone)
+    # Money in two columns: summed up it may be more than SQLite's integers hold.
+    sums = ", ".join(
+        [f"sum({name})" for name in _COUNTS_OF_ROLLUPS]
+        + [f"sum({name} {half} {PER_UNIT})" for name in _MONEY_OF_ROLLUPS for half in "/%"]
+    )
+    lines: dict[tuple[str, str, str], Line] = {}
+    days: dict[int, str] = {}
+    for at_ms, model, key, *cells in connection.execute(
+        f"SELECT start_ms, model, key, {sums} FROM rollups"
+        " WHERE span = 'day' AND start_ms >= ? AND start_ms < ? AND key != ? AND mode != ?"
+        " GROUP BY start_ms, model, key",
+        (start_ms, end_ms, ALL, ALL),
+    ):
+        if at_ms not in days:
+            days[at_ms] = calendar.date_of(at_ms, zone).isoformat()
+        *counts, tokens, tokens_rest, hours, hours_rest = cells
+        money = (tokens * PER_UNIT + tokens_rest, hours * PER_UNIT + hours_rest)
+        lines[days[at_ms], model, key] = (*counts, *money, 0)
+    for at_ms, model, key, amount in connection.execute(
+        "SELECT at_ms, model, key, amount FROM adjustments WHERE at_ms >= ? AND at_ms < ?",
+        (start_ms, end_ms),
+    ):
+        day = calendar.date_of(at_ms, zone).isoformat()
+        *others, adjusted = lines.get((day, model, key), _NOTHING)
+        lines[day, model, key] = (*others, adjusted + amount)
+    return lines
+
+
+def _start_ms(day: date, zone: tzinfo) -> int:
+    """When the date begins, or the next one where the zone has skipped it."""
+    midnight = datetime(day.year, day.month, day.day, tzinfo=timezone.utc)
+    # Every zone is within a day of UTC.
+    at_ms = calendar.day_start_ms((int(midnight.timestamp()) - 2 * 86_400) * 1000, zone)
+    while calendar.date_of(at_ms, zone) < day:
+        at_ms = calendar.next_day_ms(at_ms, zone)
+    return at_ms
+
+
+def _cells(line: Line) -> Iterator[object]:
+    *counts, run_ms, cost_tokens, cost_hours, adjustments = line
+    yield from counts
+    yield decimal_text(_hours(run_ms))
+    cost = cost_tokens + cost_hours + adjustments
+    yield from map(decimal_text, (cost_tokens, cost_hours, adjustments, cost))
+
+
+def _hours(run_ms: int) -> int:
+    """In billionths of an hour, rounded to what is shown."""
+    per_shown = _MS_PER_HOUR * _SHORTEST
+    return (2 * run_ms * 1_000_000_000 + per_shown) // (2 * per_shown) * _SHORTEST
+
+
+def cell(text: str) -> str:
+    """A text that no spreadsheet takes for a formula."""
+    return f"'{text}" if text.startswith(_BEGINS_FORMULA) else text

@@ -1,0 +1,182 @@
+"""config.yaml as a file that a page edits: what it has in it, and writing it anew."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import stat
+import sys
+import tempfile
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from manager.config import loader
+from manager.config.loader import ConfigError
+from manager.config.maskedtext import mask, unmask
+from manager.config.settings import Config
+from manager.config.yaml_reader import Problem, Unreadable
+
+_BOM = b"\xef\xbb\xbf"
+# Without a key, whoever sees a version and the masked text could try passwords until one fits.
+_VERSION_KEY = secrets.token_bytes(32)
+
+Modes = Callable[[Path | None], Collection[str]]
+
+
+@dataclass(frozen=True)
+class Edited:
+    """An edited text with its secrets, the config in it or None, and what is wrong with it."""
+
+    text: str
+    config: Config | None
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A config file at one moment; `content` is None where it is not there or cannot be read, and
+    `problem` says why it has no text."""
+
+    path: Path
+    content: bytes | None
+    problem: Problem | None = None
+
+    @property
+    def version(self) -> str | None:
+        """Tells one content from another, while the program runs; None where there is none."""
+        if self.content is None:
+            return None
+        return hashlib.blake2b(self.content, digest_size=16, key=_VERSION_KEY).hexdigest()
+
+    @property
+    def text(self) -> str:
+        """All of it that can be read, with its secrets."""
+        return (self.content or b"").removeprefix(_BOM).decode("utf-8", "replace")
+
+    def masked(self, modes: Modes) -> tuple[str, tuple[Problem, ...]]:
+        """The text without its secrets, and what is wrong with it. No problem tells a secret."""
+        shown = mask(self.text)
+        if self.problem:
+            return shown, (self.problem,)
+        return shown, self._checked(self.text, modes).problems
+
+    def with_secrets(self, edited: str, modes: Modes) -> Edited:
+        """A text that was shown without secrets and came back, with this file's and checked."""
+        content = self.content or b""
+        if b"\r\n" in content and "\r" not in edited:  # a page's text has other line ends
+            edited = edited.replace("\n", "\r\n")
+        text, unknown = unmask(edited, self.text)
+        if unknown:
+            others = self._checked(edited, modes).problems
+            return Edited(text, None, tuple(sorted({*unknown, *others})))
+        return self._checked(text, modes)
+
+    def _checked(self, text: str, modes: Modes) -> Edited:
+        try:
+            return Edited(text, loader.parse(text, self.path, modes), ())
+        except ConfigError as error:
+            return Edited(text, None, self._told(text, error.problems, modes))
+
+    def _told(self, text: str, problems: tuple[Problem, ...], modes: Modes) -> tuple[Problem, ...]:
+        """The problems of a text without a secret in them: a message that is another one where
+        secrets are masked may tell one."""
+        try:
+            loader.parse(mask(text), self.path, modes)
+            same: tuple[Problem, ...] = ()
+        except ConfigError as error:
+            same = error.problems
+        by_line = {problem.line: problem for problem in same}
+        result: dict[Problem, None] = {}
+        for problem in problems:
+            label = problem.message.partition(":")[0]
+            hidden = Problem(problem.line, f"{label}: what is hidden here is wrong: write it anew")
+            result[problem if problem in same else by_line.get(problem.line, hidden)] = None
+        return tuple(result)
+
+
+def find(path: Path) -> Found:
+    """The file as it is now."""
+    try:
+        content = loader.read(path)
+    except Unreadable as error:
+        return Found(path, None, error.problem)
+    try:
+        loader.decoded(content)
+    except Unreadable as error:
+        return Found(path, content, error.problem)
+    return Found(path, content)
+
+
+def is_writable(path: Path) -> bool:
+    """Whether `write` is allowed to; that it has room is known only by trying."""
+    target = _target(path)
+    return os.access(target.parent, os.W_OK | os.X_OK) and (
+        not os.path.lexists(target) or (target.is_file() and os.access(target, os.W_OK))
+    )
+
+
+def backup_of(path: Path) -> Path:
+    """Where `write` keeps what was there before."""
+    target = _target(path)
+    return target.with_name(target.name + ".bak")
+
+
+def write(path: Path, text: str, before: Found) -> Found:
+    """Replaces the file (of a link, the file that it leads to) at once and for good, or not at
+    all. What was there before is in `backup_of` it. Raises OSError."""
+    target = _target(path)
+    content = text.encode()
+    if (before.content or b"").startswith(_BOM) and not content.startswith(_BOM):
+        content = _BOM + content
+    if not os.access(target, os.W_OK) and os.path.lexists(target):
+        # A folder's right would be enough to replace it, but who protected it meant something.
+        raise PermissionError(f"{target} is write-protected")
+    if before.content is not None:
+        _replace(backup_of(path), before.content, like=target)
+    _replace(target, content, like=target)
+    return Found(path, content)
+
+
+def _target(path: Path) -> Path:
+    return Path(os.path.realpath(path))
+
+
+def _replace(target: Path, content: bytes, like: Path) -> None:
+    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    part = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:  # only for its owner, until it has its rights
+            file.write(content)
+            file.flush()
+            _take_rights(part, like)
+            os.fsync(file.fileno())
+        os.replace(part, target)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    _sync(target.parent)
+
+
+def _take_rights(part: Path, like: Path) -> None:
+    try:
+        state = like.stat()
+    except FileNotFoundError:
+        return
+    if sys.platform != "win32":
+        # Only root may give a file away; to others their own group has to do.
+        with contextlib.suppress(PermissionError):
+            os.chown(part, state.st_uid, state.st_gid)
+    os.chmod(part, stat.S_IMODE(state.st_mode))
+
+
+def _sync(folder: Path) -> None:
+    """Has the new name outlive a power failure; Windows cannot be asked for it."""
+    if sys.platform != "win32":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

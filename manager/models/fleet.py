@@ -1,0 +1,184 @@
+"""All models: what the routes talk to."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import logging
+import threading
+from collections.abc import Callable, Mapping
+
+from manager.config.settings import Config
+from manager.config.settings import Model as ModelSettings
+from manager.errors import ApiError
+from manager.interfaces import Interface
+from manager.models.model import Model
+from manager.models.process_tree import ProcessTree
+from manager.models.server import Shared, end_run
+from manager.storage.store import Run
+
+log = logging.getLogger(__name__)
+
+
+class Fleet:
+    """The models of the config by name. Every public method may be called from any thread."""
+
+    def __init__(
+        self, settings: Config, interfaces: Mapping[str, Interface], shared: Shared
+    ) -> None:
+        self._interfaces = interfaces
+        self._shared = shared
+        self._lock = threading.Lock()
+        self._models: dict[str, Model] = {}
+        self._leaving: list[Model] = []
+        self._closed = False
+        self._strays: threading.Thread | None = None
+        self._config = settings
+        self.apply(settings)
+
+    @property
+    def config(self) -> Config:
+        return self._config
+
+    def find(
+        self, name: str, may_see: Callable[[ModelSettings], bool] = lambda _model: True
+    ) -> Model:
+        """The model of that name or alias. Raises ApiError 404, with the near names of those that
+        the asker may see."""
+        settings = self._config.find(name)
+        model = self._models.get(settings.name) if settings else None
+        if model is None:
+            raise self._not_found(name, may_see)
+        return model
+
+    def models(self) -> list[Model]:
+        """All models, in the config's order."""
+        return list(self._models.values())
+
+    def apply(self, settings: Config) -> None:
+        """Takes a new config: removed models drain and stop, changed ones are launched anew at
+        their next start, limits hold at once. Raises ApiError 503 at the program's end."""
+        with self._lock:
+            if self._closed:
+                raise _shutting_down()
+            self._shared.secrets.update(settings.program.variables)
+            before = self._models
+            after: dict[str, Model] = {}
+            for name, model_settings in settings.models.items():
+                interface = self._interfaces[model_settings.mode]
+                model = before.get(name)
+                if model is None:
+                    model = Model(
+                        model_settings,
+                        settings.program,
+                        interface,
+                        self._shared,
+                        self._fixed_ports,
+                    )
+                else:
+                    model.configure(model_settings, settings.program, interface)
+                after[name] = model
+            removed = [model for name, model in before.items() if name not in after]
+            self._leaving = [m for m in self._leaving if m.is_busy] + removed
+            for model in after.values():
+                model.follow([m for m in self._leaving if _stands_in_the_way(m, model)])
+            # Readers take no lock: each sees the whole old or the whole new mapping.
+            self._models, self._config = after, settings
+        self._shared.placement.configure(settings.program)
+        for model in removed:
+            name = model.settings.name
+            model.close("removed from the config", functools.partial(self._not_found, name))
+
+    def adopt(self) -> None:
+        """Finds what an earlier program left running: takes over what belongs to a model and is
+        healthy, stops the rest. Returns at once; the models' workers go on with it."""
+        strays: list[tuple[Run, ProcessTree]] = []
+        for run in self._shared.store.open_runs():
+            tree = ProcessTree.find(run.id, run.pid, run.pid_created)
+            if tree is None:
+                end_run(self._shared, run.id, "found ended at the program's start", unseen=True)
+                continue
+            model = self._models.get(run.model)
+            if model is None or not model.adopt(run, tree):
+                strays.append((run, tree))
+        if strays:
+            self._strays = threading.Thread(
+                target=self._stop_strays, args=(strays,), name="start-strays", daemon=True
+            )
+            self._strays.start()
+
+    def start_wanted(self) -> None:
+        """Starts the models with ``auto_start``, in parallel, each once."""
+        for model in self.models():
+            if model.settings.auto_start:
+                model.start(by_hand=False)
+
+    def stop_all(self) -> None:
+        for model in self.models():
+            model.stop()
+
+    def sweep(self) -> None:
+        """Stops every model that has been idle for its ``alive_time``."""
+        for model in self.models():
+            model.sweep()
+
+    def heartbeat(self) -> None:
+        """Records which servers are alive."""
+        with self._lock:
+            models = [*self._models.values(), *self._leaving]
+        runs = [run for model in models if (run := model.run) is not None]
+        if runs:
+            self._shared.store.heartbeat(runs, self._shared.clock.wall_ms())
+
+    def close(self) -> None:
+        """Refuses new work, drains, stops every model and waits until all are stopped."""
+
+        with self._lock:
+            self._closed = True
+            models = [*self._models.values(), *self._leaving]
+        for model in models:
+            try:
+                model.close("the program was shut down", _shutting_down)
+            except ApiError as error:  # no thread for it: the others are stopped all the same
+                log.error("%s is left running: %s", model.settings.name, error)
+        for model in models:
+            model.join()
+        if self._strays is not None:
+            self._strays.join()
+
+    def _stop_strays(self, strays: list[tuple[Run, ProcessTree]]) -> None:
+        for run, tree in strays:
+            log.warning("stopping process %d, left over from %s", tree.pid, run.model)
+            tree.stop(self._config.program.stop_timeout)
+            end_run(self._shared, run.id, "left over; stopped at the program's start")
+
+    def _fixed_ports(self) -> set[int]:
+        ports = {model.settings.port for model in self.models() if model.settings.port}
+        return ports | {self._config.program.port}
+
+    def _not_found(self, name: str, may_see: Callable[[ModelSettings], bool]) -> ApiError:
+        known_models = self._config.models.values()
+        listed = [model for model in known_models if not model.unlisted and may_see(model)]
+        names = [known for model in listed for known in (model.name, *model.aliases)]
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        if near:
+            hint = f"Did you mean {' or '.join(near)}?"
+        elif names:
+            hint = f"There are: {', '.join(names[:20])}."
+        elif known_models:
+            hint = "There is none that you may use."
+        else:
+            hint = "config.yaml has no models yet."
+        return ApiError(
+            404, "model_not_found", f"The model {name!r} does not exist. {hint}", param="model"
+        )
+
+
+def _stands_in_the_way(leaving: Model, model: Model) -> bool:
+    """Two servers of one model, or two on one port, must not run at the same time."""
+    ours, theirs = model.settings, leaving.settings
+    return ours.name == theirs.name or (ours.port is not None and ours.port == theirs.port)
+
+
+def _shutting_down() -> ApiError:
+    return ApiError(503, "shutting_down", "LLM-Manager is shutting down", retry_after=5)

@@ -1,0 +1,132 @@
+"""A request's right to use a model, and the line of those that wait for one."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+
+from manager.interfaces import Interface
+from manager.models.server import Server
+from manager.placement import planner
+from manager.relay.upstream import Upstream
+
+
+class Lease:
+    """A right to send one request to a ready model, which counts as busy meanwhile.
+
+    A context manager; ``release`` gives the place back and may be called more than once.
+    """
+
+    def __init__(
+        self, server: Server, upstream_timeout: float, give_back: Callable[[Server], None]
+    ) -> None:
+        self._server = server
+        self._give_back = give_back
+        self._held = True
+        # What the server was launched with: a reload changes that at its next start.
+        self.interface: Interface = server.interface
+        self.scheme = server.scheme
+        self.served_model_name = server.settings.served_model_name
+        self.ask_usage = server.settings.ask_usage
+        self.upstream_timeout = upstream_timeout
+
+    @property
+    def upstream(self) -> Upstream:
+        return self._server.upstream
+
+    def release(self) -> None:
+        if self._held:
+            self._held = False
+            self._give_back(self._server)
+
+    def __enter__(self) -> Lease:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.release()
+
+
+class Ticket:
+    """A waiting request's place in the line, with a condition of its own on the model's lock:
+    a place that becomes free wakes the one whose turn it is, not all that wait."""
+
+    def __init__(
+        self, lock: threading.Lock, arrival: float, priority: int, *, behind: bool
+    ) -> None:
+        self.turn = threading.Condition(lock)
+        self.priority = priority
+        self.rank = planner.rank(arrival, priority)
+        self.behind = behind  # other models, which this one makes room for
+        self.lease: Lease | None = None
+        self.error: Exception | None = None
+
+    def settle(self, lease: Lease | None = None, error: Exception | None = None) -> None:
+        """With the lock held: ends the wait, well or badly."""
+        self.lease, self.error = lease, error
+        self.turn.notify()
+
+
+class Line:
+    """The requests that wait for one model, in the order of their ranks. Every method is called
+    with the model's lock held.
+
+    While the model yields to others, those that come wait behind these: whatever their priority,
+    their turn is not before the model yields no more.
+    """
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self._lock = lock
+        # Among those of one priority the order is that of arrival, also of those behind others.
+        self._by_priority: dict[int, OrderedDict[Ticket, None]] = {}
+        self.yielding = False
+
+    def __len__(self) -> int:
+        return sum(map(len, self._by_priority.values()))
+
+    @property
+    def priority(self) -> int | None:
+        """The highest that waits; None where nobody does."""
+        return max(self._by_priority, default=None)
+
+    def join(self, arrival: float, priority: int) -> Ticket:
+        """``arrival`` is monotonic, in seconds, and not before that of the last one."""
+        ticket = Ticket(self._lock, arrival, priority, behind=self.yielding)
+        self._by_priority.setdefault(priority, OrderedDict())[ticket] = None
+        return ticket
+
+    def leave(self, ticket: Ticket) -> None:
+        """Nothing, where it has left or had its turn."""
+        equals = self._by_priority.get(ticket.priority)
+        if equals is not None and ticket in equals:
+            del equals[ticket]
+            if not equals:
+                del self._by_priority[ticket.priority]
+
+    def is_held_back(self) -> bool:
+        """Whether the next that has come or will come waits behind others."""
+        return self.yielding and (not self._by_priority or self._next().behind)
+
+    def take_next(self) -> Ticket:
+        ticket = self._next()
+        self.leave(ticket)
+        return ticket
+
+    def refuse(self, make: Callable[[], Exception]) -> None:
+        """Ends every wait with an exception, made anew for each: a traceback belongs to one
+        thread."""
+        all_waiting, self._by_priority = self._by_priority, {}
+        for equals in all_waiting.values():
+            for ticket in equals:
+                ticket.settle(error=make())
+
+    def let_in_again(self) -> None:
+        """The model yields no more."""
+        self.yielding = False
+        for equals in self._by_priority.values():
+            for ticket in equals:
+                ticket.behind = False
+
+    def _next(self) -> Ticket:
+        firsts = (next(iter(equals)) for equals in self._by_priority.values())
+        return min(firsts, key=lambda ticket: (ticket.behind, ticket.rank))

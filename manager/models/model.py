@@ -1,0 +1,713 @@
+"""One model: its lock, its states, the one thread that starts and stops it.
+
+What a call does in each state:
+
+===========  ============================  ==========================  ====================
+state        a request                     start                       stop
+===========  ============================  ==========================  ====================
+stopped      joins the line, starts        starts                      nothing
+queued       joins the line                nothing                     cancels the start
+starting     joins the line                nothing                     cancels the start
+ready        a lease, or the line          nothing                     drains, then stops
+stopping     joins the line; started anew  started anew when stopped   nothing
+             when stopped
+failed       as stopped, unless the        starts, closes the breaker  becomes stopped
+             breaker is open
+===========  ============================  ==========================  ====================
+
+The line's order is by priority and arrival, see ``scheduling.rank``. Only this module changes a
+model's state, under the model's lock, and never does I/O while it holds it. One worker thread at
+a time, named ``start-<model>``, does what the state asks for, so that two starts can never overlap
+and no client's going away can break one.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from manager.config import loader
+from manager.errors import ApiError, ClientGone
+from manager.interfaces import Interface
+from manager.models.circuit_breaker import Breaker
+from manager.models.lease import Lease, Line, Ticket
+from manager.models.process_tree import ProcessTree
+from manager.models.server import (
+    Cancelled,
+    NotPlaced,
+    Server,
+    Shared,
+    StartFailed,
+    options_of,
+    stop_server,
+)
+from manager.models.startup import Start
+from manager.placement.placement import Waiting
+from manager.placement.planner import Action, Decision, Standing, usual_gap
+from manager.placement.reservation import Seat, Tenancy
+from manager.storage.store import Run
+
+log = logging.getLogger(__name__)
+
+_WAVE = 16  # requests, about as many as are sent on within the pause
+_WAVE_PAUSE = 0.01  # seconds
+_RETRY_STOP = 0.5  # seconds, longer each time
+_LONGEST_RETRY = 30.0
+_LAST_TRIES = 3
+_RETRY_AFTER = 5.0  # seconds, for those who found no place in time
+
+
+class State(str, enum.Enum):
+    """Where a model is in its life."""
+
+    STOPPED = "stopped"
+    QUEUED = "queued"
+    STARTING = "starting"
+    READY = "ready"
+    STOPPING = "stopping"
+    FAILED = "failed"
+
+
+class Model:
+    """One model of the config. Every public method may be called from any thread."""
+
+    def __init__(
+        self,
+        settings: loader.Model,
+        program: loader.Program,
+        interface: Interface,
+        shared: Shared,
+        avoid_ports: Callable[[], set[int]],
+    ) -> None:
+        self.settings = settings
+        self.program = program
+        self.starts = 0  # that led to a ready model, since the program began
+        self.failed_starts = 0
+        self._interface = interface
+        self._shared = shared
+        self._clock = shared.clock
+        self._avoid_ports = avoid_ports
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._announcing = threading.Lock()  # taken before _lock, never after
+        self._state = State.STOPPED
+        self._line = Line(self._lock)
+        self._start: Start | None = None
+        self._adopting: tuple[Run, ProcessTree, Seat] | None = None
+        self._server: Server | None = None
+        self._worker: threading.Thread | None = None
+        self._breaker = Breaker()
+        self._last_used: float | None = None
+        self._last_error: str | None = None
+        self._passed_over: Mapping[str, str] = {}  # in the last start
+        self._usual_gap: float | None = None
+        self._by_hand = False  # somebody has asked for the start under way
+        self._claimed = False
+        self._end_reason = ""
+        self._crashed = False
+        self._start_again = False
+        self._closed: Callable[[], ApiError] | None = None
+        self._predecessors: list[Model] = []
+
+    # --- requests -----------------------------------------------------------------------
+
+    def lease(self, gone: Callable[[], bool], priority: int = 0) -> Lease:
+        """A place on the ready model, at once or after waiting for a start or for one's turn.
+
+        ``gone`` tells whether the client has left meanwhile; a higher ``priority`` waits less.
+        Raises ApiError (429, 503) and ClientGone.
+        """
+        with self._lock:
+            self._note_gap()
+            if not self._line and self._has_room():
+                return self._grant()
+            highest = self._line.priority
+            moves_up = self._state is State.QUEUED and (highest is None or priority > highest)
+            ticket = self._join_line(priority)
+        self._announce()
+        if moves_up:
+            self._shared.placement.look()
+        token = self._shared.watch.add(gone, lambda: self._give_up(ticket))
+        try:
+            return self._wait(ticket)
+        finally:
+            self._shared.watch.remove(token)
+
+    def _give_back(self, server: Server) -> None:
+        """A lease has ended; the next in line takes its place."""
+        with self._lock:
+            server.in_flight -= 1
+            self._last_used = self._clock.monotonic()
+            self._admit(1)
+            is_idle = not server.in_flight
+            if is_idle:
+                self._changed.notify_all()  # a stop may be draining
+        if is_idle:
+            self._shared.placement.look()
+
+    def _note_gap(self) -> None:
+        """A request has come: if nobody used the model, that was a gap."""
+        is_used = self._line or (self._server is not None and self._server.in_flight)
+        if not is_used and self._last_used is not None:
+            gap = self._clock.monotonic() - self._last_used
+            self._usual_gap = usual_gap(self._usual_gap, gap)
+
+    def _join_line(self, priority: int) -> Ticket:
+        if self._closed:
+            raise self._closed()
+        if len(self._line) >= self.settings.max_waiting:
+            raise ApiError(
+                429,
+                "too_many_waiting",
+                f"{len(self._line)} requests wait for {self.settings.name} already",
+                retry_after=1,
+            )
+        if self._state in (State.STOPPED, State.FAILED):
+            if wait := self._breaker.wait(self._clock.monotonic()):
+                raise ApiError(
+                    503,
+                    "start_failed",
+                    f"{self.settings.name} failed to start several times and is not tried again"
+                    f" for {wait:.0f} seconds, unless it is started by hand. {self._last_error}",
+                    retry_after=wait,
+                )
+            self._begin_start()
+        return self._line.join(self._clock.monotonic(), priority)
+
+    def _wait(self, ticket: Ticket) -> Lease:
+        # A start is bounded by its own time-outs; waiting one's turn by the queue's.
+        bound = self.program.queue_timeout
+        if self._state is not State.READY:
+            bound += self.settings.start_timeout + 2 * self.settings.stop_timeout
+        deadline = time.monotonic() + bound
+        with self._lock:
+            try:
+                while ticket.lease is None and ticket.error is None:
+                    left = deadline - time.monotonic()
+                    if left <= 0:
+                        raise ApiError(
+                            503,
+                            "queue_timeout",
+                            f"{self.settings.name} had no place for {bound:g} seconds",
+                            retry_after=_RETRY_AFTER,
+                        )
+                    ticket.turn.wait(left)
+            finally:
+                self._line.leave(ticket)
+            if ticket.lease is not None:
+                return ticket.lease
+            assert ticket.error is not None
+            raise ticket.error
+
+    def _give_up(self, ticket: Ticket) -> None:
+        unwanted: Start | None = None
+        with self._lock:
+            if ticket.lease is None:
+                self._line.leave(ticket)
+                ticket.settle(error=ClientGone())
+            start = self._start
+            waits = start is not None and start.waiting is not None
+            if waits and self._state is State.QUEUED and not self._line and not self._by_hand:
+                unwanted = start
+                self._begin_stop("nobody waits for it any more", start_again=False)
+        if unwanted is not None:
+            self._end_stop(unwanted)
+
+    def _has_room(self) -> bool:
+        if self._state is not State.READY or self._server is None:
+            return False
+        if self._closed or self._claimed or self._line.is_held_back():
+            return False
+        limit = self.settings.max_concurrency
+        return limit is None or self._server.in_flight < limit
+
+    def _grant(self) -> Lease:
+        assert self._server is not None
+        self._server.in_flight += 1
+        self._last_used = self._clock.monotonic()
+        return Lease(self._server, self.program.upstream_timeout, self._give_back)
+
+    def _admit(self, most: int) -> None:
+        while most and self._line and self._has_room():
+            most -= 1
+            self._line.take_next().settle(lease=self._grant())
+
+    # --- steering -----------------------------------------------------------------------
+
+    def start(self, *, by_hand: bool = True) -> None:
+        """Begins a start where there is none; closes the breaker. One that is not ``by_hand``
+        stops no other model to make room."""
+        with self._lock:
+            if self._closed:
+                raise self._closed()
+            self._breaker.close()
+            if self._state is not State.READY:
+                self._by_hand |= by_hand
+            if self._state in (State.STOPPED, State.FAILED):
+                self._begin_start()
+            elif self._state is State.STOPPING:
+                self._start_again = True
+        self._announce()
+
+    def stop(self, *, start_again: bool = False) -> None:
+        """Begins to stop. Requests under way have ``stop_timeout`` to finish; those that wait
+        are refused, unless it is to start again."""
+        with self._lock:
+            if self._closed:
+                raise self._closed()
+            self._breaker.close()
+            self._by_hand = start_again
+            self._begin_stop("stopped by hand", start_again)
+            start = self._start
+            message = f"{self.settings.name} was stopped while you waited for it"
+            if not start_again:
+                self._line.refuse(lambda: ApiError(503, "start_failed", message))
+        self._end_stop(start)
+
+    def close(self, reason: str, refusal: Callable[[], ApiError]) -> None:
+        """Refuses everything from now on and begins to stop; ``join`` waits for the end."""
+        with self._lock:
+            self._closed = refusal
+            self._changed.notify_all()  # a stop may be waiting to be tried again
+            self._begin_stop(reason, start_again=False)
+            start = self._start
+            self._line.refuse(refusal)
+        self._end_stop(start)
+
+    def join(self) -> None:
+        """Waits until the worker has done all it has to do; its steps are all bounded."""
+        while worker := self._worker:
+            worker.join()
+
+    def sweep(self) -> None:
+        """Stops the model if it has been idle for its ``alive_time``."""
+        with self._lock:
+            due = self._idle_stop_at()
+            if due is None or self._clock.monotonic() < due:
+                return
+            self._begin_stop("idle", start_again=False)
+        self._announce()
+
+    def configure(
+        self, settings: loader.Model, program: loader.Program, interface: Interface
+    ) -> None:
+        """Takes new settings: limits at once, what is launched at the next start."""
+        with self._lock:
+            self.settings, self.program, self._interface = settings, program, interface
+            self._admit_again()
+        self._announce()
+
+    def follow(self, leaving: list[Model]) -> None:
+        """Before the next start, waits for the end of models that a reload has removed and
+        that have the same name or port."""
+        with self._lock:
+            self._predecessors += leaving
+
+    def adopt(self, run: Run, tree: ProcessTree) -> bool:
+        """Begins to take over a server that an earlier program left running; False where the
+        model has one already. One that is not healthy is stopped."""
+        # Its memory is its own from the first moment, whoever is to be started meanwhile.
+        seat = self._shared.placement.occupy(self, run.memory_mb, tree.pids)
+        with self._lock:
+            is_taken = self._state is not State.STOPPED
+            if not is_taken:
+                self._adopting = (run, tree, seat)
+                self._begin_start()
+        if is_taken:
+            self._shared.placement.leave(seat)
+            return False
+        self._announce()
+        return True
+
+    def preview(self) -> dict[str, Any]:
+        """What ``start`` would do now, which changes nothing."""
+        with self._lock:
+            state, settings = self._state, self.settings
+        answer: dict[str, Any] = {"name": settings.name, "state": state.value}
+        if state in (State.QUEUED, State.STARTING, State.READY):
+            return {**answer, "action": "none", "reason": f"it is {state.value} already"}
+        decision = self._shared.placement.preview(self, options_of(settings))
+        return {**answer, **_told(decision), "schemes_passed_over": dict(decision.passed_over)}
+
+    # --- what placement asks and tells ----------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    def tenancy(self) -> Tenancy:
+        """How it stands: whether it may be stopped, and what that would cost."""
+        with self._lock:
+            start_seconds = self._server.start_seconds if self._server else 0.0
+            return Tenancy(
+                self._standing(),
+                self._last_used,
+                self._usual_gap,
+                start_seconds,
+                self._line.yielding,
+            )
+
+    def urgency(self) -> int | None:
+        with self._lock:
+            highest = self._line.priority
+            return 0 if highest is None and self._by_hand else highest
+
+    def claim(self) -> bool:
+        with self._lock:
+            self._claimed = self._standing() is Standing.IDLE
+            return self._claimed
+
+    def unclaim(self) -> None:
+        with self._lock:
+            self._claimed = False
+            self._admit_again()
+
+    def evict(self, reason: str) -> None:
+        with self._lock:
+            if self._claimed and self._state is State.READY:
+                self._begin_stop(reason, start_again=False)
+            self._claimed = False
+        self._announce()
+
+    def yield_to_others(self, yielding: bool) -> None:
+        with self._lock:
+            if yielding:
+                self._line.yielding = True
+            else:
+                self._line.let_in_again()
+                self._admit_again()
+
+    def _standing(self) -> Standing:
+        server = self._server
+        if self._state is State.STOPPING or self._claimed:
+            return Standing.GOING
+        if self.settings.pinned:
+            return Standing.PINNED
+        is_quiet = not self._line or self._line.is_held_back()
+        if self._state is State.READY and server is not None and not server.in_flight and is_quiet:
+            return Standing.IDLE
+        return Standing.BUSY
+
+    def _admit_again(self) -> None:
+        if self._line and self._has_room():
+            try:
+                self._wake_worker()
+            except ApiError as error:
+                # Some then without it; each that ends lets in the next.
+                log.error("%s: %s", self.settings.name, error)
+                self._admit(_WAVE)
+
+    def wait_settled(self, timeout: float) -> None:
+        """Waits until no start and no stop is under way, or for ``timeout`` seconds."""
+        with self._lock:
+            self._changed.wait_for(lambda: self._worker is None, timeout)
+
+    def view(self) -> dict[str, Any]:
+        """What ``/api/models`` tells of it."""
+        with self._lock:
+            server, start = self._server, self._start
+            now = server or start
+            begun = server.started_at if server else start.began if start and start.pid else None
+            waiting = start.waiting if start else None
+            pid = server.tree.pid if server else start.pid if start else None
+            return {
+                "name": self.settings.name,
+                "aliases": list(self.settings.aliases),
+                "mode": self.settings.mode,
+                "state": self._state.value,
+                "scheme": now.scheme if now else None,
+                "schemes_passed_over": dict(now.passed_over if now else self._passed_over),
+                "waits_for": self._waits_for(waiting),
+                "pid": pid,
+                "port": now.port if now else self.settings.port,
+                "in_flight": server.in_flight if server else 0,
+                "waiting": len(self._line),
+                "started_at": self._clock.iso(begun),
+                "last_used_at": self._clock.iso(self._last_used),
+                "idle_stop_at": self._clock.iso(self._idle_stop_at()),
+                "start_seconds": round(server.start_seconds, 3) if server else None,
+                "last_error": self._last_error,
+            }
+
+    @property
+    def interface(self) -> Interface:
+        """The mode it has now: that of the running server, else that of the next one."""
+        server = self._server
+        return server.interface if server is not None else self._interface
+
+    @property
+    def run(self) -> str | None:
+        """The id of its server's run, if one is ready or being stopped."""
+        server = self._server
+        return server.run if server is not None else None
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a start or a stop is under way, or a server runs."""
+        return self._worker is not None or self._server is not None
+
+    def _waits_for(self, waiting: Waiting | None) -> dict[str, Any] | None:
+        if waiting is None:
+            return None
+        return {
+            **_told(waiting.decision),
+            "place_in_line": waiting.number,
+            "since": self._clock.iso(waiting.since),
+        }
+
+    def _idle_stop_at(self) -> float | None:
+        server = self._server
+        if self._state is not State.READY or server is None or not self.settings.alive_time:
+            return None
+        if server.in_flight or self._line or self._claimed or self._last_used is None:
+            return None
+        return self._last_used + self.settings.alive_time * 60
+
+    # --- states; all of these are called with the lock held -------------------------------
+
+    def _begin_start(self) -> None:
+        self._wake_worker()
+        self._state = State.QUEUED
+        self._start_again = False
+        self._start = Start(
+            self,
+            self.settings,
+            self._interface,
+            self._shared,
+            self._avoid_ports(),
+            self._start_changed,
+        )
+
+    def _begin_stop(self, reason: str, start_again: bool) -> None:
+        self._start_again = start_again
+        if self._state is State.FAILED:
+            self._state = State.STOPPED
+        if self._state is State.STOPPED and start_again:
+            self._begin_start()
+        elif self._state in (State.QUEUED, State.STARTING, State.READY):
+            self._wake_worker()
+            self._state = State.STOPPING
+            self._end_reason = reason
+            if self._server is not None:
+                self._shared.watch.remove(self._server.watch_token)
+
+    def _end_stop(self, start: Start | None) -> None:
+        """Not under the lock: the other half of a stop, which may wake a probe's socket."""
+        if start is not None and self._state is State.STOPPING:
+            start.cancel()
+        self._announce()
+
+    def _wake_worker(self) -> None:
+        """Before the state is changed: if no thread is to be had, nothing has happened. The
+        worker waits for the lock that we hold, and then finds the state as it is to be."""
+        if self._worker is None:
+            worker = threading.Thread(
+                target=self._work, name=f"start-{self.settings.name}", daemon=True
+            )
+            try:
+                worker.start()
+            except RuntimeError as error:
+                message = f"this system gives the program no further thread: {error}"
+                raise ApiError(503, "busy", message, retry_after=5) from error
+            self._worker = worker
+
+    def _died(self, server: Server) -> None:
+        """From the watch: the server's process tree has ended by itself."""
+        with self._lock:
+            if self._server is not server or self._state is not State.READY:
+                return
+            self._wake_worker()
+            self._state = State.STOPPING
+            self._crashed = True
+        self._announce()
+
+    def _start_changed(self) -> None:
+        """From the start: what it waits for, or whether its process exists now."""
+        with self._lock:
+            start = self._start
+            if start is not None and self._state in (State.QUEUED, State.STARTING):
+                # Back to the line where a device went away while its process started.
+                self._state = State.QUEUED if start.pid is None else State.STARTING
+        self._announce()
+
+    # --- the worker -----------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                step = self._next_step()
+                if step is None:
+                    self._worker = None
+                    self._changed.notify_all()
+                    return
+            step()
+            self._announce()
+
+    def _next_step(self) -> Callable[[], None] | None:
+        if self._start is not None:
+            return self._bring_up
+        if self._server is not None and self._state is State.STOPPING:
+            return self._bring_down
+        if self._line and self._has_room():
+            return self._let_go
+        if self._state is State.STOPPING:
+            self._state = State.STOPPED
+        if self._state in (State.STOPPED, State.FAILED) and not self._closed:
+            wanted = self._start_again or (self._line and self._state is State.STOPPED)
+            if wanted:
+                self._begin_start()
+                return self._bring_up
+        return None
+
+    def _bring_up(self) -> None:
+        with self._lock:
+            start, adopting = self._start, self._adopting
+            predecessors, self._predecessors = self._predecessors, []
+        assert start is not None
+        for predecessor in predecessors:
+            predecessor.join()
+        server: Server | None = None
+        failure: StartFailed | None = None
+        try:
+            server = start.take_over(*adopting) if adopting else start.run()
+        except StartFailed as error:
+            failure = error
+        except Exception as error:
+            # A fault of ours: the worker lives on, so that the line gets an answer.
+            log.exception("starting %s failed", self.settings.name)
+            failure = StartFailed(f"an internal error: {error}")
+        with self._lock:
+            self._start, self._adopting = None, None
+            self._passed_over = start.passed_over
+            # Asked for once more while it was cancelled: that holds for the next start.
+            self._by_hand = self._by_hand and self._start_again
+            if server is not None:
+                self._came_up(server, adopted=adopting is not None)
+            elif failure is not None:
+                self._came_to_nothing(failure, start, adopted=adopting is not None)
+
+    def _came_up(self, server: Server, adopted: bool) -> None:
+        self._server = server
+        self._breaker.close()
+        self._last_error = None
+        self._crashed = False
+        self.starts += not adopted
+        log.info(
+            "%s is ready on port %d after %.2f s, scheme %s, pid %d%s",
+            self.settings.name,
+            server.port,
+            server.start_seconds,
+            server.scheme,
+            server.tree.pid,
+            ", adopted" if adopted else "",
+        )
+        if self._state is State.STOPPING:
+            return  # the stop came too late to cancel the start: the next step brings it down
+        self._state = State.READY
+        self._last_used = self._clock.monotonic()
+        tree = server.tree
+        server.watch_token = self._shared.watch.add(
+            lambda: not tree.alive(), lambda: self._died(server)
+        )
+        self._admit(_WAVE)
+
+    def _let_go(self) -> None:
+        """Those who waited go on together, in waves: hundreds of threads that wake at one
+        moment fight over the interpreter's lock, and everybody else waits for it as well."""
+        with self._lock:
+            self._changed.wait(_WAVE_PAUSE)
+            self._admit(_WAVE)
+
+    def _came_to_nothing(self, failure: StartFailed, start: Start, adopted: bool) -> None:
+        name = self.settings.name
+        if start.cancelled or adopted:
+            if not isinstance(failure, Cancelled):
+                log.warning("%s was not taken over: %s", name, failure)
+            self._state = State.STOPPED
+            return
+        self._state = State.FAILED
+        self.failed_starts += 1
+        if not isinstance(failure, NotPlaced):  # that can be different a moment later
+            self._breaker.failed(self._clock.monotonic())
+        self._last_error = str(failure)
+        log.error("%s did not start: %s", name, failure)
+        retry_after = self._breaker.wait(self._clock.monotonic()) or None
+        if failure.code == "queue_timeout":  # who is in the way may be idle the next time
+            retry_after = _RETRY_AFTER
+        self._line.refuse(
+            lambda: ApiError(
+                503, failure.code, f"{name} did not start: {failure}", retry_after=retry_after
+            )
+        )
+
+    def _bring_down(self) -> None:
+        server = self._server
+        assert server is not None
+        grace = self.settings.stop_timeout
+        if self._crashed:
+            code = server.tree.exit_code
+            how = "" if code is None else f" with exit code {code}"
+            if code is not None and code < 0:
+                how = f", killed by signal {-code}"
+            reason = f"its process ended by itself{how}"
+        else:
+            reason = self._end_reason
+            with self._lock:
+                self._changed.wait_for(lambda: not server.in_flight, grace)
+        try:
+            gone = stop_server(server, self._shared, grace, reason)
+        except Exception:
+            # A fault of ours, or of a system that is out of descriptors.
+            log.exception("stopping %s failed", self.settings.name)
+            gone = False
+        with self._lock:
+            if not gone and self._tries_left(server):
+                return  # still stopping: the next step tries again
+            self._server = None
+            self._state = State.FAILED if self._crashed else State.STOPPED
+            if self._crashed:
+                self._last_error = reason
+                log.error("%s stopped: %s", self.settings.name, reason)
+            else:
+                log.info("%s stopped: %s", self.settings.name, reason)
+            self._start_again = self._start_again or bool(self._line)
+            self._crashed = False
+
+    def _tries_left(self, server: Server) -> bool:
+        """After a stop that left processes: as long as they live there is no second server
+        beside them, unless the program ends, which waits for only a few more tries."""
+        server.failed_stops += 1
+        self._last_error = "a process of it does not die; see the program's log"
+        if self._closed and server.failed_stops > _LAST_TRIES:
+            log.error("%s is left running: its processes do not die", self.settings.name)
+            return False
+        self._changed.wait(min(_RETRY_STOP * server.failed_stops, _LONGEST_RETRY))
+        return True
+
+    def _announce(self) -> None:
+        # One at a time, each with the state as it is then: else an older one could be told
+        # last, and a page would show it for ever.
+        with self._announcing:
+            self._shared.events.publish("model", self.view)
+
+
+def _told(decision: Decision) -> dict[str, Any]:
+    """A decision as the API tells it."""
+    stops = list(decision.models) if decision.action is Action.EVICT else []
+    waits = list(decision.models) if decision.action in (Action.SOON, Action.WAIT) else []
+    return {
+        "action": "start" if decision.action is Action.GO else decision.action.name.lower(),
+        "scheme": decision.scheme,
+        "memory_mb": dict(decision.memory_mb),
+        "stops": stops,
+        "waits_for": waits,
+        "reason": decision.reason or "; ".join(decision.passed_over.values()) or None,
+    }

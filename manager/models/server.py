@@ -1,0 +1,143 @@
+"""One run of a model's server: what it is, how it ends."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from manager.clock import Clock
+from manager.config import loader
+from manager.events import Events
+from manager.interfaces import Interface
+from manager.models import process_tree
+from manager.models.ports import Ports
+from manager.models.process_tree import ProcessTree
+from manager.placement.placement import Placement
+from manager.placement.planner import Option
+from manager.placement.reservation import Seat
+from manager.relay.upstream import Upstream
+from manager.relay.watcher import Watch
+from manager.storage.logs import ModelLogs
+from manager.storage.store import Store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all models share. ``connections`` is how many are kept to one server; ``secrets`` names
+    the variables of our environment that no server inherits, and only grows: what a config has
+    named before may still be in use."""
+
+    store: Store
+    logs: ModelLogs
+    events: Events
+    watch: Watch
+    ports: Ports
+    placement: Placement
+    clock: Clock
+    connections: int
+    secrets: set[str] = field(default_factory=set)
+
+
+class StartFailed(Exception):
+    """A start did not lead to a ready model; ``code`` is that of the error table."""
+
+    def __init__(self, message: str, code: str = "start_failed") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class NotPlaced(StartFailed):
+    """Nothing was launched, for want of a device or of room: that is no fault of the model."""
+
+
+class DeviceLost(StartFailed):
+    """A device that the model was placed on went away meanwhile."""
+
+
+class Cancelled(StartFailed):
+    """The start was stopped half-way."""
+
+    def __init__(self) -> None:
+        super().__init__("it was stopped while it was starting")
+
+
+@dataclass(eq=False)
+class Server:
+    """A model's running server. ``in_flight`` belongs to the model and its lock."""
+
+    run: str
+    settings: loader.Model  # those that it was launched with
+    interface: Interface
+    scheme: str
+    passed_over: Mapping[str, str]  # the schemes before it, and why they were not used
+    tree: ProcessTree
+    seat: Seat
+    port: int
+    upstream: Upstream
+    started_at: float  # monotonic
+    start_seconds: float
+    in_flight: int = 0
+    failed_stops: int = 0
+    watch_token: int = field(default=-1)
+
+
+def stop_server(server: Server, shared: Shared, grace: float, reason: str) -> bool:
+    """Ends the server's whole process tree; returns whether all of it is gone. Until it is,
+    the run has not ended, and its port and its memory are not free."""
+    server.upstream.close()
+    shared.placement.leaving(server.seat)
+    if not server.tree.stop(grace):
+        return False
+    end_run(shared, server.run, reason)
+    shared.ports.give_back(server.port)
+    shared.placement.leave(server.seat)
+    return True
+
+
+def end_run(shared: Shared, run: str, reason: str, *, unseen: bool = False) -> None:
+    """Records the end, now, or if it was ``unseen`` when the run was last seen alive. A run whose
+    end cannot be recorded is found and closed at the next start of the program, so that here a
+    fault of the disk must not keep anything alive."""
+    line = (reason.splitlines() or [""])[0][:500]
+    try:
+        if unseen:
+            shared.store.close_dead_run(run, line)
+        else:
+            shared.store.end_run(run, shared.clock.wall_ms(), line)
+    except sqlite3.Error as error:
+        log.error("the end of run %s was not recorded: %s", run, error)
+
+
+def fingerprint(settings: loader.Model, scheme: loader.Scheme) -> str:
+    """A hash of all that decides how the server was launched: if it differs, the running one
+    is not what the config asks for."""
+    launched = [
+        settings.mode,
+        settings.port,
+        scheme.name,
+        str(scheme.script_path),
+        list(scheme.command),
+        sorted(scheme.env.items()),
+        str(scheme.cwd),
+        *scheme.required_devices,
+    ]
+    return hashlib.sha256(json.dumps(launched).encode()).hexdigest()[:16]
+
+
+def options_of(settings: loader.Model) -> tuple[Option, ...]:
+    """The model's schemes as they are placed."""
+    return tuple(
+        Option(
+            scheme.name,
+            scheme.required_devices,
+            scheme.memory_mb,
+            process_tree.unusable(scheme.script_path),
+        )
+        for scheme in settings.schemes
+    )

@@ -1,0 +1,375 @@
+"""One attempt to have a ready server: placed, launched, probed, or taken over.
+
+All of it is I/O and is called from the thread ``start-<model>``, never under a lock.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sqlite3
+import threading
+import uuid
+from collections.abc import Callable, Mapping
+
+from manager.config import loader, variables
+from manager.interfaces import Interface
+from manager.models import ports, process_tree
+from manager.models.ports import NoFreePort
+from manager.models.process_tree import LaunchError, ProcessTree
+from manager.models.server import (
+    Cancelled,
+    DeviceLost,
+    NotPlaced,
+    Server,
+    Shared,
+    StartFailed,
+    end_run,
+    fingerprint,
+    options_of,
+)
+from manager.placement.placement import NoPlace, Place, Waiting
+from manager.placement.reservation import Seat, Tenant
+from manager.relay.upstream import Exchange, Upstream, UpstreamError
+from manager.storage.store import Run
+
+log = logging.getLogger(__name__)
+
+_FIRST_PAUSE = 0.02  # seconds between two probes; grows to a fiftieth of the time waited
+_LONGEST_PAUSE = 0.5
+_HEALTH_TIMEOUT = 5.0
+_ADOPTION_TIMEOUT = 5.0
+_MOST_LOSSES = 3  # of devices during one start; more is no loss, but a loose contact
+_LOG_LINES = 15  # of the model's own output, in an error
+_LOG_CHARACTERS = 4000
+_RETRY_PROBE = frozenset((429, 502, 503, 504))
+
+
+class Start:
+    """One attempt to have a ready server, which can be cancelled at any moment."""
+
+    def __init__(
+        self,
+        tenant: Tenant,
+        settings: loader.Model,
+        interface: Interface,
+        shared: Shared,
+        avoid_ports: set[int],
+        on_change: Callable[[], None],
+    ) -> None:
+        self.scheme: str | None = None
+        self.passed_over: Mapping[str, str] = {}
+        self.port: int | None = None
+        self.pid: int | None = None
+        self.waiting: Waiting | None = None  # for room
+        self.began = shared.clock.monotonic()  # the wait for room, then the launch
+        self._tenant = tenant
+        self._settings = settings
+        self._interface = interface
+        self._shared = shared
+        self._avoid_ports = avoid_ports
+        self._on_change = on_change
+        self._deadline = float("inf")
+        self._cancelled = threading.Event()
+        self._lock = threading.Lock()
+        self._exchange: Exchange | None = None
+
+    def cancel(self) -> None:
+        """Ends the attempt, also in the middle of a probe that the server does not answer."""
+        self._cancelled.set()
+        with self._lock:
+            exchange = self._exchange
+        if exchange is not None:
+            exchange.abort()
+        self._shared.placement.look()
+
+    @property
+    def cancelled(self) -> bool:
+        return self._cancelled.is_set()
+
+    def run(self) -> Server:
+        """Waits for room, launches the server and waits until it answers. Raises StartFailed,
+        and then nothing of it is left."""
+        for _ in range(_MOST_LOSSES):
+            try:
+                return self._run_once()
+            except DeviceLost as error:
+                log.warning("%s is placed again: %s", self._settings.name, error)
+                self.scheme = self.port = self.pid = None
+                self._on_change()
+        return self._run_once()
+
+    def _run_once(self) -> Server:
+        seat, place = self._take_place()
+        self.scheme, self.passed_over = place.scheme, place.passed_over
+        self._begin(self._settings.start_timeout)
+        try:
+            return self._launch_on_port(seat, place)
+        except BaseException as error:
+            failed = isinstance(error, StartFailed) and not self.cancelled
+            lost = self._shared.placement.lost(seat) if failed else []
+            self._shared.placement.leave(seat)
+            if lost:
+                message = f"{', '.join(lost)} went away while it started. {error}"
+                raise DeviceLost(message) from error
+            raise
+
+    def _take_place(self) -> tuple[Seat, Place]:
+        options = options_of(self._settings)
+        try:
+            return self._shared.placement.take(
+                self._tenant, options, self._cancelled.is_set, self._tell_waiting
+            )
+        except NoPlace as error:
+            self.passed_over = error.passed_over
+            if self.cancelled:
+                raise Cancelled from error
+            raise NotPlaced(str(error), error.code) from error
+
+    def _tell_waiting(self, waiting: Waiting | None) -> None:
+        self.waiting = waiting
+        self._on_change()
+
+    def _begin(self, timeout: float) -> None:
+        self.began = self._shared.clock.monotonic()
+        self._deadline = self.began + timeout
+
+    def _launch_on_port(self, seat: Seat, place: Place) -> Server:
+        chosen = self._settings.port is None
+        try:
+            self.port = self._settings.port or self._shared.ports.choose(self._avoid_ports)
+        except NoFreePort as error:
+            raise StartFailed(str(error)) from error
+        try:
+            if not chosen and not ports.is_free(self.port):
+                raise StartFailed(
+                    f"its port {self.port} is held by {ports.holder(self.port)};"
+                    " stop that, or give the model another port"
+                )
+            return self._launch(seat, place, self.port)
+        except BaseException:
+            self._shared.ports.give_back(self.port)
+            raise
+
+    def take_over(self, run: Run, tree: ProcessTree, seat: Seat) -> Server:
+        """Goes on with a server that an earlier program left running, if it is healthy.
+        Raises StartFailed, and then nothing of it is left."""
+        self.scheme, self.port, self.pid = run.scheme, run.port, tree.pid
+        self._shared.ports.take(run.port)
+        upstream = Upstream(run.port, self._shared.connections)
+        try:
+            scheme = next((s for s in self._settings.schemes if s.name == run.scheme), None)
+            if scheme is None or fingerprint(self._settings, scheme) != run.fingerprint:
+                raise StartFailed("its settings have changed")
+            if run.ready_ms is None:
+                raise StartFailed("it had not become ready")
+            self._begin(_ADOPTION_TIMEOUT)
+            self._await_health(tree, upstream)
+            tree.settle(run.port)
+        except BaseException as error:
+            upstream.close()
+            self._shared.placement.leaving(seat)
+            tree.stop(self._settings.stop_timeout)
+            self._shared.ports.give_back(run.port)
+            end_run(self._shared, run.id, f"not adopted: {error}")
+            self._shared.placement.leave(seat)
+            raise
+        age = self._shared.clock.wall() - run.started_ms / 1000
+        return Server(
+            run=run.id,
+            settings=self._settings,
+            interface=self._interface,
+            scheme=run.scheme,
+            passed_over={},
+            tree=tree,
+            seat=seat,
+            port=run.port,
+            upstream=upstream,
+            started_at=self._shared.clock.monotonic() - max(0.0, age),
+            start_seconds=(run.ready_ms - run.started_ms) / 1000,
+        )
+
+    def _launch(self, seat: Seat, place: Place, port: int) -> Server:
+        shared, settings = self._shared, self._settings
+        scheme = next(s for s in settings.schemes if s.name == place.scheme)
+        run = Run(
+            id=uuid.uuid4().hex,
+            model=settings.name,
+            scheme=scheme.name,
+            fingerprint=fingerprint(settings, scheme),
+            port=port,
+            pid=None,
+            pid_created=None,
+            started_ms=shared.clock.wall_ms(),
+            ready_ms=None,
+            mode=settings.mode,
+            memory_mb=place.memory_mb,
+        )
+        try:
+            arguments = process_tree.command_line(scheme.script_path, scheme.command)
+            # Before the launch: if we are killed in between, the mark still finds the process.
+            shared.store.begin_run(run)
+        except LaunchError as error:
+            raise StartFailed(str(error)) from error
+        except sqlite3.Error as error:
+            raise StartFailed(f"its start cannot be recorded in usage.db: {error}") from error
+        try:
+            tree = self._spawn(run, scheme, place, arguments)
+        except BaseException as error:
+            end_run(self._shared, run.id, str(error))
+            raise
+        upstream = Upstream(port, shared.connections)
+        try:
+            self.pid = tree.pid
+            seat.pids = tree.pids
+            self._on_change()
+            shared.store.run_launched(run.id, tree.pid, tree.created)
+            self._await_health(tree, upstream)
+            self._check_listener(tree, run)
+            self._await_token(tree, upstream)
+            shared.store.run_ready(run.id, shared.clock.wall_ms(), tree.pid, tree.created)
+        except BaseException as error:
+            upstream.close()
+            self._shared.placement.leaving(seat)
+            tree.stop(settings.stop_timeout)
+            end_run(self._shared, run.id, str(error))
+            if isinstance(error, sqlite3.Error):
+                raise StartFailed(f"its start cannot be recorded in usage.db: {error}") from error
+            raise
+        shared.placement.settle(seat)
+        return Server(
+            run=run.id,
+            settings=settings,
+            interface=self._interface,
+            scheme=scheme.name,
+            passed_over=place.passed_over,
+            tree=tree,
+            seat=seat,
+            port=port,
+            upstream=upstream,
+            started_at=self.began,
+            start_seconds=shared.clock.monotonic() - self.began,
+        )
+
+    def _spawn(
+        self, run: Run, scheme: loader.Scheme, place: Place, arguments: list[str]
+    ) -> ProcessTree:
+        try:
+            path, output = self._shared.logs.create(
+                run.model, run.id, f"{run.model}, scheme {scheme.name}, port {run.port}"
+            )
+        except OSError as error:
+            raise StartFailed(f"its log cannot be written: {error}") from error
+        env = {
+            **variables.inherited(self._shared.secrets),
+            **place.environment,
+            **scheme.env,
+            "LLM_MANAGER_MODEL": run.model,
+            "LLM_MANAGER_SCHEME": scheme.name,
+            "LLM_MANAGER_PORT": str(run.port),
+            "PORT": str(run.port),
+        }
+        try:
+            return ProcessTree.start(run.id, arguments, cwd=scheme.cwd, env=env, output=output)
+        except LaunchError as error:
+            path.unlink(missing_ok=True)  # it holds nothing but its title
+            raise StartFailed(str(error)) from error
+        finally:
+            os.close(output)
+
+    def _await_health(self, tree: ProcessTree, upstream: Upstream) -> None:
+        """Waits until ``/health`` answers well, or ``/v1/models`` where there is none."""
+        path = "/health"
+        last = "nothing listened on its port"
+        while True:
+            timeout = self._check(tree, last)
+            try:
+                status, _ = self._ask(upstream, "GET", path, b"", min(timeout, _HEALTH_TIMEOUT))
+            except UpstreamError as error:
+                last = str(error)
+            else:
+                # 401 and 403 are the answers of a server that wants a key even here.
+                if status < 400 or status in (401, 403):
+                    return
+                last = f"{path} answered {status}"
+                if path == "/health" and status in (404, 405, 501):
+                    path = "/v1/models"
+                    continue
+            self._pause()
+
+    def _check_listener(self, tree: ProcessTree, run: Run) -> None:
+        """What answers must not be another manager's model: both may have found the port free
+        while their models were loading. (A server outside the tree, in a container, is fine.)"""
+        if tree.settle(run.port):
+            return
+        pid = ports.listener(run.port)
+        other = process_tree.run_of(pid) if pid else None
+        if other not in (None, run.id):
+            raise StartFailed(
+                f"its port {run.port} was taken meanwhile by another manager's model (pid {pid})"
+            )
+
+    def _await_token(self, tree: ProcessTree, upstream: Upstream) -> None:
+        """Sends one real request: a server can say that it is well long before it answers."""
+        name = self._settings.served_model_name or self._settings.name
+        path, fields = self._interface.probe(name)
+        last = "its first request was not answered"
+        while True:
+            timeout = self._check(tree, last)
+            try:
+                status, answer = self._ask(
+                    upstream, "POST", path, json.dumps(fields).encode(), timeout
+                )
+            except UpstreamError as error:
+                last = str(error)
+            else:
+                if status < 300:
+                    return
+                last = f"a one-token request to {path} got {status}: {answer[:500]!r}"
+                if status not in _RETRY_PROBE:
+                    raise StartFailed(last)
+            self._pause()
+
+    def _check(self, tree: ProcessTree, last: str) -> float:
+        """Seconds left for the next probe. Raises StartFailed where there is no sense in it."""
+        if self.cancelled:
+            raise Cancelled
+        if not tree.alive():
+            code = tree.exit_code
+            how = "" if code is None else f" with exit code {code}"
+            if code is not None and code < 0:
+                how = f", killed by signal {-code}"
+            raise StartFailed(f"its script ended{how}{self.last_lines()}")
+        left = self._deadline - self._shared.clock.monotonic()
+        if left <= 0:
+            waited = self._deadline - self.began
+            raise StartFailed(
+                f"it was not ready after {waited:g} seconds: {last}{self.last_lines()}",
+                "start_timeout",
+            )
+        return left
+
+    def _pause(self) -> None:
+        waited = self._shared.clock.monotonic() - self.began
+        self._cancelled.wait(min(max(_FIRST_PAUSE, waited / 50), _LONGEST_PAUSE))
+
+    def _ask(
+        self, upstream: Upstream, method: str, path: str, body: bytes, timeout: float
+    ) -> tuple[int, bytes]:
+        headers = [("Content-Type", "application/json")] if body else []
+        exchange = Exchange(method, path, headers, body, timeout=timeout)
+        with self._lock:
+            self._exchange = exchange
+        if self.cancelled:  # before the exchange could be seen and aborted
+            raise Cancelled
+        response = upstream.send(exchange)
+        return response.status, b"".join(response.pieces())
+
+    def last_lines(self) -> str:
+        """The end of the model's own output, to put behind an error."""
+        try:
+            tail = self._shared.logs.tail(self._settings.name, _LOG_LINES)
+        except OSError as error:
+            return f" (its log cannot be read: {error})"
+        return f"\nThe last lines of its log:\n{tail[-_LOG_CHARACTERS:]}" if tail else ""

@@ -1,0 +1,134 @@
+"""Server-sent events on their way through: pure, bytes in, bytes out.
+
+Events are passed on whole and unchanged. Only a client's last, incomplete event is held back
+until the rest of it is here, so that a stream that breaks never ends in half an event.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from manager import tokens
+from manager.tokens import Usage
+
+# Beyond this an event is passed on in parts: memory is worth more than its wholeness.
+MAX_HELD = 1 << 20
+
+_BLANK_LINES = (b"\n\n", b"\r\n\r\n")
+_DONE = re.compile(rb"(?:^|\n)data: ?\[DONE\]")
+
+
+class EventStream:
+    """One stream. Feed it what arrives; forward what it returns.
+
+    ``strip_usage`` takes the extra usage chunk out that the manager asked for and the client
+    did not. ``chunks`` counts the events so far, ``done`` says that ``[DONE]`` has passed.
+    """
+
+    def __init__(self, strip_usage: bool = False) -> None:
+        self.chunks = 0
+        self.done = False
+        self._strip_usage = strip_usage
+        self._held = b""
+        self._first: bytes | None = None
+        self._last: bytes | None = None
+
+    def feed(self, piece: bytes) -> bytes:
+        """Takes the next bytes, as they came; returns those that may go on now."""
+        data = self._held + piece if self._held else piece
+        end = _end_of_events(data, len(self._held))
+        if end == len(data):
+            self._held = b""
+        elif len(data) - end > MAX_HELD:
+            self._held = b""
+            end = len(data)
+        else:
+            self._held = data[end:]
+            data = data[:end]
+        if not data:
+            return b""
+        self.chunks += data.count(b"\ndata:") + data.startswith(b"data:")
+        if mentions := tokens.mentions(data):
+            data = self._read_usage(data, mentions)
+        # A plain search first: this is asked of every piece of every stream.
+        if not self.done and b"[DONE]" in data and _DONE.search(data):
+            self.done = True
+            self.chunks -= 1
+        return data
+
+    def rest(self) -> bytes:
+        """At a clean end of the stream: what was held back, an event with no blank line."""
+        held, self._held = self._held, b""
+        self.done = self.done or bool(_DONE.search(held))
+        return held
+
+    def usage(self) -> Usage | None:
+        """What the stream said of its tokens; None where it said nothing."""
+        first = tokens.from_answer(_data_of(self._first)) if self._first else None
+        last = tokens.from_answer(_data_of(self._last)) if self._last else None
+        return tokens.merged(first, last)
+
+    def estimate(self) -> Usage:
+        """For a stream that was cut short: a chunk is about a token."""
+        return Usage(completion_tokens=max(0, self.chunks), estimated=True)
+
+    def _read_usage(self, data: bytes, mentions: list[int]) -> bytes:
+        kept = []
+        position = 0
+        for mention in mentions:
+            if mention < position:
+                continue  # in an event that has been read
+            start, end = _event_around(data, mention, position)
+            event = data[start:end]
+            self._first = self._first or event
+            self._last = event
+            if self._strip_usage and _is_usage_chunk(event):
+                self.chunks -= 1
+                kept.append(data[position:start])
+            else:
+                kept.append(data[position:end])
+            position = end
+        kept.append(data[position:])
+        return b"".join(kept)
+
+
+def error_event(body: dict[str, Any]) -> bytes:
+    """An error as the last event of a stream that has already begun."""
+    return b"data: " + json.dumps(body, ensure_ascii=False).encode() + b"\n\n"
+
+
+def _end_of_events(data: bytes, searched: int) -> int:
+    """The index behind the last blank line; ``searched`` bytes are known to hold none."""
+    if data.endswith((b"\n\n", b"\r\n\r\n")):
+        return len(data)
+    start = max(0, searched - 3)
+    plain, windows = data.rfind(b"\n\n", start), data.rfind(b"\r\n\r\n", start)
+    return max(plain + 2 if plain >= 0 else 0, windows + 4 if windows >= 0 else 0)
+
+
+def _event_around(data: bytes, at: int, floor: int) -> tuple[int, int]:
+    """Start and end of the event that the byte ``at`` is in; it starts at ``floor`` at least."""
+    start, end = floor, len(data)
+    for blank in _BLANK_LINES:
+        before = data.rfind(blank, start, at)
+        if before >= 0:
+            start = before + len(blank)
+        behind = data.find(blank, at, end)
+        if behind >= 0:
+            end = behind + len(blank)
+    return start, end
+
+
+def _data_of(event: bytes) -> Any:
+    lines = [line[5:] for line in event.splitlines() if line.startswith(b"data:")]
+    try:
+        return json.loads(b"\n".join(lines))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _is_usage_chunk(event: bytes) -> bool:
+    chunk = _data_of(event)
+    return isinstance(chunk, dict) and chunk.get("choices") == [] and "usage" in chunk

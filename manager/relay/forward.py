@@ -1,0 +1,364 @@
+"""One request to one upstream and back.
+
+What arrives goes on at once, as it came. The relay knows a lease and nothing else of the
+fleet: who the upstream is, what it calls its model, and how to give the place back.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from manager.errors import ApiError, ClientGone
+from manager.interfaces import Interface
+from manager.relay.event_stream import EventStream, error_event
+from manager.relay.payload import Payload
+from manager.relay.upstream import (
+    Aborted,
+    Exchange,
+    Headers,
+    Response,
+    Upstream,
+    UpstreamError,
+    UpstreamTimeout,
+)
+from manager.relay.watcher import Watch
+from manager.tokens import Usage
+
+CLIENT_GONE = 499  # nginx's number for a client that closed before its answer
+
+# Up to this size an answer of known length is read whole before its first byte goes on: one
+# write, and an upstream that breaks off in the middle is still a clean 502.
+_READ_WHOLE = 1 << 20
+
+_AFTER_DONE = 2.0  # seconds
+
+_HOP_BY_HOP = frozenset(
+    [
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "trailers",
+        "transfer-encoding",
+        "upgrade",
+    ]
+)
+# The client's credentials are for the manager. Host and length are those of our own
+# connection; a compressed answer could not be metered. Model servers answer any Origin with
+# leave to read, credentials included: passed through, every web page could use the models.
+_NOT_FORWARDED = _HOP_BY_HOP | {
+    "host",
+    "content-length",
+    "expect",
+    "accept-encoding",
+    "authorization",
+    "x-api-key",
+    "x-csrftoken",
+    "cookie",
+    "origin",
+    # Who the client is, as a proxy in front of us has it.
+    "forwarded",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "x-real-ip",
+}
+
+
+# Of an answer: its length is told anew, and the others only we may say to our clients.
+_OURS = frozenset(("content-length", "set-cookie", "x-llm-manager-request"))
+
+
+class Lease(Protocol):
+    """All that the relay needs of the fleet; ``release`` may be called more than once."""
+
+    @property
+    def interface(self) -> Interface: ...
+    @property
+    def upstream(self) -> Upstream: ...
+    @property
+    def served_model_name(self) -> str | None: ...
+    @property
+    def ask_usage(self) -> bool: ...
+    @property
+    def upstream_timeout(self) -> float: ...
+    def release(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the client sent: ``target`` is the path with its query."""
+
+    target: str
+    headers: Headers
+    payload: Payload
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a request came to. ``first_byte_at`` is on the monotonic clock, None if none came;
+    ``error`` says why an answer is not whole."""
+
+    status: int
+    usage: Usage | None = None
+    streamed: bool = False
+    first_byte_at: float | None = None
+    error: str | None = None
+
+
+class BrokenAnswer(OSError):
+    """An answer that breaks off in the middle. As an OSError it makes the server cut the
+    client's connection, so that half an answer never looks whole."""
+
+
+class Answer:
+    """An answer on its way to the client: status, headers and an iterable of bytes.
+
+    ``close`` gives back whatever is still held, wherever the answer stands. (A generator
+    would not do: one that was never begun runs none of its clean-up.)
+    """
+
+    def __init__(
+        self,
+        status: str,
+        headers: Headers,
+        pieces: Iterator[bytes],
+        close: Callable[[], None],
+        stream: EventStream | None,
+    ) -> None:
+        self.status = status
+        self.headers = headers
+        self.stream = stream  # of an answer that comes as events; it counts them
+        self._pieces = pieces
+        self._closers = ExitStack()  # all of them, also if one fails
+        self._closers.callback(close)
+
+    def __iter__(self) -> Answer:
+        return self
+
+    def __next__(self) -> bytes:
+        return next(self._pieces)
+
+    def when_closed(self, act: Callable[[], None]) -> None:
+        """Calls ``act`` once the client's side is over."""
+        self._closers.callback(act)
+
+    def close(self) -> None:
+        self._closers.close()
+
+
+def forward(
+    lease: Lease,
+    request: Request,
+    *,
+    watch: Watch,
+    gone: Callable[[], bool],
+    on_end: Callable[[Outcome], None],
+) -> Answer:
+    """Sends the request and returns the answer, its body still to come.
+
+    ``gone`` tells whether the client has left; then the upstream's connection is closed.
+    ``on_end`` is called once, before the client has the last byte. The lease is given back
+    as soon as the upstream is done. Raises ApiError 502 or 504, and ClientGone.
+    """
+    body, strip_usage = _outgoing_body(lease, request.payload)
+    exchange = Exchange(
+        "POST",
+        request.target,
+        _outgoing_headers(request.headers),
+        body,
+        timeout=lease.upstream_timeout,
+    )
+    passage = _Passage(lease, watch, watch.add(gone, exchange.abort), on_end)
+    try:
+        response = lease.upstream.send(exchange)
+        return passage.answer(response, strip_usage)
+    except Aborted as error:
+        passage.close()
+        raise ClientGone from error
+    except UpstreamError as error:
+        refusal = _refusal(error)
+        passage.fail(refusal)
+        raise refusal from error
+    except BaseException:
+        passage.close()
+        raise
+
+
+class _Passage:
+    """One exchange under way: it is reported once, and frees what it holds once."""
+
+    def __init__(
+        self, lease: Lease, watch: Watch, token: int, on_end: Callable[[Outcome], None]
+    ) -> None:
+        self._lease = lease
+        self._watch = watch
+        self._token = token
+        self._on_end = on_end
+        self._response: Response | None = None
+        self._stream: EventStream | None = None
+        self._first_byte_at: float | None = None
+        self._reported = False
+        self._freed = False
+
+    def answer(self, response: Response, strip_usage: bool) -> Answer:
+        """The answer to this response. Raises UpstreamError where it can be none."""
+        self._response = response
+        kind = response.header("Content-Type").lower()
+        if kind.startswith("text/html") and response.status < 300:
+            raise UpstreamError("what answered is a web page, not a model's server")
+        headers = _returned_headers(response)
+        if _is_stream(response):
+            self._stream = EventStream(strip_usage)
+            pieces = self._events(response, self._stream)
+        elif response.length is not None and response.length <= _READ_WHOLE:
+            pieces = iter(self._whole(response))
+        else:
+            pieces = self._passed_on(response)
+        status = f"{response.status} {response.reason}"
+        return Answer(status, headers, pieces, self.close, self._stream)
+
+    def close(self) -> None:
+        """The client's side is over; what is still under way ends with it."""
+        try:
+            self._report(CLIENT_GONE, "the client left")
+        finally:
+            self._free()
+
+    def fail(self, refusal: ApiError) -> None:
+        """Nothing has gone to the client yet, so that it can be told in full."""
+        try:
+            self._report(refusal.status, refusal.message)
+        finally:
+            self._free()
+
+    def _whole(self, response: Response) -> list[bytes]:
+        body = b"".join(response.pieces())
+        self._first_byte_at = time.monotonic()
+        self._report(response.status, usage=self._lease.interface.usage(body))
+        self._free()
+        return [body]
+
+    def _passed_on(self, response: Response) -> Iterator[bytes]:
+        """An answer that is too large to hold, or of unknown length."""
+        tail, left = b"", response.length
+        try:
+            for piece in response.pieces():
+                self._first_byte_at = self._first_byte_at or time.monotonic()
+                tail = (tail + piece)[-_READ_WHOLE:]
+                left = None if left is None else left - len(piece)
+                if left == 0:  # a client reads no further than the length that it was told
+                    self._report(response.status, usage=self._lease.interface.usage(tail))
+                yield piece
+        except Aborted:
+            return  # the client has left, as close() will report
+        except UpstreamError as error:
+            self._report(response.status, str(error))
+            raise BrokenAnswer(str(error)) from error
+        self._report(response.status, usage=self._lease.interface.usage(tail))
+        self._free()
+
+    def _events(self, response: Response, stream: EventStream) -> Iterator[bytes]:
+        try:
+            for piece in response.pieces():
+                self._first_byte_at = self._first_byte_at or time.monotonic()
+                data = stream.feed(piece)
+                if stream.done:
+                    # Before the client has [DONE]: to most of them that is the last byte.
+                    self._report(response.status)
+                    response.hurry(_AFTER_DONE)
+                if data:
+                    yield data
+            rest = stream.rest()
+            if self._lease.interface.streams_end_with_done and not stream.done:
+                raise UpstreamError("the model's server ended its stream without [DONE]")
+        except Aborted:
+            return  # the client has left, as close() will report
+        except UpstreamError as error:
+            if not stream.done:
+                self._report(response.status, str(error))
+                yield error_event(_refusal(error).body())
+            return
+        self._report(response.status)
+        self._free()
+        if rest:
+            yield rest
+
+    def _report(self, status: int, error: str | None = None, usage: Usage | None = None) -> None:
+        if self._reported:
+            return
+        self._reported = True
+        if self._stream is not None:
+            usage = self._stream.usage() or self._stream.estimate()
+        streamed = self._stream is not None
+        self._on_end(Outcome(status, usage, streamed, self._first_byte_at, error))
+
+    def _free(self) -> None:
+        if self._freed:
+            return
+        self._freed = True
+        self._watch.remove(self._token)
+        if self._response is not None:
+            self._response.discard()
+        self._lease.release()
+
+
+def _refusal(error: UpstreamError) -> ApiError:
+    if isinstance(error, UpstreamTimeout):
+        return ApiError(504, "upstream_timeout", str(error))
+    return ApiError(502, "upstream_error", str(error))
+
+
+def _outgoing_body(lease: Lease, payload: Payload) -> tuple[bytes, bool]:
+    """The body to send, and whether its answer's usage chunk was our wish alone."""
+    changes: dict[str, Any] = {}
+    if lease.served_model_name is not None:
+        changes["model"] = lease.served_model_name
+    options = payload.fields.get("stream_options")
+    ours = (
+        payload.fields.get("stream") is True
+        and lease.ask_usage
+        and lease.interface.reports_usage_on_request
+        and (options is None or isinstance(options, dict))
+        and not (options or {}).get("include_usage")
+    )
+    if ours:
+        changes["stream_options"] = {**(options or {}), "include_usage": True}
+    return payload.replaced(changes), ours
+
+
+def _outgoing_headers(headers: Headers) -> Headers:
+    connection = ",".join(value for name, value in headers if name.lower() == "connection")
+    dropped = _NOT_FORWARDED | _names(connection)
+    kept = [(name, value) for name, value in headers if name.lower() not in dropped]
+    kept.append(("Accept-Encoding", "identity"))
+    return kept
+
+
+def _returned_headers(response: Response) -> Headers:
+    dropped = _HOP_BY_HOP | _OURS | _names(response.header("Connection"))
+    headers = [
+        (name, value)
+        for name, value in response.header_items
+        if (key := name.lower()) not in dropped and not key.startswith("access-control-")
+    ]
+    if response.length is not None and not _is_stream(response):
+        # As it was understood, not as it was written: "7, 7" is a length to us alone.
+        headers.append(("Content-Length", str(response.length)))
+    return headers
+
+
+def _is_stream(response: Response) -> bool:
+    return response.header("Content-Type").lower().startswith("text/event-stream")
+
+
+def _names(connection: str) -> set[str]:
+    """The headers that a Connection header says are for this connection only."""
+    return {name.strip().lower() for name in connection.split(",")}

@@ -1,0 +1,134 @@
+"""What the worker was asked to do beside pricing: bills, corrections, clearing up.
+
+An order is a row of ``marks`` until it is done, so that none is lost with a task or a process:
+whoever works next carries it out. Its name is ``order:KIND:SUBJECT``, its value JSON: ``id``, new
+each time it is placed, ``error`` where it could not be carried out, and what its work has noted.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from manager.clock import Clock
+from manager.storage.store import Store, reading, uuid7
+
+KINDS = ("delete", "reprice", "export", "vacuum", "backup")
+"""In the order in which they are carried out: a bill has what was re-priced before it."""
+
+_LOOK_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Order:
+    """``subject`` is the model, or the bill's period; ``error`` why it was given up, else None.
+    ``asked_ms`` is epoch ms."""
+
+    kind: str
+    subject: str
+    id: str
+    error: str | None
+    notes: dict[str, Any]
+
+    @property
+    def asked_ms(self) -> int:
+        return int(self.id[:12], 16)
+
+
+class Orders:
+    """The server's side. ``notify`` is told the kind of each order, when it is written."""
+
+    def __init__(
+        self, store: Store, path: Path, clock: Clock, notify: Callable[[str], None]
+    ) -> None:
+        self._store = store
+        self._path = path
+        self._clock = clock
+        self._notify = notify
+
+    def place(self, kind: str, subject: str = "", **notes: Any) -> Order:
+        """Asks for it, once more where it was asked for already; ``notes`` say it more closely.
+        Raises sqlite3.Error."""
+        order = Order(kind, subject, uuid7(self._clock.wall_ms()).hex(), None, notes)
+        self._store.write(
+            "INSERT OR REPLACE INTO marks (name, value) VALUES (?, ?)",
+            (_name(order), _value(order)),
+        )
+        self._notify(kind)
+        return order
+
+    def all(self) -> list[Order]:
+        """Those that wait or were given up. Raises sqlite3.Error."""
+        with reading(self._path) as connection:
+            return orders(connection)
+
+    def wait(self, order: Order, seconds: float, closing: Callable[[], bool]) -> Order | None:
+        """What has become of it after so many seconds at most, sooner when it is done or given up
+        or when the program closes: None when done. Raises sqlite3.Error."""
+        deadline = time.monotonic() + seconds
+        while True:
+            now = {(o.kind, o.subject): o for o in self.all()}.get((order.kind, order.subject))
+            if now is None or now.error is not None:
+                return now
+            if closing() or time.monotonic() > deadline:
+                return now
+            time.sleep(_LOOK_SECONDS)
+
+
+def orders(connection: sqlite3.Connection) -> list[Order]:
+    """All orders, oldest first."""
+    rows = connection.execute(
+        "SELECT name, value FROM marks WHERE name >= 'order:' AND name < 'order;'"
+    )
+    return sorted((_order(*row) for row in rows), key=lambda order: order.id)
+
+
+def waiting(connection: sqlite3.Connection, kind: str) -> list[Order]:
+    """The orders of a kind that are to be carried out, oldest first."""
+    return [order for order in orders(connection) if order.kind == kind and order.error is None]
+
+
+def note(connection: sqlite3.Connection, order: Order, **notes: Any) -> Order:
+    """Records how far its work has come; after a crash it goes on from there."""
+    noted = Order(order.kind, order.subject, order.id, order.error, {**order.notes, **notes})
+    _replace(connection, order, noted)
+    return noted
+
+
+def done(connection: sqlite3.Connection, order: Order) -> None:
+    """Forgets it, unless it was placed again meanwhile."""
+    connection.execute(
+        "DELETE FROM marks WHERE name = ? AND json_extract(value, '$.id') = ?",
+        (_name(order), order.id),
+    )
+
+
+def give_up(connection: sqlite3.Connection, order: Order, error: str) -> None:
+    """Records why it cannot be carried out; it is not tried again until it is placed again."""
+    _replace(connection, order, Order(order.kind, order.subject, order.id, error, order.notes))
+
+
+def _replace(connection: sqlite3.Connection, order: Order, by: Order) -> None:
+    connection.execute(
+        "UPDATE marks SET value = ? WHERE name = ? AND json_extract(value, '$.id') = ?",
+        (_value(by), _name(order), order.id),
+    )
+
+
+def _name(order: Order) -> str:
+    return f"order:{order.kind}:{order.subject}"
+
+
+def _value(order: Order) -> str:
+    return json.dumps({**order.notes, "id": order.id, "error": order.error}, ensure_ascii=False)
+
+
+def _order(name: str, value: str) -> Order:
+    _, kind, subject = name.split(":", 2)
+    notes = json.loads(value)
+    return Order(kind, subject, notes.pop("id"), notes.pop("error"), notes)

@@ -1,0 +1,392 @@
+"""usage.db: its schema and the versions of it, one writer, queries.
+
+Every write goes through one thread that commits in groups: SQLite takes one writer at a time
+anyway, and a commit costs the same for one row as for a hundred.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import queue
+import random
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent import futures
+from concurrent.futures import Future
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from manager.storage import data_dir
+from manager.storage.schema import MIGRATIONS
+
+log = logging.getLogger(__name__)
+
+_SHRINKS = 3  # the version of the schema since which the file can shrink while it is used
+_GROUP = 500
+_BUSY_SECONDS = 5.0
+_LOOK_AGAIN_SECONDS = 0.001
+
+_WRITE_TIMEOUT = 60.0  # seconds; a disk that takes longer than this will not come back
+
+T = TypeVar("T")
+
+Work = Callable[[sqlite3.Connection], object]
+_Item = tuple[Work, "Future[Any]"]
+
+
+class StoreError(Exception):
+    """The database cannot be used; says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One life of a model's server, from its launch to its end. Times are epoch ms."""
+
+    id: str
+    model: str
+    scheme: str
+    fingerprint: str
+    port: int
+    pid: int | None
+    pid_created: float | None
+    started_ms: int
+    ready_ms: int | None
+    mode: str = ""
+    memory_mb: Mapping[str, int] = field(default_factory=dict)  # by device id
+
+
+class RequestRow(NamedTuple):
+    """One request, when it has ended; what cannot be known is empty or None. Times are epoch
+    ms, ``id`` is a UUIDv7. The price is added later. (What a program before an update has left is
+    read by place: new fields come last and have a default.)"""
+
+    id: bytes
+    model: str
+    asked_for: str
+    mode: str
+    scheme: str
+    key: str
+    endpoint: str
+    streamed: bool
+    status: int
+    started_ms: int
+    leased_ms: int | None
+    first_byte_ms: int | None
+    ended_ms: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    estimated: bool
+    error: str | None
+
+
+# A row that is written again is there once.
+_INSERT_REQUESTS = f"INSERT OR IGNORE INTO requests ({', '.join(RequestRow._fields)}) VALUES "
+_ONE_REQUEST = f"({', '.join('?' * len(RequestRow._fields))})"
+# Of so many rows at once: for each statement the thread gives up the interpreter's lock, and gets
+# it back when others let it.
+_AT_ONCE = (32, 8, 1)
+# The wall clock may have been set between any two of them.
+_LAST_SEEN = "max(started_ms, coalesce(ready_ms, 0), coalesce(heartbeat_ms, 0))"
+
+
+def uuid7(ms: int) -> bytes:
+    """A new UUID of version 7 (RFC 9562): the time in 48 bits, then chance. It names something, and
+    keeps no secret."""
+    chance = random.getrandbits(74)  # the system's own would cost a turn of the interpreter's lock
+    number = (ms & (1 << 48) - 1) << 80 | 0x7 << 76 | (chance >> 62) << 64
+    return (number | 0b10 << 62 | chance & (1 << 62) - 1).to_bytes(16, "big")
+
+
+class Store:
+    """The database file. ``write`` returns when what it wrote is safe on the disk."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens and migrates. Raises StoreError; a file that is damaged or of a newer version
+        is left as it is."""
+        self._path = path
+        self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
+        try:
+            if path.exists():
+                _refuse_newer(path)
+            else:
+                data_dir.make_private(path)  # SQLite's files beside it take after it
+            # Made here, so that what is wrong with the file is known before the thread begins.
+            self._connection = _connect(path)
+            _migrate(self._connection)
+            self._connection.execute("PRAGMA busy_timeout = 0")  # see _begin
+        except (sqlite3.Error, OSError) as error:
+            raise _unusable(path, error) from error
+        self._thread = threading.Thread(target=self._run, name="usage-writer", daemon=True)
+        self._thread.start()
+
+    def write(self, statement: str, values: tuple[object, ...]) -> None:
+        """Executes it in the writer's thread and waits until it is committed.
+
+        Raises sqlite3.Error where it or its commit fails.
+        """
+
+        def execute(connection: sqlite3.Connection) -> None:
+            connection.execute(statement, values)  # its cursor is not to live until the commit
+
+        self._commit(execute)
+
+    def transact(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """Calls the function with the connection, in the writer's thread, and waits until what it
+        wrote is committed; nobody writes between what it reads and what it writes. It has to be
+        quick: every other write waits for it.
+
+        Raises what it raises, and then nothing of it was written; sqlite3.Error where the commit
+        fails.
+        """
+        result: T = self._commit(lambda connection: _all_or_nothing(connection, function))
+        return result
+
+    def _commit(self, work: Work) -> Any:
+        future: Future[Any] = Future()
+        self._queue.put((work, future))
+        try:
+            return future.result(_WRITE_TIMEOUT)
+        except futures.TimeoutError:
+            raise sqlite3.OperationalError(f"{self._path} takes no writes") from None
+
+    def close(self) -> None:
+        """Writes what is queued, then ends the writer."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def begin_run(self, run: Run) -> None:
+        self.write(
+            "INSERT INTO runs (id, model, scheme, fingerprint, port, started_ms, mode, memory_mb)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                run.id,
+                run.model,
+                run.scheme,
+                run.fingerprint,
+                run.port,
+                run.started_ms,
+                run.mode,
+                json.dumps(dict(run.memory_mb)),
+            ),
+        )
+
+    def run_launched(self, run: str, pid: int, created: float) -> None:
+        self.write("UPDATE runs SET pid = ?, pid_created = ? WHERE id = ?", (pid, created, run))
+
+    def run_ready(self, run: str, now_ms: int, pid: int, created: float) -> None:
+        """The process is told again: the script may have handed over to another."""
+        self.write(
+            "UPDATE runs SET ready_ms = max(?, started_ms), pid = ?, pid_created = ? WHERE id = ?",
+            (now_ms, pid, created, run),
+        )
+
+    def end_run(self, run: str, now_ms: int, reason: str) -> None:
+        """Not before it was last seen alive, whatever the clock says that was set back."""
+        self.write(
+            f"UPDATE runs SET ended_ms = max(?, {_LAST_SEEN}), end_reason = ?"
+            " WHERE id = ? AND ended_ms IS NULL",
+            (now_ms, reason, run),
+        )
+
+    def close_dead_run(self, run: str, reason: str) -> None:
+        """Ends a run that nobody saw ending: when it was last seen alive."""
+        self.write(
+            f"UPDATE runs SET ended_ms = {_LAST_SEEN}, end_reason = ?"
+            " WHERE id = ? AND ended_ms IS NULL",
+            (reason, run),
+        )
+
+    def heartbeat(self, runs: Iterable[str], now_ms: int) -> None:
+        """Records that these runs are alive: what a crash can hide is the time since. Where the
+        disk does not take it, the next one tells as much."""
+        try:
+            self.write(
+                "UPDATE runs SET heartbeat_ms = max(?, coalesce(heartbeat_ms, 0))"
+                " WHERE ended_ms IS NULL AND id IN (SELECT value FROM json_each(?))",
+                (now_ms, json.dumps(list(runs))),
+            )
+        except sqlite3.Error as error:
+            log.error("that models are alive was not written: %s", error)
+
+    def add_requests(self, rows: Sequence[RequestRow]) -> None:
+        """Writes requests' rows, all or none; those that are there already are left as they are.
+        Raises sqlite3.Error; sqlite3.DataError for a value that the database cannot hold."""
+
+        def add(connection: sqlite3.Connection) -> None:
+            start = 0
+            for count in _AT_ONCE:
+                statement = _INSERT_REQUESTS + ", ".join([_ONE_REQUEST] * count)
+                while len(rows) - start >= count:
+                    some = itertools.chain.from_iterable(rows[start : start + count])
+                    connection.execute(statement, list(some))
+                    start += count
+
+        self.transact(add)
+
+    def open_runs(self) -> list[Run]:
+        """Runs with no end: at the program's start, those that an earlier one left behind.
+        Raises StoreError."""
+        try:
+            with closing(_connect(self._path)) as connection:
+                rows = connection.execute(
+                    "SELECT id, model, scheme, fingerprint, port, pid, pid_created, started_ms,"
+                    " ready_ms, mode, memory_mb FROM runs WHERE ended_ms IS NULL"
+                    " ORDER BY started_ms"
+                ).fetchall()
+        except sqlite3.Error as error:
+            raise _unusable(self._path, error) from error
+        return [Run(*(*row[:-1], json.loads(row[-1]))) for row in rows]
+
+    def _run(self) -> None:
+        with closing(self._connection):
+            while item := self._queue.get():
+                self._write_group(item)
+
+    def _write_group(self, first: _Item) -> None:
+        """Commits this and what is queued behind it."""
+        connection = self._connection
+        written: dict[Future[Any], object] = {first[1]: None}
+        try:
+            _begin(connection)
+            for work, future in itertools.chain([first], self._queued()):
+                written[future] = None
+                try:
+                    written[future] = work(connection)
+                except (OverflowError, UnicodeEncodeError) as error:
+                    # A value that SQLite cannot hold is told apart by Python, not by SQLite.
+                    written.pop(future)
+                    future.set_exception(sqlite3.DataError(str(error)))
+                except sqlite3.Error as error:
+                    if not connection.in_transaction:
+                        raise  # as on a full disk, where SQLite takes back the whole group
+                    written.pop(future)
+                    future.set_exception(error)  # its neighbours are kept
+                except Exception as error:  # noqa: BLE001 - a transaction's own: its caller's
+                    written.pop(future)
+                    future.set_exception(error)
+                if len(written) >= _GROUP:
+                    break
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            log.error("writes to %s failed: %s", self._path, error)
+            _roll_back(connection)
+            # Those that wait would each find the same, one after the other.
+            for future in [*written, *(future for _, future in self._queued())]:
+                future.set_exception(error)
+        else:
+            for future, result in written.items():
+                future.set_result(result)
+
+    def _queued(self) -> Iterator[_Item]:
+        """What waits, without waiting for more."""
+        while not self._queue.empty():  # nobody else takes from it
+            item = self._queue.get()
+            if item is None:
+                self._queue.put(None)  # for _run
+                return
+            yield item
+
+
+def _begin(connection: sqlite3.Connection) -> None:
+    """Takes the lock for writes. SQLite itself looks again after 1, 2, 5, 10, 15, 20 ms and so on:
+    longer than the worker keeps the lock, and it would have it again by then. Raises sqlite3.Error.
+    """
+    deadline = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(_LOOK_AGAIN_SECONDS)
+
+
+def _all_or_nothing(
+    connection: sqlite3.Connection, function: Callable[[sqlite3.Connection], T]
+) -> T:
+    connection.execute("SAVEPOINT function")
+    try:
+        result = function(connection)
+    except BaseException:
+        if connection.in_transaction:  # not where SQLite has taken back the whole group
+            connection.execute("ROLLBACK TO function")
+            connection.execute("RELEASE function")
+        raise
+    connection.execute("RELEASE function")
+    return result
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[sqlite3.Connection]:
+    """A connection that only reads, and all its life sees the database as it was at the first
+    read. Raises sqlite3.Error."""
+    uri = f"{path.absolute().as_uri()}?mode=ro"
+    with closing(
+        sqlite3.connect(uri, uri=True, isolation_level=None, timeout=_BUSY_SECONDS)
+    ) as connection:
+        connection.execute("BEGIN")
+        yield connection
+
+
+def _roll_back(connection: sqlite3.Connection) -> None:
+    try:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+    except sqlite3.Error:
+        # The disk is worse off than the group: the writer lives on and the next one is told.
+        log.exception("a group of writes could not be taken back")
+
+
+def _unusable(path: Path, error: Exception) -> StoreError:
+    return StoreError(
+        f"{path} cannot be used: {error}. It was not changed; move it away or restore a backup"
+    )
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        path, isolation_level=None, timeout=_BUSY_SECONDS, check_same_thread=False
+    )
+    connection.execute("PRAGMA journal_mode = WAL")
+    # What is committed survives the death of the program. A power cut may take the last moments:
+    # FULL would keep these, and every answer would wait for the disk.
+    connection.execute("PRAGMA synchronous = NORMAL")
+    return connection
+
+
+def _refuse_newer(path: Path) -> None:
+    """Raises StoreError where a newer version wrote the file. Only reads: to open it for writing
+    would already change its journal, and move what is left in that into the file."""
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+    try:
+        version = _version(connection)
+    finally:
+        connection.close()
+    if version > len(MIGRATIONS):
+        raise StoreError(
+            f"{path} was written by a newer version of LLM-Manager (schema {version}, this one"
+            f" knows {len(MIGRATIONS)}). It was not changed; use that version again"
+        )
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    done = _version(connection)
+    if done < _SHRINKS and connection.execute("PRAGMA auto_vacuum").fetchone()[0] != 2:
+        # So that a file can give back in small steps what was deleted; set by VACUUM only.
+        connection.execute("PRAGMA auto_vacuum = 2")
+        connection.execute("VACUUM")
+    for number, script in enumerate(MIGRATIONS[done:], done + 1):
+        connection.executescript(f"BEGIN; {script}; PRAGMA user_version = {number}; COMMIT;")
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    return version

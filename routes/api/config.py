@@ -1,0 +1,221 @@
+"""``/api/config``: what the program runs with, its file as a text to edit, and reading it anew."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sqlite3
+import threading
+from collections.abc import Collection, Iterable
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Any
+
+from flask import Blueprint, Response, g, jsonify
+
+from jobs.tasks import Settings
+from manager.config import config_file, loader
+from manager.config.loader import ConfigError, Problem
+from manager.config.redaction import MASK, argument_spans, hidden, is_telling, masked_at
+from manager.errors import ApiError
+from routes.request import Number, bad, body, refuse_unknown
+from routes.services import House
+
+_LONGEST_TEXT = 200_000  # some hundred models; one as long as that takes seconds
+_applying = threading.Lock()
+# What is built once, at the program's start.
+_AT_START = [
+    "host",
+    "port",
+    "log_level",
+    "device_plugin_dir",
+    "interface_plugin_dir",
+    "threads",
+    "max_body_mb",
+    "export",
+    "queue",
+]
+
+
+def blueprint(house: House) -> Blueprint:
+    routes = Blueprint("settings", __name__)
+    writing = threading.Lock()
+
+    def modes(_folder: Path | None) -> Collection[str]:
+        return house.interfaces  # loaded once, at the program's start
+
+    @routes.get("/api/config")
+    def show() -> Response:
+        return jsonify(masked(house.fleet.config))
+
+    @routes.post("/api/config/reload")
+    def reload() -> Response:
+        return jsonify(apply(house))
+
+    @routes.get("/api/config/text")
+    def text() -> Response:
+        path = house.fleet.config.path
+        found = config_file.find(path)
+        shown, problems = found.masked(modes)
+        return jsonify(
+            {
+                "path": str(path),
+                "text": shown,
+                "version": found.version,
+                "problems": _listed(problems),
+                "writable": config_file.is_writable(path),
+            }
+        )
+
+    @routes.post("/api/config/check")
+    def check() -> Response:
+        given = body()
+        refuse_unknown(given, ("text",))
+        found = config_file.find(house.fleet.config.path)
+        edited = found.with_secrets(_text(given), modes)
+        names = list(edited.config.models) if edited.config else []
+        return jsonify({"problems": _listed(edited.problems), "models": names})
+
+    @routes.put("/api/config/text")
+    def put() -> Response:
+        given = body()
+        refuse_unknown(given, ("text", "version"))
+        text, version = _text(given), _version(given)
+        path = house.fleet.config.path
+        found = config_file.find(path)
+        _require_version(found, version)
+        edited = found.with_secrets(text, modes)
+        if edited.problems:
+            raise ApiError(
+                400,
+                "invalid_config",
+                f"{ConfigError(path, edited.problems)}\nNothing was written",
+                details={"problems": _listed(edited.problems)},
+            )
+        with writing:  # I/O, but of a small file on a local disk, and only savers wait for it
+            _require_version(config_file.find(path), version)
+            try:
+                written = config_file.write(path, edited.text, found)
+            except OSError as error:
+                raise ApiError(
+                    409, "config_not_writable", f"{path} was not changed: {error}"
+                ) from error
+        g.is_done = True  # whatever comes now: it is to be in the audit table
+        try:
+            return jsonify({**apply(house), "version": written.version})
+        except ApiError as error:
+            raise ApiError(
+                error.status,
+                error.code,
+                f"{path} was written ({config_file.backup_of(path)} has what was there before),"
+                f" but: {error.message}",
+                retry_after=error.retry_after,
+                details={"version": written.version},
+            ) from error
+
+    return routes
+
+
+def _text(given: dict[str, Any]) -> str:
+    text = given.get("text")
+    if not isinstance(text, str) or isinstance(text, Number):
+        raise bad("text", "text has to be the config, as text")
+    if len(text) > _LONGEST_TEXT:
+        raise ApiError(
+            413,
+            "body_too_large",
+            f"The text is over {_LONGEST_TEXT} characters: edit the file itself",
+        )
+    return text
+
+
+def _version(given: dict[str, Any]) -> str | None:
+    if "version" not in given:
+        raise bad("version", "version is missing: it came with the text")
+    version = given["version"]
+    if version is not None and (not isinstance(version, str) or isinstance(version, Number)):
+        raise bad("version", "version has to be what came with the text")
+    return version
+
+
+def _require_version(found: config_file.Found, version: str | None) -> None:
+    if found.problem and found.content is None and os.path.exists(found.path):
+        raise ApiError(409, "config_not_writable", found.problem.message)
+    if found.version != version:
+        raise ApiError(
+            409,
+            "config_changed",
+            f"{found.path} is another one than this text was made from (or the program was"
+            " started anew meanwhile): get it again, and make your changes there",
+            details={"version": found.version},
+        )
+
+
+def _listed(problems: Iterable[Problem]) -> list[dict[str, Any]]:
+    return [dataclasses.asdict(problem) for problem in problems]
+
+
+def apply(house: House) -> dict[str, Any]:
+    """Reads the file and applies it; says what needs a restart of the program to take effect.
+
+    Raises ApiError 400 ``invalid_config``, and then nothing has changed; 503
+    ``database_unavailable`` where all is applied but the prices of models that had none.
+    """
+    with _applying:  # of two at once, the one that read the older file could be the last
+        before = house.fleet.config
+        try:
+            after = house.load()
+        except ConfigError as error:
+            refusal = ApiError(400, "invalid_config", str(error))
+            raise refusal from error
+        house.fleet.apply(after)
+        house.worker.update(Settings.of(after.program, house.data_dir))
+    try:
+        house.prices.seed(after.models.values())
+    except sqlite3.Error as error:
+        raise ApiError(
+            503,
+            "database_unavailable",
+            f"The config is in use, but prices that are new in it are not: {error}. Reload again",
+            retry_after=5,
+        ) from error
+    changed = [
+        key for key in _AT_START if getattr(before.program, key) != getattr(after.program, key)
+    ]
+    if after.program.export and before.program.timezone != after.program.timezone:
+        changed.append("timezone")  # of the schedule: all else has it now
+    return {"models": list(after.models), "restart_needed_for": changed}
+
+
+def masked(settings: loader.Config) -> dict[str, Any]:
+    """The config as JSON, with every value that may be a secret replaced by asterisks."""
+    program = _plain(dataclasses.asdict(settings.program))
+    if settings.program.queue:
+        is_expanded = bool(settings.program.variables)
+        program["queue"] = MASK if is_expanded else hidden(settings.program.queue)
+    models = []
+    for model in settings.models.values():
+        shown = _plain(dataclasses.asdict(model))
+        for scheme in shown["schemes"]:
+            scheme["env"] = {
+                name: MASK if is_telling(name) or name in scheme["expanded"] else hidden(value)
+                for name, value in scheme["env"].items()
+            }
+            scheme["command"] = [
+                masked_at(argument, spans)
+                for argument, spans in zip(
+                    scheme["command"], argument_spans(scheme["command"]), strict=True
+                )
+            ]
+        models.append(shown)
+    return {"path": str(settings.path), "program": program, "models": models}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, frozenset):
+        return sorted(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path | IPv4Network | IPv6Network) else value

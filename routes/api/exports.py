@@ -1,0 +1,110 @@
+"""``/api/exports``: bills as CSV files."""
+
+from __future__ import annotations
+
+import sqlite3
+from datetime import timezone, tzinfo
+from pathlib import Path
+from typing import Any
+
+from flask import Blueprint, Response, jsonify
+
+from jobs import crontab
+from manager.billing import calendar, statements
+from manager.billing.calendar import iso
+from manager.billing.statements import Period
+from manager.config.settings import Export
+from manager.errors import ApiError
+from routes.api.data import carry_out, shown
+from routes.api.usage import unreadable, zone_of
+from routes.request import bad, body, refuse_unknown
+from routes.services import House
+
+
+def blueprint(house: House) -> Blueprint:
+    routes = Blueprint("exports", __name__)
+    routes.register_error_handler(sqlite3.Error, unreadable)
+    # Where and when they are made are settings that need a restart.
+    program = house.fleet.config.program
+    folder = statements.directory(program, house.data_dir)
+    export, zone = program.export, calendar.zone(program.timezone)
+
+    @routes.get("/api/exports")
+    def exports() -> Response:
+        orders = [shown(order) for order in house.orders.all() if order.kind == "export"]
+        files = [_file(path) for path in statements.written(folder)]
+        schedule = export and _schedule(export, folder, zone, house.clock.wall_ms())
+        return jsonify({"exports": files, "orders": orders, "schedule": schedule})
+
+    @routes.post("/api/exports")
+    def make() -> tuple[Response, int]:
+        period = _period()
+        start_ms, _ = _bounds(house, period)
+        if start_ms > house.clock.wall_ms():
+            raise bad("month" if period.is_month else "day", f"{period.text} has not begun")
+        answer, status = carry_out(house, house.orders.place("export", period.text))
+        return jsonify({**answer.get_json(), "file": period.file}), status
+
+    @routes.get("/api/exports/<file>")
+    def download(file: str) -> Response:
+        # Only the names that bills have: none of them leads out of the folder.
+        if statements.period_of(file) is None:
+            raise _missing(file)
+        try:
+            bill = (folder / file).read_bytes()
+        except (FileNotFoundError, IsADirectoryError):
+            raise _missing(file) from None
+        answer = Response(bill, mimetype="text/csv")
+        answer.headers["Content-Disposition"] = f"attachment; filename={file}"
+        return answer
+
+    return routes
+
+
+def _schedule(export: Export, folder: Path, zone: tzinfo, now_ms: int) -> dict[str, Any]:
+    # A trigger's next moment may be the one that it is asked at.
+    after = calendar.local(now_ms + 1, zone)
+    next_at = crontab.trigger(export.schedule, zone).get_next_fire_time(None, after)
+    utc = next_at and next_at.astimezone(timezone.utc)
+    return {
+        "schedule": export.schedule,
+        "period": export.period,
+        "directory": str(folder),
+        "next_at": utc and utc.isoformat(timespec="milliseconds"),
+    }
+
+
+def _period() -> Period:
+    given = body()
+    refuse_unknown(given, ("month", "day"))
+    if len(given) != 1:
+        raise bad("month", 'say which: {"month": "2026-11"} or {"day": "2026-11-05"}')
+    ((kind, text),) = given.items()
+    try:
+        period = Period.read(text if isinstance(text, str) else str(text))
+    except ValueError as error:
+        raise bad(kind, f"{kind}: {error}") from None
+    if period.is_month != (kind == "month"):
+        raise bad(kind, f"{kind}: {period.text} is no {kind}")
+    return period
+
+
+def _bounds(house: House, period: Period) -> tuple[int, int]:
+    try:
+        return period.bounds_ms(zone_of(house))
+    except ValueError as error:
+        raise bad("day", str(error)) from None
+
+
+def _missing(file: str) -> ApiError:
+    return ApiError(404, "export_not_found", f"There is no bill {file[:80]!r}; GET /api/exports")
+
+
+def _file(path: Path) -> dict[str, Any]:
+    period, state = statements.period_of(path.name), path.stat()
+    return {
+        "file": path.name,
+        "period": period.text if period else "",
+        "bytes": state.st_size,
+        "made_at": iso(int(state.st_mtime * 1000)),
+    }

@@ -1,0 +1,216 @@
+"""``/api/prices`` and ``/api/adjustments``: what models cost, and what corrects a bill."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from dataclasses import asdict
+from typing import Any
+
+from flask import Blueprint, Response, jsonify
+
+from manager.billing import pricing
+from manager.billing.calendar import iso
+from manager.billing.price_versions import Adjustment, Version
+from manager.billing.pricing import Price, Tier, decimal_text
+from manager.tokens import MAX_TOKENS
+from routes import fields
+from routes.api.usage import model_named, unreadable, zone_of
+from routes.request import Number, Query, bad, body, refuse_unknown
+from routes.services import House
+
+_PRICE = ("effective_from", "per_hour", "tiers")
+_TOKENS = ("prompt_tokens", "cached_tokens", "completion_tokens")
+_QUOTE = ("per_hour", "tiers", *_TOKENS, "seconds")
+_RANGES = ("min_input", "max_input", "min_output", "max_output")
+_AMOUNTS = ("input", "output", "cache_read", "cache_write")
+_TIER = (*_RANGES, *_AMOUNTS, "support_cache")
+_ADJUSTMENT = ("model", "key", "at", "amount", "note")
+_MOST_TIERS = 100
+_MOST_TOKENS = 10**12
+_SECONDS = re.compile(r"([0-9]{1,9})(?:\.([0-9]{1,3}))?")
+
+
+def blueprint(house: House) -> Blueprint:
+    routes = Blueprint("prices", __name__)
+    routes.register_error_handler(sqlite3.Error, unreadable)
+
+    @routes.get("/api/prices")
+    def prices() -> Response:
+        model = Query(("model",)).text("model")
+        versions = house.prices.versions(None if model is None else model_named(house, model))
+        return jsonify(
+            {
+                "currency": house.fleet.config.program.currency,
+                "prices": [_version(version) for version in versions],
+            }
+        )
+
+    @routes.put("/api/models/<path:name>/price")
+    def put(name: str) -> Response:
+        model = house.fleet.find(name).settings.name
+        given = body()
+        refuse_unknown(given, _PRICE)
+        price = _price(given)
+        moment = given.get("effective_from")
+        effective_ms = (
+            None if moment is None else fields.moment("effective_from", moment, zone_of(house))
+        )
+        version = house.prices.put(model, price, effective_ms)
+        answer = {**_version(version), "currency": house.fleet.config.program.currency}
+        return jsonify(answer | {"warnings": pricing.warnings(price)})
+
+    @routes.post("/api/prices/quote")
+    def quote() -> Response:
+        given = body()
+        refuse_unknown(given, _QUOTE)
+        price = _price(given)
+        prompt, cached, completion = (fields.read(given, name, _tokens, 0) for name in _TOKENS)
+        if cached > prompt:
+            raise bad("cached_tokens", "cached_tokens are a part of prompt_tokens: no more of them")
+        place = pricing.tier_of(price, prompt, completion)
+        tier = None if place is None else price.tiers[place]
+        tokens = 0 if tier is None else pricing.token_cost(tier, prompt, cached, completion)
+        hours = pricing.hour_cost(price.per_hour, fields.read(given, "seconds", _milliseconds, 0))
+        return jsonify(
+            {
+                "currency": house.fleet.config.program.currency,
+                "cost": decimal_text(tokens + hours),
+                "cost_tokens": decimal_text(tokens),
+                "cost_hours": decimal_text(hours),
+                "tier": place,
+                "warnings": pricing.warnings(price),
+            }
+        )
+
+    @routes.get("/api/adjustments")
+    def adjustments() -> Response:
+        query, zone = Query(("model", "key", "start", "end")), zone_of(house)
+        model = query.text("model")
+        found = house.prices.adjustments(
+            None if model is None else model_named(house, model),
+            query.text("key"),
+            query.moment_ms("start", zone),
+            query.moment_ms("end", zone),
+        )
+        return jsonify(
+            {
+                "currency": house.fleet.config.program.currency,
+                "adjustments": [_adjustment(one) for one in found],
+            }
+        )
+
+    @routes.post("/api/adjustments")
+    def adjust() -> tuple[Response, int]:
+        given = body()
+        refuse_unknown(given, _ADJUSTMENT)
+        amount = fields.read(given, "amount", fields.signed)
+        note = fields.read(given, "note", fields.text)
+        if amount == 0:
+            raise bad("amount", "amount has to be another than 0")
+        if not note.strip():
+            raise bad("note", "note has to say what the adjustment is for")
+        moment = given.get("at")
+        at_ms = (
+            house.clock.wall_ms() if moment is None else fields.moment("at", moment, zone_of(house))
+        )
+        model = model_named(house, fields.read(given, "model", fields.text, ""))
+        if model and model not in house.reports.models():
+            model = house.fleet.find(model).settings.name
+        made = house.prices.adjust(
+            model, fields.read(given, "key", fields.text, ""), at_ms, amount, note
+        )
+        if made.key:
+            house.limits.credit(made.key, made.at_ms, made.amount)
+        return jsonify(_adjustment(made)), 201
+
+    return routes
+
+
+def _version(version: Version) -> dict[str, Any]:
+    per_hour = version.price.per_hour
+    return {
+        "id": version.id,
+        "model": version.model,
+        "effective_from": iso(version.effective_ms),
+        "per_hour": None if per_hour is None else decimal_text(per_hour),
+        "tiers": [_shown(tier) for tier in version.price.tiers],
+        "created_at": iso(version.created_ms),
+    }
+
+
+def _shown(tier: Tier) -> dict[str, Any]:
+    return {
+        name: decimal_text(value) if name in _AMOUNTS else value
+        for name, value in asdict(tier).items()
+    }
+
+
+def _adjustment(one: Adjustment) -> dict[str, Any]:
+    return {
+        "id": one.id,
+        "model": one.model,
+        "key": one.key,
+        "at": iso(one.at_ms),
+        "amount": decimal_text(one.amount),
+        "note": one.note,
+        "created_at": iso(one.created_ms),
+    }
+
+
+# --- reading a body: the name that a message gives a field is its path -------------------
+
+
+def _price(given: dict[str, Any]) -> Price:
+    per_hour, tiers = given.get("per_hour"), given.get("tiers")
+    if per_hour is None and tiers is None:
+        raise bad("tiers", "a price has per_hour, tiers or both")
+    if not isinstance(tiers, list | None):
+        raise bad("tiers", "tiers has to be a list")
+    if len(tiers or ()) > _MOST_TIERS:
+        raise bad("tiers", f"tiers has to have at most {_MOST_TIERS} in it")
+    price = Price(
+        None if per_hour is None else fields.amount("per_hour", per_hour),
+        tuple(_tier(f"tiers[{place}].", tier) for place, tier in enumerate(tiers or ())),
+    )
+    faults = pricing.faults(price)
+    if faults:
+        raise bad("tiers", "; ".join(faults))
+    return price
+
+
+def _tier(path: str, given: Any) -> Tier:
+    if not isinstance(given, dict):
+        raise bad(path.rstrip("."), f"{path.rstrip('.')} has to be an object")
+    refuse_unknown(given, _TIER, path)
+    return Tier(
+        min_input=fields.read(given, "min_input", _low, 0, path),
+        max_input=fields.read(given, "max_input", _high, pricing.OPEN, path),
+        min_output=fields.read(given, "min_output", _low, 0, path),
+        max_output=fields.read(given, "max_output", _high, pricing.OPEN, path),
+        input=fields.read(given, "input", fields.amount, fields.REQUIRED, path),
+        output=fields.read(given, "output", fields.amount, fields.REQUIRED, path),
+        cache_read=fields.read(given, "cache_read", fields.amount, 0, path),
+        cache_write=fields.read(given, "cache_write", fields.amount, 0, path),
+        support_cache=fields.read(given, "support_cache", fields.boolean, False, path),
+    )
+
+
+def _low(path: str, value: Any) -> int:
+    return fields.whole(path, value, 0, _MOST_TOKENS)
+
+
+def _high(path: str, value: Any) -> int:
+    return fields.whole(path, value, pricing.OPEN, _MOST_TOKENS)
+
+
+def _tokens(path: str, value: Any) -> int:
+    return fields.whole(path, value, 0, MAX_TOKENS)
+
+
+def _milliseconds(path: str, value: Any) -> int:
+    found = _SECONDS.fullmatch(value) if isinstance(value, Number) else None
+    if found is None:
+        raise bad(path, f"{path} has to be from 0 to 999999999, with at most three decimals")
+    whole, part = found.groups("")
+    return int(whole) * 1000 + int(part.ljust(3, "0"))

@@ -1,0 +1,358 @@
+"""``/api/usage``: sums, series and single requests, as JSON and as CSV."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import csv
+import io
+import itertools
+import logging
+import re
+import sqlite3
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import tzinfo
+from typing import Any
+
+from flask import Blueprint, Response, jsonify
+
+from manager.billing import calendar, statements
+from manager.billing.calendar import iso
+from manager.billing.pricing import decimal_text
+from manager.errors import ApiError
+from manager.usage import latency, reports, request_search
+from manager.usage.reports import TooManyBuckets
+from manager.usage.request_search import Filters, Request, Search
+from manager.usage.totals import Totals
+from routes.request import Query, bad
+from routes.services import House
+
+log = logging.getLogger(__name__)
+
+_RANGE = ("start", "end", "model", "key", "mode", "scheme", "format")
+_SEARCH = (*_RANGE, "status", "text", "limit", "cursor")
+_PAGE = 100
+_LONGEST_PAGE = 1000
+_LONGEST_TEXT = 200
+_CSV_ROWS = 1000  # of which a piece of a CSV answer is made
+_REQUEST = (
+    "id",
+    "model",
+    "asked_for",
+    "mode",
+    "scheme",
+    "key",
+    "endpoint",
+    "streamed",
+    "status",
+    "started_at",
+    "leased_at",
+    "first_byte_at",
+    "ended_at",
+    "prompt_tokens",
+    "cached_tokens",
+    "completion_tokens",
+    "estimated",
+    "cost",
+    "price",
+    "tier",
+    "error",
+)
+_PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+_MONEY = ("cost", "cost_tokens", "cost_hours", "adjustments")  # may begin with a minus
+_CSV_MARK = b"\xef\xbb\xbf"  # without it spreadsheets take UTF-8 for something else
+# What makes a spreadsheet take a text for a formula.
+
+
+def blueprint(house: House) -> Blueprint:
+    routes = Blueprint("usage", __name__)
+    routes.register_error_handler(sqlite3.Error, unreadable)
+
+    @routes.get("/api/usage/summary")
+    def summary() -> Response:
+        query = Query((*_RANGE, "group", "round"))
+        zone = zone_of(house)
+        group = query.choice("group", request_search.GROUPS)
+        start_ms, end_ms = _range(house, query, zone)
+        filters, unit = _filters(house, query), query.choice("round", reports.ROUNDS)
+        try:
+            found = house.reports.summary(start_ms, end_ms, zone, filters, group, unit or "hour")
+        except TooManyBuckets as error:
+            raise bad("round", f"{error}: choose a longer round or a shorter range") from error
+        span = {"start": iso(found.start_ms), "end": iso(found.end_ms)}
+        currency = house.fleet.config.program.currency
+        whole = sums(found.totals)
+        rows = [{group: name, **sums(totals)} for name, totals in found.groups.items()]
+        if _is_csv(query):
+            named = [{**span, "currency": currency, **row} for row in (rows if group else [whole])]
+            return _csv("usage-summary", [*span, "currency", *_by(group), *_FLAT_SUMS], [named])
+        answer = {**span, "timezone": str(zone), "currency": currency, **whole}
+        return jsonify(answer | ({"group": group, "groups": rows} if group else {}))
+
+    @routes.get("/api/usage/series")
+    def series() -> Response:
+        query = Query((*_RANGE, "group", "bucket"))
+        zone = zone_of(house)
+        group = query.choice("group", ("none", *request_search.GROUPS))
+        group = None if group == "none" else group
+        bucket = query.choice("bucket", reports.BUCKETS)
+        start_ms, end_ms = _range(house, query, zone)
+        filters = _filters(house, query)
+        try:
+            found = house.reports.series(start_ms, end_ms, zone, filters, bucket, group)
+        except TooManyBuckets as error:
+            raise bad("bucket", f"{error}: choose a longer bucket or a shorter range") from error
+        rows = [
+            {
+                "start": iso(one.start_ms),
+                "end": iso(one.end_ms),
+                **dict.fromkeys(_by(group), one.group),
+                **sums(one.totals),
+            }
+            for one in found.buckets
+        ]
+        currency = house.fleet.config.program.currency
+        if _is_csv(query):
+            rows = [{**row, "currency": currency} for row in rows]
+            header = ["start", "end", "currency", *_by(group), *_FLAT_SUMS]
+            return _csv("usage-series", header, [rows])
+        return jsonify(
+            {
+                "start": iso(found.start_ms),
+                "end": iso(found.end_ms),
+                "timezone": str(zone),
+                "currency": currency,
+                "bucket": found.bucket,
+                "group": group,
+                "buckets": rows,
+            }
+        )
+
+    @routes.get("/api/usage/requests")
+    def requests() -> Response:
+        query = Query(_SEARCH)
+        filters, sought = _filters(house, query), _search(query, zone_of(house))
+        if _is_csv(query):
+            return _csv_of_requests(house, query, filters, sought)
+        limit = query.whole("limit", 1, _LONGEST_PAGE) or _PAGE
+        page = house.reports.requests(filters, sought, limit, _before(query))
+        return jsonify(
+            {
+                "requests": [_request(one) for one in page.requests],
+                "next": None if page.next is None else _cursor(page.next),
+            }
+        )
+
+    @routes.get("/api/usage/requests/<number>")
+    def request(number: str) -> Response:
+        try:
+            found = house.reports.request(uuid.UUID(number).bytes)
+        except ValueError:
+            found = None
+        if found is None:
+            raise ApiError(404, "request_not_found", f"There is no request {number[:40]!r}")
+        return jsonify(_request(found))
+
+    return routes
+
+
+def zone_of(house: House) -> tzinfo:
+    """The configured time zone."""
+    return calendar.zone(house.fleet.config.program.timezone)
+
+
+def model_named(house: House, name: str) -> str:
+    """The model of that name or alias; one that is not in the config has its name only."""
+    found = house.fleet.config.find(name)
+    return name if found is None else found.name
+
+
+def unreadable(error: Exception) -> Response:
+    """The answer where usage.db cannot be used."""
+    log.error("usage.db cannot be used: %s", error)
+    refusal = ApiError(
+        503, "database_unavailable", f"usage.db cannot be used: {error}", retry_after=5
+    )
+    response = jsonify(refusal.body())
+    response.status_code = refusal.status
+    response.headers["Retry-After"] = "5"
+    return response
+
+
+# --- what is asked for ------------------------------------------------------------------
+
+
+def _filters(house: House, query: Query) -> Filters:
+    model = query.text("model")
+    return Filters(
+        model=None if model is None else model_named(house, model),
+        key=query.text("key"),
+        mode=query.text("mode"),
+        scheme=query.text("scheme"),
+    )
+
+
+def _range(house: House, query: Query, zone: tzinfo) -> tuple[int, int]:
+    """From the beginning of the month until now, where nothing else is said."""
+    end_ms = query.moment_ms("end", zone)
+    start_ms = query.moment_ms("start", zone)
+    if end_ms is None:
+        end_ms = house.clock.wall_ms() + 1
+    if start_ms is None:
+        start_ms = calendar.month_start_ms(end_ms - 1, zone)
+    if start_ms >= end_ms:
+        raise bad(
+            "start", f"start has to be before end: {iso(start_ms)} is not before {iso(end_ms)}"
+        )
+    return start_ms, end_ms
+
+
+def _search(query: Query, zone: tzinfo) -> Search:
+    status = query.text("status")
+    if status is not None and not re.fullmatch("ok|error|[1-9][0-9][0-9]", status):
+        raise bad("status", f"status has to be ok, error or such as 404, not {status[:40]!r}")
+    text = query.text("text")
+    if text is not None and not 1 <= len(text) <= _LONGEST_TEXT:
+        raise bad("text", f"text has to have 1 to {_LONGEST_TEXT} characters")
+    return Search(
+        status=int(status) if status and status.isdigit() else None,
+        failed={"ok": False, "error": True}.get(status or ""),
+        text=text,
+        start_ms=query.moment_ms("start", zone),
+        end_ms=query.moment_ms("end", zone),
+    )
+
+
+def _is_csv(query: Query) -> bool:
+    return query.choice("format", ("json", "csv")) == "csv"
+
+
+def _cursor(number: bytes) -> str:
+    return base64.urlsafe_b64encode(number).decode().rstrip("=")
+
+
+def _before(query: Query) -> bytes | None:
+    cursor = query.text("cursor")
+    if cursor is None:
+        return None
+    try:
+        number = base64.b64decode(cursor + "==", b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        number = b""
+    if len(number) != 16:
+        raise bad("cursor", "cursor has to be the next of an earlier answer")
+    return number
+
+
+# --- what is answered -------------------------------------------------------------------
+
+
+def sums(totals: Totals) -> dict[str, Any]:
+    """Sums as the API names them."""
+    return {
+        "requests": totals.requests,
+        "errors": totals.errors,
+        "prompt_tokens": totals.prompt_tokens,
+        "cached_tokens": totals.cached_tokens,
+        "completion_tokens": totals.completion_tokens,
+        "cost": decimal_text(totals.cost),
+        "cost_tokens": decimal_text(totals.cost_tokens),
+        "cost_hours": decimal_text(totals.cost_hours),
+        "adjustments": decimal_text(totals.adjustments),
+        "pending": totals.pending,
+        "unpriced": totals.unpriced,
+        "estimated": totals.estimated,
+        "run_seconds": totals.run_ms / 1000,
+        "cache_hit_rate": _rounded(totals.cache_hit_rate, 4),
+        "tokens_per_second": _rounded(totals.tokens_per_second, 2),
+        "first_byte_ms": _percentiles(totals.first_byte),
+        "whole_ms": _percentiles(totals.whole),
+    }
+
+
+def _by(group: str | None) -> list[str]:
+    return [] if group is None else [group]
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)
+
+
+def _percentiles(histogram: int) -> dict[str, int | None]:
+    times = latency.percentiles(histogram, list(_PERCENTILES.values()))
+    return dict(zip(_PERCENTILES, times, strict=True))
+
+
+def _request(one: Request) -> dict[str, Any]:
+    shown = {
+        "id": str(uuid.UUID(bytes=one.id)),
+        "started_at": iso(one.started_ms),
+        "leased_at": None if one.leased_ms is None else iso(one.leased_ms),
+        "first_byte_at": None if one.first_byte_ms is None else iso(one.first_byte_ms),
+        "ended_at": iso(one.ended_ms),
+        "cost": None if one.cost is None else decimal_text(one.cost),
+    }
+    return {name: shown[name] if name in shown else getattr(one, name) for name in _REQUEST}
+
+
+def _csv_of_requests(house: House, query: Query, filters: Filters, sought: Search) -> Response:
+    """All of them, as they are read: there may be millions."""
+    for name in ("limit", "cursor"):
+        if query.text(name) is not None:
+            raise bad(name, f"CSV has no pages: leave {name} out, and narrow it by start and end")
+    found = house.reports.each_request(filters, sought)
+    first = list(itertools.islice(found, 1))  # what fails should fail before the first byte
+    rows = map(_request, itertools.chain(first, found))
+    batches = iter(lambda: list(itertools.islice(rows, _CSV_ROWS)), [])
+    give_back = house.slots.take_watcher()
+    response = _csv("usage-requests", _REQUEST, batches)
+    response.call_on_close(give_back)
+    return response
+
+
+def _csv(name: str, header: Sequence[str], batches: Iterable[list[dict[str, Any]]]) -> Response:
+    """A table for a spreadsheet; each batch of rows is sent as it is made."""
+
+    def pieces() -> Iterator[bytes]:
+        yield _CSV_MARK + _lines([header])
+        for rows in batches:
+            flat = map(_flat, rows)
+            yield _lines([[_cell(name, row[name]) for name in header] for row in flat])
+
+    return Response(
+        pieces(),
+        mimetype="text/csv",
+        headers={
+            "Content-Disposition": f'attachment; filename="{name}.csv"',
+            "Cache-Control": "no-store",
+        },
+    )
+
+
+def _lines(rows: Iterable[Sequence[Any]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)  # which ends its lines with CR LF
+    return text.getvalue().encode()
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """``first_byte_ms: {p50}`` becomes ``first_byte_ms_p50``."""
+    flat: dict[str, Any] = {}
+    for name, value in row.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}_{inner}": one for inner, one in value.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def _cell(name: str, value: Any) -> Any:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str) and name not in _MONEY:
+        return statements.cell(value)
+    return value
+
+
+_FLAT_SUMS = list(_flat(sums(Totals())))

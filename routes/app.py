@@ -1,0 +1,129 @@
+"""HTTP and nothing else: read, check, call the manager, answer. One blueprint a file."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import werkzeug
+from flask import Flask, Request, Response, g, jsonify, redirect, request
+from flask.sessions import SecureCookieSessionInterface, SessionMixin
+from werkzeug.exceptions import HTTPException
+
+from manager.errors import ApiError, ClientGone
+from manager.relay.forward import CLIENT_GONE
+from routes import auth, openai
+from routes.api import (
+    about,
+    accounts,
+    config,
+    data,
+    devices,
+    events,
+    exports,
+    health,
+    keys,
+    logs,
+    metrics,
+    models,
+    openapi,
+    prices,
+    usage,
+)
+from routes.pages import assets, headers, login, views
+from routes.services import House
+
+log = logging.getLogger(__name__)
+
+_BLUEPRINTS: tuple[Callable[[House], Any], ...] = (
+    openai.blueprint,
+    health.blueprint,
+    models.blueprint,
+    logs.blueprint,
+    devices.blueprint,
+    events.blueprint,
+    config.blueprint,
+    metrics.blueprint,
+    usage.blueprint,
+    prices.blueprint,
+    exports.blueprint,
+    data.blueprint,
+    about.blueprint,
+    keys.blueprint,
+    accounts.blueprint,
+    login.blueprint,
+    openapi.blueprint,
+    views.blueprint,
+)
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+def create_app(house: House, secret: bytes) -> Flask:
+    """The WSGI application over a house whose parts are all running; `secret` signs sessions."""
+    app = Flask("llm_manager", static_folder=None, root_path=str(_ROOT))
+    app.json.sort_keys = False  # type: ignore[attr-defined]
+    app.json.ensure_ascii = False  # type: ignore[attr-defined]
+    app.session_interface = _Sessions()
+    static, asset = assets.blueprint()
+    views.prepare(app, secret, asset)
+    for blueprint in (static, *(make(house) for make in _BLUEPRINTS)):
+        if blueprint.name != "openai":  # whose answers are the models' own
+            blueprint.after_request(headers.finish)
+        app.register_blueprint(blueprint)
+    auth.protect(app, house)
+    app.register_error_handler(ApiError, _tell)
+    app.register_error_handler(ClientGone, lambda _gone: Response(status=CLIENT_GONE))
+    app.register_error_handler(HTTPException, _tell_http)
+    app.register_error_handler(Exception, _tell_fault)
+    return app
+
+
+class _Sessions(SecureCookieSessionInterface):
+    """Sessions are for pages: of what is proxied only a page's own requests have one to read."""
+
+    def open_session(self, app: Flask, request: Request) -> SessionMixin | None:
+        environ = request.environ
+        if environ["PATH_INFO"].startswith("/v1/") and "HTTP_X_CSRFTOKEN" not in environ:
+            return self.make_null_session(app)
+        return super().open_session(app, request)
+
+    def get_cookie_secure(self, _app: Flask) -> bool:
+        return bool(g.get("secure"))
+
+
+def _tell(error: ApiError) -> werkzeug.Response:
+    is_page = request.blueprint in ("pages", "login")
+    if is_page and error.code == "sign_in_needed":
+        return redirect(views.sign_in_address(request.full_path), 303)
+    response = views.failed(error) if is_page else jsonify(error.body())
+    response.status_code = error.status
+    if error.status == 401:
+        response.headers["WWW-Authenticate"] = "Bearer"  # as RFC 9110 asks
+    if error.retry_after is not None:
+        response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    return response
+
+
+def _tell_http(error: HTTPException) -> werkzeug.Response:
+    status = error.code or 500
+    is_call = request.path.startswith(("/api/", "/v1/"))
+    accepts = request.accept_mimetypes
+    wants_page = accepts["text/html"] > accepts["application/json"]
+    if status == 404 and not is_call and wants_page:
+        return views.failed(ApiError(status, "not_found", request.path))
+    if status == 404:
+        message = f"There is nothing at {request.method} {request.path}"
+    else:
+        message = error.description or error.name
+    response = _tell(ApiError(status, error.name.lower().replace(" ", "_"), message))
+    if status == 405 and request.url_rule is None:
+        response.headers["Allow"] = ", ".join(sorted(getattr(error, "valid_methods", None) or ()))
+    return response
+
+
+def _tell_fault(_error: Exception) -> werkzeug.Response:
+    log.exception("%s %s failed", request.method, request.path)
+    return _tell(ApiError(500, "internal_error", "An internal error; the program's log has more"))

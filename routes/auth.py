@@ -1,0 +1,370 @@
+"""Who may come in: each request's caller, and what the route that it asks for demands of one.
+
+``RULES`` has a rule for each route. The application does not start with a route that has none, so
+that a new one cannot be open by mistake.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import logging
+import sqlite3
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import werkzeug
+from flask import Flask, Response, current_app, g, request, session
+from flask_wtf.csrf import ValidationError, validate_csrf
+
+from manager.access import audit, credentials
+from manager.access.accounts import ADMIN, Account, Token
+from manager.access.api_keys import Key
+from manager.access.registry import refusal
+from manager.config.settings import Program
+from manager.errors import ApiError
+from routes.http.client import Client, allowed_origin, check_host, client_of, preflight
+from routes.services import House
+
+log = logging.getLogger(__name__)
+
+CHANGING = frozenset(("POST", "PUT", "PATCH", "DELETE"))
+_LONGEST_NOTED = 300_000  # bytes of a body; a config is as long as that
+_CORS_EXPOSED = (
+    "Retry-After, X-LLM-Manager-Request, x-ratelimit-limit-requests, x-ratelimit-limit-tokens,"
+    " x-ratelimit-remaining-requests, x-ratelimit-remaining-tokens, x-ratelimit-reset-requests,"
+    " x-ratelimit-reset-tokens"
+)
+
+
+class Rule(enum.Enum):
+    """What a route demands."""
+
+    OPEN = "nothing: it tells nobody anything, or is how one signs in"
+    MODELS = "an API key, where keys are asked for"
+    KEY = "an API key"
+    VIEW = "to be signed in"
+    ADMIN = "to be signed in as admin"
+    CONFIG = "an admin on this machine itself, or allow_config_edit"
+    FIRST = "to be on this machine itself while no password is set"
+
+
+RULES: Mapping[str, Rule] = {
+    **dict.fromkeys(
+        ("health.health", "assets.send", "description.openapi", "pages.preferences"), Rule.OPEN
+    ),
+    **dict.fromkeys(("login.show", "login.sign_in", "login.sign_out"), Rule.OPEN),
+    **dict.fromkeys(("login.setup", "login.set_up"), Rule.FIRST),
+    **dict.fromkeys(("openai.list_models", "openai.one_model"), Rule.MODELS),
+    "keys.me": Rule.KEY,
+    **dict.fromkeys(
+        (
+            *("models.models", "models.model", "devices.devices", "metrics.metrics"),
+            *("logs.logs", "logs.past", "logs.follow", "logs.own"),
+            *("events.events", "events.activity", "about.about", "settings.show"),
+            *("usage.summary", "usage.series", "usage.requests", "usage.request"),
+            *("prices.prices", "prices.quote", "prices.adjustments"),
+            *("exports.exports", "exports.download", "data.state", "data.models"),
+            *("keys.all_keys", "keys.key", "access.whoami"),
+        ),
+        Rule.VIEW,
+    ),
+    **dict.fromkeys(
+        (
+            *("models.start", "models.stop", "models.restart", "models.stop_all"),
+            *("prices.put", "prices.adjust", "exports.make", "settings.reload"),
+            *("data.delete", "data.reprice", "data.vacuum", "data.back_up"),
+            *("keys.add", "keys.change", "keys.rotate", "keys.revoke"),
+            *("access.all_accounts", "access.add_account", "access.change_account"),
+            *("access.remove_account", "access.sign_out", "access.all_tokens"),
+            *("access.add_token", "access.remove_token", "access.changes"),
+        ),
+        Rule.ADMIN,
+    ),
+    **dict.fromkeys(("settings.text", "settings.check", "settings.put"), Rule.CONFIG),
+}
+"""By endpoint. The pages themselves, and the models' own routes, are in `rule_of`."""
+_CHANGES_NOTHING = frozenset(("prices.quote", "settings.check"))
+
+
+class Caller(NamedTuple):
+    """Who asks: a person who has signed in, a script with a token, a user with an API key; the
+    owner, who is on this machine while no password is set; or nobody that is known."""
+
+    address: str
+    is_local: bool
+    account: Account | None = None
+    token: Token | None = None
+    key: Key | None = None
+    is_owner: bool = False
+
+    @property
+    def name(self) -> str:
+        """For people, of who sees and steers."""
+        if self.account is not None:
+            return self.account.name
+        if self.token is not None:
+            return f"token {self.token.name}"
+        return "local" if self.is_owner else ""
+
+    @property
+    def role(self) -> str:
+        """Empty for who may not see the pages."""
+        if self.is_owner:
+            return ADMIN
+        signed_in = self.account or self.token
+        return "" if signed_in is None else signed_in.role
+
+    @property
+    def priority(self) -> int:
+        """In the line for a model."""
+        return 0 if self.key is None else self.key.priority
+
+    @property
+    def metered_as(self) -> str:
+        """Under which key its requests are: a person who tries a model on a page has none."""
+        if self.key is not None:
+            return self.key.name
+        return "" if self.account is None else f"@{self.account.name}"
+
+
+def protect(app: Flask, house: House) -> None:
+    """Puts the guard in front of all routes of the application, which are complete."""
+    rules: dict[str, Rule] = {}
+    for route in app.url_map.iter_rules():
+        rule = rule_of(route.endpoint)
+        if rule is None:
+            raise LookupError(f"{route.rule} has no rule in {__name__}")
+        rules[route.endpoint] = rule
+    app.before_request(lambda: _admit(house, rules))
+    app.after_request(lambda response: _finish(house, rules, response))
+
+
+def may_edit_config(caller: Caller, program: Program) -> bool:
+    """The config names programs to run."""
+    return caller.role == ADMIN and (caller.is_local or program.allow_config_edit)
+
+
+def is_welcome(house: House, caller: Caller) -> bool:
+    """Whether who was let in to see and steer would still be."""
+    known = house.access.now
+    if caller.account is not None:
+        account = known.accounts.get(caller.account.name)
+        return account is not None and account.generation == caller.account.generation
+    if caller.token is not None:
+        return known.is_valid(caller.token, house.clock.wall_ms())
+    return not known.accounts
+
+
+def rule_of(endpoint: str) -> Rule | None:
+    """The rule for a route."""
+    if endpoint.startswith("openai.proxy_"):  # those of the modes, of plugins as well
+        return Rule.MODELS
+    found = RULES.get(endpoint)
+    return Rule.VIEW if found is None and endpoint.startswith("pages.") else found
+
+
+def _admit(house: House, rules: Mapping[str, Rule]) -> werkzeug.Response | None:
+    """Answers instead of the route, or raises ApiError, where the caller may not have it."""
+    # Each use of `request` and `g` is a search for the current one, and every request comes here.
+    asked, kept = request._get_current_object(), g._get_current_object()
+    environ, program = asked.environ, house.fleet.config.program
+    client = client_of(environ, program)
+    kept.secure = client.is_secure
+    if environ["PATH_INFO"] != "/health":  # who checks whether we live may call us as they like
+        check_host(client.host, program)
+    if "HTTP_ORIGIN" in environ:
+        kept.cors = allowed_origin(environ, client.host, program)
+        if kept.cors and environ["REQUEST_METHOD"] == "OPTIONS":
+            return preflight()
+    route = asked.url_rule
+    if route is None:
+        return None  # nothing is there, as Flask will say
+    rule = rules[route.endpoint]
+    kept.caller = caller = _caller(house, program, rule, client, environ)
+    if rule is not Rule.MODELS and environ["REQUEST_METHOD"] in CHANGING:
+        _check_change(caller)
+    return None
+
+
+# --- who it is ------------------------------------------------------------------------------------
+
+
+def _caller(
+    house: House, program: Program, rule: Rule, client: Client, environ: dict[str, Any]
+) -> Caller:
+    """Raises ApiError 401 and 403 for who may not do what the rule is for."""
+    nobody = Caller(client.address, client.is_local)
+    if rule is Rule.OPEN:
+        return nobody
+    if rule is Rule.MODELS:
+        return _user(house, nobody, environ)
+    if rule is Rule.KEY:
+        key = house.access.now.key(_secret(environ) or "", house.clock.wall_ms())
+        if key is None:
+            raise refusal("An API key is needed here")
+        return nobody._replace(key=key)
+    if rule is Rule.FIRST:
+        if not house.access.now.accounts and not client.is_local:
+            raise _no_password_yet()
+        return nobody
+    caller = _person(house, nobody, environ)
+    if rule is not Rule.VIEW and caller.role != ADMIN:
+        raise ApiError(
+            403, "admin_needed", f"{caller.name} may look at this, and not change it: ask an admin"
+        )
+    if rule is Rule.CONFIG and not may_edit_config(caller, program):
+        raise ApiError(
+            403,
+            "config_locked",
+            "The config names programs to run, so that it can be edited on this machine alone:"
+            " open this page there, edit the file itself, or set allow_config_edit in it",
+        )
+    return caller
+
+
+def _user(house: House, nobody: Caller, environ: dict[str, Any]) -> Caller:
+    """Who asks for a model."""
+    known, is_closed = house.access.now, not house.models_are_open
+    secret = _secret(environ)
+    if secret is not None:
+        key = known.key(secret, house.clock.wall_ms())
+        if key is not None:
+            return Caller(nobody.address, nobody.is_local, key=key)
+        if is_closed:
+            raise refusal("The API key is not valid")
+    elif "HTTP_X_CSRFTOKEN" in environ and (is_closed or known.accounts):
+        caller = _person(house, nobody, environ)  # on a page of ours
+        if caller.role != ADMIN:
+            raise ApiError(403, "admin_needed", "Only an admin can try models without an API key")
+        _check_token()
+        return caller
+    if is_closed:
+        raise refusal("An API key is needed")
+    return nobody
+
+
+def _person(house: House, nobody: Caller, environ: dict[str, Any]) -> Caller:
+    """Who sees and steers. Raises ApiError 401, and 403 from elsewhere while nobody has set a
+    password."""
+    known = house.access.now
+    secret = _bearer(environ)
+    if secret is not None:
+        token = known.token(secret, house.clock.wall_ms())
+        if token is None:
+            is_key = secret.startswith(credentials.KEY_PREFIX)
+            why = "An API key is for /v1 and /api/keys/me" if is_key else "The token is not valid"
+            raise ApiError(
+                401, "invalid_token", f"{why}: an admin makes tokens for scripts on the page Access"
+            )
+        return nobody._replace(token=token)
+    account = signed_in(house)
+    if account is not None:
+        return nobody._replace(account=account)
+    if known.accounts:
+        raise ApiError(401, "sign_in_needed", "Sign in at /login, or send a token for scripts")
+    if not nobody.is_local:
+        raise _no_password_yet()
+    return nobody._replace(is_owner=True)
+
+
+def signed_in(house: House) -> Account | None:
+    """Whose session the request belongs to."""
+    account = house.access.now.accounts.get(session.get("account", ""))
+    is_over = account is None or session.get("generation") != account.generation
+    return None if is_over else account
+
+
+def _no_password_yet() -> ApiError:
+    return ApiError(
+        403,
+        "no_password_yet",
+        "No password is set yet, so that this answers on the machine itself alone. Open it there,"
+        " at its address 127.0.0.1, and set one; or run `python -m commands.users password` there",
+    )
+
+
+def _bearer(environ: dict[str, Any]) -> str | None:
+    scheme, _, secret = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+    return secret.strip() or None if scheme.lower() == "bearer" else None
+
+
+def _secret(environ: dict[str, Any]) -> str | None:
+    return _bearer(environ) or environ.get("HTTP_X_API_KEY") or None
+
+
+# --- changes --------------------------------------------------------------------------------------
+
+
+def _check_change(caller: Caller) -> None:
+    """A form on a foreign page cannot send JSON's content type, which is what scripts are asked
+    for, nor the token that our own pages know."""
+    is_call = request.path.startswith("/api/")
+    if is_call and request.mimetype != "application/json":
+        raise ApiError(
+            415,
+            "json_required",
+            "Calls that change something need the header Content-Type: application/json",
+        )
+    has_cookie = current_app.config["SESSION_COOKIE_NAME"] in request.cookies
+    is_script = caller.key is not None or caller.token is not None
+    if not is_call or (has_cookie and not is_script):
+        _check_token()
+
+
+def _check_token() -> None:
+    try:
+        validate_csrf(request.headers.get("X-CSRFToken") or request.form.get("csrf_token"))
+    except ValidationError as error:
+        raise ApiError(403, "page_outdated", "This page is out of date: load it again") from error
+
+
+def _finish(house: House, rules: Mapping[str, Rule], response: Response) -> Response:
+    asked, kept = request._get_current_object(), g._get_current_object()
+    if cors := kept.get("cors"):
+        response.headers["Access-Control-Allow-Origin"] = cors
+        response.headers["Access-Control-Expose-Headers"] = _CORS_EXPOSED
+        response.headers.add("Vary", "Origin")
+    route = asked.url_rule
+    if route is not None and asked.environ["REQUEST_METHOD"] in CHANGING:
+        is_change = rules[route.endpoint] in (Rule.ADMIN, Rule.CONFIG)
+        is_done = response.status_code < 400 or kept.get("is_done")
+        if is_change and is_done and not _changes_nothing():
+            _record(house)
+    return response
+
+
+def _changes_nothing() -> bool:
+    return request.endpoint in _CHANGES_NOTHING or "dry_run" in request.args
+
+
+def _record(house: House) -> None:
+    rule = request.url_rule
+    assert rule is not None
+    path = rule.rule.replace("<path:", "{").replace("<", "{").replace(">", "}")
+    names = [str(value) for value in (request.view_args or {}).values()]
+    given: Any = {}
+    if 0 < (request.content_length or 0) <= _LONGEST_NOTED:
+        try:
+            given = json.loads(request.get_data())
+        except (ValueError, RecursionError):
+            given = {}  # of a call that takes no body
+    detail = given if isinstance(given, dict) else {}
+    if not names and isinstance(detail.get("name"), str):
+        names = [detail["name"]]
+    write_down(house, g.caller, f"{request.method} {path}", ", ".join(names), detail)
+
+
+def write_down(
+    house: House, caller: Caller, action: str, subject: str, detail: dict[str, Any]
+) -> None:
+    """Adds to the table of who changed what; where the database does not take it, to the log."""
+    who, now_ms = caller.name, house.clock.wall_ms()
+    try:
+        house.access.record(
+            lambda connection: audit.add(
+                connection, now_ms, who, caller.address, action, subject, detail
+            )
+        )
+    except sqlite3.Error as error:
+        log.error("%s of %s by %s is not in the audit table: %s", action, subject, who, error)

@@ -1,0 +1,166 @@
+"""Where a request comes from: its client's address, the name that it called us by, the page that
+sent it."""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import socket
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from flask import Response, request
+
+from manager.config.settings import Network, Program
+from manager.errors import ApiError
+
+# Names that reach a machine from its own containers, which no foreign name server answers for.
+_OWN_NAMES = frozenset(("localhost", "host.docker.internal", "host.containers.internal"))
+_PROXY_HEADERS = ("HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_VIA")
+_LONGEST_HOST = 260
+_CORS_SECONDS = "7200"
+
+
+class Client(NamedTuple):
+    """``is_local``: on this machine itself; ``is_secure``: by TLS, as far as we know."""
+
+    address: str
+    is_local: bool
+    is_secure: bool
+    host: str | None
+
+
+def client_of(environ: dict[str, Any], program: Program) -> Client:
+    """Who is behind the proxies that the config names, or at the other end of the connection."""
+    peer, host = environ.get("REMOTE_ADDR", ""), environ.get("HTTP_HOST")
+    trusted = program.trusted_proxies
+    if not trusted or not _is_within(peer, trusted):
+        # A proxy on this machine that nobody has named brings in who knows whom.
+        is_local = _is_loopback(peer) and not any(name in environ for name in _PROXY_HEADERS)
+        return Client(peer, is_local, environ["wsgi.url_scheme"] == "https", host)
+    address = peer
+    # The nearest last: what a client wrote itself is before what the proxies have seen.
+    for hop in reversed(environ.get("HTTP_X_FORWARDED_FOR", peer).split(",")):
+        address = _without_port_of_hop(hop)
+        if not _is_within(address, trusted):
+            break
+    # Who is at home on the proxy's machine is so here only if it is this one; and a proxy that
+    # tells in another way who came in has not told it in the one that we read.
+    tells = "HTTP_X_FORWARDED_FOR" in environ or not any(n in environ for n in _PROXY_HEADERS)
+    is_local = tells and _is_loopback(peer) and _is_loopback(address)
+    proto = environ.get("HTTP_X_FORWARDED_PROTO", "").partition(",")[0]
+    is_secure = proto.strip().lower() == "https"
+    return Client(address, is_local, is_secure, environ.get("HTTP_X_FORWARDED_HOST", host))
+
+
+def _without_port_of_hop(hop: str) -> str:
+    """An address as some proxies write it, with a port: else each port would be another client.
+    Empty for what is none."""
+    hop = hop.strip()
+    bare = hop[1:].partition("]")[0] if hop.startswith("[") else hop
+    if bare.count(":") == 1:
+        bare = bare.partition(":")[0]
+    found = _ip(bare)
+    return "" if found is None else str(found)
+
+
+@functools.lru_cache(1024)
+def _is_within(address: str, networks: tuple[Network, ...]) -> bool:
+    found = _ip(address)
+    return found is not None and any(found in network for network in networks)
+
+
+@functools.lru_cache(1024)
+def _is_loopback(address: str) -> bool:
+    found = _ip(address)
+    return found is not None and found.is_loopback
+
+
+def _ip(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return None
+    mapped = getattr(found, "ipv4_mapped", None)  # of a socket that takes both
+    return found if mapped is None else mapped
+
+
+def check_host(host: str | None, program: Program) -> None:
+    """Raises ApiError 403 for a name that is none of this machine's. A page that has its own name
+    resolve to this machine is, to its browser, at home here: its name tells, since no address can
+    be another's."""
+    if host is None:
+        return
+    # Longer ones are no names, and are not to be remembered.
+    is_name = len(host) <= _LONGEST_HOST
+    if not (is_name and _is_own_host(host, program.host, program.allowed_hosts)):
+        name = _without_port(host)[:100]
+        raise ApiError(
+            403,
+            "host_not_allowed",
+            f"This LLM-Manager is not known as {name!r}. If it is meant to be, add the name to"
+            " allowed_hosts, under program in config.yaml; else call it by its address",
+        )
+
+
+@functools.lru_cache(1024)
+def _is_own_host(host: str, listening: str, allowed: tuple[str, ...]) -> bool:
+    name = _without_port(host).lower().rstrip(".")
+    if _ip(name.strip("[]")) is not None or name.endswith(".localhost"):
+        return True
+    return name in _OWN_NAMES or name in _machine_names() or name in (listening.lower(), *allowed)
+
+
+@functools.lru_cache(1)
+def _machine_names() -> frozenset[str]:
+    name = socket.gethostname().lower()
+    short = name.split(".")[0]
+    return frozenset((name, short, f"{short}.local"))
+
+
+def _without_port(host: str) -> str:
+    name, _, port = host.rpartition(":")
+    return name if name and port.isdecimal() else host
+
+
+def allowed_origin(environ: dict[str, Any], host: str | None, program: Program) -> str | None:
+    """The foreign origin that may use the models; None where the page is our own, or none. A
+    browser lets any page post to a local port, and only keeps the answer from it. Raises ApiError
+    403."""
+    origin = environ["HTTP_ORIGIN"]
+    if host is not None and _is_same(origin, host):
+        return None
+    is_allowed = "*" in program.cors_origins or origin.lower() in program.cors_origins
+    if is_allowed and environ["PATH_INFO"].startswith("/v1/"):
+        return str(origin)
+    raise ApiError(
+        403,
+        "origin_not_allowed",
+        f"Web pages of {origin[:100]!r} may not use this LLM-Manager. For the models alone they may"
+        " if the origin is in cors_origins, under program in config.yaml",
+    )
+
+
+def _is_same(origin: str, host: str) -> bool:
+    try:
+        return _bare(urlsplit(origin).netloc) == _bare(host)
+    except ValueError:
+        return False
+
+
+def _bare(netloc: str) -> str:
+    """Without the port that goes without saying: a proxy may have added or dropped it."""
+    return netloc.lower().removesuffix(":80").removesuffix(":443")
+
+
+def preflight() -> Response:
+    """What a browser is told that asks first whether a page may."""
+    wanted = request.headers.get("Access-Control-Request-Headers", "")
+    return Response(
+        status=204,
+        headers={
+            "Access-Control-Allow-Methods": "GET, POST",
+            "Access-Control-Allow-Headers": wanted or "Authorization, Content-Type, X-Api-Key",
+            "Access-Control-Max-Age": _CORS_SECONDS,
+        },
+    )

@@ -1,0 +1,125 @@
+"""Signing in and out, and the first password."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import sqlite3
+
+import werkzeug
+from flask import Blueprint, Response, g, redirect, render_template, request, session
+
+from manager.access import accounts, credentials
+from manager.access.accounts import FIRST, Account
+from manager.access.login_throttle import Guessing
+from manager.errors import ApiError
+from routes.auth import signed_in, write_down
+from routes.pages import views
+from routes.services import House
+
+log = logging.getLogger(__name__)
+
+_NO_STORE = {"Cache-Control": "no-store"}
+
+
+def blueprint(house: House) -> Blueprint:
+    routes = Blueprint("login", __name__)
+    routes.register_error_handler(sqlite3.Error, _unreadable)
+    guessing = Guessing(house.clock.monotonic)
+
+    @routes.get("/login")
+    def show() -> werkzeug.Response:
+        if not house.access.now.accounts:
+            return redirect("/setup", 303)
+        if signed_in(house):
+            return redirect(views.own_path(request.args.get("next", "")), 303)
+        return _form("login.html", name="", back=request.args.get("next", ""))
+
+    @routes.post("/login")
+    def sign_in() -> werkzeug.Response:
+        name, password = _given("name"), _given("password")
+        account = house.access.now.accounts.get(name)
+        back = _given("next")
+
+        def check() -> bool:
+            hashed = _nobodys() if account is None else account.password
+            return credentials.is_password(hashed, password)
+
+        try:
+            is_right = guessing.attempt(g.caller.address, check)
+        except ApiError as error:
+            return _refused("login.html", error, name=name, back=back)
+        if account is None or not is_right:
+            log.warning("wrong password for %r from %s", name[:100], g.caller.address)
+            wrong = ApiError(403, "wrong_password", "The name or the password is wrong")
+            return _refused("login.html", wrong, name=name, back=back)
+        _begin(house, account, "signed in")
+        return redirect(views.own_path(back), 303)
+
+    @routes.post("/logout")
+    def sign_out() -> werkzeug.Response:
+        session.clear()
+        return redirect("/login", 303)
+
+    @routes.get("/setup")
+    def setup() -> werkzeug.Response:
+        if house.access.now.accounts:
+            return redirect("/login", 303)
+        return _form("setup.html", name=FIRST)
+
+    @routes.post("/setup")
+    def set_up() -> werkzeug.Response:
+        name, password = _given("name"), _given("password")
+        if house.access.now.accounts:  # before the work of hashing, which nobody may ask for
+            return redirect("/login", 303)
+        try:
+            if password != _given("again"):
+                raise ApiError(400, "bad_parameter", "The two passwords are not the same")
+            hashed = credentials.password_hash(password)
+            now_ms = house.clock.wall_ms()
+            account = house.access.change(
+                lambda connection: accounts.add_first(connection, name, hashed, now_ms)
+            )
+        except ApiError as error:
+            return _refused("setup.html", error, name=name)
+        _begin(house, account, "first password")
+        return redirect("/", 303)
+
+    return routes
+
+
+@functools.cache
+def _nobodys() -> str:
+    """As long to check as any: nobody learns by the time which accounts there are."""
+    return credentials.password_hash("nobody's password")
+
+
+def _unreadable(error: Exception) -> Response:
+    log.error("usage.db cannot be used: %s", error)
+    return views.failed(ApiError(503, "database_unavailable", f"usage.db cannot be used: {error}"))
+
+
+def _given(name: str) -> str:
+    return request.form.get(name, "")
+
+
+def _begin(house: House, account: Account, action: str) -> None:
+    # Anew: what somebody may have put into the session before is not to live on in it.
+    session.clear()
+    session.permanent = True
+    session["account"], session["generation"] = account.name, account.generation
+    write_down(house, g.caller._replace(account=account), action, account.name, {})
+
+
+def _form(template: str, **values: str) -> Response:
+    text = render_template(template, page=None, message="", **values)
+    return Response(text, mimetype="text/html", headers=_NO_STORE)
+
+
+def _refused(template: str, error: ApiError, **values: str) -> Response:
+    text = render_template(template, page=None, message=error.message, **values)
+    answer = Response(text, error.status, mimetype="text/html", headers=_NO_STORE)
+    if error.retry_after is not None:
+        answer.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    return answer

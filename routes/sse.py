@@ -1,0 +1,61 @@
+"""Server-sent events to a page: one thread each, given back when the page goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from flask import Response, g, request
+
+from manager.errors import ApiError
+from routes.auth import Caller, is_welcome
+from routes.services import House
+
+
+class _Stream:
+    """A WSGI iterable that frees what it holds when it is closed, begun or not."""
+
+    def __init__(self, pieces: Iterator[bytes], close: Callable[[], None]) -> None:
+        self._pieces = pieces
+        self._close: Callable[[], None] | None = close
+
+    def __iter__(self) -> _Stream:
+        return self
+
+    def __next__(self) -> bytes:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        if self._close is not None:
+            self._close()
+            self._close = None
+
+
+def answer(house: House, pieces: Iterator[bytes], stop: Callable[[], None]) -> Response:
+    """Streams the pieces; ``stop`` is called when the client leaves or is signed out or the
+    program shuts down, to wake whoever makes them, and at the end. Raises ApiError 503 where no
+    thread is left."""
+    try:
+        give_back = house.slots.take_watcher()
+    except ApiError:
+        stop()  # what was to be streamed lets go of what it holds
+        raise
+    gone = request.environ["waitress.client_disconnected"]
+    caller: Caller = g.caller
+
+    def is_over() -> bool:
+        return gone() or house.closing.is_set() or not is_welcome(house, caller)
+
+    token = house.watch.add(is_over, stop)
+
+    def close() -> None:
+        house.watch.remove(token)
+        stop()
+        give_back()
+
+    return Response(
+        _Stream(pieces, close),
+        mimetype="text/event-stream",
+        # nginx would collect a stream until its buffer is full.
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+        direct_passthrough=True,
+    )

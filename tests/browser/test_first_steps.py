@@ -1,0 +1,205 @@
+"""The first steps of a newcomer, by mouse and by keyboard alone."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.browser import (
+    address,
+    becomes,
+    card_of,
+    focused,
+    needs_browser,
+    overflow,
+    pages,
+    shows,
+    tab_to,
+    violations,
+)
+from tests.support.fixtures import Launch, OpenBrowser
+from tests.support.program import Program, fake
+
+pytestmark = needs_browser
+
+
+# --- an empty config ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def empty(launch_once: Launch) -> Program:
+    return launch_once({})
+
+
+def test_empty_pages_say_what_to_do_first(empty: Program, read: OpenBrowser) -> None:
+    reader = read(empty)
+    tab = reader.context.new_page()
+    for page in pages("logs", "settings"):
+        reader.goto(tab, address(page))
+        said = tab.locator(".empty").filter(visible=True)
+        said.first.wait_for()
+        assert any(said.nth(number).locator("a").count() for number in range(said.count())), page
+        assert overflow(tab) + violations(tab) == [], page
+        if page in ("overview", "models"):
+            link = said.filter(has_text="no models yet").get_by_role("link")
+            assert link.get_attribute("href") == "/settings"
+
+
+# --- a first model ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def program(launch_once: Launch) -> Program:
+    return launch_once(
+        {
+            "Model": fake("--boot", 0.5),
+            "Broken": fake("--boot", "x"),
+            "Chatty": fake(),
+            "Asked": fake(stop_timeout=1),
+            "Steered": fake(),
+            "Other": fake(),
+        }
+    )
+
+
+def test_a_model_is_tried_out_started_followed_restarted_and_stopped_by_mouse(
+    program: Program, read: OpenBrowser
+) -> None:
+    reader = read(program)
+    tab = reader.open("/models")
+    card = card_of(tab, "Model")
+
+    card.get_by_role("button", name="Dry run").click()
+    shows(tab, "It would start at once, in scheme Default.")
+    assert program.model("Model")["state"] == "stopped"
+
+    card.get_by_role("button", name="Start Model", exact=True).click()
+    becomes(tab, "Model", "starting")
+    becomes(tab, "Model", "ready")
+    shows(tab, "Model is ready after", str(program.model("Model")["pid"]))
+
+    before = program.model("Model")["pid"]
+    tab.get_by_role("button", name="Close", exact=True).click()
+    card.get_by_role("button", name="Restart").click()
+    shows(tab, "Model is ready after")
+    after = program.model("Model")["pid"]
+    assert after != before
+    shows(tab, str(after))
+
+    card.get_by_role("button", name="Stop").click()
+    shows(tab, "Model is stopped")
+    becomes(tab, "Model", "stopped")
+
+    card_of(tab, "Broken").get_by_role("button", name="Start Broken", exact=True).click()
+    becomes(tab, "Broken", "failed")
+    shows(tab, "Broken did not start", "invalid float value")
+    assert violations(tab) == []
+
+
+def test_a_log_is_followed_searched_sifted_paused_and_saved(
+    program: Program, read: OpenBrowser
+) -> None:
+    reader = read(program)
+    tab = reader.open("/models")
+    card_of(tab, "Chatty").get_by_role("button", name="Start Chatty", exact=True).click()
+    becomes(tab, "Chatty", "ready")
+    card_of(tab, "Chatty").get_by_role("button", name="Log").click()
+    lines = tab.locator("#log .log")
+    shows(tab, "Log of Chatty", "listening on 127.0.0.1")
+
+    assert program.ask("Chatty", {"log": "a needle\nWARNING: hot\nERROR: burnt"}).ok
+    shows(tab, "a needle", "ERROR: burnt")
+    tab.get_by_label("Search").last.fill("NEEDLE")
+    assert lines.inner_text().splitlines() == ["a needle"]
+    assert lines.locator("mark").inner_text() == "needle"
+    tab.get_by_label("Search").last.fill("")
+    tab.get_by_label("Level").select_option("warn")
+    assert lines.inner_text().splitlines() == ["WARNING: hot", "ERROR: burnt"]
+    tab.get_by_label("Level").select_option("bad")
+    assert lines.inner_text().splitlines() == ["ERROR: burnt"]
+    tab.get_by_label("Level").select_option("")
+
+    tab.get_by_role("button", name="Pause").click()
+    assert program.ask("Chatty", {"log": "while it was paused"}).ok
+    shows(tab, "2 new lines held back")
+    assert "while it was paused" not in lines.inner_text()
+    tab.get_by_role("button", name="Pause").click()
+    shows(tab, "while it was paused")
+
+    with tab.expect_download() as download:
+        tab.get_by_role("button", name="Download").click()
+    assert download.value.suggested_filename == "Chatty.log"
+    saved = download.value.path().read_text(encoding="utf-8").splitlines()
+    assert saved == program.log("Chatty").splitlines()
+    assert violations(tab) == []
+
+    # The log is part of the address: it is there again when the page is loaded anew.
+    tab.reload()
+    reader.settles(tab)
+    shows(tab, "while it was paused")
+    tab.get_by_role("button", name="Close the log").click()
+    assert not lines.is_visible()
+
+
+def test_whoever_stops_a_model_that_answers_is_asked_first(
+    program: Program, read: OpenBrowser
+) -> None:
+    program.command("Asked", "start")
+    tab = read(program).open("/models")
+    with program.held("Asked"):
+        card_of(tab, "Asked").get_by_role("button", name="Stop").click()
+        shows(tab, "Asked has 1 in flight. Stop it?")
+        tab.get_by_role("button", name="Cancel").click()
+        assert program.model("Asked")["state"] == "ready"
+        card_of(tab, "Asked").get_by_role("button", name="Stop").click()
+        tab.get_by_role("dialog").get_by_role("button", name="Stop").click()
+        becomes(tab, "Asked", "stopped")
+
+
+# --- by keyboard alone --------------------------------------------------------------------
+
+
+def test_on_every_page_the_first_tab_leads_past_the_menu(empty: Program, read: OpenBrowser) -> None:
+    reader = read(empty)
+    tab = reader.context.new_page()
+    for page in pages():
+        reader.goto(tab, address(page))
+        tab.keyboard.press("Tab")
+        assert focused(tab) == "Skip to the content", page
+        box = tab.locator(".skip").bounding_box()
+        assert box is not None
+        assert box["x"] >= 0, page
+        tab.keyboard.press("Enter")
+        assert tab.evaluate("document.activeElement.id") == "content", page
+
+
+def test_models_are_steered_by_keyboard_alone(program: Program, read: OpenBrowser) -> None:
+    reader = read(program)
+    tab = reader.open("/")
+    tab_to(tab, "Models")
+    tab.keyboard.press("Enter")
+    tab.wait_for_url("**/models")
+    reader.settles(tab)
+
+    tab_to(tab, "Start Steered")
+    tab.keyboard.press("Enter")
+    becomes(tab, "Steered", "ready")
+    tab_to(tab, "Start Other")
+    tab.keyboard.press("Space")
+    becomes(tab, "Other", "ready")
+
+    tab_to(tab, "Stop all models", key="Shift+Tab")
+    tab.keyboard.press("Enter")
+    dialog = tab.get_by_role("dialog")
+    dialog.wait_for()
+    assert focused(tab) == "Cancel"
+    tab.keyboard.press("Escape")
+    dialog.wait_for(state="hidden")
+    assert focused(tab) == "Stop all models"
+    assert program.model("Steered")["state"] == "ready"
+
+    tab.keyboard.press("Enter")
+    dialog.wait_for()
+    tab_to(tab, "Stop all")
+    tab.keyboard.press("Enter")
+    for model in ("Steered", "Other"):
+        becomes(tab, model, "stopped")

@@ -1,0 +1,537 @@
+"""Bills: complete, exact, the same bytes from the same rows, and safe to open in a spreadsheet."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import zoneinfo
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from decimal import Decimal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from apscheduler.schedulers.background import BackgroundScheduler
+from flask import Flask
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs import crontab, export
+from jobs.schedule import ScheduledBill
+from jobs.tasks import Settings, Work, claim
+from manager.billing import statements
+from manager.billing.statements import Period
+from manager.clock import Clock
+from manager.config import cron
+from manager.config.settings import Export, Program
+from manager.storage import data_dir, maintenance
+from manager.storage.maintenance_tasks import Orders
+from manager.storage.spool import Spool, has_rows
+from manager.storage.store import Store
+from routes.api import exports
+from tests.support.usage_rows import (
+    DAY,
+    NOON,
+    TIERS,
+    a_request,
+    add_price,
+    add_request,
+    add_run,
+    new_store,
+)
+
+ROOT = Path(__file__).resolve().parents[3]
+HOUR = 3_600_000
+UTC = timezone.utc
+BERLIN = zoneinfo.ZoneInfo("Europe/Berlin")
+APIA = zoneinfo.ZoneInfo("Pacific/Apia")  # had no 2011-12-30
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = new_store(tmp_path / "usage.db")
+    add_price(store)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def work(tmp_path: Path, store: Store) -> Work:  # noqa: ARG001 - makes the database
+    return Work(Settings(tmp_path, "INFO", "UTC", "CNY", 0, tmp_path / "exports"))
+
+
+def adjust(store: Store, model: str, key: str, at_ms: int, amount: int) -> None:
+    store.write(
+        "INSERT INTO adjustments (model, key, at_ms, amount, note, created_ms)"
+        " VALUES (?, ?, ?, ?, 'note', 0)",
+        (model, key, at_ms, amount),
+    )
+
+
+def bill_of(work: Work, period: str = "2026-11") -> bytes:
+    with closing(maintenance.connect(work.path)) as connection:
+        work.bring_up_to_date(connection)
+        return work.export(connection, Period.read(period)).read_bytes()
+
+
+def rows_of(bill: bytes) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(bill.decode("utf-8-sig"), newline="")))
+
+
+def ms(text: str, zone: zoneinfo.ZoneInfo | timezone = UTC) -> int:
+    return int(datetime.fromisoformat(text).replace(tzinfo=zone).timestamp() * 1000)
+
+
+# --- what is in a bill ---------------------------------------------------------------------
+
+
+def test_a_bill_has_a_row_for_each_model_key_and_day_and_the_total_last(
+    store: Store, work: Work
+) -> None:
+    add_price(store, "Hourly", per_hour=1_500_000_000)
+    add_request(store, a_request(NOON, key="team", cached_tokens=10))
+    add_request(store, a_request(NOON + HOUR, key="team", status=500, prompt_tokens=1))
+    add_request(store, a_request(NOON + DAY, key="team", estimated=True))
+    add_request(store, a_request(NOON, "Free"))
+    add_run(store, "r", NOON, NOON + HOUR // 2, "Hourly")
+    adjust(store, "Qwen", "team", NOON, -1)
+    adjust(store, "", "guest", NOON, 5_000_000_000)
+    add_request(store, a_request(NOON - 40 * DAY))  # of another month
+    bill = bill_of(work)
+    assert bill.startswith(b"\xef\xbb\xbfdate,model,key,requests,")
+    assert bill.count(b"\n") == bill.count(b"\r\n") == 7
+    columns = ("date", "model", "key", "requests", "hours", "cost_tokens", "cost_hours")
+    columns += ("adjustments", "cost", "unpriced")
+    assert [tuple(row[name] for name in columns) for row in rows_of(bill)] == [
+        ("2026-11-05", "", "guest", "0", "0", "0", "0", "5", "5", "0"),
+        ("2026-11-05", "Free", "", "1", "0", "0", "0", "0", "0", "1"),
+        ("2026-11-05", "Hourly", "", "0", "0.5", "0", "0.75", "0", "0.75", "0"),
+        (
+            "2026-11-05",
+            "Qwen",
+            "team",
+            "2",
+            "0",
+            "0.003001",
+            "0",
+            "-0.000000001",
+            "0.003000999",
+            "0",
+        ),
+        ("2026-11-06", "Qwen", "team", "1", "0", "0.002", "0", "0", "0.002", "0"),
+        ("total", "", "", "4", "0.5", "0.005001", "0.75", "4.999999999", "5.755000999", "1"),
+    ]
+
+
+def test_money_that_no_integer_of_the_database_holds_stops_neither_bill_nor_prices(
+    store: Store, work: Work
+) -> None:
+    """Such as a price with zeros too many, and a server that tells tokens it cannot have had."""
+    dear = TIERS.replace("1000000000", str(10**15), 1)
+    store.write("UPDATE prices SET tiers = ?", (dear,))
+    for mode in ("Chat", "Other"):
+        for _ in range(3):
+            add_request(store, a_request(mode=mode, prompt_tokens=2**31 - 1, completion_tokens=0))
+    assert rows_of(bill_of(work))[-1]["cost"] == str(6 * (2**31 - 1))
+    for zone in ("Asia/Tokyo", "UTC"):
+        work.settings = replace(work.settings, timezone=zone)
+        add_request(store, a_request(NOON + DAY, "Free"))
+        bill_of(work)
+    assert [row["requests"] for row in rows_of(bill_of(work)) if row["model"] == "Free"] == ["2"]
+
+
+def test_a_days_bill_has_that_day_only(store: Store, work: Work) -> None:
+    for days in (0, 1, 2):
+        add_request(store, a_request(NOON + days * DAY))
+    assert [row["date"] for row in rows_of(bill_of(work, "2026-11-06"))] == ["2026-11-06", "total"]
+
+
+def test_nothing_in_a_month_is_a_bill_of_nothing(work: Work) -> None:
+    (total,) = rows_of(bill_of(work, "2025-01"))
+    assert (total["date"], total["requests"], total["cost"]) == ("total", "0", "0")
+
+
+def test_the_same_rows_give_the_same_bytes(store: Store, work: Work) -> None:
+    for number in range(50):
+        add_request(store, a_request(NOON + number * HOUR, f"m{number % 7}", key=f"k{number % 3}"))
+    first = bill_of(work)
+    assert bill_of(work) == first
+    # Also when they were added up another way: in one zone first, then in another and back.
+    work.settings = replace(work.settings, timezone="Asia/Tokyo")
+    assert bill_of(work) != first
+    work.settings = replace(work.settings, timezone="UTC")
+    assert bill_of(work) == first
+
+
+def test_the_columns_add_up_to_the_total(store: Store, work: Work) -> None:
+    for number in range(60):
+        add_request(
+            store, a_request(NOON + number * 7 * HOUR, f"m{number % 3}", key=f"{number % 4}")
+        )
+        add_price(store, f"m{number}")
+    *lines, total = rows_of(bill_of(work))
+    for name in ("requests", "prompt_tokens", "completion_tokens", "cost_tokens", "cost"):
+        assert sum(Decimal(line[name]) for line in lines) == Decimal(total[name])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["=1+2", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "＝1+2", '=HYPERLINK("http://x","y")'],  # noqa: RUF001
+)
+def test_no_name_is_taken_for_a_formula(store: Store, work: Work, name: str) -> None:
+    add_request(store, a_request(NOON, name, key=name))
+    row = rows_of(bill_of(work))[0]
+    assert (row["model"], row["key"]) == (f"'{name}", f"'{name}")
+
+
+@pytest.mark.parametrize("name", ["通义千问", 'a "b", c', "line\nbreak", "a;b", "1=2", "é😀"])
+def test_every_name_is_read_back_as_it_is(store: Store, work: Work, name: str) -> None:
+    add_request(store, a_request(NOON, name))
+    assert rows_of(bill_of(work))[0]["model"] == name
+
+
+def test_a_bill_replaces_the_one_before_and_leaves_nothing_beside_it(
+    tmp_path: Path, store: Store, work: Work
+) -> None:
+    add_request(store, a_request())
+    first = bill_of(work)
+    add_request(store, a_request())
+    assert bill_of(work) != first
+    assert [path.name for path in (tmp_path / "exports").iterdir()] == ["bill-2026-11.csv"]
+    assert statements.written(tmp_path / "exports") == [tmp_path / "exports" / "bill-2026-11.csv"]
+
+
+SOFFICE = shutil.which("soffice")
+
+
+@pytest.mark.skipif(SOFFICE is None, reason="needs LibreOffice: apt-get install libreoffice-calc")
+def test_libreoffice_opens_it_with_names_and_numbers_and_runs_no_formula(
+    tmp_path: Path, store: Store, work: Work
+) -> None:
+    add_price(store, "通义千问")
+    add_price(store, "=1+2")
+    add_request(store, a_request(NOON, "通义千问"))
+    add_request(store, a_request(NOON, "=1+2"))
+    bill_of(work)
+    subprocess.run(
+        [
+            *(SOFFICE, f"-env:UserInstallation={(tmp_path / 'profile').as_uri()}", "--headless"),
+            *("--infilter=CSV:44,34,76,1", "--convert-to", "fods", "--outdir", tmp_path),
+            tmp_path / "exports" / "bill-2026-11.csv",
+        ],
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    sheet = (tmp_path / "bill-2026-11.fods").read_text(encoding="utf-8")
+    assert "通义千问" in sheet
+    assert 'office:value-type="float" office:value="0.002"' in sheet
+    assert 'office:value-type="float" office:value="0.004"' in sheet
+    assert "table:formula" not in sheet
+
+
+# --- periods -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "zone", "start", "hours"),
+    [
+        ("2026-11", UTC, "2026-11-01", 30 * 24),
+        ("2024-02", UTC, "2024-02-01", 29 * 24),
+        ("2026-12", UTC, "2026-12-01", 31 * 24),
+        ("2026-03-29", BERLIN, "2026-03-29", 23),
+        ("2026-10-25", BERLIN, "2026-10-25", 25),
+        ("2026-10", BERLIN, "2026-10-01", 31 * 24 + 1),
+        ("2011-12", APIA, "2011-12-01", 30 * 24),
+    ],
+)
+def test_a_period_has_all_its_hours(
+    text: str, zone: zoneinfo.ZoneInfo, start: str, hours: int
+) -> None:
+    begin = ms(start, zone)
+    assert Period.read(text).bounds_ms(zone) == (begin, begin + hours * HOUR)
+
+
+def test_a_day_that_its_zone_has_skipped_is_told() -> None:
+    with pytest.raises(ValueError, match="there is no 2011-12-30 in Pacific/Apia"):
+        Period.read("2011-12-30").bounds_ms(APIA)
+
+
+@given(st.dates(datetime(1971, 1, 1).date(), datetime(2100, 1, 1).date()))
+def test_days_follow_each_other_without_a_gap(day: datetime) -> None:
+    _, end = Period.read(day.isoformat()).bounds_ms(BERLIN)
+    start, _ = Period.read((day + timedelta(days=1)).isoformat()).bounds_ms(BERLIN)
+    assert start == end
+
+
+@pytest.mark.parametrize(
+    ("kind", "now", "zone", "period"),
+    [
+        ("month", "2026-11-01T00:00", UTC, "2026-10"),
+        ("month", "2026-01-31T12:00", UTC, "2025-12"),
+        ("day", "2026-11-01T00:00", UTC, "2026-10-31"),
+        ("day", "2026-03-01T00:30", BERLIN, "2026-02-28"),
+    ],
+)
+def test_the_schedule_bills_the_last_whole_period(
+    kind: str, now: str, zone: zoneinfo.ZoneInfo, period: str
+) -> None:
+    assert Period.last_whole(kind, ms(now, zone), zone).text == period
+
+
+# --- the schedule --------------------------------------------------------------------------
+
+
+def fires(line: str, zone: zoneinfo.ZoneInfo | timezone, number: int) -> list[str]:
+    trigger = crontab.trigger(line, zone)
+    now, found = datetime(2026, 11, 1, tzinfo=zone), []  # a Sunday
+    for _ in range(number):
+        fire = trigger.get_next_fire_time(None, now)
+        found.append(f"{fire:%a %d %H:%M}")
+        now = fire + timedelta(seconds=1)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("0 3 * * 0", ["Sun 01 03:00", "Sun 08 03:00"]),
+        ("0 3 * * 1-2", ["Mon 02 03:00", "Tue 03 03:00"]),
+        ("0 3 * * 5-6", ["Fri 06 03:00", "Sat 07 03:00"]),
+        ("0 3 * * mon", ["Mon 02 03:00", "Mon 09 03:00"]),
+        ("0 3 * * SUN", ["Sun 01 03:00", "Sun 08 03:00"]),
+        ("0 3 * * */3", ["Sun 01 03:00", "Wed 04 03:00"]),
+        ("0 3 1 * *", ["Sun 01 03:00", "Tue 01 03:00"]),
+        ("*/30 0 * * *", ["Sun 01 00:00", "Sun 01 00:30"]),
+        ("0 3 3 * 1", ["Mon 02 03:00", "Tue 03 03:00"]),  # cron: the one or the other
+    ],
+)
+def test_a_schedule_means_what_it_means_in_a_crontab(line: str, expected: list[str]) -> None:
+    assert cron.fault(line) is None
+    assert fires(line, UTC, 2) == expected
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=3))
+def test_every_day_of_the_week_is_counted_from_sunday(ranges: list[tuple[int, int]]) -> None:
+    pairs = [(min(pair), max(pair)) for pair in ranges]
+    field = ",".join(f"{low}-{high}" if low < high else f"{low}" for low, high in pairs)
+    names = ("Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat")
+    expected = {names[day] for low, high in pairs for day in range(low, high + 1)}
+    assert {fire[:3] for fire in fires(f"0 3 * * {field}", UTC, 7)} == expected
+
+
+def test_the_hours_of_a_schedule_are_those_of_the_zone() -> None:
+    trigger = crontab.trigger("0 3 * * *", zoneinfo.ZoneInfo("Asia/Shanghai"))
+    fire = trigger.get_next_fire_time(None, datetime(2026, 11, 1, tzinfo=UTC))
+    assert fire.astimezone(UTC) == datetime(2026, 11, 1, 19, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("now", "made", "expected"),
+    [
+        ("2026-12-01T03:00", None, ["2026-11"]),
+        ("2026-12-20T00:00", None, ["2026-11"]),
+        ("2026-12-01T02:59", None, []),  # not due yet
+        ("2026-12-20T00:00", "2026-12-02T00:00", []),
+        ("2026-12-20T00:00", "2026-11-15T00:00", ["2026-11"]),  # had half of the month
+        ("2026-11-30T12:00", None, []),  # October has nothing on its bill
+    ],
+)
+def test_a_bill_that_was_due_while_the_program_was_off_is_made_up_for(
+    tmp_path: Path, store: Store, work: Work, now: str, made: str | None, expected: list[str]
+) -> None:
+    add_request(store, a_request())
+    bill_of(work)
+    bill = tmp_path / "exports" / "bill-2026-11.csv"
+    if made is None:
+        bill.unlink()
+    else:
+        os.utime(bill, (ms(made) / 1000, ms(made) / 1000))
+    orders = Orders(store, tmp_path / "usage.db", Clock(), lambda _kind: None)
+    monthly = Export("0 3 1 * *", "month", None)
+    ScheduledBill(Program(timezone="UTC"), monthly, tmp_path, orders).make_up_for(ms(now))
+    assert [order.subject for order in orders.all()] == expected
+
+
+class Office:
+    """The route over a program that was started with these settings."""
+
+    def __init__(self, folder: Path, program: Program, clock: Clock) -> None:
+        self.fleet = SimpleNamespace(config=SimpleNamespace(program=program))
+        self.data_dir = folder
+        self.clock = clock
+        self.orders = SimpleNamespace(all=list)
+        app, house = Flask("test"), self
+        app.register_blueprint(exports.blueprint(house))  # type: ignore[arg-type]
+        self._client = app.test_client()
+
+    @property
+    def schedule(self) -> Any:
+        return self._client.get("/api/exports").get_json()["schedule"]
+
+
+def at(moment: str) -> Clock:
+    return Clock(wall=lambda: ms(moment) / 1000)
+
+
+MONTHLY = Export("0 3 1 * *", "month", None)
+
+
+@pytest.mark.parametrize(
+    ("line", "now", "next_at"),
+    [
+        ("0 3 1 * *", "2026-11-05T12:00", "2026-11-30T19:00:00.000+00:00"),
+        ("0 3 1 * *", "2026-11-30T18:59:59.999", "2026-11-30T19:00:00.000+00:00"),
+        ("0 3 1 * *", "2026-11-30T19:00", "2026-12-31T19:00:00.000+00:00"),
+        ("30 0 * * 0", "2026-11-05T12:00", "2026-11-07T16:30:00.000+00:00"),  # cron's Sunday
+        ("0 3 31 2 *", "2026-11-05T12:00", None),
+    ],
+)
+def test_it_is_told_when_the_next_bill_is_made_by_the_clock_of_the_zone(
+    tmp_path: Path, line: str, now: str, next_at: str | None
+) -> None:
+    program = Program(timezone="Asia/Shanghai", export=Export(line, "day", tmp_path / "账单"))
+    assert Office(tmp_path, program, at(now)).schedule == {
+        "schedule": line,
+        "period": "day",
+        "directory": str(tmp_path / "账单"),
+        "next_at": next_at,
+    }
+
+
+def test_without_export_there_is_no_schedule(tmp_path: Path) -> None:
+    assert Office(tmp_path, Program(timezone="UTC"), Clock()).schedule is None
+
+
+def test_what_is_told_is_when_the_scheduler_will_do_it(tmp_path: Path) -> None:
+    program = Program(timezone="America/New_York", export=MONTHLY)
+    bill = ScheduledBill(program, MONTHLY, tmp_path, None)  # type: ignore[arg-type]
+    scheduler = BackgroundScheduler()
+    scheduler.start(paused=True)
+    try:
+        job = scheduler.add_job(print, bill.trigger)
+        told = Office(tmp_path, program, Clock()).schedule
+        assert datetime.fromisoformat(told["next_at"]) == job.next_run_time
+    finally:
+        scheduler.shutdown()
+    assert told["directory"] == str(tmp_path / "exports")
+
+
+def test_a_config_that_is_read_anew_changes_the_schedule_at_the_next_start_only(
+    tmp_path: Path,
+) -> None:
+    program = Program(timezone="UTC", export=MONTHLY)
+    office = Office(tmp_path, program, at("2026-11-05T12:00"))
+    before = office.schedule
+    for changed in (replace(program, timezone="Asia/Tokyo"), Program(timezone="UTC")):
+        office.fleet.config = SimpleNamespace(program=changed)
+        assert office.schedule == before
+
+
+# --- from a shell --------------------------------------------------------------------------
+
+
+def arguments(folder: Path, *period: str) -> list[str]:
+    config = folder / "config.yaml"
+    program = {"timezone": "UTC", "currency": "EUR"}
+    config.write_text(yaml.safe_dump({"program": program, "Local-Models": {}}))
+    return ["jobs.export", "--data-dir", str(folder), "--config", str(config), *period]
+
+
+def test_a_shell_gets_a_bill_with_everything_priced(tmp_path: Path, store: Store) -> None:
+    add_request(store, a_request())
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments(tmp_path, "--month", "2026-11")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    total = rows_of(Path(done.stdout.strip()).read_bytes())[-1]
+    assert (total["cost"], total["currency"]) == ("0.002", "EUR")
+
+
+def test_a_shell_bills_what_a_killed_program_has_left_beside_the_database(
+    tmp_path: Path,
+    store: Store,  # noqa: ARG001 - makes the database
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(_rows: object) -> None:
+        raise sqlite3.OperationalError("killed before")
+
+    left = Spool(tmp_path, refuse)
+    left.add(a_request())
+    left.close()
+    monkeypatch.setattr(sys, "argv", arguments(tmp_path, "--month", "2026-11"))
+
+    def total() -> dict[str, str]:
+        assert export.main() == 0
+        return rows_of(Path(capsys.readouterr().out.strip()).read_bytes())[-1]
+
+    with data_dir.claim(tmp_path):  # while another program runs, it is that one's
+        assert total()["requests"] == "0"
+    assert (total()["requests"], total()["cost"]) == ("1", "0.002")
+    assert not has_rows(tmp_path)
+
+
+def test_beside_a_worker_it_waits_until_that_has_priced_what_is_there(
+    tmp_path: Path,
+    store: Store,
+    work: Work,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The two never add up at the same time."""
+    monkeypatch.setattr(export, "_WORKER_SECONDS", 0.2)
+    monkeypatch.setattr(sys, "argv", arguments(tmp_path, "--day", "2026-11-05"))
+    add_request(store, a_request())
+    with claim(tmp_path, 0), closing(maintenance.connect(work.path)) as connection:
+        assert export.main() == 1
+        assert "has not priced all requests" in capsys.readouterr().err
+        work.bring_up_to_date(connection)
+        assert export.main() == 0
+    bill = Path(capsys.readouterr().out.strip())
+    assert rows_of(bill.read_bytes())[-1]["cost"] == "0.002"
+
+
+@pytest.mark.parametrize(
+    ("period", "message"),
+    [
+        (("--month", "2026-13"), "expected a month such as 2026-11"),
+        (("--month", "2026-11-05"), "is no month"),
+        ((), "required"),
+    ],
+)
+def test_a_wrong_period_is_told(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    period: tuple[str, ...],
+    message: str,
+) -> None:
+    monkeypatch.setattr(sys, "argv", arguments(tmp_path, *period))
+    with pytest.raises(SystemExit) as ended:
+        export.main()
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_without_data_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", arguments(tmp_path, "--month", "2026-11"))
+    assert export.main() == 1
+    assert "usage.db is missing" in capsys.readouterr().err

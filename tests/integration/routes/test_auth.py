@@ -1,0 +1,948 @@
+"""Who may come in: every route against every caller, by the application's own map of routes.
+
+What a route does when it is reached is not asked here: each answers "reached".
+"""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import json
+import socket
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import fields, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+from flask import Flask, session
+from flask.testing import FlaskClient
+from flask_wtf.csrf import generate_csrf
+from werkzeug.test import TestResponse
+
+import routes
+from manager.access import accounts, api_keys, audit, credentials
+from manager.access.api_keys import Key
+from manager.access.registry import Access
+from manager.clock import Clock
+from manager.config import plugins
+from manager.config.settings import Config, Program
+from manager.storage import maintenance
+from routes import auth
+from routes.services import House
+from tests.support.usage_rows import new_store
+
+NOW = 1_795_400_000_000
+ELSEWHERE = "203.0.113.9"
+PASSWORD = "correct horse"
+
+# --- the promise ----------------------------------------------------------------------------------
+
+OPEN = """
+    GET /health
+    GET /openapi.json
+    GET /static/<version>/<path:name>
+    GET /login
+    POST /login
+    POST /logout
+    POST /preferences
+"""
+MODELS = """
+    POST /v1/chat/completions
+    POST /v1/completions
+    POST /v1/embeddings
+    POST /v1/rerank
+    GET /v1/models
+    GET /v1/models/<path:name>
+"""
+KEY = "GET /api/keys/me"
+FIRST = """
+    GET /setup
+    POST /setup
+"""
+PAGES = """
+    GET /
+    GET /models
+    GET /usage
+    GET /requests
+    GET /billing
+    GET /keys
+    GET /playground
+    GET /logs
+    GET /access
+    GET /settings
+"""
+VIEW = """
+    GET /metrics
+    GET /api/about
+    GET /api/activity
+    GET /api/adjustments
+    GET /api/config
+    GET /api/data
+    GET /api/data/models
+    GET /api/devices
+    GET /api/events
+    GET /api/exports
+    GET /api/exports/<file>
+    GET /api/keys
+    GET /api/keys/<path:name>
+    GET /api/log
+    GET /api/models
+    GET /api/models/<path:name>
+    GET /api/models/<path:name>/logs
+    GET /api/models/<path:name>/logs/stream
+    GET /api/models/<path:name>/runs
+    GET /api/prices
+    POST /api/prices/quote
+    GET /api/session
+    GET /api/usage/requests
+    GET /api/usage/requests/<number>
+    GET /api/usage/series
+    GET /api/usage/summary
+"""
+ADMIN = """
+    GET /api/accounts
+    POST /api/accounts
+    PATCH /api/accounts/<name>
+    DELETE /api/accounts/<name>
+    POST /api/accounts/<name>/sign-out
+    POST /api/adjustments
+    GET /api/audit
+    POST /api/config/reload
+    POST /api/data/backup
+    DELETE /api/data/models/<path:name>
+    POST /api/data/reprice
+    POST /api/data/vacuum
+    POST /api/exports
+    POST /api/keys
+    PATCH /api/keys/<path:name>
+    DELETE /api/keys/<path:name>
+    POST /api/keys/<path:name>/rotate
+    POST /api/models/<path:name>/restart
+    POST /api/models/<path:name>/start
+    POST /api/models/<path:name>/stop
+    PUT /api/models/<path:name>/price
+    POST /api/models/stop
+    GET /api/tokens
+    POST /api/tokens
+    DELETE /api/tokens/<name>
+"""
+CONFIG = """
+    POST /api/config/check
+    GET /api/config/text
+    PUT /api/config/text
+"""
+CLASSES = {
+    "open": OPEN,
+    "models": MODELS,
+    "key": KEY,
+    "first": FIRST,
+    "pages": PAGES,
+    "view": VIEW,
+    "admin": ADMIN,
+    "config": CONFIG,
+}
+PROMISED = {
+    tuple(line.split()): kind
+    for kind, text in CLASSES.items()
+    for line in text.strip().splitlines()
+}
+
+YES = "reached"
+SIGN_IN = "401 sign_in_needed"
+NO_KEY = "401 invalid_api_key"
+NO_TOKEN = "401 invalid_token"
+NO_PASSWORD = "403 no_password_yet"
+NO_ADMIN = "403 admin_needed"
+LOCKED = "403 config_locked"
+OUTDATED = "403 page_outdated"
+
+# While nobody has set a password or made a key: this machine does everything, others use models.
+NEW_HOUSE: dict[str, dict[str, str]] = {
+    "nobody on loopback": dict.fromkeys(CLASSES, YES) | {"key": NO_KEY},
+    "nobody from elsewhere": dict.fromkeys(CLASSES, NO_PASSWORD)
+    | {"open": YES, "models": YES, "key": NO_KEY},
+    "nobody through a proxy": dict.fromkeys(CLASSES, NO_PASSWORD)
+    | {"open": YES, "models": YES, "key": NO_KEY},
+}
+
+ANYBODY = {"open": YES, "first": YES}  # /setup itself sends them on to /login
+PERSON = ANYBODY | {"models": NO_KEY, "key": NO_KEY, "pages": YES, "view": YES}
+STRANGER = ANYBODY | {
+    **dict.fromkeys(("models", "key"), NO_KEY),
+    **dict.fromkeys(("pages", "view", "admin", "config"), SIGN_IN),
+}
+WITH_A_SECRET = STRANGER | dict.fromkeys(("pages", "view", "admin", "config"), NO_TOKEN)
+# Once there are a password and a key.
+LOCKED_HOUSE: dict[str, dict[str, str]] = {
+    "nobody on loopback": STRANGER,
+    "nobody from elsewhere": STRANGER,
+    "key": WITH_A_SECRET | {"models": YES, "key": YES},
+    "key in x-api-key": STRANGER | {"models": YES, "key": YES},
+    "wrong key": WITH_A_SECRET,
+    "expired key": WITH_A_SECRET,
+    "revoked key": WITH_A_SECRET,
+    "viewer": PERSON | {"models": NO_ADMIN, "admin": NO_ADMIN, "config": NO_ADMIN},
+    "admin": PERSON | {"models": YES, "admin": YES, "config": YES},
+    "admin from elsewhere": PERSON | {"models": YES, "admin": YES, "config": LOCKED},
+    # What changes something; looking is as for any admin.
+    "admin without CSRF": PERSON
+    | {"models": NO_KEY, "admin": OUTDATED, "config": OUTDATED, "open": OUTDATED}
+    | {"first": OUTDATED, "view": OUTDATED},
+    "admin who was signed out": STRANGER,
+    "viewer's token": PERSON | {"models": NO_KEY, "admin": NO_ADMIN, "config": NO_ADMIN},
+    "admin's token": PERSON | {"models": NO_KEY, "admin": YES, "config": YES},
+    "admin's token from elsewhere": PERSON | {"models": NO_KEY, "admin": YES, "config": LOCKED},
+    "expired token": WITH_A_SECRET,
+}
+
+PERSONS = ("viewer", "admin", "admin from elsewhere", "admin without CSRF")
+
+# --- the house ------------------------------------------------------------------------------------
+
+
+@functools.cache
+def hashed_password() -> str:
+    return credentials.password_hash(PASSWORD)
+
+
+class Gate:
+    """The whole application, of which each route only says that it was reached."""
+
+    def __init__(self, folder: Path, is_whole: bool = False) -> None:
+        self.store = new_store(folder / "usage.db")
+        clock = Clock(wall=lambda: NOW / 1000)
+        self.access = Access(self.store, folder / "usage.db", clock)
+        self.path = folder / "usage.db"
+        self.program = Program(timezone="UTC")
+        fleet = SimpleNamespace(
+            config=Config(folder / "config.yaml", self.program, {}), models=list, find=None
+        )
+        self.fleet = fleet
+        parts: dict[str, Any] = {
+            "fleet": fleet,
+            "access": self.access,
+            "clock": clock,
+            "data_dir": folder,
+            "interfaces": plugins.interfaces(None),
+            "host": "127.0.0.1",
+        }
+        # The routes' own parts, which nobody reaches.
+        others = {field.name: MagicMock() for field in fields(House) if field.name not in parts}
+        house = self.house = House(**parts, **others)
+        self.app = routes.create_app(house, b"a secret")
+        for endpoint in self.app.view_functions:
+            if not (is_whole and endpoint.startswith(("login.", "access."))):
+                self.app.view_functions[endpoint] = lambda **_: YES
+
+    def set(self, **program: Any) -> None:
+        config = self.fleet.config
+        self.fleet.config = replace(config, program=replace(config.program, **program))
+
+    def lock(self) -> None:
+        """Sets a password and makes keys and tokens."""
+
+        def work(c: Any) -> dict[str, str]:
+            hashed = hashed_password()
+            accounts.add(c, "ann", "admin", hashed, NOW)
+            accounts.add(c, "eve", "viewer", hashed, NOW)
+            secrets = {}
+            for name, expires_ms in (("good", None), ("late", NOW), ("gone", None)):
+                secrets[name] = api_keys.add(c, Key(name, expires_ms=expires_ms), NOW)[1]
+            api_keys.revoke(c, "gone", NOW)
+            for name, role, until in (
+                ("a", "admin", None),
+                ("v", "viewer", None),
+                ("x", "admin", NOW),
+            ):
+                secrets[name] = accounts.add_token(c, name, role, "ann", until, NOW)[1]
+            return secrets
+
+        self.secrets = self.access.change(work)
+
+    def caller(self, name: str) -> Caller:
+        address = ELSEWHERE if "elsewhere" in name else "127.0.0.1"
+        caller = Caller(self.app, address)
+        if "proxy" in name:
+            caller.headers["X-Forwarded-For"] = "127.0.0.1"
+        bearer = {
+            "key": "good",
+            "expired key": "late",
+            "revoked key": "gone",
+            "viewer's token": "v",
+            "admin's token": "a",
+            "admin's token from elsewhere": "a",
+            "expired token": "x",
+        }
+        if name in bearer:
+            caller.headers["Authorization"] = f"Bearer {self.secrets[bearer[name]]}"
+        elif name == "wrong key":
+            caller.headers["Authorization"] = "Bearer sk-llm-" + "A" * 43
+        elif name == "key in x-api-key":
+            caller.headers["X-Api-Key"] = self.secrets["good"]
+        elif name.startswith(("admin", "viewer")):
+            caller.sign_in(self, "eve" if name == "viewer" else "ann")
+        if name == "admin without CSRF":
+            caller.headers.clear()
+        if name == "admin who was signed out":
+            self.access.change(lambda c: accounts.sign_out(c, "ann"))
+        return caller
+
+
+class Caller:
+    """Somebody with cookies and headers of their own."""
+
+    def __init__(self, app: Flask, address: str) -> None:
+        self.app = app
+        self.address = address
+        self.headers: dict[str, str] = {}
+        self.sends_token = True
+        self.client: FlaskClient = app.test_client()
+
+    def sign_in(self, gate: Gate, name: str) -> None:
+        account = gate.access.now.accounts[name]
+        with self.client.session_transaction() as kept:
+            kept["account"], kept["generation"] = name, account.generation
+        self.take_token()
+
+    def take_token(self) -> None:
+        """As a page has it, which anybody can load who can load /login."""
+        with self.app.test_request_context(), self.client.session_transaction() as kept:
+            session.update(kept)
+            self.headers["X-CSRFToken"] = generate_csrf()
+            kept.update(session)
+
+    def call(self, method: str, path: str, **more: Any) -> TestResponse:
+        json = {"json": {}} if method != "GET" and path.startswith(("/api", "/v1")) else {}
+        headers = {**self.headers, **more.pop("headers", {})}
+        if not self.sends_token:
+            headers.pop("X-CSRFToken", None)
+        return self.client.open(
+            path,
+            method=method,
+            headers=headers,
+            environ_base={"REMOTE_ADDR": self.address},
+            **json,
+            **more,
+        )
+
+    def outcome(self, method: str, path: str, **more: Any) -> str:
+        return outcome(self.call(method, path, **more))
+
+
+def outcome(answer: TestResponse) -> str:
+    if answer.status_code == 200:
+        return answer.text
+    if answer.status_code == 303 and answer.headers["Location"].startswith("/login"):
+        return SIGN_IN
+    if answer.is_json:
+        return f"{answer.status_code} {answer.json['error']['code']}"
+    # A page, for people: it has the message.
+    codes = {"No password is set": NO_PASSWORD, "out of date": OUTDATED, "The token": NO_TOKEN}
+    codes["An API key is for"] = NO_TOKEN
+    found = [code for text, code in codes.items() if text in answer.text]
+    assert len(found) == 1, answer.text
+    return found[0]
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    gate = Gate(tmp_path)
+    yield gate
+    gate.store.close()
+
+
+def served(app: Flask) -> set[tuple[str, ...]]:
+    return {
+        (method, rule.rule)
+        for rule in app.url_map.iter_rules()
+        for method in rule.methods or ()
+        if method not in ("HEAD", "OPTIONS")
+    }
+
+
+def spelled(path: str) -> str:
+    """An address that the route has."""
+    for part, value in (
+        ("<path:name>", "some"),
+        ("<name>", "some"),
+        ("<file>", "some"),
+        ("<version>", "some"),
+        ("<number>", "some"),
+    ):
+        path = path.replace(part, value)
+    assert "<" not in path
+    return path
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+def test_every_route_has_its_place_in_the_table(gate: Gate) -> None:
+    assert served(gate.app) == set(PROMISED)
+
+
+def test_a_route_without_a_rule_keeps_the_program_from_starting(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(auth.RULES, "health.health")
+    with pytest.raises(LookupError, match="health"):
+        auth.protect(gate.app, gate.app)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", NEW_HOUSE)
+def test_a_new_house_is_open_to_its_own_machine_alone(gate: Gate, name: str) -> None:
+    caller = gate.caller(name)
+    caller.take_token()
+    found = {route: caller.outcome(route[0], spelled(route[1])) for route in PROMISED}
+    assert found == {route: NEW_HOUSE[name][kind] for route, kind in PROMISED.items()}
+
+
+@pytest.mark.parametrize("name", LOCKED_HOUSE)
+def test_a_locked_house_lets_in_whom_it_means_to(gate: Gate, name: str) -> None:
+    gate.lock()
+    caller = gate.caller(name)
+    if name not in PERSONS:
+        caller.take_token()
+        if not any(header in caller.headers for header in ("Authorization", "X-Api-Key")):
+            # A page's token alone lets nobody use a model.
+            assert caller.outcome("POST", "/v1/chat/completions") == SIGN_IN
+    found, wanted = {}, {}
+    for route, kind in PROMISED.items():
+        method, path = route
+        expected = LOCKED_HOUSE[name][kind]
+        if expected == OUTDATED and method == "GET":
+            expected = LOCKED_HOUSE["admin"][kind]
+        # Only a page's own script sends its token along to a model.
+        caller.sends_token = kind != "models" or name in PERSONS
+        found[route] = caller.outcome(method, spelled(path))
+        wanted[route] = expected
+    assert found == wanted
+
+
+# --- names and addresses --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("host", "lets_in"),
+    [
+        ("localhost", True),
+        ("localhost:8080", True),
+        ("LOCALHOST.", True),
+        ("127.0.0.1:8080", True),
+        ("192.168.1.5", True),
+        ("[::1]:8080", True),
+        ("[fe80::1]", True),
+        ("models.localhost", True),
+        ("host.docker.internal", True),
+        (socket.gethostname(), True),
+        ("llm.example.org", True),  # allowed below
+        ("LLM.Example.org:443", True),
+        ("evil.example", False),
+        ("localhost.evil.example", False),
+        ("127.0.0.1.evil.example", False),
+        ("evil.example:8080", False),
+        ("llm.example.org.evil.example", False),
+        ("", False),
+        ("[::1", False),
+        ("a" * 60 + ".example", False),
+        ("[evil.example]", False),
+        ("llm.example.org@evil.example", False),
+    ],
+)
+def test_a_name_that_is_not_ours_is_refused(gate: Gate, host: str, lets_in: bool) -> None:
+    gate.set(allowed_hosts=("llm.example.org",))
+    caller = Caller(gate.app, "127.0.0.1")
+    for path in ("/", "/api/models", "/v1/models", "/login"):
+        found = caller.call("GET", path, headers={"Host": host})
+        assert (found.status_code, "is not known as" in found.text) == (
+            (200, False) if lets_in else (403, True)
+        )
+    assert caller.outcome("GET", "/health", headers={"Host": host}) == YES
+
+
+ORIGINS = [
+    ("http://localhost", True),  # the client's own host
+    ("https://localhost", True),
+    ("https://chat.example.org", True),  # allowed below, for the models alone
+    ("http://localhost:3000", False),
+    ("http://evil.example", False),
+    ("null", False),
+    ("https://chat.example.org.evil.example", False),
+    ("http://localhost.evil.example", False),
+    ("http://[", False),
+    ("", False),
+]
+
+
+@pytest.mark.parametrize(("origin", "lets_in"), ORIGINS)
+def test_a_foreign_page_may_not_use_models(gate: Gate, origin: str, lets_in: bool) -> None:
+    gate.set(cors_origins=("https://chat.example.org",))
+    caller = Caller(gate.app, "127.0.0.1")
+    for method, path in (("POST", "/v1/chat/completions"), ("GET", "/v1/models")):
+        found = caller.call(method, path, headers={"Origin": origin})
+        assert found.status_code == (200 if lets_in else 403)
+        shared = found.headers.get("Access-Control-Allow-Origin")
+        assert shared == (origin if "chat" in origin and lets_in else None)
+    is_own = lets_in and "localhost" in origin
+    for path in ("/", "/api/models", "/health"):
+        found = caller.call("GET", path, headers={"Origin": origin})
+        assert found.status_code == (200 if is_own else 403)
+        assert "Access-Control-Allow-Origin" not in found.headers
+
+
+def test_a_browser_may_ask_first_where_a_page_is_allowed(gate: Gate) -> None:
+    gate.lock()  # the question comes without a key
+    gate.set(cors_origins=("https://chat.example.org",))
+    caller = Caller(gate.app, ELSEWHERE)
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-api-key"}
+    headers = {"Origin": "https://chat.example.org", **asked}
+    answer = caller.call("OPTIONS", "/v1/chat/completions", headers=headers)
+    assert answer.status_code == 204
+    assert answer.headers["Access-Control-Allow-Origin"] == "https://chat.example.org"
+    assert answer.headers["Access-Control-Allow-Headers"] == "x-api-key"
+    assert "Origin" in answer.headers["Vary"]
+    assert caller.call("OPTIONS", "/api/models", headers=headers).status_code == 403
+    headers["Origin"] = "https://other.example"
+    assert caller.call("OPTIONS", "/v1/chat/completions", headers=headers).status_code == 403
+    gate.set(cors_origins=("*",))
+    assert caller.call("OPTIONS", "/v1/chat/completions", headers=headers).status_code == 204
+    # Where the answer is a refusal, a page may read why.
+    refused = caller.call("POST", "/v1/chat/completions", headers=headers)
+    assert outcome(refused) == NO_KEY
+    assert refused.headers["Access-Control-Allow-Origin"] == "https://other.example"
+
+
+PROXY = "10.0.0.1"
+
+
+HERE = "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "is_here"),
+    [
+        ("127.4.5.6", None, True),
+        ("::1", None, True),
+        ("::ffff:127.4.5.6", None, True),
+        (ELSEWHERE, None, False),
+        ("::ffff:203.0.113.9", None, False),
+        ("", None, False),
+        # From a proxy that nobody has named, nothing is believed.
+        ("127.4.5.6", HERE, False),
+        (ELSEWHERE, HERE, False),
+        # From a named one on this machine, the last that it has seen itself.
+        (HERE, None, True),  # who came without it
+        (HERE, HERE, True),
+        (HERE, f"{HERE}:5000", True),
+        (HERE, "[::1]:5000", True),
+        (HERE, ELSEWHERE, False),
+        (HERE, f"{HERE}, {ELSEWHERE}", False),
+        (HERE, f"{ELSEWHERE}, {PROXY}", False),
+        (HERE, f"127.9.9.9, {PROXY}", True),  # two of ours, one behind the other
+        (HERE, "nonsense", False),
+        (HERE, "127.9.9.9, ", False),
+        # Who is at home on another machine is not so on this one.
+        (PROXY, HERE, False),
+        (PROXY, ELSEWHERE, False),
+        (PROXY, None, False),
+    ],
+)
+def test_only_this_machine_itself_is_local(
+    gate: Gate, peer: str, forwarded: str | None, is_here: bool
+) -> None:
+    gate.set(trusted_proxies=tuple(map(ipaddress.ip_network, ("10.0.0.0/24", HERE))))
+    caller = Caller(gate.app, peer)
+    headers = {} if forwarded is None else {"X-Forwarded-For": forwarded}
+    wanted = YES if is_here else NO_PASSWORD
+    assert caller.outcome("GET", "/api/models", headers=headers) == wanted
+
+
+@pytest.mark.parametrize("name", ["Forwarded", "X-Real-IP", "Via", "X-Forwarded-For"])
+def test_a_proxy_on_this_machine_that_is_not_named_does_not_bring_everybody_in(
+    gate: Gate, name: str
+) -> None:
+    caller = Caller(gate.app, "127.0.0.1")
+    assert caller.outcome("GET", "/api/models", headers={name: "127.0.0.1"}) == NO_PASSWORD
+    # Nor does one that is named, and tells in another way than the one that is read.
+    gate.set(trusted_proxies=(ipaddress.ip_network("127.0.0.1"),))
+    is_read = name == "X-Forwarded-For"
+    found = caller.outcome("GET", "/api/models", headers={name: "127.0.0.1"})
+    assert found == (YES if is_read else NO_PASSWORD)
+
+
+def test_behind_a_named_proxy_its_name_and_scheme_are_the_clients(gate: Gate) -> None:
+    gate.set(trusted_proxies=(ipaddress.ip_network(PROXY),), allowed_hosts=("llm.example.org",))
+    seen = {"X-Forwarded-For": ELSEWHERE, "X-Forwarded-Host": "llm.example.org"}
+    own = {**seen, "Origin": "https://llm.example.org", "Host": "127.0.0.1:8080"}
+    caller = Caller(gate.app, PROXY)
+    assert caller.outcome("GET", "/v1/models", headers=own) == YES
+    assert caller.call("GET", "/v1/models", headers={**own, "X-Forwarded-Host": "evil.example"})
+    strange = caller.call("GET", "/v1/models", headers={**own, "X-Forwarded-Host": "evil.example"})
+    assert strange.status_code == 403
+
+
+def test_a_page_of_ours_uses_models_only_with_its_token(gate: Gate) -> None:
+    gate.lock()
+    admin = gate.caller("admin")
+    ask = ("POST", "/v1/chat/completions")
+    assert admin.outcome(*ask) == YES
+    assert admin.outcome(*ask, headers={"X-CSRFToken": "made-up"}) == OUTDATED
+
+
+# --- keys -----------------------------------------------------------------------------------------
+
+
+def test_the_models_are_closed_as_require_key_says(gate: Gate) -> None:
+    nobody = Caller(gate.app, ELSEWHERE)
+    ask = ("POST", "/v1/chat/completions")
+    unknown = {"Authorization": "Bearer sk-no-key-required"}
+    assert nobody.outcome(*ask) == nobody.outcome(*ask, headers=unknown) == YES
+    gate.set(require_key=True)
+    assert nobody.outcome(*ask) == nobody.outcome(*ask, headers=unknown) == NO_KEY
+    gate.set(require_key=None)
+    gate.lock()
+    assert nobody.outcome(*ask) == nobody.outcome(*ask, headers=unknown) == NO_KEY
+    # To revoke the last one does not open the door again.
+    for name in ("good", "late"):
+        gate.access.change(lambda c, name=name: api_keys.revoke(c, name, NOW))
+    assert nobody.outcome(*ask) == NO_KEY
+    gate.set(require_key=False)
+    assert nobody.outcome(*ask) == nobody.outcome(*ask, headers=unknown) == YES
+    # Who was locked out by name stays out.
+    gone = {"Authorization": f"Bearer {gate.secrets['gone']}"}
+    assert nobody.outcome(*ask, headers=gone) == NO_KEY
+
+
+def test_a_refusal_for_want_of_a_key_is_what_openais_own_library_takes_for_one(gate: Gate) -> None:
+    gate.lock()
+    answer = Caller(gate.app, ELSEWHERE).call("POST", "/v1/chat/completions")
+    assert answer.status_code == 401
+    assert answer.headers["WWW-Authenticate"] == "Bearer"
+    assert answer.json is not None
+    assert answer.json["error"]["type"] == "authentication_error"
+
+
+@pytest.mark.parametrize("header", ["Bearer", "bearer ", "Basic YTpi", "Bearer  ", "", "token x"])
+def test_a_header_without_a_key_is_as_none(gate: Gate, header: str) -> None:
+    gate.lock()
+    caller = Caller(gate.app, "127.0.0.1")
+    headers = {"Authorization": header}
+    assert caller.outcome("POST", "/v1/chat/completions", headers=headers) == NO_KEY
+    assert caller.outcome("GET", "/api/models", headers=headers) == SIGN_IN
+
+
+def test_the_word_bearer_may_be_spelled_as_one_likes(gate: Gate) -> None:
+    gate.lock()
+    for word in ("bearer", "BEARER", "Bearer "):
+        headers = {"Authorization": f"{word} {gate.secrets['good']}"}
+        answer = Caller(gate.app, ELSEWHERE).outcome("GET", "/v1/models", headers=headers)
+        assert answer == YES
+
+
+# --- the config -----------------------------------------------------------------------------------
+
+
+def test_the_config_is_edited_from_elsewhere_only_where_that_is_on(gate: Gate) -> None:
+    gate.lock()
+    caller = gate.caller("admin from elsewhere")
+    assert caller.outcome("PUT", "/api/config/text") == LOCKED
+    gate.set(allow_config_edit=True)
+    assert caller.outcome("PUT", "/api/config/text") == YES
+    viewer = gate.caller("viewer")
+    assert viewer.outcome("PUT", "/api/config/text") == NO_ADMIN
+
+
+# --- signing in -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Gate]:
+    """A gate whose own pages do what they do."""
+    gate = Gate(tmp_path, is_whole=True)
+    yield gate
+    gate.store.close()
+
+
+def sign_in(caller: Caller, name: str = "ann", password: str = PASSWORD, **more: str) -> Any:
+    caller.take_token()
+    token = caller.headers.pop("X-CSRFToken")
+    form = {"name": name, "password": password, "csrf_token": token, **more}
+    return caller.client.post(
+        "/login", data=form, environ_base={"REMOTE_ADDR": caller.address}, headers=caller.headers
+    )
+
+
+def cookie_of(answer: TestResponse) -> str:
+    return next(c for c in answer.headers.getlist("Set-Cookie") if c.startswith("llm_manager_"))
+
+
+def test_who_knows_the_password_is_let_in_where_they_wanted(desk: Gate) -> None:
+    desk.lock()
+    caller = Caller(desk.app, ELSEWHERE)
+    away = caller.call("GET", "/usage?start=2026-11-01&model=a%26b")
+    assert away.headers["Location"] == "/login?next=/usage%3Fstart%3D2026-11-01%26model%3Da%2526b"
+    answer = sign_in(caller, next="/usage?start=2026-11-01&model=a%26b")
+    assert answer.status_code == 303
+    assert answer.headers["Location"].startswith("/usage?start=2026-11-01")
+    cookie = cookie_of(answer)
+    assert "HttpOnly" in cookie
+    assert "SameSite=Lax" in cookie
+    assert "Secure" not in cookie
+    assert "Expires" in cookie
+    assert caller.outcome("GET", "/api/models") == YES
+
+
+@pytest.mark.parametrize("back", ["https://evil.example/", "//evil.example", "/\\evil", "", "x"])
+def test_signing_in_leads_to_no_foreign_page(desk: Gate, back: str) -> None:
+    desk.lock()
+    answer = sign_in(Caller(desk.app, ELSEWHERE), next=back)
+    assert answer.headers["Location"] == "/"
+
+
+def test_who_is_signed_in_already_is_led_on(desk: Gate) -> None:
+    desk.lock()
+    caller = Caller(desk.app, ELSEWHERE)
+    sign_in(caller)
+    assert caller.call("GET", "/login?next=/usage").headers["Location"] == "/usage"
+    assert caller.call("GET", "/setup").headers["Location"] == "/login"
+
+
+def test_what_was_in_a_session_before_is_not_taken_along(desk: Gate) -> None:
+    desk.lock()
+    caller = Caller(desk.app, ELSEWHERE)
+    with caller.client.session_transaction() as kept:
+        kept["planted"] = "by somebody else"
+    sign_in(caller)
+    with caller.client.session_transaction() as kept:
+        assert sorted(kept) == ["_permanent", "account", "generation"]
+
+
+def test_what_somebody_has_open_is_theirs_until_they_are_signed_out(gate: Gate) -> None:
+    owner = auth.Caller("127.0.0.1", True, is_owner=True)
+    assert auth.is_welcome(gate.house, owner)
+    gate.lock()
+    assert not auth.is_welcome(gate.house, owner)
+    ann = auth.Caller(ELSEWHERE, False, account=gate.access.now.accounts["ann"])
+    script = auth.Caller(ELSEWHERE, False, token=gate.access.now.tokens["a"])
+    assert auth.is_welcome(gate.house, ann)
+    assert auth.is_welcome(gate.house, script)
+    gate.access.change(lambda c: accounts.sign_out(c, "ann"))
+    gate.access.change(lambda c: accounts.remove_token(c, "a"))
+    assert not auth.is_welcome(gate.house, ann)
+    assert not auth.is_welcome(gate.house, script)
+
+
+def test_an_account_of_the_same_name_is_another(desk: Gate) -> None:
+    desk.lock()
+    caller = Caller(desk.app, ELSEWHERE)
+    sign_in(caller, "eve")
+    assert caller.outcome("GET", "/api/models") == YES
+    desk.access.change(lambda c: accounts.remove(c, "eve"))
+    assert caller.outcome("GET", "/api/models") == SIGN_IN
+    desk.access.change(lambda c: accounts.add(c, "eve", "admin", "hash", NOW + 1))
+    assert caller.outcome("GET", "/api/models") == SIGN_IN
+
+
+def test_a_database_that_does_not_take_a_password_is_told_on_the_page(
+    desk: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_function: object) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(desk.access, "change", fail)
+    answer = set_up(Caller(desk.app, "127.0.0.1"))
+    assert (answer.status_code, answer.mimetype) == (503, "text/html")
+    assert "usage.db cannot be used" in answer.text
+
+
+def test_behind_tls_the_cookie_stays_there(desk: Gate) -> None:
+    desk.lock()
+    desk.set(trusted_proxies=(ipaddress.ip_network(PROXY),))
+    caller = Caller(desk.app, PROXY)
+    caller.headers = {"X-Forwarded-For": ELSEWHERE, "X-Forwarded-Proto": "https"}
+    assert "Secure" in cookie_of(sign_in(caller))
+    # Nobody else can say so.
+    desk.set(trusted_proxies=())
+    assert "Secure" not in cookie_of(sign_in(caller))
+
+
+@pytest.mark.parametrize(
+    ("name", "password"), [("ann", "wrong horse"), ("nobody", PASSWORD), ("", ""), ("ann", "")]
+)
+def test_a_wrong_name_or_password_is_told_alike(desk: Gate, name: str, password: str) -> None:
+    desk.lock()
+    caller = Caller(desk.app, ELSEWHERE)
+    answer = sign_in(caller, name, password)
+    assert answer.status_code == 403
+    assert "The name or the password is wrong" in answer.text
+    assert PASSWORD not in answer.text
+    assert caller.outcome("GET", "/api/models") == SIGN_IN
+
+
+def test_guessing_is_slowed_down_also_for_who_then_knows_it(desk: Gate) -> None:
+    desk.lock()
+    caller = Caller(desk.app, ELSEWHERE)
+    for _ in range(3):
+        assert sign_in(caller, password="wrong horse").status_code == 403
+    refused = sign_in(caller)
+    assert refused.status_code == 429
+    assert int(refused.headers["Retry-After"]) == 1
+    assert "try again in" in refused.text
+    assert sign_in(Caller(desk.app, "198.51.100.7")).status_code == 303
+
+
+def test_a_port_behind_an_address_does_not_make_another_client(desk: Gate) -> None:
+    desk.lock()
+    desk.set(trusted_proxies=(ipaddress.ip_network(PROXY),))
+    for port in range(4000, 4003):
+        caller = Caller(desk.app, PROXY)
+        caller.headers["X-Forwarded-For"] = f"{ELSEWHERE}:{port}"
+        assert sign_in(caller, password="wrong horse").status_code == 403
+    caller.headers["X-Forwarded-For"] = f"{ELSEWHERE}:5000"
+    assert sign_in(caller).status_code == 429
+
+
+def test_no_password_is_hashed_for_who_may_not_set_it(
+    desk: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk.lock()
+    monkeypatch.setattr(credentials, "password_hash", None)
+    assert set_up(Caller(desk.app, ELSEWHERE)).headers["Location"] == "/login"
+
+
+def test_signing_out_ends_a_session_and_everywhere_ends_all(desk: Gate) -> None:
+    desk.lock()
+    callers = [Caller(desk.app, ELSEWHERE) for _ in range(3)]
+    for caller in callers:
+        sign_in(caller)
+        caller.take_token()
+    first, second, _ = callers
+    assert first.call("POST", "/logout").headers["Location"] == "/login"
+    assert first.outcome("GET", "/api/models") == SIGN_IN
+    assert second.outcome("GET", "/api/models") == YES
+    assert second.call("POST", "/api/accounts/ann/sign-out").status_code == 200
+    assert [c.outcome("GET", "/api/models") for c in callers] == [SIGN_IN] * 3
+
+
+def test_a_new_password_keeps_only_the_session_that_set_it(desk: Gate) -> None:
+    desk.lock()
+    callers = [Caller(desk.app, ELSEWHERE) for _ in range(2)]
+    for caller in callers:
+        sign_in(caller)
+        caller.take_token()
+    changed = callers[0].client.patch(
+        "/api/accounts/ann", json={"password": "another horse"}, headers=callers[0].headers
+    )
+    assert changed.status_code == 200
+    assert "password" not in changed.text
+    assert [c.outcome("GET", "/api/models") for c in callers] == [YES, SIGN_IN]
+    assert sign_in(Caller(desk.app, ELSEWHERE)).status_code == 403
+    assert sign_in(Caller(desk.app, "192.0.2.1"), password="another horse").status_code == 303
+
+
+def set_up(caller: Caller, **form: str) -> TestResponse:
+    caller.take_token()
+    token = caller.headers.pop("X-CSRFToken")
+    given = {"name": "ann", "password": PASSWORD, "again": PASSWORD, "csrf_token": token, **form}
+    return caller.client.post("/setup", data=given, environ_base={"REMOTE_ADDR": caller.address})
+
+
+def test_the_first_password_is_set_on_the_machine_itself_once(desk: Gate) -> None:
+    assert "No password is set yet" in set_up(Caller(desk.app, ELSEWHERE)).text
+    here = Caller(desk.app, "127.0.0.1")
+    assert "not the same" in set_up(here, again="x").text
+    assert "8 to 200" in set_up(here, password="short", again="short").text
+    assert not desk.access.now.accounts
+    assert set_up(here).headers["Location"] == "/"
+    assert here.outcome("GET", "/api/models") == YES
+    again = set_up(Caller(desk.app, "127.0.0.1"), name="eve")
+    assert again.headers["Location"] == "/login"
+    assert list(desk.access.now.accounts) == ["ann"]
+    # From now on, this machine's other users have to sign in as well.
+    assert Caller(desk.app, "127.0.0.1").outcome("GET", "/api/models") == SIGN_IN
+
+
+def test_a_session_of_another_program_or_of_nobody_is_worth_nothing(desk: Gate) -> None:
+    desk.lock()
+    sign_in(ann := Caller(desk.app, ELSEWHERE))
+    cookie = ann.client.get_cookie(desk.app.config["SESSION_COOKIE_NAME"])
+    assert cookie is not None
+    forged = Caller(desk.app, ELSEWHERE)
+    for value in (cookie.value[:-2] + "AA", cookie.value.split(".")[0], "", "x.y.z"):
+        forged.client.set_cookie(cookie.key, value)
+        assert forged.outcome("GET", "/api/models") == SIGN_IN
+
+
+# --- who changed what -----------------------------------------------------------------------------
+
+
+def entries(desk: Gate) -> list[tuple[str, str, str, str]]:
+    with closing(maintenance.connect(desk.path)) as connection:
+        found, _ = audit.page(connection, 100, None)
+    return [(one.who, one.address, one.action, one.subject) for one in reversed(found)]
+
+
+def test_every_change_is_in_the_audit_table_and_no_refusal(desk: Gate) -> None:
+    desk.lock()
+    caller = Caller(desk.app, ELSEWHERE)
+    sign_in(caller)
+    caller.take_token()
+    json = {"name": "bob", "role": "viewer", "password": "sw0rdfish!"}
+    made = caller.client.post(
+        "/api/accounts",
+        json=json,
+        headers=caller.headers,
+        environ_base={"REMOTE_ADDR": ELSEWHERE},
+    )
+    assert made.status_code == 201
+    caller.call("DELETE", "/api/accounts/nobody")  # 404
+    caller.call("GET", "/api/accounts")
+    caller.call("POST", "/api/prices/quote")
+    token = Caller(desk.app, "127.0.0.1")
+    token.headers["Authorization"] = f"Bearer {desk.secrets['a']}"
+    token.call("DELETE", "/api/tokens/v")
+    assert entries(desk) == [
+        ("ann", ELSEWHERE, "signed in", "ann"),
+        ("ann", ELSEWHERE, "POST /api/accounts", "bob"),
+        ("token a", "127.0.0.1", "DELETE /api/tokens/{name}", "v"),
+    ]
+    stored = desk.path.read_bytes() + desk.path.with_name("usage.db-wal").read_bytes()
+    assert b"sw0rdfish" not in stored
+
+
+@pytest.mark.parametrize(
+    "body",
+    ['{"x": "\\ud800"}', "[" * 5000, '{"x":' * 700 + "1" + "}" * 700, '{"x": NaN}', "nonsense"],
+)
+def test_no_strange_body_keeps_a_change_from_the_audit_table(gate: Gate, body: str) -> None:
+    gate.lock()
+    caller = gate.caller("admin's token")
+    answer = caller.client.post(
+        "/api/models/some/stop",
+        data=body,
+        content_type="application/json",
+        headers=caller.headers,
+    )
+    assert answer.text == YES
+    with closing(maintenance.connect(gate.path)) as connection:
+        (entry,), _ = audit.page(connection, 10, None)
+    assert (entry.action, entry.subject) == ("POST /api/models/{name}/stop", "some")
+    json.dumps(entry.detail, allow_nan=False)
+
+
+def test_every_changing_route_is_recorded(gate: Gate) -> None:
+    gate.lock()
+    caller = gate.caller("admin")
+    changing = [r for r, kind in PROMISED.items() if kind in ("admin", "config") and r[0] != "GET"]
+    for method, path in changing:
+        assert caller.outcome(method, spelled(path)) == YES
+    recorded = {action for _, _, action, _ in entries(gate)}
+    names = {
+        f"{m} {p.replace('<path:', '<').replace('<', '{').replace('>', '}')}" for m, p in changing
+    }
+    assert recorded == names - {"POST /api/config/check"}

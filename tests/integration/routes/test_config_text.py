@@ -1,0 +1,406 @@
+"""``/api/config/text`` and ``/check``: config.yaml edited on a page, over a real file."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from werkzeug.test import TestResponse
+
+import routes
+from jobs.tasks import Settings
+from manager.clock import Clock
+from manager.config import config_file, loader
+from manager.errors import ApiError
+from routes import app as app_module
+from routes.api import config as settings
+from tests.support.doors import unlocked
+
+TEXT = """\
+# A house with two models.
+program:
+  queue: redis://:s3cr3t@cache:6379/0
+Local-Models:
+  Qwen:
+    GPU:
+      command: [serve, --api-key=s3cr3t]
+      env: {HF_TOKEN: s3cr3t}   # Ada's
+  Gemma:
+    CPU: {command: [serve]}
+"""
+SHOWN = """\
+# A house with two models.
+program:
+  queue: redis://:<hidden 1>@cache:6379/0
+Local-Models:
+  Qwen:
+    GPU:
+      command: [serve, --api-key=<hidden 2>]
+      env: {HF_TOKEN: <hidden 3>}   # <hidden 4>
+  Gemma:
+    CPU: {command: [serve]}
+"""
+MODES = {"Chat": None}
+
+
+class Fleet:
+    """As much of the fleet as the routes need."""
+
+    def __init__(self, loaded: loader.Config) -> None:
+        self.config = loaded
+        self.refusal: ApiError | None = None
+
+    def apply(self, after: loader.Config) -> None:
+        if self.refusal:
+            raise self.refusal
+        self.config = after
+
+
+class Desk:
+    """The application over a config file, and who edits it."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.path = folder / "config.yaml"
+        self.path.write_bytes(TEXT.encode())
+        self.fleet = Fleet(self.load())
+        self.told: list[Settings] = []
+        house: Any = SimpleNamespace(
+            access=unlocked(),
+            clock=Clock(),
+            fleet=self.fleet,
+            interfaces=MODES,
+            load=self.load,
+            data_dir=folder,
+            worker=SimpleNamespace(update=self.told.append),
+            prices=SimpleNamespace(seed=list),
+        )
+        monkeypatch.setattr(app_module, "_BLUEPRINTS", (settings.blueprint,))
+        self.app = routes.create_app(house, b"secret")
+
+    def load(self) -> loader.Config:
+        return loader.load(self.path, lambda _: MODES)
+
+    def get(self) -> dict[str, Any]:
+        answer = self.app.test_client().get("/api/config/text")
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.get_json()
+        return found
+
+    def check(self, text: str) -> dict[str, Any]:
+        answer = self.send("POST", "/api/config/check", {"text": text})
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.get_json()
+        return found
+
+    def put(self, text: str, version: str | None = "now") -> TestResponse:
+        if version == "now":
+            version = self.get()["version"]
+        return self.send("PUT", "/api/config/text", {"text": text, "version": version})
+
+    def send(self, method: str, path: str, body: Any) -> TestResponse:
+        data = json.dumps(body)  # half characters can be sent only as its escapes
+        client = self.app.test_client()
+        return client.open(path, method=method, data=data, content_type="application/json")
+
+    def refused(self, answer: TestResponse, status: int, code: str) -> dict[str, Any]:
+        """What is told; nothing has changed."""
+        assert answer.status_code == status, answer.text
+        error: dict[str, Any] = answer.get_json()["error"]
+        assert error["code"] == code
+        assert self.told == []
+        return error
+
+    @property
+    def files(self) -> list[str]:
+        return sorted(path.name for path in self.path.parent.iterdir())
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    return Desk(tmp_path, monkeypatch)
+
+
+def test_the_file_is_shown_as_it_is_but_for_its_secrets(desk: Desk) -> None:
+    found = desk.get()
+    assert found["text"] == SHOWN
+    assert found["path"] == str(desk.path)
+    assert found["problems"] == []
+    assert found["writable"] is True
+    assert found["version"] == desk.get()["version"]
+
+
+def test_an_edited_text_is_checked_as_the_program_would_and_nothing_is_written(
+    desk: Desk,
+) -> None:
+    assert desk.check(SHOWN) == {"problems": [], "models": ["Qwen", "Gemma"]}
+    found = desk.check(SHOWN.replace("Gemma:", "Gemma: {mode: Chatt}\n  Other:"))
+    assert found["models"] == []
+    assert [problem["line"] for problem in found["problems"]] == [9, 9]
+    assert "did you mean Chat?" in str(found["problems"])
+    (problem,) = desk.check("program: [\n")["problems"]
+    assert problem["line"] == 1
+    assert desk.path.read_text() == TEXT
+    assert desk.files == ["config.yaml"]
+    assert desk.told == []
+
+
+def test_paths_in_a_text_are_relative_to_the_configs_folder(desk: Desk) -> None:
+    (desk.path.parent / "serve.sh").touch()
+    text = SHOWN.replace("{command: [serve]}", "{script_path: serve.sh}")
+    assert desk.check(text)["problems"] == []
+
+
+def test_a_saved_text_has_its_secrets_again_and_is_in_use(desk: Desk) -> None:
+    before = desk.get()["version"]
+    answer = desk.put(SHOWN.replace("Gemma", "Phi").replace("queue:", "threads: 99\n  queue:"))
+    assert answer.status_code == 200, answer.text
+    assert answer.get_json() == {
+        "models": ["Qwen", "Phi"],
+        "restart_needed_for": ["threads"],
+        "version": desk.get()["version"],
+    }
+    assert desk.get()["version"] != before
+    expected = TEXT.replace("Gemma", "Phi").replace("queue:", "threads: 99\n  queue:")
+    assert desk.path.read_text() == expected
+    assert list(desk.fleet.config.models) == ["Qwen", "Phi"]
+    assert desk.fleet.config.models["Qwen"].schemes[0].env == {"HF_TOKEN": "s3cr3t"}
+    assert len(desk.told) == 1
+    assert desk.files == ["config.yaml", "config.yaml.bak"]
+    assert (desk.path.parent / "config.yaml.bak").read_text() == TEXT
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o664])
+def test_a_saved_file_and_its_backup_have_the_rights_that_it_had(desk: Desk, mode: int) -> None:
+    desk.path.chmod(mode)
+    assert desk.put(SHOWN + "# more\n").status_code == 200
+    for path in (desk.path, config_file.backup_of(desk.path)):
+        assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+def test_a_link_stays_a_link_and_the_file_that_it_leads_to_is_saved(desk: Desk) -> None:
+    real = desk.path.parent / "real" / "house.yaml"
+    real.parent.mkdir()
+    desk.path.rename(real)
+    desk.path.symlink_to(Path("real") / "house.yaml")
+    assert desk.put(SHOWN + "# more\n").status_code == 200
+    assert desk.path.is_symlink()
+    assert real.read_text() == TEXT + "# more\n"
+    assert sorted(path.name for path in real.parent.iterdir()) == ["house.yaml", "house.yaml.bak"]
+
+
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"])
+def test_a_windows_file_stays_one_though_a_page_has_other_line_ends(
+    desk: Desk, start: bytes
+) -> None:
+    desk.path.write_bytes(start + TEXT.replace("\n", "\r\n").encode())
+    found = desk.get()
+    assert found["text"] == SHOWN.replace("\n", "\r\n")
+    assert desk.put(SHOWN + "# ä\n").status_code == 200
+    assert desk.path.read_bytes() == start + (TEXT + "# ä\n").replace("\n", "\r\n").encode()
+
+
+def test_who_may_come_in_is_changed_without_a_restart(desk: Desk) -> None:
+    keys = [
+        "require_key: false",
+        "allowed_hosts: [llm.example.org]",
+        "cors_origins: ['*']",
+        "trusted_proxies: [127.0.0.1]",
+        "allow_config_edit: true",
+    ]
+    answer = desk.put(SHOWN.replace("program:\n", "program:\n  " + "\n  ".join(keys) + "\n"))
+    assert answer.get_json()["restart_needed_for"] == []
+    shown = desk.app.test_client().get("/api/config").get_json()["program"]
+    assert [shown["require_key"], shown["allow_config_edit"]] == [False, True]
+    assert shown["trusted_proxies"] == ["127.0.0.1/32"]
+
+
+def test_a_bad_text_changes_nothing_and_its_problems_come_with_their_lines(desk: Desk) -> None:
+    answer = desk.put(SHOWN.replace("Gemma:", "Gemma: {}\n  Other:").replace("queue", "kueue"))
+    error = desk.refused(answer, 400, "invalid_config")
+    assert [problem["line"] for problem in error["problems"]] == [3, 3, 9]
+    assert "config.yaml:3: kueue: unknown key; did you mean queue?" in error["message"]
+    assert desk.path.read_text() == TEXT
+    assert desk.files == ["config.yaml"]
+
+
+def test_a_mark_of_nothing_is_refused_with_its_line(desk: Desk) -> None:
+    text = SHOWN.replace("CPU: {", "CPU: {env: {A_KEY: <hidden 9>}, ")
+    assert [problem["line"] for problem in desk.check(text)["problems"]] == [10]
+    error = desk.refused(desk.put(text), 400, "invalid_config")
+    assert [problem["line"] for problem in error["problems"]] == [10]
+    assert desk.path.read_text() == TEXT
+
+
+def test_who_edited_the_file_meanwhile_is_not_overwritten(desk: Desk) -> None:
+    version = desk.get()["version"]
+    desk.path.write_text(TEXT.replace("s3cr3t", "other", 1))  # only what is not shown
+    desk.refused(desk.put(SHOWN + "# mine\n", version), 409, "config_changed")
+    assert desk.path.read_text() == TEXT.replace("s3cr3t", "other", 1)
+    assert desk.files == ["config.yaml"]
+
+
+def test_of_two_who_save_at_once_one_is_told(desk: Desk) -> None:
+    version = desk.get()["version"]
+    together = threading.Barrier(8)
+
+    def save(number: int) -> int:
+        together.wait(20)
+        return desk.put(SHOWN + f"# {number}\n", version).status_code
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(save, range(8)))
+    assert sorted(answers) == [200] + [409] * 7
+    assert desk.path.read_text() == TEXT + f"# {answers.index(200)}\n"
+    assert desk.files == ["config.yaml", "config.yaml.bak"]
+
+
+def test_a_full_disk_leaves_the_file_as_it_was(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = desk.get()["version"]
+
+    def fsync(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    error = desk.refused(desk.put(SHOWN + "# more\n", version), 409, "config_not_writable")
+    assert "No space left on device" in error["message"]
+    assert desk.path.read_text() == TEXT
+    assert desk.files == ["config.yaml"]
+
+
+@pytest.mark.skipif(
+    sys.platform == "win32" or os.geteuid() == 0, reason="root may write everywhere"
+)
+@pytest.mark.parametrize("protected", ["file", "folder"])
+def test_a_file_that_may_not_be_written_says_so(desk: Desk, protected: str) -> None:
+    path = desk.path if protected == "file" else desk.path.parent
+    before = path.stat().st_mode
+    path.chmod(0o444 if protected == "file" else 0o555)
+    try:
+        assert desk.get()["writable"] is False
+        desk.refused(desk.put(SHOWN + "# more\n"), 409, "config_not_writable")
+    finally:
+        path.chmod(before)
+    assert desk.path.read_text() == TEXT
+    assert desk.files == ["config.yaml"]
+
+
+def test_a_folder_in_the_files_place_is_told_and_not_replaced(desk: Desk) -> None:
+    desk.path.unlink()
+    desk.path.mkdir()
+    found = desk.get()
+    assert (found["text"], found["version"], found["writable"]) == ("", None, False)
+    assert "cannot be read" in found["problems"][0]["message"]
+    desk.refused(desk.put(TEXT, None), 409, "config_not_writable")
+
+
+def test_a_file_that_is_gone_can_be_written_anew(desk: Desk) -> None:
+    desk.path.unlink()
+    found = desk.get()
+    assert (found["text"], found["version"], found["writable"]) == ("", None, True)
+    assert "there is no file" in found["problems"][0]["message"]
+    assert desk.put(TEXT, None).status_code == 200
+    assert desk.path.read_text() == TEXT
+
+
+def test_where_it_is_written_but_cannot_be_applied_both_are_said(desk: Desk) -> None:
+    desk.fleet.refusal = ApiError(503, "shutting_down", "The program is shutting down")
+    error = desk.refused(desk.put(SHOWN + "# more\n"), 503, "shutting_down")
+    assert f"{desk.path} was written" in error["message"]
+    assert "config.yaml.bak has what was there before" in error["message"]
+    assert "The program is shutting down" in error["message"]
+    assert error["version"] == desk.get()["version"]
+    assert desk.path.read_text() == TEXT + "# more\n"
+
+
+def test_a_broken_file_can_be_mended_on_the_page(desk: Desk) -> None:
+    broken = TEXT.replace("[serve]}", "[serve}")
+    desk.path.write_text(broken)
+    found = desk.get()
+    assert "s3cr3t" not in found["text"]
+    assert [problem["line"] for problem in found["problems"]] == [10]
+    answer = desk.put(found["text"].replace("[serve}", "[serve]}"))
+    assert answer.status_code == 200, answer.text
+    assert desk.path.read_text() == TEXT
+
+
+def test_a_file_that_is_not_utf8_is_shown_without_its_secrets(desk: Desk) -> None:
+    desk.path.write_bytes(TEXT.replace("house", "h\xe4user").encode("latin-1"))
+    found = desk.get()
+    assert "s3cr3t" not in found["text"]
+    assert "UTF-8" in found["problems"][0]["message"]
+
+
+def test_no_message_tells_a_secret(desk: Desk) -> None:
+    desk.path.write_text(
+        TEXT.replace("HF_TOKEN: s3cr3t", "HF_TOKEN: &a s3cr3t").replace(
+            "CPU: ", "port: *a\n    CPU: "
+        )
+    )
+    found = desk.get()
+    (problem,) = found["problems"]
+    assert problem["line"] == 8
+    assert "what is hidden here is wrong" in problem["message"]
+    error = desk.refused(desk.put(found["text"]), 400, "invalid_config")
+    assert "s3cr3t" not in str(found) + str(error)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("a: b\nc: \0\n", 2),
+        ("a: b\nc: \ud800\n", 2),
+        ("a:\n " + "[" * 100_000, 2),
+        ("a:\n " + "- " * 90_000, 2),
+        ("a: b\n" + "? " * 90_000, 2),
+        ("Local-Models:\n" + "".join(f"  m{n}: {{}}\n" for n in range(2000)), 2),
+    ],
+)
+def test_a_hostile_text_is_refused_with_its_line(desk: Desk, text: str, line: int) -> None:
+    problems = desk.check(text)["problems"]
+    assert problems[0]["line"] == line
+    assert len(problems) <= 1000
+    desk.refused(desk.put(text), 400, "invalid_config")
+    assert desk.path.read_text() == TEXT
+
+
+def test_a_text_that_stands_for_far_more_than_it_is_long_is_refused(desk: Desk) -> None:
+    base = "x: &b {" + ", ".join(f"k{n}: {{command: [x]}}" for n in range(1000)) + "}\n"
+    merges = "".join(f"  m{n}: {{<<: *b}}\n" for n in range(1000))
+    problems = desk.check(base + "Local-Models:\n" + merges)["problems"]
+    assert "more than 200000 values" in problems[0]["message"]
+    bomb = "a: &a0 [x]\n" + "".join(
+        f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 60)
+    )
+    assert len(desk.check(bomb + "Local-Models: {m: {s: {command: *a59}}}\n")["problems"]) > 60
+
+
+def test_markup_is_text_as_any_other(desk: Desk) -> None:
+    text = SHOWN.replace("Gemma", '"<script>alert(1)</script>"')
+    assert desk.put(text).status_code == 200
+    assert desk.get()["text"] == text
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({"text": "x" * 200_001, "version": None}, 413, "body_too_large"),
+        ({"text": "x" * 2_000_000, "version": None}, 413, "body_too_large"),
+        ({"text": 5, "version": None}, 400, "bad_parameter"),
+        ({"version": None}, 400, "bad_parameter"),
+        ({"text": "a: b"}, 400, "bad_parameter"),
+        ({"text": "a: b", "version": 5}, 400, "bad_parameter"),
+        ({"text": "a: b", "version": None, "force": True}, 400, "bad_parameter"),
+        ({"text": "a: b", "version": "of yesterday"}, 409, "config_changed"),
+    ],
+)
+def test_a_wrong_body_is_refused(desk: Desk, body: dict[str, Any], status: int, code: str) -> None:
+    desk.refused(desk.send("PUT", "/api/config/text", body), status, code)
+    assert desk.path.read_text() == TEXT

@@ -1,0 +1,161 @@
+"""Ports for the models' servers: free ones, each for one run at a time."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+import pytest
+
+from manager.models import ports
+from manager.models.ports import NoFreePort, Ports
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    """Another program's server on loopback."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        yield sock
+
+
+def port_of(sock: socket.socket) -> int:
+    port: int = sock.getsockname()[1]
+    return port
+
+
+def a_free_range(monkeypatch: pytest.MonkeyPatch, length: int) -> range:
+    """Has the choice fall on a few ports, all of them free, that nobody else chooses from."""
+    for start in range(20_000, 21_000 - length, length):
+        numbers = range(start, start + length)
+        if all(ports.is_free(port) for port in numbers):
+            monkeypatch.setattr(ports, "_RANGE", numbers)
+            return numbers
+    raise AssertionError("this machine has no ports left")
+
+
+# --- choosing ---------------------------------------------------------------------------
+
+
+def test_a_chosen_port_can_be_listened_on() -> None:
+    with socket.create_server(("127.0.0.1", Ports().choose(set()))):
+        pass
+
+
+def test_each_run_gets_a_port_of_its_own_until_it_gives_it_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    numbers = a_free_range(monkeypatch, 3)
+    choice = Ports()
+    assert {choice.choose(set()) for _ in range(3)} == set(numbers)
+    with pytest.raises(NoFreePort):
+        choice.choose(set())
+    choice.give_back(numbers[1])
+    assert choice.choose(set()) == numbers[1]
+
+
+def test_ports_that_the_config_gives_to_models_are_not_chosen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    numbers = a_free_range(monkeypatch, 3)
+    assert Ports().choose({numbers[0], numbers[1]}) == numbers[2]
+    with pytest.raises(NoFreePort):
+        Ports().choose(set(numbers))
+
+
+def test_a_port_that_an_adopted_run_has_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = a_free_range(monkeypatch, 2)
+    choice = Ports()
+    choice.take(numbers[0])
+    assert choice.choose(set()) == numbers[1]
+
+
+def test_a_port_that_another_program_holds_is_not_chosen_until_it_lets_go(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    numbers = a_free_range(monkeypatch, 2)
+    with socket.create_server(("127.0.0.1", numbers[0])):
+        choice = Ports()
+        assert choice.choose(set()) == numbers[1]
+    assert choice.choose(set()) == numbers[0]
+
+
+def test_many_starts_at_once_never_choose_the_same_port() -> None:
+    choice = Ports()
+    with ThreadPoolExecutor(16) as threads:
+        chosen = list(threads.map(lambda _: choice.choose(set()), range(100)))
+    assert len(set(chosen)) == 100
+
+
+def test_giving_back_what_was_never_taken_is_no_fault() -> None:
+    Ports().give_back(1)
+
+
+# --- free or not ------------------------------------------------------------------------
+
+
+def test_a_port_is_not_free_while_a_server_listens_there(listener: socket.socket) -> None:
+    port = port_of(listener)
+    assert not ports.is_free(port)
+    listener.close()
+    assert ports.is_free(port)
+
+
+def test_a_server_on_every_address_counts_too() -> None:
+    with socket.create_server(("", 0)) as everywhere:
+        assert not ports.is_free(port_of(everywhere))
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
+def test_a_server_on_every_address_of_both_kinds_counts_too() -> None:
+    with socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True) as everywhere:
+        assert not ports.is_free(port_of(everywhere))
+
+
+def test_a_port_whose_last_connections_are_still_being_closed_is_free(
+    listener: socket.socket,
+) -> None:
+    port = port_of(listener)
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        served, _ = listener.accept()
+        served.close()  # first, so that it is the server's end that lingers
+        assert client.recv(1) == b""
+    listener.close()
+    assert ports.is_free(port)
+
+
+# --- who it is --------------------------------------------------------------------------
+
+
+def test_the_holder_of_a_port_is_named_with_its_pid(listener: socket.socket) -> None:
+    holder = ports.holder(port_of(listener))
+    assert f"pid {os.getpid()}" in holder
+    assert psutil.Process().name() in holder
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
+def test_a_holder_that_listens_on_ipv6_is_named_as_well() -> None:
+    with socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True) as everywhere:
+        assert f"pid {os.getpid()}" in ports.holder(port_of(everywhere))
+
+
+def test_a_client_of_the_port_is_not_its_holder(listener: socket.socket) -> None:
+    port = port_of(listener)
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        served, _ = listener.accept()
+        with served:
+            listener.close()
+            assert ports.holder(port) == "another program"
+            assert ports.holder(port_of(client)) == "another program"
+
+
+def test_a_holder_that_this_user_may_not_see_is_another_program(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(kind: str) -> None:
+        raise psutil.AccessDenied(msg=kind)
+
+    monkeypatch.setattr(psutil, "net_connections", refused)
+    assert ports.holder(port_of(listener)) == "another program"

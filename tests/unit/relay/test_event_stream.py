@@ -1,0 +1,263 @@
+"""Server-sent events on their way through: whole, unchanged, however they arrive."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from manager.relay.event_stream import MAX_HELD, EventStream, error_event
+from manager.tokens import Usage
+
+USAGE = {"prompt_tokens": 17, "completion_tokens": 3, "total_tokens": 20}
+DONE = "[DONE]"
+
+
+def content(text: str, **more: Any) -> str:
+    return json.dumps({"choices": [{"index": 0, "delta": {"content": text}}], **more})
+
+
+def usage_chunk(**more: Any) -> str:
+    return json.dumps({"choices": [], "usage": USAGE, **more})
+
+
+def event(data: str, end: str = "\n") -> bytes:
+    return f"data: {data}{end}{end}".encode()
+
+
+def fed(stream: EventStream, *pieces: bytes) -> bytes:
+    return b"".join(stream.feed(piece) for piece in pieces)
+
+
+def cut(data: bytes, places: list[int]) -> list[bytes]:
+    edges = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
+    return [data[start:end] for start, end in itertools.pairwise(edges)]
+
+
+# Events as servers write them: with either line end, with comments and names, with usage in a
+# chunk of its own or in every chunk, and texts that only look like any of these.
+SAID = st.text(max_size=12) | st.sampled_from(
+    ["\n\n", "data: [DONE]", '{"usage": {', '"usage": {"prompt_tokens": 9}', "[DONE]", "\r\n\r\n"]
+)
+DATA = st.one_of(
+    SAID.map(content),
+    SAID.map(lambda text: content(text, usage=None)),
+    SAID.map(lambda text: content(text, usage=USAGE)),
+    SAID.map(lambda text: content(text, timings={"prompt_n": 5, "predicted_n": 2})),
+    st.just(usage_chunk()),
+    st.just(usage_chunk(id="cmpl-1")),
+)
+LINE_END = st.sampled_from(["\n", "\r\n"])
+ONE_EVENT = st.one_of(
+    st.builds(event, DATA, LINE_END),
+    st.builds(event, DATA, LINE_END),
+    st.just(b": ping\n\n"),
+    st.just(b"event: message\nid: 7\ndata: {}\n\n"),
+    st.just(b"data: {\ndata: }\n\n"),
+)
+EVENTS = st.lists(ONE_EVENT, max_size=8)
+BEHIND_DONE = st.sampled_from([b"", b": bye\n\n", b": " + b"." * 200 + b"\n\n"])
+PLACES = st.lists(st.integers(0, 2**16), max_size=30)
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> bytes:
+    """A whole stream, with or without ``[DONE]`` at its end."""
+    whole = b"".join(draw(EVENTS))
+    if draw(st.booleans()):
+        whole += event(DONE, draw(LINE_END)) + draw(BEHIND_DONE)
+    return whole
+
+
+@dataclass
+class Seen:
+    """All that can be known of a stream once it is over."""
+
+    forwarded: bytes
+    chunks: int
+    done: bool
+    usage: Usage | None
+
+
+def seen(pieces: list[bytes], strip_usage: bool) -> Seen:
+    stream = EventStream(strip_usage)
+    forwarded = fed(stream, *pieces) + stream.rest()
+    return Seen(forwarded, stream.chunks, stream.done, stream.usage())
+
+
+# --- whatever the pieces are ------------------------------------------------------------
+
+
+@given(streams(), PLACES, st.booleans())
+def test_however_the_bytes_are_cut_all_is_the_same(
+    whole: bytes, places: list[int], strip_usage: bool
+) -> None:
+    assert seen(cut(whole, places), strip_usage) == seen([whole], strip_usage)
+
+
+@given(streams(), st.booleans())
+def test_byte_by_byte_is_the_same_too(whole: bytes, strip_usage: bool) -> None:
+    pieces = [whole[at : at + 1] for at in range(len(whole))]
+    assert seen(pieces, strip_usage) == seen([whole], strip_usage)
+
+
+@given(streams(), PLACES)
+def test_nothing_is_changed_where_nothing_is_to_be_taken_out(
+    whole: bytes, places: list[int]
+) -> None:
+    assert seen(cut(whole, places), strip_usage=False).forwarded == whole
+
+
+@given(EVENTS, st.integers(0, 2**16), PLACES)
+def test_a_stream_that_breaks_off_ends_behind_a_whole_event(
+    events: list[bytes], end: int, places: list[int]
+) -> None:
+    whole = b"".join(events)
+    broken = whole[: end % (len(whole) + 1)]
+    stream = EventStream()
+    forwarded = fed(stream, *cut(broken, places))
+    boundaries = [b"".join(events[:count]) for count in range(len(events) + 1)]
+    assert forwarded == max((b for b in boundaries if broken.startswith(b)), key=len)
+
+
+@given(EVENTS, PLACES)
+def test_only_the_usage_chunks_are_taken_out(events: list[bytes], places: list[int]) -> None:
+    def is_usage_chunk(one: bytes) -> bool:
+        return one.startswith(b'data: {"choices": [], "usage"')
+
+    kept = b"".join(one for one in events if not is_usage_chunk(one))
+    assert seen(cut(b"".join(events), places), strip_usage=True).forwarded == kept
+
+
+@given(st.binary(max_size=200) | st.text("data: {}[DONE]\r\n", max_size=60).map(str.encode))
+def test_no_bytes_are_so_odd_that_they_raise_or_are_lost(data: bytes) -> None:
+    assert seen([data], strip_usage=False).forwarded == data
+    assert seen([data], strip_usage=True).chunks <= data.count(b"data:")
+
+
+# --- one promise at a time --------------------------------------------------------------
+
+
+def test_a_whole_event_goes_on_at_once_and_half_of_one_waits_for_the_rest() -> None:
+    stream = EventStream()
+    first, second = event(content("a")), event(content("b"))
+    assert stream.feed(first + second[:9]) == first
+    assert stream.feed(second[9:-1]) == b""
+    assert stream.feed(second[-1:]) == second
+
+
+def test_the_blank_line_may_itself_come_in_parts() -> None:
+    one = event("{}", "\r\n")
+    stream = EventStream()
+    assert fed(stream, *(one[at : at + 1] for at in range(len(one) - 1))) == b""
+    assert stream.feed(one[-1:]) == one
+
+
+def test_an_endless_event_does_not_fill_the_memory() -> None:
+    stream = EventStream()
+    piece = b"data: " + b"x" * 65536
+    sent = b""
+    for _ in range(40):
+        sent += stream.feed(piece)
+    assert len(piece) * 40 - len(sent) <= MAX_HELD
+    assert sent + stream.rest() == piece * 40
+
+
+def test_a_last_event_without_its_blank_line_still_counts_at_a_clean_end() -> None:
+    stream = EventStream()
+    assert stream.feed(b"data: {}\n\ndata: [DONE]\n") == b"data: {}\n\n"
+    assert not stream.done
+    assert stream.rest() == b"data: [DONE]\n"
+    assert stream.done
+    assert stream.rest() == b""
+
+
+@pytest.mark.parametrize("end", [b"data: [DONE]\n\n", b"data:[DONE]\n\n", b"data: [DONE]\r\n\r\n"])
+def test_done_is_seen_in_each_way_of_writing_it(end: bytes) -> None:
+    stream = EventStream()
+    stream.feed(event(content("a")) + end)
+    assert stream.done
+
+
+def test_a_text_that_says_done_is_not_the_end() -> None:
+    stream = EventStream()
+    stream.feed(event(content("data: [DONE]")) + event(content("[DONE]")))
+    assert not stream.done
+
+
+# --- tokens -----------------------------------------------------------------------------
+
+
+def test_the_usage_chunk_that_only_we_asked_for_is_read_and_taken_out() -> None:
+    stream = EventStream(strip_usage=True)
+    first, last = event(content("a")), event(DONE)
+    assert stream.feed(first + event(usage_chunk()) + last) == first + last
+    assert stream.usage() == Usage(17, 0, 3)
+
+
+def test_the_usage_chunk_that_the_client_asked_for_is_read_and_stays() -> None:
+    stream = EventStream()
+    whole = event(content("a")) + event(usage_chunk()) + event(DONE)
+    assert stream.feed(whole) == whole
+    assert stream.usage() == Usage(17, 0, 3)
+
+
+def test_usage_inside_of_a_chunk_with_content_is_read_and_stays() -> None:
+    stream = EventStream(strip_usage=True)
+    whole = event(content("a", usage=USAGE))
+    assert stream.feed(whole) == whole
+    assert stream.usage() == Usage(17, 0, 3)
+
+
+def test_the_last_of_many_reports_counts() -> None:
+    stream = EventStream()
+    for tokens in (1, 2, 3):
+        counts = {"prompt_tokens": 5, "completion_tokens": tokens}
+        stream.feed(event(content("a", usage=counts)))
+    assert stream.usage() == Usage(5, 0, 3)
+
+
+def test_an_anthropic_stream_has_its_prompt_at_the_start_and_its_completion_at_the_end() -> None:
+    start = {"type": "message_start", "message": {"usage": {"input_tokens": 25}}}
+    delta = {"type": "message_delta", "usage": {"output_tokens": 15}}
+    stream = EventStream()
+    stream.feed(b"event: message_start\n" + event(json.dumps(start)))
+    stream.feed(b"event: message_delta\n" + event(json.dumps(delta)))
+    assert stream.usage() == Usage(25, 0, 15)
+
+
+def test_a_stream_that_says_nothing_of_its_tokens_has_no_usage() -> None:
+    stream = EventStream()
+    stream.feed(event(content("a")) + event(content("b", usage=None)) + event(DONE))
+    assert stream.usage() is None
+
+
+@given(st.integers(0, 20), st.booleans(), st.booleans(), PLACES)
+def test_a_stream_that_is_cut_short_counts_a_token_for_each_chunk(
+    chunks: int, has_usage: bool, has_done: bool, places: list[int]
+) -> None:
+    """Neither a usage chunk that is taken out nor [DONE] is a token."""
+    whole = b"".join(event(content(f"t{number}")) for number in range(chunks))
+    whole += event(usage_chunk()) * has_usage + event(DONE) * has_done
+    stream = EventStream(strip_usage=True)
+    fed(stream, *cut(whole, places))
+    assert stream.estimate() == Usage(completion_tokens=chunks, estimated=True)
+
+
+# --- errors -----------------------------------------------------------------------------
+
+
+@given(st.text())
+def test_an_error_is_one_event_whatever_its_message_says(message: str) -> None:
+    body = {"error": {"message": message, "type": "server_error"}}
+    sent = error_event(body)
+    assert sent.startswith(b"data: ")
+    assert sent.endswith(b"\n\n")
+    assert b"\n" not in sent[:-2]
+    assert b"\r" not in sent
+    assert json.loads(sent[6:]) == body

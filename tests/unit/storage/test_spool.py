@@ -1,0 +1,250 @@
+"""Rows of requests on their way to usage.db: none is lost, none is there twice."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from manager.storage import spool as spool_module
+from manager.storage import store as store_module
+from manager.storage.spool import Spool
+from manager.storage.store import RequestRow, Store, StoreError
+from tests.support.usage_rows import a_request, query
+
+Eventually = Callable[[Callable[[], Any]], Any]
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store(tmp_path / "usage.db")
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def spool(tmp_path: Path, store: Store) -> Iterator[Spool]:
+    spool = Spool(tmp_path, store.add_requests)
+    yield spool
+    spool.close()
+
+
+def ids(folder: Path) -> list[bytes]:
+    return [number for (number,) in query(folder / "usage.db", "SELECT id FROM requests")]
+
+
+def left(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in sorted(folder.glob("requests-?.jsonl")))
+
+
+def test_a_row_comes_to_the_database_as_it_was_and_its_file_is_emptied(
+    tmp_path: Path, spool: Spool, eventually: Eventually
+) -> None:
+    row = a_request(
+        model="通义 \"q\", 'x'\r\n=1",
+        asked_for="\t",
+        error="\u2028 broken\n",
+        first_byte_ms=None,
+        leased_ms=None,
+        streamed=True,
+        estimated=True,
+    )
+    spool.add(row)
+    eventually(lambda: ids(tmp_path))
+    columns = ", ".join(RequestRow._fields)
+    assert query(tmp_path / "usage.db", f"SELECT {columns} FROM requests") == [tuple(row)]
+    eventually(lambda: left(tmp_path) == b"")
+
+
+def test_many_threads_add_at_once_and_each_row_is_there_once(tmp_path: Path, store: Store) -> None:
+    spool = Spool(tmp_path, store.add_requests)
+    rows = [a_request() for _ in range(3000)]
+    with ThreadPoolExecutor(30) as threads:
+        list(threads.map(spool.add, rows))
+    spool.close()
+    assert sorted(ids(tmp_path)) == sorted(row.id for row in rows)
+    assert left(tmp_path) == b""
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from threading import Lock, Thread
+sys.path.insert(0, ".")
+from tests.support.usage_rows import a_request
+from manager.storage.spool import Spool
+from manager.storage.store import Store
+
+folder, said = Path(sys.argv[1]), Lock()
+spool = Spool(folder, Store(folder / "usage.db").add_requests)
+
+def client():
+    while True:
+        row = a_request()
+        spool.add(row)
+        with said:
+            print(row.id.hex(), flush=True)
+
+for _ in range(4):
+    Thread(target=client).start()
+"""
+
+
+def test_what_was_added_survives_kill_9_at_any_moment_and_is_there_once(tmp_path: Path) -> None:
+    dice = random.Random(7)
+    told: set[str] = set()
+    for _ in range(6):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(tmp_path)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert writer.stdout is not None
+        for _ in range(dice.randrange(1, 800)):
+            told.add(writer.stdout.readline().strip())
+        writer.kill()
+        told |= {line.strip() for line in writer.stdout if line.endswith("\n")}
+        writer.wait()
+        writer.stdout.close()
+    store = Store(tmp_path / "usage.db")
+    Spool(tmp_path, store.add_requests).close()
+    store.close()
+    found = [number.hex() for number in ids(tmp_path)]
+    assert len(found) == len(set(found))
+    assert told <= set(found)
+    assert left(tmp_path) == b""
+
+
+def test_rows_of_a_dead_program_are_there_once_and_half_a_row_harms_none(
+    tmp_path: Path, store: Store, caplog: pytest.LogCaptureFixture, eventually: Eventually
+) -> None:
+    rows = [a_request() for _ in range(6)]
+    lines = [spool_module._line(row) for row in rows]
+    store.add_requests(rows[:2])  # it died between the commit and emptying the file
+    (tmp_path / "requests-0.jsonl").write_bytes(lines[0] + lines[1] + lines[2][:-30])
+    damaged = lines[5].replace(b'"Chat"', b'{"Chat": 1}')
+    (tmp_path / "requests-1.jsonl").write_bytes(
+        lines[3] + b"\n[]\n{}\n7\n\x00\xff\n" + damaged + lines[4]
+    )
+    spool = Spool(tmp_path, store.add_requests)
+    eventually(lambda: len(ids(tmp_path)) == 4)  # with nothing that is new
+    spool.add(rows[5])
+    spool.close()
+    assert sorted(ids(tmp_path)) == sorted(rows[place].id for place in (0, 1, 3, 4, 5))
+    assert caplog.text.count("half a row") == 6
+    assert left(tmp_path) == b""
+
+
+def test_while_the_database_is_locked_rows_wait_in_the_file_and_nobody_for_them(
+    tmp_path: Path,
+    spool: Spool,
+    monkeypatch: pytest.MonkeyPatch,
+    eventually: Eventually,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(store_module, "_BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(spool_module, "_AGAIN_SECONDS", 0.01)
+    other = sqlite3.connect(tmp_path / "usage.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    monkeypatch.setattr(spool_module, "_MOST_HELD", 1000)
+    rows = [a_request() for _ in range(1500)]  # more than a group, and than is held
+    for row in rows[:700]:
+        spool.add(row)
+    eventually(lambda: "wait for the database: database is locked" in caplog.text)
+    for row in rows[700:]:
+        spool.add(row)
+    assert left(tmp_path).count(b"[") == 1500
+    assert ids(tmp_path) == []
+    other.execute("ROLLBACK")
+    other.close()
+    eventually(lambda: len(ids(tmp_path)) == 1500)
+    assert sorted(ids(tmp_path)) == sorted(row.id for row in rows)
+    eventually(lambda: left(tmp_path) == b"")
+    assert caplog.text.count("wait for the database") == 1
+
+
+def test_what_the_database_does_not_take_at_the_end_is_for_the_next_program(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "_BUSY_SECONDS", 0.05)
+    other = sqlite3.connect(tmp_path / "usage.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    row = a_request()
+    spool = Spool(tmp_path, store.add_requests)
+    spool.add(row)
+    spool.close()
+    other.close()
+    assert ids(tmp_path) == []
+    Spool(tmp_path, store.add_requests).close()
+    assert ids(tmp_path) == [row.id]
+
+
+@pytest.mark.parametrize("taken", [0, 100])
+def test_a_row_that_the_disk_has_no_room_for_is_kept_until_it_has(
+    tmp_path: Path,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    taken: int,
+) -> None:
+    """A full disk takes a part of a line, or nothing."""
+    write = os.write
+
+    def full(file: int, data: bytes) -> int:
+        if not taken:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(file, data[:taken])
+
+    spool = Spool(tmp_path, store.add_requests)
+    rows = [a_request() for _ in range(3)]
+    spool.add(rows[0])
+    monkeypatch.setattr(os, "write", full)
+    spool.add(rows[1])
+    monkeypatch.undo()
+    spool.add(rows[2])
+    spool.close()
+    assert sorted(ids(tmp_path)) == sorted(row.id for row in rows)
+    assert "was not written and is kept" in caplog.text
+    assert repr(rows[1]) in caplog.text  # who ends it now can still find it there
+
+
+def test_a_request_that_ends_after_all_else_has_its_row_in_the_next_program(
+    tmp_path: Path, store: Store
+) -> None:
+    spool = Spool(tmp_path, store.add_requests)
+    spool.close()
+    row = a_request()
+    spool.add(row)
+    assert ids(tmp_path) == []
+    Spool(tmp_path, store.add_requests).close()
+    assert ids(tmp_path) == [row.id]
+
+
+def test_a_row_that_no_database_can_hold_keeps_no_other_back(
+    tmp_path: Path, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    spool = Spool(tmp_path, store.add_requests)
+    fine = [a_request() for _ in range(2)]
+    for row in (fine[0], a_request(model="half a character: \ud800"), fine[1]):
+        spool.add(row)
+    spool.close()
+    assert sorted(ids(tmp_path)) == sorted(row.id for row in fine)
+    assert "cannot be written" in caplog.text
+
+
+def test_a_folder_that_is_not_there_is_a_message_not_a_traceback(
+    tmp_path: Path, store: Store
+) -> None:
+    with pytest.raises(StoreError, match="cannot be kept in"):
+        Spool(tmp_path / "missing", store.add_requests)

@@ -1,0 +1,206 @@
+"""Tokens out of an answer's bytes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from manager import tokens
+from manager.tokens import MAX_TOKENS, Usage
+
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=8,
+)
+FIELDS = (
+    "prompt_tokens",
+    "completion_tokens",
+    "total_tokens",
+    "input_tokens",
+    "output_tokens",
+    "cache_read_input_tokens",
+    "cache_creation_input_tokens",
+    "prompt_n",
+    "predicted_n",
+    "cache_n",
+    "cached_tokens",
+)
+COUNTS = st.integers(-5, 2**62) | st.integers(0, 50) | ANY_JSON
+REPORT = st.dictionaries(st.sampled_from(FIELDS), COUNTS, max_size=6) | ANY_JSON
+REPORT_WITH_DETAILS = st.tuples(REPORT, REPORT).map(
+    lambda pair: (
+        {**pair[0], "prompt_tokens_details": pair[1]} if isinstance(pair[0], dict) else pair[0]
+    )
+)
+# Answers whose fields have the right names, and anything at all as their values.
+ANSWER = ANY_JSON | st.fixed_dictionaries(
+    {},
+    optional={
+        "usage": REPORT_WITH_DETAILS,
+        "timings": REPORT,
+        "message": st.fixed_dictionaries({}, optional={"usage": REPORT_WITH_DETAILS}) | ANY_JSON,
+        "choices": ANY_JSON,
+    },
+)
+
+
+def is_sound(found: Usage | None) -> bool:
+    return found is None or (
+        0 <= found.cached_tokens <= found.prompt_tokens
+        and found.completion_tokens >= 0
+        and all(
+            type(count) is int
+            for count in (found.prompt_tokens, found.cached_tokens, found.completion_tokens)
+        )
+    )
+
+
+# --- what is understood -----------------------------------------------------------------
+
+
+def test_openai_usage_is_read_with_its_cached_tokens_inside_of_the_prompt() -> None:
+    answer = {
+        "usage": {
+            "prompt_tokens": 100,
+            "completion_tokens": 7,
+            "total_tokens": 107,
+            "prompt_tokens_details": {"cached_tokens": 64},
+        }
+    }
+    assert tokens.from_answer(answer) == Usage(100, 64, 7)
+
+
+def test_the_usage_of_an_embedding_has_no_completion() -> None:
+    assert tokens.from_answer({"usage": {"prompt_tokens": 9, "total_tokens": 9}}) == Usage(9, 0, 0)
+
+
+def test_a_reranker_that_only_tells_a_total_has_taken_that_as_its_prompt() -> None:
+    assert tokens.from_answer({"usage": {"total_tokens": 31}}) == Usage(31, 0, 0)
+
+
+def test_llama_cpp_timings_count_the_cache_beside_what_was_computed() -> None:
+    answer = {"timings": {"prompt_n": 10, "cache_n": 90, "predicted_n": 5}}
+    assert tokens.from_answer(answer) == Usage(100, 90, 5)
+
+
+def test_llama_cpp_timings_add_the_cached_tokens_that_its_usage_does_not_tell() -> None:
+    answer = {
+        "usage": {"prompt_tokens": 100, "completion_tokens": 5},
+        "timings": {"prompt_n": 10, "cache_n": 90, "predicted_n": 5},
+    }
+    assert tokens.from_answer(answer) == Usage(100, 90, 5)
+
+
+def test_anthropic_usage_counts_its_caches_beside_the_input() -> None:
+    answer = {
+        "usage": {
+            "input_tokens": 10,
+            "cache_read_input_tokens": 60,
+            "cache_creation_input_tokens": 30,
+            "output_tokens": 4,
+        }
+    }
+    assert tokens.from_answer(answer) == Usage(100, 60, 4)
+
+
+def test_the_first_event_of_an_anthropic_stream_has_its_usage_in_the_message() -> None:
+    start = {"type": "message_start", "message": {"usage": {"input_tokens": 12}}}
+    assert tokens.from_answer(start) == Usage(12, 0, 0)
+
+
+def test_an_anthropic_stream_tells_its_prompt_first_and_its_completion_last() -> None:
+    first, last = Usage(100, 60, 1), Usage(0, 0, 25)
+    assert tokens.merged(first, last) == Usage(100, 60, 25)
+
+
+def test_one_report_is_all_there_is_where_the_other_is_missing() -> None:
+    assert tokens.merged(None, Usage(1, 0, 2)) == Usage(1, 0, 2)
+    assert tokens.merged(Usage(1, 0, 2), None) == Usage(1, 0, 2)
+    assert tokens.merged(None, None) is None
+
+
+# --- what is not believed ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [-1, 1.5, "12", True, None, MAX_TOKENS + 1, 10**400, []])
+def test_a_count_that_cannot_be_one_is_ignored(count: object) -> None:
+    assert tokens.from_answer({"usage": {"prompt_tokens": count}}) is None
+    assert tokens.from_answer({"usage": {"prompt_tokens": count, "completion_tokens": 3}}) == Usage(
+        0, 0, 3
+    )
+
+
+def test_more_cached_tokens_than_the_prompt_has_are_not_believed() -> None:
+    details = {"cached_tokens": 500}
+    answer = {"usage": {"prompt_tokens": 100, "prompt_tokens_details": details}}
+    assert tokens.from_answer(answer) == Usage(100, 100, 0)
+
+
+@pytest.mark.parametrize("answer", [None, [], "usage", 3, {}, {"usage": None}, {"usage": {}}])
+def test_an_answer_that_says_nothing_of_tokens_has_no_usage(answer: object) -> None:
+    assert tokens.from_answer(answer) is None
+
+
+@given(ANSWER)
+def test_no_answer_is_so_odd_that_it_raises_or_gives_unsound_counts(answer: Any) -> None:
+    assert is_sound(tokens.from_answer(answer))
+
+
+@given(ANSWER, ANSWER)
+def test_what_is_merged_is_sound_as_well(first: Any, last: Any) -> None:
+    assert is_sound(tokens.merged(tokens.from_answer(first), tokens.from_answer(last)))
+
+
+# --- bodies -----------------------------------------------------------------------------
+
+
+@given(ANSWER)
+def test_a_whole_body_says_what_its_answer_says(answer: Any) -> None:
+    body = json.dumps(answer).encode()
+    assert tokens.from_body(body) == tokens.from_answer(json.loads(body))
+
+
+@given(st.binary(max_size=200))
+@example(b'{"usage": {')
+@example(b'"usage":{"prompt_tokens":' + b"9" * 5000 + b"}}")
+@example(b'"usage":' + b'{"a":' * 100_000)
+@example(b'\xff\xfe"usage": {"prompt_tokens": 1}')
+def test_no_bytes_are_so_odd_that_they_raise(body: bytes) -> None:
+    assert is_sound(tokens.from_body(body))
+    assert is_sound(tokens.from_body(b'{"usage": {' + body))
+
+
+@given(
+    st.integers(0, 10**6),
+    st.integers(0, 10**6),
+    st.text(max_size=30),
+    st.integers(0, 60),
+)
+def test_the_end_of_a_large_answer_is_enough(
+    prompt: int, completion: int, text: str, cut: int
+) -> None:
+    counts = {"prompt_tokens": prompt, "completion_tokens": completion}
+    start = json.dumps({"data": text + "x" * 60})[:-1].encode()
+    end = b', "usage": ' + json.dumps(counts).encode() + b', "id": "1"}'
+    assert tokens.from_body((start + end)[cut:]) == Usage(prompt, 0, completion)
+
+
+def test_the_last_usage_of_an_answers_end_counts() -> None:
+    end = b'..."usage": {"prompt_tokens": 1}}, "usage": {"prompt_tokens": 2}}'
+    assert tokens.from_body(end) == Usage(2, 0, 0)
+
+
+def test_a_text_that_talks_of_usage_is_not_one() -> None:
+    said = json.dumps({"text": 'send {"usage": {"prompt_tokens": 5}}'}).encode()
+    assert tokens.from_body(said) is None
+    assert tokens.from_body(said[5:]) is None
+
+
+def test_the_space_in_it_does_not_matter() -> None:
+    assert tokens.from_body(b'...,"usage" :\n { "prompt_tokens" : 5 } }') == Usage(5, 0, 0)
+    assert tokens.from_body(b'...,"timings":{"prompt_n":5}}') == Usage(5, 0, 0)
