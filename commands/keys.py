@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from commands import offline
-from commands.offline import Shell
+from commands.offline import OfflineDatabase
 from manager.access import api_keys
 from manager.access.api_keys import Budget, Key
 from manager.billing.pricing import billionths, decimal_text
@@ -75,12 +75,12 @@ def _add_limits(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _list(_arguments: argparse.Namespace, its: Shell) -> None:
+def _list(_arguments: argparse.Namespace, its: OfflineDatabase) -> None:
     now_ms = offline.now_ms()
     rows: list[tuple[str, ...]] = [
         ("NAME", "STATE", "OWNER", "MODELS", "REQ/MIN", "TOK/MIN", "AT ONCE", "BUDGET")
     ]
-    for key in its.look(api_keys.load):
+    for key in its.read(api_keys.load):
         limits = (key.requests_per_minute, key.tokens_per_minute, key.max_concurrency)
         budget = key.budget
         rows.append(
@@ -96,7 +96,7 @@ def _list(_arguments: argparse.Namespace, its: Shell) -> None:
     offline.table(rows)
 
 
-def _add(arguments: argparse.Namespace, its: Shell) -> None:
+def _add(arguments: argparse.Namespace, its: OfflineDatabase) -> None:
     given = _given(arguments)
     key = Key(arguments.name, **given)
     made, secret = its.change(
@@ -105,7 +105,7 @@ def _add(arguments: argparse.Namespace, its: Shell) -> None:
     _show(made, secret)
 
 
-def _change(arguments: argparse.Namespace, its: Shell) -> None:
+def _change(arguments: argparse.Namespace, its: OfflineDatabase) -> None:
     given = _given(arguments)
     its.change(
         "change key",
@@ -115,7 +115,7 @@ def _change(arguments: argparse.Namespace, its: Shell) -> None:
     )
 
 
-def _rotate(arguments: argparse.Namespace, its: Shell) -> None:
+def _rotate(arguments: argparse.Namespace, its: OfflineDatabase) -> None:
     keep_ms = arguments.keep_old_hours * _HOUR_MS
     key, secret = its.change(
         "rotate key",
@@ -126,7 +126,7 @@ def _rotate(arguments: argparse.Namespace, its: Shell) -> None:
     _show(key, secret)
 
 
-def _revoke(arguments: argparse.Namespace, its: Shell) -> None:
+def _revoke(arguments: argparse.Namespace, its: OfflineDatabase) -> None:
     its.change(
         "revoke key",
         arguments.name,
@@ -176,8 +176,8 @@ def _budget(text: str) -> Budget | None:
 
 
 def _hours(text: str) -> int:
-    if not text.isdecimal() or int(text) > api_keys.LONGEST_GRACE_HOURS:
-        raise argparse.ArgumentTypeError(f"expected 0 to {api_keys.LONGEST_GRACE_HOURS} hours")
+    if not text.isdecimal() or int(text) > api_keys.MAX_GRACE_HOURS:
+        raise argparse.ArgumentTypeError(f"expected 0 to {api_keys.MAX_GRACE_HOURS} hours")
     return int(text)
 
 

@@ -24,14 +24,14 @@ from manager.storage.store import Store, StoreError
 T = TypeVar("T")
 
 
-class Shell:
+class OfflineDatabase:
     """usage.db in a data folder, as one user of the machine's changes it."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._path = folder / "usage.db"
 
-    def look(self, function: Callable[[sqlite3.Connection], T]) -> T:
+    def read(self, function: Callable[[sqlite3.Connection], T]) -> T:
         """Raises StoreError, sqlite3.Error."""
         self._require()
         with closing(maintenance.connect(self._path)) as connection:
@@ -60,11 +60,11 @@ class Shell:
         """Makes the database where the program has never run, so that a machine can be set up
         before it is started."""
         if not self._path.exists():
-            with data_dir.claim(self._folder), closing(Store(self._path)):
+            with data_dir.lock(self._folder), closing(Store(self._path)):
                 pass
 
 
-Act = Callable[[argparse.Namespace, Shell], None]
+Act = Callable[[argparse.Namespace, OfflineDatabase], None]
 """What a command does."""
 
 
@@ -80,7 +80,7 @@ def run(parser: argparse.ArgumentParser) -> int:
     """Reads the command line and does what it says; the exit code. What goes wrong is told."""
     arguments = parser.parse_args()
     try:
-        arguments.act(arguments, Shell(arguments.data_dir))
+        arguments.act(arguments, OfflineDatabase(arguments.data_dir))
     except ApiError as error:
         print(error.message, file=sys.stderr)
         return 1

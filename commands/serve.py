@@ -20,9 +20,9 @@ from commands.tray import Tray, pages
 from jobs import log_setup, schedule
 from jobs.queue import TaskQueue
 from jobs.supervisor import Supervisor
-from jobs.tasks import Settings
-from manager.access.limits import Limits
-from manager.access.registry import Access
+from jobs.tasks import WorkerSettings
+from manager.access.limits import KeyLimits
+from manager.access.registry import AccessRegistry
 from manager.billing import calendar
 from manager.billing.price_versions import Prices
 from manager.clock import Clock
@@ -34,9 +34,9 @@ from manager.events import Events
 from manager.interfaces import Interface
 from manager.models.fleet import Fleet
 from manager.models.ports import Ports
-from manager.models.server import Shared
+from manager.models.server import ModelDependencies
 from manager.placement.placement import Placement
-from manager.relay.watcher import Watch
+from manager.relay.watcher import Watcher
 from manager.storage import data_dir as datadir
 from manager.storage.data_dir import DataDirInUse
 from manager.storage.logs import ModelLogs
@@ -48,9 +48,9 @@ from manager.usage.reports import Reports
 from routes import create_app
 from routes.api import config as settings
 from routes.api.metrics import Metrics
-from routes.http.server import CannotListen, HttpServer
+from routes.http.server import HttpServer, ListenError
 from routes.http.slots import Slots
-from routes.services import House
+from routes.services import Services
 
 log = logging.getLogger("manager")
 
@@ -87,7 +87,7 @@ def main() -> int:
         return 0
     try:
         return _serve(arguments, loaded, interfaces, load)
-    except (CannotListen, DataDirInUse, StoreError, sqlite3.Error, OSError) as error:
+    except (ListenError, DataDirInUse, StoreError, sqlite3.Error, OSError) as error:
         print(f"LLM-Manager cannot start: {error}", file=sys.stderr)
         return 1
 
@@ -101,23 +101,23 @@ def _serve(
     program = loaded.program
     host = arguments.host or program.host
     data_dir: Path = arguments.data_dir
-    claimed = datadir.claim(data_dir)
-    log_journal = log_setup.begin(data_dir / "logs", program.log_level)
-    datadir.protect(data_dir)
+    claimed = datadir.lock(data_dir)
+    log_journal = log_setup.configure(data_dir / "logs", program.log_level)
+    datadir.restrict_permissions(data_dir)
     clock, events, metrics = Clock(), Events(), Metrics()
     monitor = Monitor(
         plugins.devices(program.device_plugin_dir),
         clock,
         pids=lambda: placement.pids(),
-        watched=lambda: events.are_wanted("devices") or placement.has_line(),
+        watched=lambda: events.has_subscribers("devices") or placement.has_waiting(),
     )
     monitor.set_enabled(not program.disable_gpu_monitoring)
     placement = Placement(monitor, clock, events, metrics, program)
-    shared = Shared(
+    shared = ModelDependencies(
         store=Store(data_dir / "usage.db"),
         logs=ModelLogs(data_dir / "logs"),
         events=events,
-        watch=Watch(),
+        watch=Watcher(),
         ports=Ports(),
         placement=placement,
         clock=clock,
@@ -129,12 +129,12 @@ def _serve(
     prices = Prices(shared.store, usage_db, clock)
     reports = Reports(usage_db)
     Spool(data_dir, shared.store.add_requests).close()  # what a killed program has left counts
-    limits = Limits(clock, lambda: calendar.zone(fleet.config.program.timezone), prices.cost)
+    limits = KeyLimits(clock, lambda: calendar.zone(fleet.config.program.timezone), prices.cost)
     limits.load(usage_db, reports)
     spool = Spool(data_dir, shared.store.add_requests)
-    worker = Supervisor(Settings.of(program, data_dir), clock)
-    orders = Orders(shared.store, usage_db, clock, tasks.put)
-    house = House(
+    worker = Supervisor(WorkerSettings.of(program, data_dir), clock)
+    orders = Orders(shared.store, usage_db, clock, tasks.enqueue)
+    services = Services(
         fleet=fleet,
         interfaces=interfaces,
         watch=shared.watch,
@@ -154,13 +154,13 @@ def _serve(
         prices=prices,
         orders=orders,
         worker=worker,
-        access=Access(shared.store, usage_db, clock),
+        access=AccessRegistry(shared.store, usage_db, clock),
         limits=limits,
         host=host,
     )
     # Before any model is touched: a port in use ends the program, and nothing else.
     server = HttpServer(
-        create_app(house, datadir.secret(data_dir)),
+        create_app(services, datadir.session_secret(data_dir)),
         host,
         program.port if arguments.port is None else arguments.port,
         program.threads,
@@ -170,12 +170,12 @@ def _serve(
     wishes = _signals()
     shared.watch.start()
     monitor.start()
-    house.prices.seed(loaded.models.values())
+    services.prices.seed(loaded.models.values())
     fleet.adopt()
     worker.start()
     scheduler = schedule.start(
-        house.access,
-        house.activity,
+        services.access,
+        services.activity,
         fleet,
         monitor,
         shared.logs,
@@ -189,20 +189,20 @@ def _serve(
     # One write, end of line included: a log that shares the terminal must not come between.
     sys.stdout.write(f"Listening on http://{_address(host)}:{server.port}\n")
     sys.stdout.flush()
-    _warn(house, server.port)
-    fleet.start_wanted()
+    _warn(services, server.port)
+    fleet.start_auto_start()
     tray = None
     if arguments.tray:
         tray = Tray(pages(host, server.port), fleet, monitor, lambda: wishes.put(_STOP))
         tray.start()
 
     while _next(wishes) == _RELOAD:
-        _reload(house)
+        _reload(services)
 
     log.info("stopping the models; once more leaves at once and lets them run on")
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    house.closing.set()
+    services.closing.set()
     fleet.close()
     server.close(_ANSWER_GRACE)
     shared.watch.stop()
@@ -218,10 +218,10 @@ def _serve(
     return 0
 
 
-def _warn(house: House, port: int) -> None:
+def _warn(services: Services, port: int) -> None:
     """Says which doors are open, and how to lock them."""
-    known = house.access.now
-    if house.models_are_open:
+    known = services.access.snapshot
+    if services.models_are_open:
         log.warning(
             "no API key is asked for: whoever reaches this address may use the models. Make a key"
             " on the page Keys or by `python -m commands.keys add NAME`, or set require_key in the"
@@ -288,9 +288,9 @@ def _next(wishes: queue.SimpleQueue[str]) -> str:
             continue
 
 
-def _reload(house: House) -> None:
+def _reload(services: Services) -> None:
     try:
-        done = settings.apply(house)
+        done = settings.apply(services)
     except ApiError as error:
         log.error("the config was not reloaded:\n%s", error)
         return

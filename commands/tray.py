@@ -72,7 +72,7 @@ class Tray:
         self._actions = {
             "count": self._tell_count,
             "refresh": monitor.refresh,
-            "start": fleet.start_wanted,
+            "start": fleet.start_auto_start,
             "stop": fleet.stop_all,
             "quit": quit,
         }

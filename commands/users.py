@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from commands import offline
-from commands.offline import Shell
+from commands.offline import OfflineDatabase
 from manager.access import accounts, credentials
 from manager.errors import ApiError
 
@@ -44,19 +44,19 @@ def _named(commands: Any, name: str, act: Any, help_text: str) -> argparse.Argum
     return command
 
 
-def _list(_arguments: argparse.Namespace, its: Shell) -> None:
+def _list(_arguments: argparse.Namespace, its: OfflineDatabase) -> None:
     people = [("ACCOUNT", "ROLE", "SINCE")]
-    people += [(a.name, a.role, offline.iso(a.created_ms)) for a in its.look(accounts.accounts)]
+    people += [(a.name, a.role, offline.iso(a.created_ms)) for a in its.read(accounts.accounts)]
     offline.table(people)
     scripts = [("TOKEN", "ROLE", "ENDS IN", "EXPIRES")]
     scripts += [
-        (t.name, t.role, t.hint, offline.iso(t.expires_ms)) for t in its.look(accounts.tokens)
+        (t.name, t.role, t.hint, offline.iso(t.expires_ms)) for t in its.read(accounts.tokens)
     ]
     print()
     offline.table(scripts)
 
 
-def _password(arguments: argparse.Namespace, its: Shell) -> None:
+def _password(arguments: argparse.Namespace, its: OfflineDatabase) -> None:
     name, role = arguments.name, arguments.role
     hashed = credentials.password_hash(_ask(arguments.stdin))
 
@@ -80,15 +80,15 @@ def _ask(from_stdin: bool) -> str:
     return password
 
 
-def _sign_out(arguments: argparse.Namespace, its: Shell) -> None:
+def _sign_out(arguments: argparse.Namespace, its: OfflineDatabase) -> None:
     its.change("sign out", arguments.name, {}, lambda c: accounts.sign_out(c, arguments.name))
 
 
-def _remove(arguments: argparse.Namespace, its: Shell) -> None:
+def _remove(arguments: argparse.Namespace, its: OfflineDatabase) -> None:
     its.change("remove account", arguments.name, {}, lambda c: accounts.remove(c, arguments.name))
 
 
-def _add_token(arguments: argparse.Namespace, its: Shell) -> None:
+def _add_token(arguments: argparse.Namespace, its: OfflineDatabase) -> None:
     by = offline.who()
     _, secret = its.change(
         "add token",
@@ -102,7 +102,7 @@ def _add_token(arguments: argparse.Namespace, its: Shell) -> None:
     print(secret)
 
 
-def _remove_token(arguments: argparse.Namespace, its: Shell) -> None:
+def _remove_token(arguments: argparse.Namespace, its: OfflineDatabase) -> None:
     its.change(
         "remove token", arguments.name, {}, lambda c: accounts.remove_token(c, arguments.name)
     )

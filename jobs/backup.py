@@ -22,7 +22,7 @@ def main() -> int:
     parser.add_argument("--data-dir", type=Path, default=Path("data"), metavar="DIR")
     arguments = parser.parse_args()
     try:
-        spool.commit_left(arguments.data_dir)
+        spool.commit_leftovers(arguments.data_dir)
         size = maintenance.back_up(arguments.data_dir / "usage.db", arguments.file)
     except (StoreError, OSError) as error:
         print(f"No copy was made: {error}", file=sys.stderr)

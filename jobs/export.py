@@ -42,11 +42,11 @@ def main() -> int:
 
 def _write(period: statements.Period, config_file: Path, data_dir: Path) -> Path:
     loaded = loader.load(config_file, lambda folder: list(plugins.interfaces(folder)))
-    settings = tasks.Settings.of(loaded.program, data_dir)
-    work = tasks.Work(settings)
-    spool.commit_left(data_dir)
+    settings = tasks.WorkerSettings.of(loaded.program, data_dir)
+    work = tasks.TaskRunner(settings)
+    spool.commit_leftovers(data_dir)
     with closing(maintenance.connect(work.path)) as connection:
-        with tasks.claim(settings.data_dir, 0) as is_ours:
+        with tasks.lock_billing(settings.data_dir, 0) as is_ours:
             if is_ours:
                 work.bring_up_to_date(connection)
         if not is_ours:
@@ -54,7 +54,7 @@ def _write(period: statements.Period, config_file: Path, data_dir: Path) -> Path
         return work.export(connection, period)
 
 
-def _wait_for_worker(connection: sqlite3.Connection, settings: tasks.Settings) -> None:
+def _wait_for_worker(connection: sqlite3.Connection, settings: tasks.WorkerSettings) -> None:
     """Until all is priced that was there when we began. What goes on is billed every half minute,
     and is in the bill up to then."""
     newest = maintenance.newest_seq(connection)

@@ -72,7 +72,7 @@ def main() -> int:
     parser.add_argument("--data-dir", type=Path, default=Path("data"), metavar="DIR")
     arguments = parser.parse_args()
     try:
-        data_dir.make(arguments.data_dir)
+        data_dir.create(arguments.data_dir)
         report = import_file(arguments.file, arguments.data_dir / "usage.db")
     except (NotReadable, StoreError, OSError, sqlite3.Error) as error:
         print(f"The import ended: {error}", file=sys.stderr)

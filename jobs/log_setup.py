@@ -6,7 +6,7 @@ import logging
 import logging.handlers
 from pathlib import Path
 
-from manager.storage.logs import OWN_LOG
+from manager.storage.logs import PROGRAM_LOG
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _FILE_BYTES = 10 << 20
@@ -14,7 +14,7 @@ _FILES = 5
 _LINES_KEPT = 1000
 
 
-class Journal(logging.handlers.BufferingHandler):
+class BufferedLogHandler(logging.handlers.BufferingHandler):
     """Keeps lines back for a moment and writes them as one; warnings and worse at once.
 
     Two writes and a look at the file's size for every request would be a tenth of what a
@@ -24,7 +24,7 @@ class Journal(logging.handlers.BufferingHandler):
     def __init__(self, folder: Path) -> None:
         super().__init__(_LINES_KEPT)
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / OWN_LOG
+        path = folder / PROGRAM_LOG
         self._targets: list[logging.Handler] = [
             logging.StreamHandler(),
             logging.handlers.RotatingFileHandler(path, "a", _FILE_BYTES, _FILES, encoding="utf-8"),
@@ -46,9 +46,9 @@ class Journal(logging.handlers.BufferingHandler):
                 target.handle(logging.makeLogRecord({"msg": text}))
 
 
-def begin(folder: Path, level: str) -> Journal:
+def configure(folder: Path, level: str) -> BufferedLogHandler:
     """Everything that is logged goes to the journal from here on. Raises OSError."""
-    journal = Journal(folder)
+    journal = BufferedLogHandler(folder)
     logging.basicConfig(handlers=[journal], force=True)
     logging.logProcesses = False  # a system call a line, and never shown
     logging.getLogger("manager").setLevel(level)

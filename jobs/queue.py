@@ -66,7 +66,7 @@ class TaskQueue:
         self._failed_at: float | None = None
         self._billed_at = -_BILL_SECONDS
 
-    def put(self, task: str) -> None:
+    def enqueue(self, task: str) -> None:
         """Adds a task, one of `tasks.NAMES`."""
         now = time.monotonic()
         with self._lock:
@@ -89,7 +89,7 @@ class TaskQueue:
         now = time.monotonic()
         if now >= self._billed_at + _BILL_SECONDS or self._has_work():
             self._billed_at = now
-            self.put("bill")
+            self.enqueue("bill")
 
     def close(self) -> None:
         with self._lock:

@@ -9,9 +9,9 @@ from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from jobs import crontab
-from jobs.log_setup import Journal
+from jobs.log_setup import BufferedLogHandler
 from jobs.queue import TaskQueue
-from manager.access.registry import Access
+from manager.access.registry import AccessRegistry
 from manager.billing import calendar, statements
 from manager.billing.statements import Period
 from manager.clock import Clock
@@ -33,12 +33,12 @@ _CLEAN_HOURS = 24
 
 
 def start(
-    access: Access,
+    access: AccessRegistry,
     activity: Activity,
     fleet: Fleet,
     monitor: Monitor,
     logs: ModelLogs,
-    journal: Journal,
+    journal: BufferedLogHandler,
     tasks: TaskQueue,
     orders: Orders,
     clock: Clock,
@@ -50,7 +50,7 @@ def start(
         # A job that comes late is done once, however often it was due.
         job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
     )
-    scheduler.add_job(fleet.sweep, "interval", seconds=_SWEEP_SECONDS, id="idle sweep")
+    scheduler.add_job(fleet.stop_idle, "interval", seconds=_SWEEP_SECONDS, id="idle sweep")
     scheduler.add_job(activity.tick, "interval", seconds=_COUNT_SECONDS, id="throughput")
     scheduler.add_job(access.tick, "interval", seconds=_ACCESS_SECONDS, id="keys and accounts")
     scheduler.add_job(fleet.heartbeat, "interval", seconds=_HEARTBEAT_SECONDS, id="heartbeat")
@@ -70,7 +70,7 @@ def start(
     )
     scheduler.add_job(tasks.tick, "interval", seconds=_BILL_SECONDS, id="bills")
     scheduler.add_job(
-        lambda: tasks.put("clean_up"),
+        lambda: tasks.enqueue("clean_up"),
         "interval",
         hours=_CLEAN_HOURS,
         next_run_time=at_once,
@@ -78,14 +78,14 @@ def start(
     )
     program = fleet.config.program
     if export := program.export:
-        bill = ScheduledBill(program, export, data_dir, orders)
+        bill = ScheduledExport(program, export, data_dir, orders)
         scheduler.add_job(lambda: bill.order(clock.wall_ms()), bill.trigger, id="export")
-        scheduler.add_job(lambda: bill.make_up_for(clock.wall_ms()), id="missed export")  # at once
+        scheduler.add_job(lambda: bill.catch_up(clock.wall_ms()), id="missed export")  # at once
     scheduler.start()
     return scheduler
 
 
-class ScheduledBill:
+class ScheduledExport:
     """Orders the bill of the last month or day that has ended."""
 
     def __init__(self, program: Program, export: Export, data_dir: Path, orders: Orders) -> None:
@@ -99,7 +99,7 @@ class ScheduledBill:
     def order(self, now_ms: int) -> None:
         self._orders.place("export", Period.last_whole(self._period, now_ms, self._zone).text)
 
-    def make_up_for(self, now_ms: int) -> None:
+    def catch_up(self, now_ms: int) -> None:
         """Orders it where the program was off when it was due."""
         period = Period.last_whole(self._period, now_ms, self._zone)
         _, ended_ms = period.bounds_ms(self._zone)

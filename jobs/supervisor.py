@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jobs.tasks import Settings
+from jobs.tasks import WorkerSettings
 from manager.clock import Clock
 
 log = logging.getLogger("manager.worker")
@@ -31,7 +31,9 @@ class Supervisor:
     """Runs the worker and, when it dies, another; a pause before that grows with each that did
     not last. The thread ``worker-supervisor`` waits for its death."""
 
-    def __init__(self, settings: Settings, clock: Clock, command: Sequence[str] = _COMMAND) -> None:
+    def __init__(
+        self, settings: WorkerSettings, clock: Clock, command: Sequence[str] = _COMMAND
+    ) -> None:
         self._settings = settings
         self._clock = clock
         self._command = command
@@ -51,7 +53,7 @@ class Supervisor:
         """Ends a pause: the worker is tried again now."""
         self._wake.set()
 
-    def update(self, settings: Settings) -> None:
+    def update(self, settings: WorkerSettings) -> None:
         """Hands changed settings on. Where the queue is and where bills go stays as it was at the
         start: the server itself uses them as they were."""
         with self._lock:
@@ -140,7 +142,7 @@ class Supervisor:
             return self._process
 
 
-def _tell(process: subprocess.Popen[str], settings: Settings) -> None:
+def _tell(process: subprocess.Popen[str], settings: WorkerSettings) -> None:
     assert process.stdin is not None
     try:
         process.stdin.write(settings.line())

@@ -38,7 +38,7 @@ _SAY_AGAIN_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class Settings:
+class WorkerSettings:
     """What the worker has to know of the config. The queue's URL may hold a password."""
 
     data_dir: Path
@@ -50,7 +50,7 @@ class Settings:
     queue: str | None = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, program: Program, data_dir: Path) -> Settings:
+    def of(cls, program: Program, data_dir: Path) -> WorkerSettings:
         return cls(
             data_dir=data_dir.resolve(),
             log_level=program.log_level,
@@ -62,7 +62,7 @@ class Settings:
         )
 
     @classmethod
-    def read(cls, line: str) -> Settings:
+    def read(cls, line: str) -> WorkerSettings:
         """What `line` wrote."""
         given = json.loads(line)
         return cls(
@@ -88,7 +88,7 @@ def declare(huey: Huey, run: Callable[[str], None]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def claim(data_dir: Path, seconds: float) -> Iterator[bool]:
+def lock_billing(data_dir: Path, seconds: float) -> Iterator[bool]:
     """Whether nobody else works on the folder's bills, after waiting so long at most; and then
     nobody does inside. It is a lock that ends with its process, on every system: SQLite's."""
     with closing(
@@ -104,11 +104,11 @@ def claim(data_dir: Path, seconds: float) -> Iterator[bool]:
         yield is_ours
 
 
-class Work:
+class TaskRunner:
     """The tasks' work on one data folder; whoever calls it holds the `claim`. ``settings`` may be
     replaced at any time."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: WorkerSettings) -> None:
         self.settings = settings
         self._carry_out: dict[str, Callable[[sqlite3.Connection, Order], None]] = {
             "delete": self._delete,
@@ -142,7 +142,7 @@ class Work:
             if maintenance.is_begun(order):
                 self._do(connection, order)
         zone = self._zone()
-        if not is_behind(connection, zone):
+        if not has_unbilled(connection, zone):
             return
         from jobs import billing, rezone, run_hours  # import pandas
 
@@ -198,7 +198,7 @@ class Work:
 
     def _back_up(self, _connection: sqlite3.Connection, order: Order) -> None:
         target = self.settings.data_dir / "backups" / backup_name(order)
-        datadir.make(target.parent)
+        datadir.create(target.parent)
         log.info("copied %d bytes to %s", maintenance.back_up(self.path, target), target)
 
     def _clean_up(self, connection: sqlite3.Connection) -> None:
@@ -220,7 +220,7 @@ class Work:
             log.error("%s", message)
 
 
-def is_behind(connection: sqlite3.Connection, zone: tzinfo) -> bool:
+def has_unbilled(connection: sqlite3.Connection, zone: tzinfo) -> bool:
     """Whether something is there that is not in the rollups, or not by this zone's days."""
     if maintenance.newest_seq(connection) > maintenance.billed_seq(connection) or not is_in(
         connection, zone

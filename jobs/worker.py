@@ -34,8 +34,8 @@ def main() -> int:
     line = _next_line()
     if not line:
         return 0  # the server was gone before we began
-    settings = tasks.Settings.read(line)
-    work = tasks.Work(settings)
+    settings = tasks.WorkerSettings.read(line)
+    work = tasks.TaskRunner(settings)
     # Before anything that may wait.
     threading.Thread(target=_follow_server, args=(work,), name="server", daemon=True).start()
     _begin_log(settings)
@@ -47,8 +47,8 @@ def main() -> int:
         return 1
 
 
-def _work(settings: tasks.Settings, work: tasks.Work) -> int:
-    with tasks.claim(settings.data_dir, _CLAIM_SECONDS) as is_ours:
+def _work(settings: tasks.WorkerSettings, work: tasks.TaskRunner) -> int:
+    with tasks.lock_billing(settings.data_dir, _CLAIM_SECONDS) as is_ours:
         if not is_ours:
             log.error("another worker is at work on %s", settings.data_dir)
             return 1
@@ -76,16 +76,16 @@ def _next_line() -> str:
     return sys.stdin.buffer.raw.readline().decode()
 
 
-def _follow_server(work: tasks.Work) -> None:
+def _follow_server(work: tasks.TaskRunner) -> None:
     try:
         while line := _next_line():
-            work.settings = tasks.Settings.read(line)
+            work.settings = tasks.WorkerSettings.read(line)
     finally:  # also after half a line, of a server that was killed while it wrote
         # Not an orderly end: a long task would keep us, and needs none.
         os._exit(0)
 
 
-def _begin_log(settings: tasks.Settings) -> None:
+def _begin_log(settings: tasks.WorkerSettings) -> None:
     folder = settings.data_dir / "logs"
     folder.mkdir(parents=True, exist_ok=True)
     handlers = [

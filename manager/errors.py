@@ -56,5 +56,5 @@ class ApiError(Exception):
         }
 
 
-class ClientGone(Exception):
+class ClientDisconnected(Exception):
     """The client left before its answer was there; nobody is left to be told."""

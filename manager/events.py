@@ -37,7 +37,7 @@ class Subscription:
         self._is_woken = False
         self._closed = False
 
-    def wants(self, kind: str) -> bool:
+    def accepts(self, kind: str) -> bool:
         return self._kinds is None or kind in self._kinds
 
     def put(self, event: Event, wakes: bool) -> None:
@@ -74,7 +74,7 @@ class Events:
         self._lock = threading.Lock()
         self._subscriptions: set[Subscription] = set()
 
-    def publish(self, kind: str, tell: Callable[[], Any], *, wakes: bool = True) -> None:
+    def publish(self, kind: str, make_data: Callable[[], Any], *, wakes: bool = True) -> None:
         """``tell`` makes the event's data; it is only asked where somebody listens.
 
         What comes each second does not wake its readers: a hundred threads that wake at one moment
@@ -82,11 +82,11 @@ class Events:
         """
         subscriptions = self._who_want(kind)
         if subscriptions:
-            event = Event(kind, tell())
+            event = Event(kind, make_data())
             for subscription in subscriptions:
                 subscription.put(event, wakes)
 
-    def are_wanted(self, kind: str) -> bool:
+    def has_subscribers(self, kind: str) -> bool:
         """Whether somebody listens for these."""
         return bool(self._who_want(kind))
 
@@ -104,4 +104,4 @@ class Events:
 
     def _who_want(self, kind: str) -> list[Subscription]:
         with self._lock:
-            return [one for one in self._subscriptions if one.wants(kind)]
+            return [one for one in self._subscriptions if one.accepts(kind)]

@@ -21,7 +21,7 @@ _USAGE_OBJECT = re.compile(rb'"(?:usage|timings)"\s*:\s*\{')
 
 
 @dataclass(frozen=True)
-class Usage:
+class TokenUsage:
     """Tokens of one answer. ``prompt_tokens`` includes ``cached_tokens``."""
 
     prompt_tokens: int = 0
@@ -42,7 +42,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-def from_answer(answer: Any) -> Usage | None:
+def from_answer(answer: Any) -> TokenUsage | None:
     """Reads a decoded answer or chunk; None where it says nothing about tokens.
 
     Anthropic counts its cached tokens beside ``input_tokens``, OpenAI inside ``prompt_tokens``;
@@ -72,10 +72,10 @@ def from_answer(answer: Any) -> Usage | None:
     if prompt is None and completion is None:
         return None
     prompt = prompt or 0
-    return Usage(prompt, min(cached or 0, prompt), completion or 0)
+    return TokenUsage(prompt, min(cached or 0, prompt), completion or 0)
 
 
-def from_body(body: bytes) -> Usage | None:
+def from_body(body: bytes) -> TokenUsage | None:
     """Reads a JSON answer, whole or only its end; None where it says nothing of tokens."""
     matches = list(_USAGE_OBJECT.finditer(body))
     if not matches:
@@ -93,7 +93,7 @@ def from_body(body: bytes) -> Usage | None:
     return from_answer({name: value})
 
 
-def mentions(data: bytes) -> list[int]:
+def find_usage_offsets(data: bytes) -> list[int]:
     """Where usage objects begin, in order.
 
     Plain searches, and the regex only where they hit: this is asked of every piece of every
@@ -109,7 +109,7 @@ def mentions(data: bytes) -> list[int]:
     return sorted(found)
 
 
-def merged(first: Usage | None, last: Usage | None) -> Usage | None:
+def merge(first: TokenUsage | None, last: TokenUsage | None) -> TokenUsage | None:
     """One usage from a stream's first and last report: Anthropic's first has the prompt,
     its last the completion; everybody else's last has all."""
     if first is None or last is None:

@@ -13,8 +13,8 @@ from flask import Flask, Request, Response, g, jsonify, redirect, request
 from flask.sessions import SecureCookieSessionInterface, SessionMixin
 from werkzeug.exceptions import HTTPException
 
-from manager.errors import ApiError, ClientGone
-from manager.relay.forward import CLIENT_GONE
+from manager.errors import ApiError, ClientDisconnected
+from manager.relay.forward import CLIENT_CLOSED_REQUEST
 from routes import auth, openai
 from routes.api import (
     about,
@@ -34,11 +34,11 @@ from routes.api import (
     usage,
 )
 from routes.pages import assets, headers, login, views
-from routes.services import House
+from routes.services import Services
 
 log = logging.getLogger(__name__)
 
-_BLUEPRINTS: tuple[Callable[[House], Any], ...] = (
+_BLUEPRINTS: tuple[Callable[[Services], Any], ...] = (
     openai.blueprint,
     health.blueprint,
     models.blueprint,
@@ -61,23 +61,25 @@ _BLUEPRINTS: tuple[Callable[[House], Any], ...] = (
 _ROOT = Path(__file__).resolve().parent.parent
 
 
-def create_app(house: House, secret: bytes) -> Flask:
+def create_app(services: Services, secret: bytes) -> Flask:
     """The WSGI application over a house whose parts are all running; `secret` signs sessions."""
     app = Flask("llm_manager", static_folder=None, root_path=str(_ROOT))
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.json.ensure_ascii = False  # type: ignore[attr-defined]
     app.session_interface = _Sessions()
     static, asset = assets.blueprint()
-    views.prepare(app, secret, asset)
-    for blueprint in (static, *(make(house) for make in _BLUEPRINTS)):
+    views.init_app(app, secret, asset)
+    for blueprint in (static, *(make(services) for make in _BLUEPRINTS)):
         if blueprint.name != "openai":  # whose answers are the models' own
-            blueprint.after_request(headers.finish)
+            blueprint.after_request(headers.set_headers)
         app.register_blueprint(blueprint)
-    auth.protect(app, house)
-    app.register_error_handler(ApiError, _tell)
-    app.register_error_handler(ClientGone, lambda _gone: Response(status=CLIENT_GONE))
-    app.register_error_handler(HTTPException, _tell_http)
-    app.register_error_handler(Exception, _tell_fault)
+    auth.protect(app, services)
+    app.register_error_handler(ApiError, _error_response)
+    app.register_error_handler(
+        ClientDisconnected, lambda _gone: Response(status=CLIENT_CLOSED_REQUEST)
+    )
+    app.register_error_handler(HTTPException, _http_error_response)
+    app.register_error_handler(Exception, _fault_response)
     return app
 
 
@@ -94,7 +96,7 @@ class _Sessions(SecureCookieSessionInterface):
         return bool(g.get("secure"))
 
 
-def _tell(error: ApiError) -> werkzeug.Response:
+def _error_response(error: ApiError) -> werkzeug.Response:
     is_page = request.blueprint in ("pages", "login")
     if is_page and error.code == "sign_in_needed":
         return redirect(views.sign_in_address(request.full_path), 303)
@@ -107,7 +109,7 @@ def _tell(error: ApiError) -> werkzeug.Response:
     return response
 
 
-def _tell_http(error: HTTPException) -> werkzeug.Response:
+def _http_error_response(error: HTTPException) -> werkzeug.Response:
     status = error.code or 500
     is_call = request.path.startswith(("/api/", "/v1/"))
     accepts = request.accept_mimetypes
@@ -118,12 +120,14 @@ def _tell_http(error: HTTPException) -> werkzeug.Response:
         message = f"There is nothing at {request.method} {request.path}"
     else:
         message = error.description or error.name
-    response = _tell(ApiError(status, error.name.lower().replace(" ", "_"), message))
+    response = _error_response(ApiError(status, error.name.lower().replace(" ", "_"), message))
     if status == 405 and request.url_rule is None:
         response.headers["Allow"] = ", ".join(sorted(getattr(error, "valid_methods", None) or ()))
     return response
 
 
-def _tell_fault(_error: Exception) -> werkzeug.Response:
+def _fault_response(_error: Exception) -> werkzeug.Response:
     log.exception("%s %s failed", request.method, request.path)
-    return _tell(ApiError(500, "internal_error", "An internal error; the program's log has more"))
+    return _error_response(
+        ApiError(500, "internal_error", "An internal error; the program's log has more")
+    )

@@ -20,11 +20,11 @@ from flask_wtf.csrf import ValidationError, validate_csrf
 from manager.access import audit, credentials
 from manager.access.accounts import ADMIN, Account, Token
 from manager.access.api_keys import Key
-from manager.access.registry import refusal
+from manager.access.registry import invalid_key_error
 from manager.config.settings import Program
 from manager.errors import ApiError
 from routes.http.client import Client, allowed_origin, check_host, client_of, preflight
-from routes.services import House
+from routes.services import Services
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class Rule(enum.Enum):
     VIEW = "to be signed in"
     ADMIN = "to be signed in as admin"
     CONFIG = "an admin on this machine itself, or allow_config_edit"
-    FIRST = "to be on this machine itself while no password is set"
+    SETUP = "to be on this machine itself while no password is set"
 
 
 RULES: Mapping[str, Rule] = {
@@ -54,7 +54,7 @@ RULES: Mapping[str, Rule] = {
         ("health.health", "assets.send", "description.openapi", "pages.preferences"), Rule.OPEN
     ),
     **dict.fromkeys(("login.show", "login.sign_in", "login.sign_out"), Rule.OPEN),
-    **dict.fromkeys(("login.setup", "login.set_up"), Rule.FIRST),
+    **dict.fromkeys(("login.setup", "login.set_up"), Rule.SETUP),
     **dict.fromkeys(("openai.list_models", "openai.one_model"), Rule.MODELS),
     "keys.me": Rule.KEY,
     **dict.fromkeys(
@@ -121,14 +121,14 @@ class Caller(NamedTuple):
         return 0 if self.key is None else self.key.priority
 
     @property
-    def metered_as(self) -> str:
+    def usage_key(self) -> str:
         """Under which key its requests are: a person who tries a model on a page has none."""
         if self.key is not None:
             return self.key.name
         return "" if self.account is None else f"@{self.account.name}"
 
 
-def protect(app: Flask, house: House) -> None:
+def protect(app: Flask, services: Services) -> None:
     """Puts the guard in front of all routes of the application, which are complete."""
     rules: dict[str, Rule] = {}
     for route in app.url_map.iter_rules():
@@ -136,8 +136,8 @@ def protect(app: Flask, house: House) -> None:
         if rule is None:
             raise LookupError(f"{route.rule} has no rule in {__name__}")
         rules[route.endpoint] = rule
-    app.before_request(lambda: _admit(house, rules))
-    app.after_request(lambda response: _finish(house, rules, response))
+    app.before_request(lambda: _admit(services, rules))
+    app.after_request(lambda response: _finish(services, rules, response))
 
 
 def may_edit_config(caller: Caller, program: Program) -> bool:
@@ -145,14 +145,14 @@ def may_edit_config(caller: Caller, program: Program) -> bool:
     return caller.role == ADMIN and (caller.is_local or program.allow_config_edit)
 
 
-def is_welcome(house: House, caller: Caller) -> bool:
+def is_still_authorized(services: Services, caller: Caller) -> bool:
     """Whether who was let in to see and steer would still be."""
-    known = house.access.now
+    known = services.access.snapshot
     if caller.account is not None:
         account = known.accounts.get(caller.account.name)
         return account is not None and account.generation == caller.account.generation
     if caller.token is not None:
-        return known.is_valid(caller.token, house.clock.wall_ms())
+        return known.is_valid(caller.token, services.clock.wall_ms())
     return not known.accounts
 
 
@@ -164,11 +164,11 @@ def rule_of(endpoint: str) -> Rule | None:
     return Rule.VIEW if found is None and endpoint.startswith("pages.") else found
 
 
-def _admit(house: House, rules: Mapping[str, Rule]) -> werkzeug.Response | None:
+def _admit(services: Services, rules: Mapping[str, Rule]) -> werkzeug.Response | None:
     """Answers instead of the route, or raises ApiError, where the caller may not have it."""
     # Each use of `request` and `g` is a search for the current one, and every request comes here.
     asked, kept = request._get_current_object(), g._get_current_object()
-    environ, program = asked.environ, house.fleet.config.program
+    environ, program = asked.environ, services.fleet.config.program
     client = client_of(environ, program)
     kept.secure = client.is_secure
     if environ["PATH_INFO"] != "/health":  # who checks whether we live may call us as they like
@@ -181,7 +181,7 @@ def _admit(house: House, rules: Mapping[str, Rule]) -> werkzeug.Response | None:
     if route is None:
         return None  # nothing is there, as Flask will say
     rule = rules[route.endpoint]
-    kept.caller = caller = _caller(house, program, rule, client, environ)
+    kept.caller = caller = _caller(services, program, rule, client, environ)
     if rule is not Rule.MODELS and environ["REQUEST_METHOD"] in CHANGING:
         _check_change(caller)
     return None
@@ -191,24 +191,24 @@ def _admit(house: House, rules: Mapping[str, Rule]) -> werkzeug.Response | None:
 
 
 def _caller(
-    house: House, program: Program, rule: Rule, client: Client, environ: dict[str, Any]
+    services: Services, program: Program, rule: Rule, client: Client, environ: dict[str, Any]
 ) -> Caller:
     """Raises ApiError 401 and 403 for who may not do what the rule is for."""
     nobody = Caller(client.address, client.is_local)
     if rule is Rule.OPEN:
         return nobody
     if rule is Rule.MODELS:
-        return _user(house, nobody, environ)
+        return _user(services, nobody, environ)
     if rule is Rule.KEY:
-        key = house.access.now.key(_secret(environ) or "", house.clock.wall_ms())
+        key = services.access.snapshot.key(_secret(environ) or "", services.clock.wall_ms())
         if key is None:
-            raise refusal("An API key is needed here")
+            raise invalid_key_error("An API key is needed here")
         return nobody._replace(key=key)
-    if rule is Rule.FIRST:
-        if not house.access.now.accounts and not client.is_local:
+    if rule is Rule.SETUP:
+        if not services.access.snapshot.accounts and not client.is_local:
             raise _no_password_yet()
         return nobody
-    caller = _person(house, nobody, environ)
+    caller = _person(services, nobody, environ)
     if rule is not Rule.VIEW and caller.role != ADMIN:
         raise ApiError(
             403, "admin_needed", f"{caller.name} may look at this, and not change it: ask an admin"
@@ -223,34 +223,34 @@ def _caller(
     return caller
 
 
-def _user(house: House, nobody: Caller, environ: dict[str, Any]) -> Caller:
+def _user(services: Services, nobody: Caller, environ: dict[str, Any]) -> Caller:
     """Who asks for a model."""
-    known, is_closed = house.access.now, not house.models_are_open
+    known, is_closed = services.access.snapshot, not services.models_are_open
     secret = _secret(environ)
     if secret is not None:
-        key = known.key(secret, house.clock.wall_ms())
+        key = known.key(secret, services.clock.wall_ms())
         if key is not None:
             return Caller(nobody.address, nobody.is_local, key=key)
         if is_closed:
-            raise refusal("The API key is not valid")
+            raise invalid_key_error("The API key is not valid")
     elif "HTTP_X_CSRFTOKEN" in environ and (is_closed or known.accounts):
-        caller = _person(house, nobody, environ)  # on a page of ours
+        caller = _person(services, nobody, environ)  # on a page of ours
         if caller.role != ADMIN:
             raise ApiError(403, "admin_needed", "Only an admin can try models without an API key")
         _check_token()
         return caller
     if is_closed:
-        raise refusal("An API key is needed")
+        raise invalid_key_error("An API key is needed")
     return nobody
 
 
-def _person(house: House, nobody: Caller, environ: dict[str, Any]) -> Caller:
+def _person(services: Services, nobody: Caller, environ: dict[str, Any]) -> Caller:
     """Who sees and steers. Raises ApiError 401, and 403 from elsewhere while nobody has set a
     password."""
-    known = house.access.now
+    known = services.access.snapshot
     secret = _bearer(environ)
     if secret is not None:
-        token = known.token(secret, house.clock.wall_ms())
+        token = known.token(secret, services.clock.wall_ms())
         if token is None:
             is_key = secret.startswith(credentials.KEY_PREFIX)
             why = "An API key is for /v1 and /api/keys/me" if is_key else "The token is not valid"
@@ -258,7 +258,7 @@ def _person(house: House, nobody: Caller, environ: dict[str, Any]) -> Caller:
                 401, "invalid_token", f"{why}: an admin makes tokens for scripts on the page Access"
             )
         return nobody._replace(token=token)
-    account = signed_in(house)
+    account = signed_in(services)
     if account is not None:
         return nobody._replace(account=account)
     if known.accounts:
@@ -268,9 +268,9 @@ def _person(house: House, nobody: Caller, environ: dict[str, Any]) -> Caller:
     return nobody._replace(is_owner=True)
 
 
-def signed_in(house: House) -> Account | None:
+def signed_in(services: Services) -> Account | None:
     """Whose session the request belongs to."""
-    account = house.access.now.accounts.get(session.get("account", ""))
+    account = services.access.snapshot.accounts.get(session.get("account", ""))
     is_over = account is None or session.get("generation") != account.generation
     return None if is_over else account
 
@@ -319,7 +319,7 @@ def _check_token() -> None:
         raise ApiError(403, "page_outdated", "This page is out of date: load it again") from error
 
 
-def _finish(house: House, rules: Mapping[str, Rule], response: Response) -> Response:
+def _finish(services: Services, rules: Mapping[str, Rule], response: Response) -> Response:
     asked, kept = request._get_current_object(), g._get_current_object()
     if cors := kept.get("cors"):
         response.headers["Access-Control-Allow-Origin"] = cors
@@ -330,7 +330,7 @@ def _finish(house: House, rules: Mapping[str, Rule], response: Response) -> Resp
         is_change = rules[route.endpoint] in (Rule.ADMIN, Rule.CONFIG)
         is_done = response.status_code < 400 or kept.get("is_done")
         if is_change and is_done and not _changes_nothing():
-            _record(house)
+            _record(services)
     return response
 
 
@@ -338,7 +338,7 @@ def _changes_nothing() -> bool:
     return request.endpoint in _CHANGES_NOTHING or "dry_run" in request.args
 
 
-def _record(house: House) -> None:
+def _record(services: Services) -> None:
     rule = request.url_rule
     assert rule is not None
     path = rule.rule.replace("<path:", "{").replace("<", "{").replace(">", "}")
@@ -352,16 +352,16 @@ def _record(house: House) -> None:
     detail = given if isinstance(given, dict) else {}
     if not names and isinstance(detail.get("name"), str):
         names = [detail["name"]]
-    write_down(house, g.caller, f"{request.method} {path}", ", ".join(names), detail)
+    record_audit(services, g.caller, f"{request.method} {path}", ", ".join(names), detail)
 
 
-def write_down(
-    house: House, caller: Caller, action: str, subject: str, detail: dict[str, Any]
+def record_audit(
+    services: Services, caller: Caller, action: str, subject: str, detail: dict[str, Any]
 ) -> None:
     """Adds to the table of who changed what; where the database does not take it, to the log."""
-    who, now_ms = caller.name, house.clock.wall_ms()
+    who, now_ms = caller.name, services.clock.wall_ms()
     try:
-        house.access.record(
+        services.access.record(
             lambda connection: audit.add(
                 connection, now_ms, who, caller.address, action, subject, detail
             )

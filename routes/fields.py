@@ -51,7 +51,7 @@ def signed(path: str, value: Any) -> int:
     return amount(path, value)
 
 
-def whole(path: str, value: Any, least: int, most: int) -> int:
+def integer(path: str, value: Any, least: int, most: int) -> int:
     if isinstance(value, Number) and re.fullmatch("-?[0-9]{1,15}", value):
         number = int(value)
         if least <= number <= most:

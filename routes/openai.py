@@ -13,16 +13,22 @@ from flask import Blueprint, Response, after_this_request, g, jsonify, request
 
 from manager.access.limits import Permit, prompt_estimate
 from manager.config import loader
-from manager.errors import ApiError, ClientGone
+from manager.errors import ApiError, ClientDisconnected
 from manager.models.lease import Lease
-from manager.relay.forward import CLIENT_GONE, Answer, Outcome, Request, forward
+from manager.relay.forward import (
+    CLIENT_CLOSED_REQUEST,
+    Outcome,
+    RelayRequest,
+    RelayResponse,
+    forward,
+)
 from manager.relay.payload import Payload
 from manager.relay.upstream import Headers
 from manager.storage.store import RequestRow, uuid7
-from manager.tokens import MAX_TOKENS, Usage
-from manager.usage.activity import UnderWay
+from manager.tokens import MAX_TOKENS, TokenUsage
+from manager.usage.activity import ActiveRequest
 from routes.auth import Caller
-from routes.services import House
+from routes.services import Services
 
 log = logging.getLogger("manager.requests")
 
@@ -31,27 +37,27 @@ _LONGEST_ERROR = 500
 _ID_HEADER = "X-LLM-Manager-Request"
 
 
-def blueprint(house: House) -> Blueprint:
+def blueprint(services: Services) -> Blueprint:
     routes = Blueprint("openai", __name__)
     began = int(time.time())
 
-    endpoints = {path for kind in house.interfaces.values() for path in kind.endpoints}
+    endpoints = {path for kind in services.interfaces.values() for path in kind.endpoints}
     for number, path in enumerate(sorted(endpoints)):
-        routes.add_url_rule(path, f"proxy_{number}", lambda: _proxy(house), methods=["POST"])
+        routes.add_url_rule(path, f"proxy_{number}", lambda: _proxy(services), methods=["POST"])
 
     @routes.get("/v1/models")
     def list_models() -> Response:
-        models = [model.settings for model in house.fleet.models()]
+        models = [model.settings for model in services.fleet.models()]
         listed = [s for s in models if not s.unlisted and _may_use(g.caller, s)]
         entries = [_entry(settings, settings.name, began) for settings in listed]
-        if house.fleet.config.program.list_aliases:
+        if services.fleet.config.program.list_aliases:
             entries += [_entry(s, alias, began) for s in listed for alias in s.aliases]
         return jsonify({"object": "list", "data": entries})
 
     @routes.get("/v1/models/<path:name>")
     def one_model(name: str) -> Response:
         caller: Caller = g.caller
-        settings = house.fleet.find(name, lambda known: _may_use(caller, known)).settings
+        settings = services.fleet.find(name, lambda known: _may_use(caller, known)).settings
         _require(caller, settings, name)
         return jsonify(_entry(settings, name, began))
 
@@ -85,21 +91,21 @@ def _require(caller: Caller, model: loader.Model, asked_for: str) -> None:
         )
 
 
-class _Account:
+class _Recorder:
     """What becomes known of a request on its way, told once, before its client has the last
     byte: to usage.db, the log and the metrics."""
 
-    def __init__(self, house: House, endpoint: str, key: str) -> None:
-        self._house = house
+    def __init__(self, services: Services, endpoint: str, key: str) -> None:
+        self._services = services
         self._permit: Permit | None = None
-        self._began = house.clock.monotonic()
-        began_ms = house.clock.wall_ms()
-        self.request = UnderWay(uuid7(began_ms), endpoint, began_ms)
+        self._began = services.clock.monotonic()
+        began_ms = services.clock.wall_ms()
+        self.request = ActiveRequest(uuid7(began_ms), endpoint, began_ms)
         self.request.key = key
         self._leased: float | None = None
         self.size = 0  # of the body, in bytes
         self._is_closed = False
-        house.activity.begin(self.request)
+        services.activity.begin(self.request)
 
     @property
     def header(self) -> tuple[str, str]:
@@ -110,11 +116,11 @@ class _Account:
         self._permit = permit
 
     def leased(self, lease: Lease) -> None:
-        self._leased = self._house.clock.monotonic()
+        self._leased = self._services.clock.monotonic()
         self.request.scheme = lease.scheme
         self.request.leased_ms = self._wall_ms(self._leased)
 
-    def answered(self, answer: Answer) -> None:
+    def answered(self, answer: RelayResponse) -> None:
         self.request.stream = answer.stream
         self.request.answered = True
 
@@ -122,19 +128,19 @@ class _Account:
         if self._is_closed:
             return
         self._is_closed = True
-        now = self._house.clock.monotonic()
+        now = self._services.clock.monotonic()
         outcome = self._with_prompt(outcome)
         request, usage = self.request, outcome.usage
-        tracked = self._house.fleet.config.program.token_tracker
+        tracked = self._services.fleet.config.program.token_tracker
         is_tracked = not request.mode or request.mode in tracked
         if self._permit is not None:
             self._permit.end(request.model, request.began_ms, usage, is_tracked)
         if is_tracked:
-            self._house.spool.add(self._row(outcome, now))
-        self._house.activity.end(request, outcome.status, usage)
+            self._services.spool.add(self._row(outcome, now))
+        self._services.activity.end(request, outcome.status, usage)
         waited = (self._leased or now) - self._began
         first = outcome.first_byte_at - self._began if outcome.first_byte_at else None
-        self._house.metrics.request(request.model, outcome, now - self._began, first)
+        self._services.metrics.request(request.model, outcome, now - self._began, first)
         log.info(
             "%s %s as %r: %d in %.3f s, waited %.3f, first byte %s, %s%s",
             request.endpoint,
@@ -154,14 +160,16 @@ class _Account:
     def _with_prompt(self, outcome: Outcome) -> Outcome:
         """With an estimate of the prompt, where the model has read it and nobody has heard how long
         it was: who leaves before the last event would pay for no prompt."""
-        usage = outcome.usage or Usage(estimated=True)
-        is_cut = outcome.status == CLIENT_GONE or (outcome.streamed and outcome.status < 400)
+        usage = outcome.usage or TokenUsage(estimated=True)
+        is_cut = outcome.status == CLIENT_CLOSED_REQUEST or (
+            outcome.streamed and outcome.status < 400
+        )
         if self._leased is None or not is_cut or usage.prompt_tokens or not usage.estimated:
             return outcome
         return replace(outcome, usage=replace(usage, prompt_tokens=prompt_estimate(self.size)))
 
     def _row(self, outcome: Outcome, now: float) -> RequestRow:
-        request, usage = self.request, outcome.usage or Usage()
+        request, usage = self.request, outcome.usage or TokenUsage()
         return RequestRow(
             id=request.id,
             model=request.model,
@@ -191,25 +199,25 @@ class _Account:
         return self.request.began_ms + round((moment - self._began) * 1000)
 
 
-def _proxy(house: House) -> Response:
+def _proxy(services: Services) -> Response:
     # Each use of `request` is a search for the current one.
     asked, caller = request._get_current_object(), g.caller
     environ, path = asked.environ, asked.path
     gone: Callable[[], bool] = environ["waitress.client_disconnected"]
-    account = _Account(house, path, caller.metered_as)
+    account = _Recorder(services, path, caller.usage_key)
     give_back: Callable[[], None] | None = None
     lease: Lease | None = None
     permit: Permit | None = None
     try:
-        house.monitor.touch()
-        give_back = house.slots.take()
+        services.monitor.touch()
+        give_back = services.slots.acquire()
         body = asked.get_data(cache=False)
         account.size = len(body)
         payload = Payload(body)
         name = _model_name(payload)
         # JSON can spell half a character (a lone surrogate), which no database and no log takes.
         account.request.asked_for = name.encode("utf-8", "replace").decode("utf-8")
-        model = house.fleet.find(name, lambda settings: _may_use(caller, settings))
+        model = services.fleet.find(name, lambda settings: _may_use(caller, settings))
         account.request.model, account.request.mode = model.settings.name, model.settings.mode
         _require(caller, model.settings, name)
         if path not in model.interface.endpoints:
@@ -221,7 +229,7 @@ def _proxy(house: House) -> Response:
                 param="model",
             )
         if caller.key is not None:
-            permit = house.limits.admit(
+            permit = services.limits.admit(
                 caller.key, model.settings.name, len(body), _max_tokens(payload)
             )
             account.permitted(permit)
@@ -229,8 +237,8 @@ def _proxy(house: House) -> Response:
         account.leased(lease)
         answer = forward(
             lease,
-            Request(_target(path, environ), _headers(environ), payload),
-            watch=house.watch,
+            RelayRequest(_target(path, environ), _headers(environ), payload),
+            watch=services.watch,
             gone=gone,
             on_end=account.close,
         )
@@ -241,9 +249,9 @@ def _proxy(house: House) -> Response:
         if give_back is not None:
             give_back()
         status = error.status if isinstance(error, ApiError) else 500
-        status = CLIENT_GONE if isinstance(error, ClientGone) else status
+        status = CLIENT_CLOSED_REQUEST if isinstance(error, ClientDisconnected) else status
         account.close(Outcome(status, error=str(error) or "the client left"))
-        left = house.limits.headers(caller.key) if caller.key is not None else []
+        left = services.limits.headers(caller.key) if caller.key is not None else []
         after_this_request(lambda response: _with_headers(response, [account.header, *left]))
         raise
     answer.when_closed(give_back)

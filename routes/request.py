@@ -49,7 +49,7 @@ class Query:
             raise bad(name, f"{name} has to be {' or '.join(choices)}, not {value[:40]!r}")
         return value
 
-    def whole(self, name: str, low: int, high: int) -> int | None:
+    def integer(self, name: str, low: int, high: int) -> int | None:
         """A whole number from `low` to `high`. Raises ApiError 400."""
         value = request.args.get(name)
         if value is None:

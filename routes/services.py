@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.supervisor import Supervisor
-from manager.access.limits import Limits
-from manager.access.registry import Access
+from manager.access.limits import KeyLimits
+from manager.access.registry import AccessRegistry
 from manager.billing.price_versions import Prices
 from manager.clock import Clock
 from manager.config import loader
@@ -18,7 +18,7 @@ from manager.events import Events
 from manager.interfaces import Interface
 from manager.models.fleet import Fleet
 from manager.placement.placement import Placement
-from manager.relay.watcher import Watch
+from manager.relay.watcher import Watcher
 from manager.storage.logs import ModelLogs
 from manager.storage.maintenance_tasks import Orders
 from manager.storage.spool import Spool
@@ -29,13 +29,13 @@ from routes.http.slots import Slots
 
 
 @dataclass(frozen=True)
-class House:
+class Services:
     """Built once by the front door. ``closing`` is set when the program shuts down; ``load``
     reads the config's file anew; ``host`` is where the program listens."""
 
     fleet: Fleet
     interfaces: Mapping[str, Interface]
-    watch: Watch
+    watch: Watcher
     events: Events
     activity: Activity
     monitor: Monitor
@@ -52,11 +52,11 @@ class House:
     prices: Prices
     orders: Orders
     worker: Supervisor
-    access: Access
-    limits: Limits
+    access: AccessRegistry
+    limits: KeyLimits
     host: str
 
     @property
     def models_are_open(self) -> bool:
         """Whether ``/v1`` asks nobody for an API key."""
-        return not self.access.now.asks_for_key(self.fleet.config.program.require_key)
+        return not self.access.snapshot.requires_key(self.fleet.config.program.require_key)

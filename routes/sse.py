@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from flask import Response, g, request
 
 from manager.errors import ApiError
-from routes.auth import Caller, is_welcome
-from routes.services import House
+from routes.auth import Caller, is_still_authorized
+from routes.services import Services
 
 
 class _Stream:
@@ -30,12 +30,14 @@ class _Stream:
             self._close = None
 
 
-def answer(house: House, pieces: Iterator[bytes], stop: Callable[[], None]) -> Response:
+def stream_response(
+    services: Services, pieces: Iterator[bytes], stop: Callable[[], None]
+) -> Response:
     """Streams the pieces; ``stop`` is called when the client leaves or is signed out or the
     program shuts down, to wake whoever makes them, and at the end. Raises ApiError 503 where no
     thread is left."""
     try:
-        give_back = house.slots.take_watcher()
+        give_back = services.slots.acquire_stream()
     except ApiError:
         stop()  # what was to be streamed lets go of what it holds
         raise
@@ -43,12 +45,12 @@ def answer(house: House, pieces: Iterator[bytes], stop: Callable[[], None]) -> R
     caller: Caller = g.caller
 
     def is_over() -> bool:
-        return gone() or house.closing.is_set() or not is_welcome(house, caller)
+        return gone() or services.closing.is_set() or not is_still_authorized(services, caller)
 
-    token = house.watch.add(is_over, stop)
+    token = services.watch.add(is_over, stop)
 
     def close() -> None:
-        house.watch.remove(token)
+        services.watch.remove(token)
         stop()
         give_back()
 

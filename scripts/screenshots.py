@@ -311,7 +311,7 @@ class House:
 
 
 @contextlib.contextmanager
-def house() -> Iterator[House]:
+def services() -> Iterator[House]:
     with tempfile.TemporaryDirectory(prefix="llm-manager-house-") as folder:
         built = House(Path(folder))
         try:
@@ -396,7 +396,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=WARM, help="of life before the pictures")
     parser.add_argument("--serve", action="store_true", help="take no pictures")
     arguments = parser.parse_args()
-    with house() as built:
+    with services() as built:
         if arguments.serve:
             print(f"The house is at {built.program.url}; Ctrl+C ends it", flush=True)
             with contextlib.suppress(KeyboardInterrupt):

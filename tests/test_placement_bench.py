@@ -17,15 +17,15 @@ from bench.placement.policies import POLICIES, in_order
 from bench.placement.simulation import ALIVE, STOPPING, Outcome, Simulation
 from bench.placement.trace import ModelSpec, Trace, TraceError, read, with_ids, write
 from manager.placement.planner import (
-    PATIENCE,
+    YIELD_AFTER_SECONDS,
     Action,
-    Card,
+    Allocation,
     Decision,
-    Holding,
-    Option,
-    Standing,
-    Victims,
-    Wanted,
+    DeviceBudget,
+    Evictability,
+    SchemeOption,
+    StartRequest,
+    VictimChooser,
     plan,
 )
 
@@ -40,7 +40,7 @@ def trace(
 ) -> Trace:
     """``models``: name → seconds to start, MB by card."""
     specs = [
-        ModelSpec(name, start, (Option("scheme 1", tuple(mb), mb),))
+        ModelSpec(name, start, (SchemeOption("scheme 1", tuple(mb), mb),))
         for name, (start, mb) in models.items()
     ]
     return Trace(with_ids(cards), tuple(specs), tuple(requests))
@@ -80,7 +80,7 @@ def test_a_model_in_steady_use_yields_after_ten_seconds_and_then_gets_its_turn_a
     steady = [(float(at), "m", 4.0) for at in range(0, 200, 3)]
     outcome = run(trace([("A", 8000)], models, sorted([*steady, (100.0, "n", 1.0)])))
     # m's last request before it yields came at 108 s.
-    assert max(outcome.waits) == pytest.approx(PATIENCE + 2.0 + STOPPING + 5.0, abs=3.0)
+    assert max(outcome.waits) == pytest.approx(YIELD_AFTER_SECONDS + 2.0 + STOPPING + 5.0, abs=3.0)
     assert outcome.cold_starts == 3
     assert len(outcome.waits) == len(steady) + 1
 
@@ -100,9 +100,9 @@ def test_a_trace_can_be_repeated_until_there_are_enough_requests() -> None:
 
 def test_a_policy_in_order_spares_models_that_hold_nothing_where_it_lacks() -> None:
     held = [
-        Holding("elsewhere", {"B": 9000}, Standing.IDLE, cost=1),
-        Holding("old", {"A": 2000}, Standing.IDLE, cost=2),
-        Holding("young", {"A": 9000}, Standing.IDLE, cost=3),
+        Allocation("elsewhere", {"B": 9000}, Evictability.IDLE, cost=1),
+        Allocation("old", {"A": 2000}, Evictability.IDLE, cost=2),
+        Allocation("young", {"A": 9000}, Evictability.IDLE, cost=3),
     ]
     chosen = in_order({"A": 1000}, held)
     assert chosen is not None
@@ -129,7 +129,7 @@ def traces(draw: st.DrawFn, *, pinned: bool = False) -> Trace:
                 chosen = chosen[:1]
             memory_mb = {name: min(draw(sizes), total) for name, total in chosen}
             names = tuple(name for name, _ in chosen)
-            options.append(Option(f"scheme {len(options) + 1}", names, memory_mb))
+            options.append(SchemeOption(f"scheme {len(options) + 1}", names, memory_mb))
         start = draw(st.integers(0, 30)) / 2
         is_pinned = pinned and draw(st.integers(0, 3)) == 0
         specs.append(ModelSpec(f"m{number}", start, tuple(options), is_pinned))
@@ -150,14 +150,14 @@ class Watched(Simulation):
 
     def _look(
         self,
-        line: Sequence[Wanted],
-        cards: Sequence[Card],
-        holdings: Sequence[Holding],
-        victims: Victims,
+        line: Sequence[StartRequest],
+        cards: Sequence[DeviceBudget],
+        holdings: Sequence[Allocation],
+        victims: VictimChooser,
     ) -> list[Decision]:
         decisions = plan(line, cards, holdings, victims)
         promised = [one.declared_mb for one in holdings]
-        promised += [each.memory_mb for each in decisions if each.action is Action.GO]
+        promised += [each.memory_mb for each in decisions if each.action is Action.START]
         for card in cards:
             assert card.total_mb is not None
             assert sum(mb.get(card.id, 0) for mb in promised) <= card.total_mb, "over-committed"
@@ -170,8 +170,8 @@ class Watched(Simulation):
         self,
         decision: Decision,
         decisions: Sequence[Decision],
-        cards: Sequence[Card],
-        holdings: Sequence[Holding],
+        cards: Sequence[DeviceBudget],
+        holdings: Sequence[Allocation],
     ) -> None:
         for name in decision.models:
             model = self.models[name]
@@ -180,8 +180,8 @@ class Watched(Simulation):
             assert not model.spec.pinned, "stopped a pinned one"
         # All that takes or gives memory before this one has its own.
         others = [each for each in decisions if each is not decision]
-        started = [each.memory_mb for each in others if each.action is Action.GO]
-        gone = {one.model for one in holdings if one.standing is Standing.GOING}
+        started = [each.memory_mb for each in others if each.action is Action.START]
+        gone = {one.model for one in holdings if one.evictability is Evictability.STOPPING}
         gone |= {name for each in others if each.action is Action.EVICT for name in each.models}
 
         def fits(stopped: Sequence[str]) -> bool:
@@ -239,7 +239,7 @@ def test_two_busy_models_in_the_way_of_a_third_let_it_in(
     # Ten seconds, what is under way, the stop, its own start.
     both = simulation.models["both"]
     assert both.last_used is not None
-    assert both.last_used - 1.0 - asked <= PATIENCE + takes + 2 * STOPPING + start
+    assert both.last_used - 1.0 - asked <= YIELD_AFTER_SECONDS + takes + 2 * STOPPING + start
 
 
 # --- what is shipped ------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from manager.placement.planner import Holding, Victims, cheapest, stop_cost
+from manager.placement.planner import Allocation, VictimChooser, choose_victims, stop_cost
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,12 @@ class Use:
 @dataclass(frozen=True)
 class Policy:
     cost: Callable[[Use], float]
-    victims: Victims
+    victims: VictimChooser
 
 
 def in_order(
-    lacking: Mapping[str, int], candidates: Sequence[Holding]
-) -> tuple[Holding, ...] | None:
+    lacking: Mapping[str, int], candidates: Sequence[Allocation]
+) -> tuple[Allocation, ...] | None:
     """Stops one after the other by its cost alone, until there is enough; only such as hold memory
     on a card that still lacks some, and none where all together are not enough."""
     missing = dict(lacking)
@@ -38,12 +38,12 @@ def in_order(
     for holding in sorted(candidates, key=lambda holding: holding.cost):
         if not missing:
             break
-        if any(holding.held(card) for card in missing):
+        if any(holding.held_mb(card) for card in missing):
             chosen.append(holding)
             missing = {
-                card: mb - holding.held(card)
+                card: mb - holding.held_mb(card)
                 for card, mb in missing.items()
-                if mb > holding.held(card)
+                if mb > holding.held_mb(card)
             }
     return None if missing else tuple(chosen)
 
@@ -63,7 +63,7 @@ def _score(use: Use) -> float:
 
 
 POLICIES = {
-    "ours": Policy(_ours, cheapest),
+    "ours": Policy(_ours, choose_victims),
     "lru": Policy(_lru, in_order),
     "score": Policy(_score, in_order),
 }

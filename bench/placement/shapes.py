@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.placement.trace import ModelSpec, Trace, with_ids, write
-from manager.placement.planner import Option
+from manager.placement.planner import SchemeOption
 
 TRACES = Path(__file__).resolve().parent.parent / "traces"
 
@@ -29,7 +29,9 @@ def model(name: str, *schemes: dict[str, int] | list[tuple[str, int]]) -> ModelS
     options = []
     for number, scheme in enumerate(schemes, start=1):
         pairs = list(scheme.items()) if isinstance(scheme, dict) else scheme
-        options.append(Option(f"scheme {number}", tuple(name for name, _ in pairs), dict(pairs)))
+        options.append(
+            SchemeOption(f"scheme {number}", tuple(name for name, _ in pairs), dict(pairs))
+        )
     most = max(sum(mb for _, mb in (s.items() if isinstance(s, dict) else s)) for s in schemes)
     return ModelSpec(name, start_seconds(most), tuple(options))
 

@@ -2,7 +2,7 @@
 
 - One start a model however many requests; those that wait go on together when it is ready. A
   ready model's requests go on at once.
-- Starts stand in one line, first come first served; ``manager.scheduling.plan`` decides for all
+- Starts stand in one line, first come first served; ``manager.planner.plan`` decides for all
   of it whenever a model is wanted, ready, idle or gone.
 - A start that has waited ``PATIENCE`` seconds for busy models makes these yield: their new
   requests wait until the start has its place. One that has drained may then be stopped; if
@@ -25,21 +25,24 @@ from bench.placement.policies import Policy, Use
 from bench.placement.trace import ModelSpec, Trace
 from manager.placement.planner import (
     Action,
-    Card,
+    Allocation,
     Decision,
-    Holding,
-    Standing,
-    Victims,
-    Wanted,
+    DeviceBudget,
+    Evictability,
+    StartRequest,
+    VictimChooser,
     plan,
-    usual_gap,
+    update_mean_gap,
     yield_at,
 )
 
 ALIVE = 15 * 60.0  # seconds
 STOPPING = 0.5  # seconds
 
-Planner = Callable[[Sequence[Wanted], Sequence[Card], Sequence[Holding], Victims], list[Decision]]
+Planner = Callable[
+    [Sequence[StartRequest], Sequence[DeviceBudget], Sequence[Allocation], VictimChooser],
+    list[Decision],
+]
 
 
 class State(enum.Enum):
@@ -54,7 +57,7 @@ class Model:
     """One model while the clock runs."""
 
     spec: ModelSpec
-    wanted: Wanted
+    wanted: StartRequest
     state: State = State.STOPPED
     memory_mb: dict[str, int] = field(default_factory=dict)
     in_flight: int = 0
@@ -96,7 +99,7 @@ class Simulation:
     def __init__(self, trace: Trace, policy: Policy, planner: Planner = plan) -> None:
         self.outcome = Outcome()
         self.models = {
-            spec.name: Model(spec, Wanted(spec.name, spec.options)) for spec in trace.models
+            spec.name: Model(spec, StartRequest(spec.name, spec.options)) for spec in trace.models
         }
         self.line: list[Model] = []
         self._trace = trace
@@ -159,7 +162,7 @@ class Simulation:
     def _arrived(self, model: Model, seconds: float) -> None:
         is_used = model.in_flight or model.waiting or model.behind
         if not is_used and model.last_used is not None:
-            model.gap = usual_gap(model.gap, self._now - model.last_used)
+            model.gap = update_mean_gap(model.gap, self._now - model.last_used)
         if model.state is State.READY and not model.yielding:
             self._send(model, self._now, seconds)
         elif model.yielding:
@@ -248,15 +251,15 @@ class Simulation:
         )
         line, self.line = self.line, []
         for model, decision in zip(line, decisions, strict=True):
-            if decision.action is Action.GO:
+            if decision.action is Action.START:
                 self._start(model, decision)
-            elif decision.action is Action.REFUSE:
+            elif decision.action is Action.REJECT:
                 self._refuse(model)
             else:
                 self.line.append(model)
                 if decision.action is Action.EVICT:
                     self._evict(model, decision)
-                elif decision.action is Action.WAIT and not decision.in_line:
+                elif decision.action is Action.QUEUE and not decision.behind_queue:
                     self._ask_to_yield(model, [self.models[name] for name in decision.models])
         self._let_yield()
 
@@ -276,7 +279,7 @@ class Simulation:
 
     def _leave_line(self, model: Model) -> None:
         model.asked.clear()
-        if model.wanted.intended is not None:
+        if model.wanted.planned is not None:
             model.wanted = replace(model.wanted, intended=None)
 
     def _evict(self, model: Model, decision: Decision) -> None:
@@ -310,21 +313,22 @@ class Simulation:
 
     # --- what is seen ---------------------------------------------------------------------
 
-    def _cards(self) -> list[Card]:
+    def _cards(self) -> list[DeviceBudget]:
         used = dict.fromkeys((card.id for card in self._trace.cards), 0)
         for model in self.models.values():
             if model.state is not State.STARTING:
                 for card, mb in model.memory_mb.items():
                     used[card] += mb
         return [
-            Card(card.id, card.name, card.total_mb, used[card.id]) for card in self._trace.cards
+            DeviceBudget(card.id, card.name, card.total_mb, used[card.id])
+            for card in self._trace.cards
         ]
 
-    def _holding(self, model: Model) -> Holding:
+    def _holding(self, model: Model) -> Allocation:
         mb = sum(model.memory_mb.values())
         last_used = self._now if model.last_used is None or model.in_flight else model.last_used
         use = Use(self._now - last_used, model.gap, model.spec.start_seconds, mb)
-        return Holding(
+        return Allocation(
             model.spec.name,
             model.memory_mb,
             _standing(model),
@@ -339,11 +343,11 @@ class Simulation:
         self._held_mb += change
 
 
-def _standing(model: Model) -> Standing:
+def _standing(model: Model) -> Evictability:
     if model.state is State.STOPPING:
-        return Standing.GOING
+        return Evictability.STOPPING
     if model.spec.pinned:
-        return Standing.PINNED
+        return Evictability.PINNED
     if model.state is State.STARTING or model.in_flight:
-        return Standing.BUSY
-    return Standing.IDLE
+        return Evictability.BUSY
+    return Evictability.IDLE

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from manager.placement.planner import Card, Option
+from manager.placement.planner import DeviceBudget, SchemeOption
 
 
 class TraceError(Exception):
@@ -32,7 +32,7 @@ class ModelSpec:
 
     name: str
     start_seconds: float
-    options: tuple[Option, ...]
+    options: tuple[SchemeOption, ...]
     pinned: bool = False
 
 
@@ -40,7 +40,7 @@ class ModelSpec:
 class Trace:
     """``requests`` are (seconds since the beginning, model, seconds it takes), in time's order."""
 
-    cards: tuple[Card, ...]
+    cards: tuple[DeviceBudget, ...]
     models: tuple[ModelSpec, ...]
     requests: tuple[tuple[float, str, float], ...]
 
@@ -91,23 +91,23 @@ def write(trace: Trace, path: Path) -> None:
             writer.writerow(("request", f"{at:.1f}", name, f"{seconds:.1f}"))
 
 
-def with_ids(cards: Iterable[tuple[str, int]]) -> tuple[Card, ...]:
+def with_ids(cards: Iterable[tuple[str, int]]) -> tuple[DeviceBudget, ...]:
     """Cards of these names and MB; equal ones are told apart by a number."""
     cards = list(cards)
     same = Counter(name for name, _ in cards)
     seen: Counter[str] = Counter()
     made = []
     for name, mb in cards:
-        made.append(Card(f"{name} #{seen[name]}" if same[name] > 1 else name, name, mb))
+        made.append(DeviceBudget(f"{name} #{seen[name]}" if same[name] > 1 else name, name, mb))
         seen[name] += 1
     return tuple(made)
 
 
-def _options(schemes: str) -> tuple[Option, ...]:
+def _options(schemes: str) -> tuple[SchemeOption, ...]:
     options = []
     for number, scheme in enumerate(schemes.split("|"), start=1):
         pairs = [device.rpartition("=") for device in scheme.split(";")]
         memory_mb = {name.strip(): int(mb) for name, _, mb in pairs}
         names = tuple(name.strip() for name, _, _ in pairs)
-        options.append(Option(f"scheme {number}", names, memory_mb))
+        options.append(SchemeOption(f"scheme {number}", names, memory_mb))
     return tuple(options)

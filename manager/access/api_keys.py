@@ -14,14 +14,14 @@ from manager.config.yaml_reader import has_control
 from manager.errors import ApiError
 from manager.storage.schema import ALL
 
-LONGEST_NAME = 100
-MOST_PRIORITY = 10
+MAX_NAME_LENGTH = 100
+MAX_PRIORITY = 10
 PERIODS = ("day", "month")
-LONGEST_GRACE_HOURS = 24 * 90
+MAX_GRACE_HOURS = 24 * 90
 # "me" is whoever asks, "none" the requests of nobody; with @ begin accounts that use a model.
 _TAKEN_NAMES = (ALL, "me", "none", ".", "..")
-_MOST_MODELS = 1000
-_MOST_BUDGET = 10**18  # billionths, so that sums stay far below SQLite's integers
+_MAX_MODELS = 1000
+_MAX_BUDGET = 10**18  # billionths, so that sums stay far below SQLite's integers
 _COLUMNS = (
     *("name", "owner", "models", "requests_per_minute", "tokens_per_minute", "max_concurrency"),
     *("budget", "budget_period", "priority", "created_ms", "expires_ms", "revoked_ms"),
@@ -76,31 +76,31 @@ class Key:
         return "expired" if self.expires_ms is not None and self.expires_ms <= now_ms else "active"
 
 
-def checked(key: Key) -> Key:
+def validate(key: Key) -> Key:
     """The same key. Raises ApiError 400 for what a key cannot be."""
     name = key.name
-    if not name.strip() or len(name) > LONGEST_NAME or has_control(name):
-        raise _bad("name", f"a name has 1 to {LONGEST_NAME} characters, none of them a control")
+    if not name.strip() or len(name) > MAX_NAME_LENGTH or has_control(name):
+        raise _bad("name", f"a name has 1 to {MAX_NAME_LENGTH} characters, none of them a control")
     if name.strip() != name or any(unicodedata.category(c) == "Cf" for c in name):
         raise _bad("name", "a name does not begin or end with a blank, and all of it can be seen")
     # Addresses lose slashes at their ends, and one of two.
     is_cut = name.strip("/") != name or "//" in name
     if name in _TAKEN_NAMES or name.startswith("@") or is_cut:
         raise _bad("name", f"a key cannot be named {name}: choose another name")
-    if len(key.owner) > LONGEST_NAME or has_control(key.owner):
-        raise _bad("owner", f"an owner has at most {LONGEST_NAME} characters")
+    if len(key.owner) > MAX_NAME_LENGTH or has_control(key.owner):
+        raise _bad("owner", f"an owner has at most {MAX_NAME_LENGTH} characters")
     if key.models is not None:
         if not key.models:
             raise _bad("models", "a key without any model is of no use; leave models out for all")
-        odd = any(not 0 < len(m) <= 2 * LONGEST_NAME or has_control(m) for m in key.models)
-        if odd or len(key.models) > _MOST_MODELS:
+        odd = any(not 0 < len(m) <= 2 * MAX_NAME_LENGTH or has_control(m) for m in key.models)
+        if odd or len(key.models) > _MAX_MODELS:
             raise _bad("models", "models has to be a list of models' names")
-    if not 0 <= key.priority <= MOST_PRIORITY:
-        raise _bad("priority", f"priority is 0 to {MOST_PRIORITY}, the higher the sooner")
+    if not 0 <= key.priority <= MAX_PRIORITY:
+        raise _bad("priority", f"priority is 0 to {MAX_PRIORITY}, the higher the sooner")
     if key.budget is not None:
         if key.budget.period not in PERIODS:
             raise _bad("budget", "a budget is for a day or a month")
-        if not 0 <= key.budget.amount <= _MOST_BUDGET:
+        if not 0 <= key.budget.amount <= _MAX_BUDGET:
             raise _bad("budget", "a budget is 0 or more, and less than a thousand million")
     return key
 
@@ -134,7 +134,7 @@ def find(connection: sqlite3.Connection, name: str) -> Key:
 def add(connection: sqlite3.Connection, key: Key, now_ms: int) -> tuple[Key, str]:
     """Makes the key and its first secret, which nobody can be shown again. Raises ApiError 400, and
     409 where a key had the name."""
-    made = replace(checked(key), created_ms=now_ms, revoked_ms=None, secrets=())
+    made = replace(validate(key), created_ms=now_ms, revoked_ms=None, secrets=())
     if connection.execute("SELECT 1 FROM keys WHERE name = ?", (made.name,)).fetchone():
         raise ApiError(
             409,
@@ -150,7 +150,7 @@ def add(connection: sqlite3.Connection, key: Key, now_ms: int) -> tuple[Key, str
 def change(connection: sqlite3.Connection, name: str, changes: Mapping[str, Any]) -> Key:
     """Sets fields of it other than its name. Raises ApiError 400 and 404, and 409 for one that is
     revoked."""
-    key = checked(replace(_alive(connection, name), **changes))
+    key = validate(replace(_alive(connection, name), **changes))
     _write(connection, key)
     return key
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from manager.config.redaction import MASK, is_telling
+from manager.config.redaction import MASK, is_secret_name
 
 _LONGEST_DETAIL = 2000  # characters
 _LONGEST_VALUE = 200
@@ -86,4 +86,4 @@ def _shown(value: Any) -> Any:
 
 def _is_secret(name: str, value: Any) -> bool:
     # Limits of tokens tell no secret, and nor does which key was meant. A config may hold many.
-    return isinstance(value, str) and (name == "text" or (is_telling(name) and name != "key"))
+    return isinstance(value, str) and (name == "text" or (is_secret_name(name) and name != "key"))

@@ -25,7 +25,7 @@ from manager.clock import Clock
 from manager.errors import ApiError
 from manager.storage.maintenance import billed_seq
 from manager.storage.store import reading
-from manager.tokens import Usage
+from manager.tokens import TokenUsage
 from manager.usage.reports import Reports
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ _ENDS = {"day": calendar.next_day_ms, "month": calendar.next_month_ms}
 
 Headers = list[tuple[str, str]]
 
-Cost = Callable[[str, int, Usage], int]
+Cost = Callable[[str, int, TokenUsage], int]
 """What so many tokens of a model cost that were asked for at a moment (epoch ms), in billionths."""
 
 
@@ -114,7 +114,7 @@ it, and those that it took, if it took something."""
 
 
 @dataclass(frozen=True)
-class View:
+class KeyUsage:
     """A key's use: of the last sixty seconds, and what was spent today and this month."""
 
     requests: int
@@ -129,7 +129,9 @@ class Permit:
 
     __slots__ = ("_cost", "_is_open", "_limits", "_tokens", "_use", "headers")
 
-    def __init__(self, limits: Limits, use: _Use, tokens: int, cost: int, headers: Headers) -> None:
+    def __init__(
+        self, limits: KeyLimits, use: _Use, tokens: int, cost: int, headers: Headers
+    ) -> None:
         self.headers = headers
         self._limits = limits
         self._use = use
@@ -137,7 +139,9 @@ class Permit:
         self._cost = cost
         self._is_open = True
 
-    def end(self, model: str, began_ms: int, usage: Usage | None, is_billed: bool = True) -> None:
+    def end(
+        self, model: str, began_ms: int, usage: TokenUsage | None, is_billed: bool = True
+    ) -> None:
         """``began_ms`` is when it was asked for, epoch ms; more than once changes nothing."""
         if self._is_open:
             self._is_open = False
@@ -147,7 +151,7 @@ class Permit:
             self._use.ended.append(end)
 
 
-class Limits:
+class KeyLimits:
     """Counts for all keys, under one lock that is taken once a request, for microseconds: with
     many threads each time is a turn at the interpreter's lock given away."""
 
@@ -168,7 +172,7 @@ class Limits:
             max_tokens = round(self._usual.get(model, _USUAL_COMPLETION))
         tokens, cost = prompt + max_tokens, 0
         if key.budget is not None:
-            cost = self._cost_of(model, self._clock.wall_ms(), Usage(prompt, 0, max_tokens))
+            cost = self._cost_of(model, self._clock.wall_ms(), TokenUsage(prompt, 0, max_tokens))
         with self._lock:
             use, now = self._use(key.name)
             self._refuse(key, use, now)
@@ -184,7 +188,7 @@ class Limits:
         model: str,
         began_ms: int,
         held: tuple[int, int],
-        usage: Usage | None,
+        usage: TokenUsage | None,
         is_billed: bool,
     ) -> _End:
         """What is to be counted of a request that has ended; without the lock."""
@@ -198,18 +202,18 @@ class Limits:
         tokens = usage.prompt_tokens + usage.completion_tokens
         return now, began_ms, *held, tokens, cost
 
-    def credit(self, key: str, at_ms: int, amount: int) -> None:
+    def apply_adjustment(self, key: str, at_ms: int, amount: int) -> None:
         """Counts an adjustment of a key's bill for that moment (epoch ms, billionths)."""
         with self._lock:
             use, _ = self._use(key)
             self._spend(use, at_ms, amount)
 
-    def view(self, key: str) -> View:
+    def view(self, key: str) -> KeyUsage:
         """What the key does now."""
         with self._lock:
             use, _ = self._use(key)
             spent = {period: self._span(use, period).spent for period in PERIODS}
-            return View(use.requests.total, use.tokens.total, use.in_flight, spent)
+            return KeyUsage(use.requests.total, use.tokens.total, use.in_flight, spent)
 
     def headers(self, key: Key) -> Headers:
         """OpenAI's ``x-ratelimit-*`` as they are now."""
@@ -243,7 +247,7 @@ class Limits:
                 (max(0, now_ms - _LONGEST_MS).to_bytes(6, "big"), minute_ms),
             ).fetchall()
         costs = [
-            (key, started_ms, self._cost_of(model, started_ms, Usage(*tokens)))
+            (key, started_ms, self._cost_of(model, started_ms, TokenUsage(*tokens)))
             for key, model, started_ms, *tokens in unpriced
         ]
         with self._lock:
@@ -327,7 +331,7 @@ class Limits:
 
     # --- without it -------------------------------------------------------------------------------
 
-    def _cost_of(self, model: str, at_ms: int, usage: Usage) -> int:
+    def _cost_of(self, model: str, at_ms: int, usage: TokenUsage) -> int:
         """May read the database. Where that cannot be read nothing is counted; the next start of
         the program counts it, as each bill does."""
         try:

@@ -27,7 +27,7 @@ class _Tries:
     last: float
 
 
-class Guessing:
+class LoginThrottle:
     """Lets an address try passwords, the slower the more of them were wrong."""
 
     def __init__(self, monotonic: Callable[[], float]) -> None:

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Known:
+class AccessSnapshot:
     """All of it at one moment; ``version`` grows with each change."""
 
     version: int = 0
@@ -37,7 +37,7 @@ class Known:
     _tokens: Mapping[bytes, Token] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def read(cls, connection: sqlite3.Connection) -> Known:
+    def read(cls, connection: sqlite3.Connection) -> AccessSnapshot:
         """Raises sqlite3.Error."""
         all_keys = api_keys.load(connection)
         tokens = accounts.tokens(connection)
@@ -50,7 +50,7 @@ class Known:
             {token.digest: token for token in tokens},
         )
 
-    def asks_for_key(self, require_key: bool | None) -> bool:
+    def requires_key(self, require_key: bool | None) -> bool:
         """Whether the models are for keys alone: as the config says, else once one was made. One
         that is revoked counts, so that to revoke the last does not let everybody in."""
         return bool(self.keys) if require_key is None else require_key
@@ -65,11 +65,11 @@ class Known:
         if key is None or found is None or not credentials.is_same(found.digest, digest):
             return None
         if key.revoked_ms is not None:
-            raise refusal("The API key is revoked")
+            raise invalid_key_error("The API key is revoked")
         if key.expires_ms is not None and key.expires_ms <= now_ms:
-            raise refusal("The API key has expired")
+            raise invalid_key_error("The API key has expired")
         if found.valid_until_ms is not None and found.valid_until_ms <= now_ms:
-            raise refusal("The API key was replaced by a new one")
+            raise invalid_key_error("The API key was replaced by a new one")
         return key
 
     def token(self, secret: str, now_ms: int) -> Token | None:
@@ -86,7 +86,7 @@ class Known:
         return is_there and (token.expires_ms is None or token.expires_ms > now_ms)
 
 
-def refusal(why: str) -> ApiError:
+def invalid_key_error(why: str) -> ApiError:
     """401 for a key that is of no use."""
     return ApiError(
         401,
@@ -96,7 +96,7 @@ def refusal(why: str) -> ApiError:
     )
 
 
-class Access:
+class AccessRegistry:
     """``now`` is what is known; each change and each ``refresh`` puts another one in its place."""
 
     def __init__(self, store: Store, path: Path, clock: Clock) -> None:
@@ -106,17 +106,17 @@ class Access:
         self._clock = clock
         self._lock = threading.Lock()
         self._is_unreadable = False
-        self.now = Known()
+        self.snapshot = AccessSnapshot()
         self.refresh()
 
     def change(self, function: Callable[[sqlite3.Connection], T]) -> T:
         """Calls it within a transaction, all of it or nothing, and returns when each request from
         then on sees what it has changed. Raises what it raises, sqlite3.Error."""
 
-        def work(connection: sqlite3.Connection) -> tuple[T, Known]:
+        def work(connection: sqlite3.Connection) -> tuple[T, AccessSnapshot]:
             result = function(connection)
             changed(connection)
-            return result, Known.read(connection)
+            return result, AccessSnapshot.read(connection)
 
         result, known = self._store.transact(work)
         self._take(known)
@@ -131,7 +131,11 @@ class Access:
         """Sees what another process has changed, such as `python -m commands.keys`. Raises
         sqlite3.Error."""
         with reading(self._path) as connection:
-            known = Known.read(connection) if version(connection) != self.now.version else None
+            known = (
+                AccessSnapshot.read(connection)
+                if version(connection) != self.snapshot.version
+                else None
+            )
         if known is not None:
             self._take(known)
 
@@ -146,11 +150,11 @@ class Access:
         else:
             self._is_unreadable = False
 
-    def _take(self, known: Known) -> None:
+    def _take(self, known: AccessSnapshot) -> None:
         # Two may have been read in one order and come here in the other.
         with self._lock:
-            if known.version > self.now.version:
-                self.now = known
+            if known.version > self.snapshot.version:
+                self.snapshot = known
 
 
 def version(connection: sqlite3.Connection) -> int:

@@ -16,7 +16,7 @@ from manager.clock import Clock
 from manager.config import settings
 from manager.errors import ApiError
 from manager.storage.store import Store, reading
-from manager.tokens import Usage
+from manager.tokens import TokenUsage
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class Prices:
         self._changes = 0
         self._known: dict[str, list[Version]] = {}
 
-    def cost(self, model: str, at_ms: int, usage: Usage) -> int:
+    def cost(self, model: str, at_ms: int, usage: TokenUsage) -> int:
         """What tokens of an answer cost that was asked for at that moment, in billionths; 0 where
         no price or no tier fits. It reads the database once a model and change of its price."""
         # Without the lock: each request comes here, and a dict's entry is there or it is not.

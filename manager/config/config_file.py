@@ -36,7 +36,7 @@ class Edited:
 
 
 @dataclass(frozen=True)
-class Found:
+class ConfigFile:
     """A config file at one moment; `content` is None where it is not there or cannot be read, and
     `problem` says why it has no text."""
 
@@ -97,17 +97,17 @@ class Found:
         return tuple(result)
 
 
-def find(path: Path) -> Found:
+def read_file(path: Path) -> ConfigFile:
     """The file as it is now."""
     try:
         content = loader.read(path)
     except Unreadable as error:
-        return Found(path, None, error.problem)
+        return ConfigFile(path, None, error.problem)
     try:
         loader.decoded(content)
     except Unreadable as error:
-        return Found(path, content, error.problem)
-    return Found(path, content)
+        return ConfigFile(path, content, error.problem)
+    return ConfigFile(path, content)
 
 
 def is_writable(path: Path) -> bool:
@@ -124,7 +124,7 @@ def backup_of(path: Path) -> Path:
     return target.with_name(target.name + ".bak")
 
 
-def write(path: Path, text: str, before: Found) -> Found:
+def write(path: Path, text: str, before: ConfigFile) -> ConfigFile:
     """Replaces the file (of a link, the file that it leads to) at once and for good, or not at
     all. What was there before is in `backup_of` it. Raises OSError."""
     target = _target(path)
@@ -137,7 +137,7 @@ def write(path: Path, text: str, before: Found) -> Found:
     if before.content is not None:
         _replace(backup_of(path), before.content, like=target)
     _replace(target, content, like=target)
-    return Found(path, content)
+    return ConfigFile(path, content)
 
 
 def _target(path: Path) -> Path:

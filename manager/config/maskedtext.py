@@ -19,7 +19,7 @@ from manager.config.redaction import (
     Spans,
     argument_spans,
     is_reference,
-    is_telling,
+    is_secret_name,
     secret_spans,
 )
 from manager.config.yaml_reader import TAG, Problem, Unreadable
@@ -148,7 +148,7 @@ def _in_document(text: str, root: yaml.Node | None, strictly: bool) -> Iterator[
                 name = key.value if isinstance(key, yaml.ScalarNode) else ""
                 # A model may be called Monkey.
                 is_name = isinstance(value, yaml.MappingNode) and depth < _DEEP
-                is_telling_key = is_telling(name) and not is_name and name != _SHOWN
+                is_telling_key = is_secret_name(name) and not is_name and name != _SHOWN
                 is_kept = may_be or name in _MASKED
                 waiting.append((value, depth + 1, is_secret or is_telling_key, is_kept))
     # What is between scalars is comments, and marks of YAML's own that tell nothing.
@@ -192,8 +192,8 @@ def _in_lines(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
             continue
         for low, high in secret_spans(line[0]):
             yield line.start() + low, line.start() + high
-        telling = indent if is_telling(content) else None
+        telling = indent if is_secret_name(content) else None
         if word := _TELLING.match(line[0]):  # such as an option in a list, before its comma
             yield line.start() + word.end(), line.end()
-        if line.start() == start and is_telling(before) and (note := _NOTE.search(line[0])):
+        if line.start() == start and is_secret_name(before) and (note := _NOTE.search(line[0])):
             yield line.start() + note.end(), line.end()  # of a key without a value

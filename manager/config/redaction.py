@@ -21,7 +21,7 @@ _REFERENCE = re.compile(rf"[\"']?\$\{{{NAME}\}}[\"']?[\s,\]}}]*")
 _PASSWORD_IN_URL = re.compile(r"(://(?:[^/\s:@]*:)?)([^/\s]*)@")  # or a token, without a user
 
 
-def is_telling(name: str) -> bool:
+def is_secret_name(name: str) -> bool:
     """Whether what stands under that name, or behind that option, may be a secret."""
     return bool(_SECRET.search(name))
 
@@ -40,17 +40,17 @@ def secret_spans(text: str) -> Spans:
     rest = _PASSWORD_IN_URL.sub(lambda match: match[1] + "*" * len(match[2]) + "@", text)
     # Word by word: one pattern for all would try each word from every place in it.
     for word in _WORD.finditer(rest):
-        if is_telling(word[0]) and (behind := _BEFORE_VALUE.match(rest, word.end())):
+        if is_secret_name(word[0]) and (behind := _BEFORE_VALUE.match(rest, word.end())):
             return [span for span in found if span[1] < behind.end()] + [(behind.end(), len(text))]
     return found
 
 
-def hidden(text: str) -> str:
+def redact(text: str) -> str:
     """The text with asterisks for what `secret_spans` names."""
-    return masked_at(text, secret_spans(text))
+    return redact_spans(text, secret_spans(text))
 
 
-def masked_at(text: str, spans: Spans) -> str:
+def redact_spans(text: str, spans: Spans) -> str:
     """The text with asterisks for these parts of it."""
     pieces, position = [], 0
     for start, end in spans:
@@ -69,5 +69,5 @@ def argument_spans(arguments: Sequence[str]) -> list[Spans]:
             result.append([(0, len(argument))])
         else:
             result.append(secret_spans(argument))
-        hide_next = name.startswith("-") and is_telling(name) and not equals
+        hide_next = name.startswith("-") and is_secret_name(name) and not equals
     return result

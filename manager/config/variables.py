@@ -45,7 +45,7 @@ def expanded(written: str) -> Expanded:
     return Expanded(_REFERENCE.sub(value, written), frozenset(names))
 
 
-def inherited(secrets: Set[str]) -> dict[str, str]:
+def child_environment(secrets: Set[str]) -> dict[str, str]:
     """Our environment for a model's server: without these variables, and without our own."""
     if os.name == "nt":  # which tells no case apart, and writes all of them in capitals
         secrets = {name.upper() for name in tuple(secrets)}

@@ -19,8 +19,8 @@ from manager.devices.base import DeviceError, DevicePlugin, Reading
 
 log = logging.getLogger(__name__)
 
-AWAKE = 10.0  # seconds that polling goes on after the last request
-HUNG = 3.0  # seconds after which a poll is not waited for any more
+ACTIVE_SECONDS = 10.0  # seconds that polling goes on after the last request
+HUNG_AFTER_SECONDS = 3.0  # seconds after which a poll is not waited for any more
 _STOP = 2.0  # seconds that stop() waits for polls under way
 _MAX_LOGGED = 100  # different faults of a plugin that are logged
 
@@ -68,7 +68,7 @@ class _Poller:
         return self.answered is not None and self.answered >= moment
 
     def hangs(self, now: float) -> bool:
-        return self.began is not None and now - self.began >= HUNG
+        return self.began is not None and now - self.began >= HUNG_AFTER_SECONDS
 
     def fault_at(self, now: float) -> str | None:
         if self.began is not None and self.hangs(now):
@@ -206,7 +206,7 @@ class Monitor:
         with self._changed:
             self._want(self._pollers)
 
-    def fresh(self, since: float, timeout: float) -> Snapshot:
+    def wait_for_reading(self, since: float, timeout: float) -> Snapshot:
         """The devices as they are at ``since`` (monotonic seconds) or later.
 
         Waits until a poll that began then or later has ended, well or not, for every plugin;
@@ -228,7 +228,13 @@ class Monitor:
                 if not waited_for or left <= 0:
                     break
                 begun = (each.began for each in waited_for if each.began is not None)
-                self._changed.wait(min(left, HUNG, *(moment + HUNG - now for moment in begun)))
+                self._changed.wait(
+                    min(
+                        left,
+                        HUNG_AFTER_SECONDS,
+                        *(moment + HUNG_AFTER_SECONDS - now for moment in begun),
+                    )
+                )
             return self._compose()
 
     # --- what is known ------------------------------------------------------------------
@@ -239,7 +245,7 @@ class Monitor:
         with self._changed:
             return self._compose()
 
-    def listen(self, callback: Callable[[Snapshot], None]) -> None:
+    def add_listener(self, callback: Callable[[Snapshot], None]) -> None:
         """Calls back after each poll, in the thread of the plugin, one call at a time and each
         with what is newest then. It must be quick, since it holds up further polls."""
         self._listeners.append(callback)
@@ -270,7 +276,7 @@ class Monitor:
     # --- sleeping and waking ------------------------------------------------------------
 
     def _was_touched(self) -> bool:
-        return self._clock.monotonic() - self._touched < AWAKE
+        return self._clock.monotonic() - self._touched < ACTIVE_SECONDS
 
     def _falls_asleep(self) -> bool:
         """Pauses the ticks, unless somebody came at the last moment.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from manager import tokens
-from manager.tokens import Usage
+from manager.tokens import TokenUsage
 
 
 class Interface:
@@ -27,6 +27,6 @@ class Interface:
         upstream calls itself."""
         raise NotImplementedError(f"{type(self).__name__} has no probe")
 
-    def usage(self, body: bytes) -> Usage | None:
+    def usage(self, body: bytes) -> TokenUsage | None:
         """The tokens that a whole answer reports; None where it says nothing."""
         return tokens.from_body(body)

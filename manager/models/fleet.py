@@ -14,7 +14,7 @@ from manager.errors import ApiError
 from manager.interfaces import Interface
 from manager.models.model import Model
 from manager.models.process_tree import ProcessTree
-from manager.models.server import Shared, end_run
+from manager.models.server import ModelDependencies, end_run
 from manager.storage.store import Run
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ class Fleet:
     """The models of the config by name. Every public method may be called from any thread."""
 
     def __init__(
-        self, settings: Config, interfaces: Mapping[str, Interface], shared: Shared
+        self, settings: Config, interfaces: Mapping[str, Interface], shared: ModelDependencies
     ) -> None:
         self._interfaces = interfaces
         self._shared = shared
@@ -81,7 +81,7 @@ class Fleet:
             removed = [model for name, model in before.items() if name not in after]
             self._leaving = [m for m in self._leaving if m.is_busy] + removed
             for model in after.values():
-                model.follow([m for m in self._leaving if _stands_in_the_way(m, model)])
+                model.wait_for_predecessors([m for m in self._leaving if _conflicts(m, model)])
             # Readers take no lock: each sees the whole old or the whole new mapping.
             self._models, self._config = after, settings
         self._shared.placement.configure(settings.program)
@@ -107,20 +107,20 @@ class Fleet:
             )
             self._strays.start()
 
-    def start_wanted(self) -> None:
+    def start_auto_start(self) -> None:
         """Starts the models with ``auto_start``, in parallel, each once."""
         for model in self.models():
             if model.settings.auto_start:
-                model.start(by_hand=False)
+                model.start(manual=False)
 
     def stop_all(self) -> None:
         for model in self.models():
             model.stop()
 
-    def sweep(self) -> None:
+    def stop_idle(self) -> None:
         """Stops every model that has been idle for its ``alive_time``."""
         for model in self.models():
-            model.sweep()
+            model.stop_if_idle()
 
     def heartbeat(self) -> None:
         """Records which servers are alive."""
@@ -174,7 +174,7 @@ class Fleet:
         )
 
 
-def _stands_in_the_way(leaving: Model, model: Model) -> bool:
+def _conflicts(leaving: Model, model: Model) -> bool:
     """Two servers of one model, or two on one port, must not run at the same time."""
     ours, theirs = model.settings, leaving.settings
     return ours.name == theirs.name or (ours.port is not None and ours.port == theirs.port)

@@ -19,10 +19,10 @@ class Lease:
     """
 
     def __init__(
-        self, server: Server, upstream_timeout: float, give_back: Callable[[Server], None]
+        self, server: Server, upstream_timeout: float, on_release: Callable[[Server], None]
     ) -> None:
         self._server = server
-        self._give_back = give_back
+        self._on_release = on_release
         self._held = True
         # What the server was launched with: a reload changes that at its next start.
         self.interface: Interface = server.interface
@@ -38,7 +38,7 @@ class Lease:
     def release(self) -> None:
         if self._held:
             self._held = False
-            self._give_back(self._server)
+            self._on_release(self._server)
 
     def __enter__(self) -> Lease:
         return self
@@ -54,20 +54,20 @@ class Ticket:
     def __init__(
         self, lock: threading.Lock, arrival: float, priority: int, *, behind: bool
     ) -> None:
-        self.turn = threading.Condition(lock)
+        self.ready = threading.Condition(lock)
         self.priority = priority
-        self.rank = planner.rank(arrival, priority)
+        self.rank = planner.queue_rank(arrival, priority)
         self.behind = behind  # other models, which this one makes room for
         self.lease: Lease | None = None
         self.error: Exception | None = None
 
-    def settle(self, lease: Lease | None = None, error: Exception | None = None) -> None:
+    def resolve(self, lease: Lease | None = None, error: Exception | None = None) -> None:
         """With the lock held: ends the wait, well or badly."""
         self.lease, self.error = lease, error
-        self.turn.notify()
+        self.ready.notify()
 
 
-class Line:
+class RequestQueue:
     """The requests that wait for one model, in the order of their ranks. Every method is called
     with the model's lock held.
 
@@ -89,13 +89,13 @@ class Line:
         """The highest that waits; None where nobody does."""
         return max(self._by_priority, default=None)
 
-    def join(self, arrival: float, priority: int) -> Ticket:
+    def enqueue(self, arrival: float, priority: int) -> Ticket:
         """``arrival`` is monotonic, in seconds, and not before that of the last one."""
         ticket = Ticket(self._lock, arrival, priority, behind=self.yielding)
         self._by_priority.setdefault(priority, OrderedDict())[ticket] = None
         return ticket
 
-    def leave(self, ticket: Ticket) -> None:
+    def remove(self, ticket: Ticket) -> None:
         """Nothing, where it has left or had its turn."""
         equals = self._by_priority.get(ticket.priority)
         if equals is not None and ticket in equals:
@@ -103,24 +103,24 @@ class Line:
             if not equals:
                 del self._by_priority[ticket.priority]
 
-    def is_held_back(self) -> bool:
+    def is_blocked(self) -> bool:
         """Whether the next that has come or will come waits behind others."""
         return self.yielding and (not self._by_priority or self._next().behind)
 
-    def take_next(self) -> Ticket:
+    def pop(self) -> Ticket:
         ticket = self._next()
-        self.leave(ticket)
+        self.remove(ticket)
         return ticket
 
-    def refuse(self, make: Callable[[], Exception]) -> None:
+    def reject_all(self, make: Callable[[], Exception]) -> None:
         """Ends every wait with an exception, made anew for each: a traceback belongs to one
         thread."""
         all_waiting, self._by_priority = self._by_priority, {}
         for equals in all_waiting.values():
             for ticket in equals:
-                ticket.settle(error=make())
+                ticket.resolve(error=make())
 
-    def let_in_again(self) -> None:
+    def stop_yielding(self) -> None:
         """The model yields no more."""
         self.yielding = False
         for equals in self._by_priority.values():

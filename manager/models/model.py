@@ -15,7 +15,7 @@ failed       as stopped, unless the        starts, closes the breaker  becomes s
              breaker is open
 ===========  ============================  ==========================  ====================
 
-The line's order is by priority and arrival, see ``scheduling.rank``. Only this module changes a
+The line's order is by priority and arrival, see ``planner.queue_rank``. Only this module changes a
 model's state, under the model's lock, and never does I/O while it holds it. One worker thread at
 a time, named ``start-<model>``, does what the state asks for, so that two starts can never overlap
 and no client's going away can break one.
@@ -31,34 +31,44 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from manager.config import loader
-from manager.errors import ApiError, ClientGone
+from manager.errors import ApiError, ClientDisconnected
 from manager.interfaces import Interface
-from manager.models.circuit_breaker import Breaker
-from manager.models.lease import Lease, Line, Ticket
+from manager.models.circuit_breaker import CircuitBreaker
+from manager.models.lease import Lease, RequestQueue, Ticket
 from manager.models.process_tree import ProcessTree
 from manager.models.server import (
-    Cancelled,
-    NotPlaced,
+    ModelDependencies,
+    NotPlacedError,
     Server,
-    Shared,
-    StartFailed,
-    options_of,
+    StartCancelledError,
+    StartFailedError,
+    scheme_options,
     stop_server,
 )
 from manager.models.startup import Start
-from manager.placement.placement import Waiting
-from manager.placement.planner import Action, Decision, Standing, usual_gap
-from manager.placement.reservation import Seat, Tenancy
+from manager.placement.placement import QueuePosition
+from manager.placement.planner import Action, Decision, Evictability, update_mean_gap
+from manager.placement.reservation import EvictionStatus, Reservation
 from manager.storage.store import Run
 
 log = logging.getLogger(__name__)
 
 _WAVE = 16  # requests, about as many as are sent on within the pause
-_WAVE_PAUSE = 0.01  # seconds
-_RETRY_STOP = 0.5  # seconds, longer each time
-_LONGEST_RETRY = 30.0
+_WAVE_PAUSE_SECONDS = 0.01  # seconds
+_RETRY_STOP_SECONDS = 0.5  # seconds, longer each time
+_MAX_RETRY_SECONDS = 30.0
 _LAST_TRIES = 3
-_RETRY_AFTER = 5.0  # seconds, for those who found no place in time
+_RETRY_AFTER_SECONDS = 5.0  # seconds, for those who found no place in time
+
+
+# As scripts know them from the JSON.
+_ACTION_NAMES = {
+    Action.START: "start",
+    Action.EVICT: "evict",
+    Action.AWAIT_MEMORY: "soon",
+    Action.QUEUE: "wait",
+    Action.REJECT: "refuse",
+}
 
 
 class State(str, enum.Enum):
@@ -80,7 +90,7 @@ class Model:
         settings: loader.Model,
         program: loader.Program,
         interface: Interface,
-        shared: Shared,
+        shared: ModelDependencies,
         avoid_ports: Callable[[], set[int]],
     ) -> None:
         self.settings = settings
@@ -95,18 +105,18 @@ class Model:
         self._changed = threading.Condition(self._lock)
         self._announcing = threading.Lock()  # taken before _lock, never after
         self._state = State.STOPPED
-        self._line = Line(self._lock)
+        self._queue = RequestQueue(self._lock)
         self._start: Start | None = None
-        self._adopting: tuple[Run, ProcessTree, Seat] | None = None
+        self._adopting: tuple[Run, ProcessTree, Reservation] | None = None
         self._server: Server | None = None
         self._worker: threading.Thread | None = None
-        self._breaker = Breaker()
+        self._breaker = CircuitBreaker()
         self._last_used: float | None = None
         self._last_error: str | None = None
         self._passed_over: Mapping[str, str] = {}  # in the last start
-        self._usual_gap: float | None = None
-        self._by_hand = False  # somebody has asked for the start under way
-        self._claimed = False
+        self._mean_gap: float | None = None
+        self._manual = False  # somebody has asked for the start under way
+        self._evicting = False
         self._end_reason = ""
         self._crashed = False
         self._start_again = False
@@ -115,29 +125,29 @@ class Model:
 
     # --- requests -----------------------------------------------------------------------
 
-    def lease(self, gone: Callable[[], bool], priority: int = 0) -> Lease:
+    def lease(self, client_disconnected: Callable[[], bool], priority: int = 0) -> Lease:
         """A place on the ready model, at once or after waiting for a start or for one's turn.
 
         ``gone`` tells whether the client has left meanwhile; a higher ``priority`` waits less.
-        Raises ApiError (429, 503) and ClientGone.
+        Raises ApiError (429, 503) and ClientDisconnected.
         """
         with self._lock:
-            self._note_gap()
-            if not self._line and self._has_room():
+            self._record_gap()
+            if not self._queue and self._has_capacity():
                 return self._grant()
-            highest = self._line.priority
+            highest = self._queue.priority
             moves_up = self._state is State.QUEUED and (highest is None or priority > highest)
-            ticket = self._join_line(priority)
+            ticket = self._enqueue(priority)
         self._announce()
         if moves_up:
-            self._shared.placement.look()
-        token = self._shared.watch.add(gone, lambda: self._give_up(ticket))
+            self._shared.placement.wake()
+        token = self._shared.watch.add(client_disconnected, lambda: self._abandon(ticket))
         try:
             return self._wait(ticket)
         finally:
             self._shared.watch.remove(token)
 
-    def _give_back(self, server: Server) -> None:
+    def _release(self, server: Server) -> None:
         """A lease has ended; the next in line takes its place."""
         with self._lock:
             server.in_flight -= 1
@@ -147,27 +157,27 @@ class Model:
             if is_idle:
                 self._changed.notify_all()  # a stop may be draining
         if is_idle:
-            self._shared.placement.look()
+            self._shared.placement.wake()
 
-    def _note_gap(self) -> None:
+    def _record_gap(self) -> None:
         """A request has come: if nobody used the model, that was a gap."""
-        is_used = self._line or (self._server is not None and self._server.in_flight)
+        is_used = self._queue or (self._server is not None and self._server.in_flight)
         if not is_used and self._last_used is not None:
             gap = self._clock.monotonic() - self._last_used
-            self._usual_gap = usual_gap(self._usual_gap, gap)
+            self._mean_gap = update_mean_gap(self._mean_gap, gap)
 
-    def _join_line(self, priority: int) -> Ticket:
+    def _enqueue(self, priority: int) -> Ticket:
         if self._closed:
             raise self._closed()
-        if len(self._line) >= self.settings.max_waiting:
+        if len(self._queue) >= self.settings.max_waiting:
             raise ApiError(
                 429,
                 "too_many_waiting",
-                f"{len(self._line)} requests wait for {self.settings.name} already",
+                f"{len(self._queue)} requests wait for {self.settings.name} already",
                 retry_after=1,
             )
         if self._state in (State.STOPPED, State.FAILED):
-            if wait := self._breaker.wait(self._clock.monotonic()):
+            if wait := self._breaker.seconds_until_retry(self._clock.monotonic()):
                 raise ApiError(
                     503,
                     "start_failed",
@@ -176,7 +186,7 @@ class Model:
                     retry_after=wait,
                 )
             self._begin_start()
-        return self._line.join(self._clock.monotonic(), priority)
+        return self._queue.enqueue(self._clock.monotonic(), priority)
 
     def _wait(self, ticket: Ticket) -> Lease:
         # A start is bounded by its own time-outs; waiting one's turn by the queue's.
@@ -193,34 +203,34 @@ class Model:
                             503,
                             "queue_timeout",
                             f"{self.settings.name} had no place for {bound:g} seconds",
-                            retry_after=_RETRY_AFTER,
+                            retry_after=_RETRY_AFTER_SECONDS,
                         )
-                    ticket.turn.wait(left)
+                    ticket.ready.wait(left)
             finally:
-                self._line.leave(ticket)
+                self._queue.remove(ticket)
             if ticket.lease is not None:
                 return ticket.lease
             assert ticket.error is not None
             raise ticket.error
 
-    def _give_up(self, ticket: Ticket) -> None:
+    def _abandon(self, ticket: Ticket) -> None:
         unwanted: Start | None = None
         with self._lock:
             if ticket.lease is None:
-                self._line.leave(ticket)
-                ticket.settle(error=ClientGone())
+                self._queue.remove(ticket)
+                ticket.resolve(error=ClientDisconnected())
             start = self._start
             waits = start is not None and start.waiting is not None
-            if waits and self._state is State.QUEUED and not self._line and not self._by_hand:
+            if waits and self._state is State.QUEUED and not self._queue and not self._manual:
                 unwanted = start
                 self._begin_stop("nobody waits for it any more", start_again=False)
         if unwanted is not None:
             self._end_stop(unwanted)
 
-    def _has_room(self) -> bool:
+    def _has_capacity(self) -> bool:
         if self._state is not State.READY or self._server is None:
             return False
-        if self._closed or self._claimed or self._line.is_held_back():
+        if self._closed or self._evicting or self._queue.is_blocked():
             return False
         limit = self.settings.max_concurrency
         return limit is None or self._server.in_flight < limit
@@ -229,16 +239,16 @@ class Model:
         assert self._server is not None
         self._server.in_flight += 1
         self._last_used = self._clock.monotonic()
-        return Lease(self._server, self.program.upstream_timeout, self._give_back)
+        return Lease(self._server, self.program.upstream_timeout, self._release)
 
     def _admit(self, most: int) -> None:
-        while most and self._line and self._has_room():
+        while most and self._queue and self._has_capacity():
             most -= 1
-            self._line.take_next().settle(lease=self._grant())
+            self._queue.pop().resolve(lease=self._grant())
 
     # --- steering -----------------------------------------------------------------------
 
-    def start(self, *, by_hand: bool = True) -> None:
+    def start(self, *, manual: bool = True) -> None:
         """Begins a start where there is none; closes the breaker. One that is not ``by_hand``
         stops no other model to make room."""
         with self._lock:
@@ -246,7 +256,7 @@ class Model:
                 raise self._closed()
             self._breaker.close()
             if self._state is not State.READY:
-                self._by_hand |= by_hand
+                self._manual |= manual
             if self._state in (State.STOPPED, State.FAILED):
                 self._begin_start()
             elif self._state is State.STOPPING:
@@ -260,12 +270,12 @@ class Model:
             if self._closed:
                 raise self._closed()
             self._breaker.close()
-            self._by_hand = start_again
+            self._manual = start_again
             self._begin_stop("stopped by hand", start_again)
             start = self._start
             message = f"{self.settings.name} was stopped while you waited for it"
             if not start_again:
-                self._line.refuse(lambda: ApiError(503, "start_failed", message))
+                self._queue.reject_all(lambda: ApiError(503, "start_failed", message))
         self._end_stop(start)
 
     def close(self, reason: str, refusal: Callable[[], ApiError]) -> None:
@@ -275,7 +285,7 @@ class Model:
             self._changed.notify_all()  # a stop may be waiting to be tried again
             self._begin_stop(reason, start_again=False)
             start = self._start
-            self._line.refuse(refusal)
+            self._queue.reject_all(refusal)
         self._end_stop(start)
 
     def join(self) -> None:
@@ -283,7 +293,7 @@ class Model:
         while worker := self._worker:
             worker.join()
 
-    def sweep(self) -> None:
+    def stop_if_idle(self) -> None:
         """Stops the model if it has been idle for its ``alive_time``."""
         with self._lock:
             due = self._idle_stop_at()
@@ -301,7 +311,7 @@ class Model:
             self._admit_again()
         self._announce()
 
-    def follow(self, leaving: list[Model]) -> None:
+    def wait_for_predecessors(self, leaving: list[Model]) -> None:
         """Before the next start, waits for the end of models that a reload has removed and
         that have the same name or port."""
         with self._lock:
@@ -311,14 +321,14 @@ class Model:
         """Begins to take over a server that an earlier program left running; False where the
         model has one already. One that is not healthy is stopped."""
         # Its memory is its own from the first moment, whoever is to be started meanwhile.
-        seat = self._shared.placement.occupy(self, run.memory_mb, tree.pids)
+        reservation = self._shared.placement.reserve_running(self, run.memory_mb, tree.pids)
         with self._lock:
             is_taken = self._state is not State.STOPPED
             if not is_taken:
-                self._adopting = (run, tree, seat)
+                self._adopting = (run, tree, reservation)
                 self._begin_start()
         if is_taken:
-            self._shared.placement.leave(seat)
+            self._shared.placement.release(reservation)
             return False
         self._announce()
         return True
@@ -330,8 +340,12 @@ class Model:
         answer: dict[str, Any] = {"name": settings.name, "state": state.value}
         if state in (State.QUEUED, State.STARTING, State.READY):
             return {**answer, "action": "none", "reason": f"it is {state.value} already"}
-        decision = self._shared.placement.preview(self, options_of(settings))
-        return {**answer, **_told(decision), "schemes_passed_over": dict(decision.passed_over)}
+        decision = self._shared.placement.preview(self, scheme_options(settings))
+        return {
+            **answer,
+            **_decision_json(decision),
+            "schemes_passed_over": dict(decision.passed_over),
+        }
 
     # --- what placement asks and tells ----------------------------------------------------
 
@@ -339,61 +353,61 @@ class Model:
     def name(self) -> str:
         return self.settings.name
 
-    def tenancy(self) -> Tenancy:
+    def eviction_status(self) -> EvictionStatus:
         """How it stands: whether it may be stopped, and what that would cost."""
         with self._lock:
             start_seconds = self._server.start_seconds if self._server else 0.0
-            return Tenancy(
-                self._standing(),
+            return EvictionStatus(
+                self._evictability(),
                 self._last_used,
-                self._usual_gap,
+                self._mean_gap,
                 start_seconds,
-                self._line.yielding,
+                self._queue.yielding,
             )
 
-    def urgency(self) -> int | None:
+    def waiting_priority(self) -> int | None:
         with self._lock:
-            highest = self._line.priority
-            return 0 if highest is None and self._by_hand else highest
+            highest = self._queue.priority
+            return 0 if highest is None and self._manual else highest
 
-    def claim(self) -> bool:
+    def begin_eviction(self) -> bool:
         with self._lock:
-            self._claimed = self._standing() is Standing.IDLE
-            return self._claimed
+            self._evicting = self._evictability() is Evictability.IDLE
+            return self._evicting
 
-    def unclaim(self) -> None:
+    def cancel_eviction(self) -> None:
         with self._lock:
-            self._claimed = False
+            self._evicting = False
             self._admit_again()
 
     def evict(self, reason: str) -> None:
         with self._lock:
-            if self._claimed and self._state is State.READY:
+            if self._evicting and self._state is State.READY:
                 self._begin_stop(reason, start_again=False)
-            self._claimed = False
+            self._evicting = False
         self._announce()
 
-    def yield_to_others(self, yielding: bool) -> None:
+    def set_yielding(self, yielding: bool) -> None:
         with self._lock:
             if yielding:
-                self._line.yielding = True
+                self._queue.yielding = True
             else:
-                self._line.let_in_again()
+                self._queue.stop_yielding()
                 self._admit_again()
 
-    def _standing(self) -> Standing:
+    def _evictability(self) -> Evictability:
         server = self._server
-        if self._state is State.STOPPING or self._claimed:
-            return Standing.GOING
+        if self._state is State.STOPPING or self._evicting:
+            return Evictability.STOPPING
         if self.settings.pinned:
-            return Standing.PINNED
-        is_quiet = not self._line or self._line.is_held_back()
+            return Evictability.PINNED
+        is_quiet = not self._queue or self._queue.is_blocked()
         if self._state is State.READY and server is not None and not server.in_flight and is_quiet:
-            return Standing.IDLE
-        return Standing.BUSY
+            return Evictability.IDLE
+        return Evictability.BUSY
 
     def _admit_again(self) -> None:
-        if self._line and self._has_room():
+        if self._queue and self._has_capacity():
             try:
                 self._wake_worker()
             except ApiError as error:
@@ -401,12 +415,12 @@ class Model:
                 log.error("%s: %s", self.settings.name, error)
                 self._admit(_WAVE)
 
-    def wait_settled(self, timeout: float) -> None:
+    def wait_idle(self, timeout: float) -> None:
         """Waits until no start and no stop is under way, or for ``timeout`` seconds."""
         with self._lock:
             self._changed.wait_for(lambda: self._worker is None, timeout)
 
-    def view(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """What ``/api/models`` tells of it."""
         with self._lock:
             server, start = self._server, self._start
@@ -425,7 +439,7 @@ class Model:
                 "pid": pid,
                 "port": now.port if now else self.settings.port,
                 "in_flight": server.in_flight if server else 0,
-                "waiting": len(self._line),
+                "waiting": len(self._queue),
                 "started_at": self._clock.iso(begun),
                 "last_used_at": self._clock.iso(self._last_used),
                 "idle_stop_at": self._clock.iso(self._idle_stop_at()),
@@ -454,11 +468,11 @@ class Model:
         """Whether a start or a stop is under way, or a server runs."""
         return self._worker is not None or self._server is not None
 
-    def _waits_for(self, waiting: Waiting | None) -> dict[str, Any] | None:
+    def _waits_for(self, waiting: QueuePosition | None) -> dict[str, Any] | None:
         if waiting is None:
             return None
         return {
-            **_told(waiting.decision),
+            **_decision_json(waiting.decision),
             "place_in_line": waiting.number,
             "since": self._clock.iso(waiting.since),
         }
@@ -467,7 +481,7 @@ class Model:
         server = self._server
         if self._state is not State.READY or server is None or not self.settings.alive_time:
             return None
-        if server.in_flight or self._line or self._claimed or self._last_used is None:
+        if server.in_flight or self._queue or self._evicting or self._last_used is None:
             return None
         return self._last_used + self.settings.alive_time * 60
 
@@ -556,12 +570,12 @@ class Model:
             return self._bring_up
         if self._server is not None and self._state is State.STOPPING:
             return self._bring_down
-        if self._line and self._has_room():
-            return self._let_go
+        if self._queue and self._has_capacity():
+            return self._admit_waves
         if self._state is State.STOPPING:
             self._state = State.STOPPED
         if self._state in (State.STOPPED, State.FAILED) and not self._closed:
-            wanted = self._start_again or (self._line and self._state is State.STOPPED)
+            wanted = self._start_again or (self._queue and self._state is State.STOPPED)
             if wanted:
                 self._begin_start()
                 return self._bring_up
@@ -575,26 +589,26 @@ class Model:
         for predecessor in predecessors:
             predecessor.join()
         server: Server | None = None
-        failure: StartFailed | None = None
+        failure: StartFailedError | None = None
         try:
             server = start.take_over(*adopting) if adopting else start.run()
-        except StartFailed as error:
+        except StartFailedError as error:
             failure = error
         except Exception as error:
             # A fault of ours: the worker lives on, so that the line gets an answer.
             log.exception("starting %s failed", self.settings.name)
-            failure = StartFailed(f"an internal error: {error}")
+            failure = StartFailedError(f"an internal error: {error}")
         with self._lock:
             self._start, self._adopting = None, None
             self._passed_over = start.passed_over
             # Asked for once more while it was cancelled: that holds for the next start.
-            self._by_hand = self._by_hand and self._start_again
+            self._manual = self._manual and self._start_again
             if server is not None:
-                self._came_up(server, adopted=adopting is not None)
+                self._started(server, adopted=adopting is not None)
             elif failure is not None:
-                self._came_to_nothing(failure, start, adopted=adopting is not None)
+                self._start_failed(failure, start, adopted=adopting is not None)
 
-    def _came_up(self, server: Server, adopted: bool) -> None:
+    def _started(self, server: Server, adopted: bool) -> None:
         self._server = server
         self._breaker.close()
         self._last_error = None
@@ -619,30 +633,30 @@ class Model:
         )
         self._admit(_WAVE)
 
-    def _let_go(self) -> None:
+    def _admit_waves(self) -> None:
         """Those who waited go on together, in waves: hundreds of threads that wake at one
         moment fight over the interpreter's lock, and everybody else waits for it as well."""
         with self._lock:
-            self._changed.wait(_WAVE_PAUSE)
+            self._changed.wait(_WAVE_PAUSE_SECONDS)
             self._admit(_WAVE)
 
-    def _came_to_nothing(self, failure: StartFailed, start: Start, adopted: bool) -> None:
+    def _start_failed(self, failure: StartFailedError, start: Start, adopted: bool) -> None:
         name = self.settings.name
         if start.cancelled or adopted:
-            if not isinstance(failure, Cancelled):
+            if not isinstance(failure, StartCancelledError):
                 log.warning("%s was not taken over: %s", name, failure)
             self._state = State.STOPPED
             return
         self._state = State.FAILED
         self.failed_starts += 1
-        if not isinstance(failure, NotPlaced):  # that can be different a moment later
-            self._breaker.failed(self._clock.monotonic())
+        if not isinstance(failure, NotPlacedError):  # that can be different a moment later
+            self._breaker.record_failure(self._clock.monotonic())
         self._last_error = str(failure)
         log.error("%s did not start: %s", name, failure)
-        retry_after = self._breaker.wait(self._clock.monotonic()) or None
+        retry_after = self._breaker.seconds_until_retry(self._clock.monotonic()) or None
         if failure.code == "queue_timeout":  # who is in the way may be idle the next time
-            retry_after = _RETRY_AFTER
-        self._line.refuse(
+            retry_after = _RETRY_AFTER_SECONDS
+        self._queue.reject_all(
             lambda: ApiError(
                 503, failure.code, f"{name} did not start: {failure}", retry_after=retry_after
             )
@@ -678,7 +692,7 @@ class Model:
                 log.error("%s stopped: %s", self.settings.name, reason)
             else:
                 log.info("%s stopped: %s", self.settings.name, reason)
-            self._start_again = self._start_again or bool(self._line)
+            self._start_again = self._start_again or bool(self._queue)
             self._crashed = False
 
     def _tries_left(self, server: Server) -> bool:
@@ -689,22 +703,22 @@ class Model:
         if self._closed and server.failed_stops > _LAST_TRIES:
             log.error("%s is left running: its processes do not die", self.settings.name)
             return False
-        self._changed.wait(min(_RETRY_STOP * server.failed_stops, _LONGEST_RETRY))
+        self._changed.wait(min(_RETRY_STOP_SECONDS * server.failed_stops, _MAX_RETRY_SECONDS))
         return True
 
     def _announce(self) -> None:
         # One at a time, each with the state as it is then: else an older one could be told
         # last, and a page would show it for ever.
         with self._announcing:
-            self._shared.events.publish("model", self.view)
+            self._shared.events.publish("model", self.to_json)
 
 
-def _told(decision: Decision) -> dict[str, Any]:
+def _decision_json(decision: Decision) -> dict[str, Any]:
     """A decision as the API tells it."""
     stops = list(decision.models) if decision.action is Action.EVICT else []
-    waits = list(decision.models) if decision.action in (Action.SOON, Action.WAIT) else []
+    waits = list(decision.models) if decision.action in (Action.AWAIT_MEMORY, Action.QUEUE) else []
     return {
-        "action": "start" if decision.action is Action.GO else decision.action.name.lower(),
+        "action": _ACTION_NAMES[decision.action],
         "scheme": decision.scheme,
         "memory_mb": dict(decision.memory_mb),
         "stops": stops,

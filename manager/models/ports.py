@@ -39,15 +39,15 @@ class Ports:
                 self._taken.add(port)
             if is_free(port):
                 return port
-            self.give_back(port)
+            self.release(port)
         raise NoFreePort(f"no port from {_RANGE.start} to {_RANGE.stop - 1} is free")
 
-    def take(self, port: int) -> None:
+    def claim(self, port: int) -> None:
         """Counts a port as taken that a run has already."""
         with self._lock:
             self._taken.add(port)
 
-    def give_back(self, port: int) -> None:
+    def release(self, port: int) -> None:
         with self._lock:
             self._taken.discard(port)
 

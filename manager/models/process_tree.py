@@ -19,8 +19,8 @@ import psutil
 
 log = logging.getLogger(__name__)
 
-MARK = "LLM_MANAGER_RUN"
-_KILL_WAIT = 5.0  # seconds that a killed process may take to be gone
+RUN_ID_VARIABLE = "LLM_MANAGER_RUN"
+_KILL_WAIT_SECONDS = 5.0  # seconds that a killed process may take to be gone
 _SUFFIXES = {
     "posix": {".sh", ".py"},
     "nt": {".bat", ".cmd", ".ps1", ".py"},
@@ -31,7 +31,7 @@ class LaunchError(Exception):
     """A script cannot be started; says what to do about it."""
 
 
-def unusable(script: Path | None, system: str = os.name) -> str | None:
+def unusable_reason(script: Path | None, system: str = os.name) -> str | None:
     """Why this system cannot run such a script, None where it can."""
     if script is None or script.suffix.lower() in _SUFFIXES.get(system, set()):
         return None
@@ -93,7 +93,7 @@ class ProcessTree:
             popen = subprocess.Popen(
                 arguments,
                 cwd=cwd,
-                env={**env, MARK: run},
+                env={**env, RUN_ID_VARIABLE: run},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -212,14 +212,14 @@ class ProcessTree:
         members = self._members()
         for process in members:
             _signal(process, psutil.Process.terminate)
-        self._wait_gone(members, grace)
-        deadline = time.monotonic() + _KILL_WAIT
+        self._wait_ended(members, grace)
+        deadline = time.monotonic() + _KILL_WAIT_SECONDS
         # In rounds, and a second look where the first finds none: what is about to die may
         # still have forked, in the moment of the look.
         while members := self._members() or self._members():
             for process in members:
                 _signal(process, psutil.Process.kill)
-            if not self._wait_gone(members, 0.5) and time.monotonic() > deadline:
+            if not self._wait_ended(members, 0.5) and time.monotonic() > deadline:
                 log.error("processes %s do not die", [process.pid for process in members])
                 return False
         return True
@@ -244,7 +244,7 @@ class ProcessTree:
             pass  # it ended while we looked
         return list(members.values())
 
-    def _wait_gone(self, members: list[psutil.Process], timeout: float) -> bool:
+    def _wait_ended(self, members: list[psutil.Process], timeout: float) -> bool:
         deadline = time.monotonic() + timeout
         pause = 0.005
         while True:
@@ -267,10 +267,10 @@ def _signal(process: psutil.Process, send: Callable[[psutil.Process], None]) -> 
         log.error("process %d may not be ended by this user", process.pid)
 
 
-def run_of(pid: int) -> str | None:
+def run_id_of(pid: int) -> str | None:
     """The run that a process belongs to, None where it is no model's or cannot be known."""
     try:
-        return psutil.Process(pid).environ().get(MARK)
+        return psutil.Process(pid).environ().get(RUN_ID_VARIABLE)
     except (psutil.Error, OSError):
         return None
 
@@ -315,7 +315,7 @@ def _marked(run: str) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get(MARK) == run and _is_running(process):
+            if process.environ().get(RUN_ID_VARIABLE) == run and _is_running(process):
                 found.append(process)
         except (psutil.Error, OSError):
             continue  # another user's, or gone meanwhile

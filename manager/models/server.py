@@ -17,10 +17,10 @@ from manager.models import process_tree
 from manager.models.ports import Ports
 from manager.models.process_tree import ProcessTree
 from manager.placement.placement import Placement
-from manager.placement.planner import Option
-from manager.placement.reservation import Seat
+from manager.placement.planner import SchemeOption
+from manager.placement.reservation import Reservation
 from manager.relay.upstream import Upstream
-from manager.relay.watcher import Watch
+from manager.relay.watcher import Watcher
 from manager.storage.logs import ModelLogs
 from manager.storage.store import Store
 
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Shared:
+class ModelDependencies:
     """What all models share. ``connections`` is how many are kept to one server; ``secrets`` names
     the variables of our environment that no server inherits, and only grows: what a config has
     named before may still be in use."""
@@ -36,7 +36,7 @@ class Shared:
     store: Store
     logs: ModelLogs
     events: Events
-    watch: Watch
+    watch: Watcher
     ports: Ports
     placement: Placement
     clock: Clock
@@ -44,7 +44,7 @@ class Shared:
     secrets: set[str] = field(default_factory=set)
 
 
-class StartFailed(Exception):
+class StartFailedError(Exception):
     """A start did not lead to a ready model; ``code`` is that of the error table."""
 
     def __init__(self, message: str, code: str = "start_failed") -> None:
@@ -52,15 +52,15 @@ class StartFailed(Exception):
         self.code = code
 
 
-class NotPlaced(StartFailed):
+class NotPlacedError(StartFailedError):
     """Nothing was launched, for want of a device or of room: that is no fault of the model."""
 
 
-class DeviceLost(StartFailed):
+class DeviceLostError(StartFailedError):
     """A device that the model was placed on went away meanwhile."""
 
 
-class Cancelled(StartFailed):
+class StartCancelledError(StartFailedError):
     """The start was stopped half-way."""
 
     def __init__(self) -> None:
@@ -77,7 +77,7 @@ class Server:
     scheme: str
     passed_over: Mapping[str, str]  # the schemes before it, and why they were not used
     tree: ProcessTree
-    seat: Seat
+    reservation: Reservation
     port: int
     upstream: Upstream
     started_at: float  # monotonic
@@ -87,20 +87,20 @@ class Server:
     watch_token: int = field(default=-1)
 
 
-def stop_server(server: Server, shared: Shared, grace: float, reason: str) -> bool:
+def stop_server(server: Server, shared: ModelDependencies, grace: float, reason: str) -> bool:
     """Ends the server's whole process tree; returns whether all of it is gone. Until it is,
     the run has not ended, and its port and its memory are not free."""
     server.upstream.close()
-    shared.placement.leaving(server.seat)
+    shared.placement.mark_stopping(server.reservation)
     if not server.tree.stop(grace):
         return False
     end_run(shared, server.run, reason)
-    shared.ports.give_back(server.port)
-    shared.placement.leave(server.seat)
+    shared.ports.release(server.port)
+    shared.placement.release(server.reservation)
     return True
 
 
-def end_run(shared: Shared, run: str, reason: str, *, unseen: bool = False) -> None:
+def end_run(shared: ModelDependencies, run: str, reason: str, *, unseen: bool = False) -> None:
     """Records the end, now, or if it was ``unseen`` when the run was last seen alive. A run whose
     end cannot be recorded is found and closed at the next start of the program, so that here a
     fault of the disk must not keep anything alive."""
@@ -114,7 +114,7 @@ def end_run(shared: Shared, run: str, reason: str, *, unseen: bool = False) -> N
         log.error("the end of run %s was not recorded: %s", run, error)
 
 
-def fingerprint(settings: loader.Model, scheme: loader.Scheme) -> str:
+def launch_fingerprint(settings: loader.Model, scheme: loader.Scheme) -> str:
     """A hash of all that decides how the server was launched: if it differs, the running one
     is not what the config asks for."""
     launched = [
@@ -130,14 +130,14 @@ def fingerprint(settings: loader.Model, scheme: loader.Scheme) -> str:
     return hashlib.sha256(json.dumps(launched).encode()).hexdigest()[:16]
 
 
-def options_of(settings: loader.Model) -> tuple[Option, ...]:
+def scheme_options(settings: loader.Model) -> tuple[SchemeOption, ...]:
     """The model's schemes as they are placed."""
     return tuple(
-        Option(
+        SchemeOption(
             scheme.name,
             scheme.required_devices,
             scheme.memory_mb,
-            process_tree.unusable(scheme.script_path),
+            process_tree.unusable_reason(scheme.script_path),
         )
         for scheme in settings.schemes
     )

@@ -19,18 +19,18 @@ from manager.models import ports, process_tree
 from manager.models.ports import NoFreePort
 from manager.models.process_tree import LaunchError, ProcessTree
 from manager.models.server import (
-    Cancelled,
-    DeviceLost,
-    NotPlaced,
+    DeviceLostError,
+    ModelDependencies,
+    NotPlacedError,
     Server,
-    Shared,
-    StartFailed,
+    StartCancelledError,
+    StartFailedError,
     end_run,
-    fingerprint,
-    options_of,
+    launch_fingerprint,
+    scheme_options,
 )
-from manager.placement.placement import NoPlace, Place, Waiting
-from manager.placement.reservation import Seat, Tenant
+from manager.placement.placement import DeviceAssignment, PlacementError, QueuePosition
+from manager.placement.reservation import Evictable, Reservation
 from manager.relay.upstream import Exchange, Upstream, UpstreamError
 from manager.storage.store import Run
 
@@ -51,10 +51,10 @@ class Start:
 
     def __init__(
         self,
-        tenant: Tenant,
+        evictable: Evictable,
         settings: loader.Model,
         interface: Interface,
-        shared: Shared,
+        shared: ModelDependencies,
         avoid_ports: set[int],
         on_change: Callable[[], None],
     ) -> None:
@@ -62,9 +62,9 @@ class Start:
         self.passed_over: Mapping[str, str] = {}
         self.port: int | None = None
         self.pid: int | None = None
-        self.waiting: Waiting | None = None  # for room
+        self.waiting: QueuePosition | None = None  # for room
         self.began = shared.clock.monotonic()  # the wait for room, then the launch
-        self._tenant = tenant
+        self._tenant = evictable
         self._settings = settings
         self._interface = interface
         self._shared = shared
@@ -82,7 +82,7 @@ class Start:
             exchange = self._exchange
         if exchange is not None:
             exchange.abort()
-        self._shared.placement.look()
+        self._shared.placement.wake()
 
     @property
     def cancelled(self) -> bool:
@@ -94,40 +94,40 @@ class Start:
         for _ in range(_MOST_LOSSES):
             try:
                 return self._run_once()
-            except DeviceLost as error:
+            except DeviceLostError as error:
                 log.warning("%s is placed again: %s", self._settings.name, error)
                 self.scheme = self.port = self.pid = None
                 self._on_change()
         return self._run_once()
 
     def _run_once(self) -> Server:
-        seat, place = self._take_place()
+        reservation, place = self._reserve()
         self.scheme, self.passed_over = place.scheme, place.passed_over
         self._begin(self._settings.start_timeout)
         try:
-            return self._launch_on_port(seat, place)
+            return self._launch_on_port(reservation, place)
         except BaseException as error:
-            failed = isinstance(error, StartFailed) and not self.cancelled
-            lost = self._shared.placement.lost(seat) if failed else []
-            self._shared.placement.leave(seat)
+            failed = isinstance(error, StartFailedError) and not self.cancelled
+            lost = self._shared.placement.lost_devices(reservation) if failed else []
+            self._shared.placement.release(reservation)
             if lost:
                 message = f"{', '.join(lost)} went away while it started. {error}"
-                raise DeviceLost(message) from error
+                raise DeviceLostError(message) from error
             raise
 
-    def _take_place(self) -> tuple[Seat, Place]:
-        options = options_of(self._settings)
+    def _reserve(self) -> tuple[Reservation, DeviceAssignment]:
+        options = scheme_options(self._settings)
         try:
-            return self._shared.placement.take(
-                self._tenant, options, self._cancelled.is_set, self._tell_waiting
+            return self._shared.placement.reserve(
+                self._tenant, options, self._cancelled.is_set, self._report_position
             )
-        except NoPlace as error:
+        except PlacementError as error:
             self.passed_over = error.passed_over
             if self.cancelled:
-                raise Cancelled from error
-            raise NotPlaced(str(error), error.code) from error
+                raise StartCancelledError from error
+            raise NotPlacedError(str(error), error.code) from error
 
-    def _tell_waiting(self, waiting: Waiting | None) -> None:
+    def _report_position(self, waiting: QueuePosition | None) -> None:
         self.waiting = waiting
         self._on_change()
 
@@ -135,45 +135,45 @@ class Start:
         self.began = self._shared.clock.monotonic()
         self._deadline = self.began + timeout
 
-    def _launch_on_port(self, seat: Seat, place: Place) -> Server:
+    def _launch_on_port(self, reservation: Reservation, place: DeviceAssignment) -> Server:
         chosen = self._settings.port is None
         try:
             self.port = self._settings.port or self._shared.ports.choose(self._avoid_ports)
         except NoFreePort as error:
-            raise StartFailed(str(error)) from error
+            raise StartFailedError(str(error)) from error
         try:
             if not chosen and not ports.is_free(self.port):
-                raise StartFailed(
+                raise StartFailedError(
                     f"its port {self.port} is held by {ports.holder(self.port)};"
                     " stop that, or give the model another port"
                 )
-            return self._launch(seat, place, self.port)
+            return self._launch(reservation, place, self.port)
         except BaseException:
-            self._shared.ports.give_back(self.port)
+            self._shared.ports.release(self.port)
             raise
 
-    def take_over(self, run: Run, tree: ProcessTree, seat: Seat) -> Server:
+    def take_over(self, run: Run, tree: ProcessTree, reservation: Reservation) -> Server:
         """Goes on with a server that an earlier program left running, if it is healthy.
         Raises StartFailed, and then nothing of it is left."""
         self.scheme, self.port, self.pid = run.scheme, run.port, tree.pid
-        self._shared.ports.take(run.port)
+        self._shared.ports.claim(run.port)
         upstream = Upstream(run.port, self._shared.connections)
         try:
             scheme = next((s for s in self._settings.schemes if s.name == run.scheme), None)
-            if scheme is None or fingerprint(self._settings, scheme) != run.fingerprint:
-                raise StartFailed("its settings have changed")
+            if scheme is None or launch_fingerprint(self._settings, scheme) != run.fingerprint:
+                raise StartFailedError("its settings have changed")
             if run.ready_ms is None:
-                raise StartFailed("it had not become ready")
+                raise StartFailedError("it had not become ready")
             self._begin(_ADOPTION_TIMEOUT)
             self._await_health(tree, upstream)
             tree.settle(run.port)
         except BaseException as error:
             upstream.close()
-            self._shared.placement.leaving(seat)
+            self._shared.placement.mark_stopping(reservation)
             tree.stop(self._settings.stop_timeout)
-            self._shared.ports.give_back(run.port)
+            self._shared.ports.release(run.port)
             end_run(self._shared, run.id, f"not adopted: {error}")
-            self._shared.placement.leave(seat)
+            self._shared.placement.release(reservation)
             raise
         age = self._shared.clock.wall() - run.started_ms / 1000
         return Server(
@@ -183,21 +183,21 @@ class Start:
             scheme=run.scheme,
             passed_over={},
             tree=tree,
-            seat=seat,
+            reservation=reservation,
             port=run.port,
             upstream=upstream,
             started_at=self._shared.clock.monotonic() - max(0.0, age),
             start_seconds=(run.ready_ms - run.started_ms) / 1000,
         )
 
-    def _launch(self, seat: Seat, place: Place, port: int) -> Server:
+    def _launch(self, reservation: Reservation, place: DeviceAssignment, port: int) -> Server:
         shared, settings = self._shared, self._settings
         scheme = next(s for s in settings.schemes if s.name == place.scheme)
         run = Run(
             id=uuid.uuid4().hex,
             model=settings.name,
             scheme=scheme.name,
-            fingerprint=fingerprint(settings, scheme),
+            fingerprint=launch_fingerprint(settings, scheme),
             port=port,
             pid=None,
             pid_created=None,
@@ -211,9 +211,9 @@ class Start:
             # Before the launch: if we are killed in between, the mark still finds the process.
             shared.store.begin_run(run)
         except LaunchError as error:
-            raise StartFailed(str(error)) from error
+            raise StartFailedError(str(error)) from error
         except sqlite3.Error as error:
-            raise StartFailed(f"its start cannot be recorded in usage.db: {error}") from error
+            raise StartFailedError(f"its start cannot be recorded in usage.db: {error}") from error
         try:
             tree = self._spawn(run, scheme, place, arguments)
         except BaseException as error:
@@ -222,7 +222,7 @@ class Start:
         upstream = Upstream(port, shared.connections)
         try:
             self.pid = tree.pid
-            seat.pids = tree.pids
+            reservation.pids = tree.pids
             self._on_change()
             shared.store.run_launched(run.id, tree.pid, tree.created)
             self._await_health(tree, upstream)
@@ -231,13 +231,15 @@ class Start:
             shared.store.run_ready(run.id, shared.clock.wall_ms(), tree.pid, tree.created)
         except BaseException as error:
             upstream.close()
-            self._shared.placement.leaving(seat)
+            self._shared.placement.mark_stopping(reservation)
             tree.stop(settings.stop_timeout)
             end_run(self._shared, run.id, str(error))
             if isinstance(error, sqlite3.Error):
-                raise StartFailed(f"its start cannot be recorded in usage.db: {error}") from error
+                raise StartFailedError(
+                    f"its start cannot be recorded in usage.db: {error}"
+                ) from error
             raise
-        shared.placement.settle(seat)
+        shared.placement.mark_ready(reservation)
         return Server(
             run=run.id,
             settings=settings,
@@ -245,7 +247,7 @@ class Start:
             scheme=scheme.name,
             passed_over=place.passed_over,
             tree=tree,
-            seat=seat,
+            reservation=reservation,
             port=port,
             upstream=upstream,
             started_at=self.began,
@@ -253,16 +255,16 @@ class Start:
         )
 
     def _spawn(
-        self, run: Run, scheme: loader.Scheme, place: Place, arguments: list[str]
+        self, run: Run, scheme: loader.Scheme, place: DeviceAssignment, arguments: list[str]
     ) -> ProcessTree:
         try:
             path, output = self._shared.logs.create(
                 run.model, run.id, f"{run.model}, scheme {scheme.name}, port {run.port}"
             )
         except OSError as error:
-            raise StartFailed(f"its log cannot be written: {error}") from error
+            raise StartFailedError(f"its log cannot be written: {error}") from error
         env = {
-            **variables.inherited(self._shared.secrets),
+            **variables.child_environment(self._shared.secrets),
             **place.environment,
             **scheme.env,
             "LLM_MANAGER_MODEL": run.model,
@@ -274,7 +276,7 @@ class Start:
             return ProcessTree.start(run.id, arguments, cwd=scheme.cwd, env=env, output=output)
         except LaunchError as error:
             path.unlink(missing_ok=True)  # it holds nothing but its title
-            raise StartFailed(str(error)) from error
+            raise StartFailedError(str(error)) from error
         finally:
             os.close(output)
 
@@ -304,9 +306,9 @@ class Start:
         if tree.settle(run.port):
             return
         pid = ports.listener(run.port)
-        other = process_tree.run_of(pid) if pid else None
+        other = process_tree.run_id_of(pid) if pid else None
         if other not in (None, run.id):
-            raise StartFailed(
+            raise StartFailedError(
                 f"its port {run.port} was taken meanwhile by another manager's model (pid {pid})"
             )
 
@@ -328,23 +330,23 @@ class Start:
                     return
                 last = f"a one-token request to {path} got {status}: {answer[:500]!r}"
                 if status not in _RETRY_PROBE:
-                    raise StartFailed(last)
+                    raise StartFailedError(last)
             self._pause()
 
     def _check(self, tree: ProcessTree, last: str) -> float:
         """Seconds left for the next probe. Raises StartFailed where there is no sense in it."""
         if self.cancelled:
-            raise Cancelled
+            raise StartCancelledError
         if not tree.alive():
             code = tree.exit_code
             how = "" if code is None else f" with exit code {code}"
             if code is not None and code < 0:
                 how = f", killed by signal {-code}"
-            raise StartFailed(f"its script ended{how}{self.last_lines()}")
+            raise StartFailedError(f"its script ended{how}{self.last_lines()}")
         left = self._deadline - self._shared.clock.monotonic()
         if left <= 0:
             waited = self._deadline - self.began
-            raise StartFailed(
+            raise StartFailedError(
                 f"it was not ready after {waited:g} seconds: {last}{self.last_lines()}",
                 "start_timeout",
             )
@@ -362,9 +364,9 @@ class Start:
         with self._lock:
             self._exchange = exchange
         if self.cancelled:  # before the exchange could be seen and aborted
-            raise Cancelled
+            raise StartCancelledError
         response = upstream.send(exchange)
-        return response.status, b"".join(response.pieces())
+        return response.status, b"".join(response.iter_bytes())
 
     def last_lines(self) -> str:
         """The end of the model's own output, to put behind an error."""

@@ -10,7 +10,7 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-_MOST_ASSIGNMENTS = 500
+_MAX_ASSIGNMENTS = 500
 _TOKEN = re.compile(r"[a-z0-9]+|[^\W_a-z0-9]+")
 # Behind a name, these make it another product: RTX 4060 Ti, RTX 4070 SUPER, RX 7900 XT.
 _VARIANTS = frozenset(("ti", "super", "xt", "xtx", "gre", "d"))
@@ -62,10 +62,10 @@ def _assignments(
                 yield from assign(at + 1, taken)
                 del taken[card]
 
-    return tuple(itertools.islice(assign(0, {}), _MOST_ASSIGNMENTS))
+    return tuple(itertools.islice(assign(0, {}), _MAX_ASSIGNMENTS))
 
 
-def offline(required: Sequence[str], cards: Mapping[str, str]) -> str:
+def missing_devices(required: Sequence[str], cards: Mapping[str, str]) -> str:
     """Why there is no assignment, for a person."""
     for name in required:
         wanted = sum(_folded(other) == _folded(name) for other in required)

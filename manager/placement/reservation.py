@@ -7,98 +7,98 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from manager.devices import Device, Reading
-from manager.placement.planner import Standing
+from manager.placement.planner import Evictability
 
 
 @dataclass(frozen=True)
-class Tenancy:
+class EvictionStatus:
     """How a model stands at this moment; ``last_used`` is monotonic, the others seconds."""
 
-    standing: Standing
+    evictability: Evictability
     last_used: float | None
-    usual_gap: float | None
+    mean_gap: float | None
     start_seconds: float
     yielding: bool
 
 
-class Tenant(Protocol):
+class Evictable(Protocol):
     """What placement asks of a model, and tells it."""
 
     @property
     def name(self) -> str: ...
 
-    def tenancy(self) -> Tenancy: ...
+    def eviction_status(self) -> EvictionStatus: ...
 
-    def urgency(self) -> int | None:
+    def waiting_priority(self) -> int | None:
         """The highest priority among the requests that wait for it; 0 where only a person has
         asked for it, None where nobody has."""
 
-    def claim(self) -> bool:
+    def begin_eviction(self) -> bool:
         """Takes no request any more if it is idle, so that it can be evicted; else False."""
 
-    def unclaim(self) -> None: ...
+    def cancel_eviction(self) -> None: ...
 
     def evict(self, reason: str) -> None:
         """Begins to stop a claimed model. Raises ApiError where the system has no thread."""
 
-    def yield_to_others(self, yielding: bool) -> None:
+    def set_yielding(self, yielding: bool) -> None:
         """Whether new requests wait behind others, until it can be stopped."""
 
 
 @dataclass(eq=False)
-class Seat:
+class Reservation:
     """All of it is guarded by the placement's lock, but for ``pids``, which is asked without:
     it tells the processes of the server. ``ready_at`` is monotonic, None until the server
     answers. ``used_before`` is what was used on a card before the launch, while nobody else has
     come or gone there since; ``used_when_going`` what was used when the stop began."""
 
-    tenant: Tenant
+    evictable: Evictable
     memory_mb: Mapping[str, int] = field(default_factory=dict)  # declared, by device id
     measured_mb: dict[str, int] = field(default_factory=dict)
     ready_at: float | None = None
-    going: bool = False
+    stopping: bool = False
     ended: bool = False  # by itself, before the stop began
     used_before: dict[str, int] = field(default_factory=dict)
-    used_when_going: dict[str, int] = field(default_factory=dict)
+    used_when_stopping: dict[str, int] = field(default_factory=dict)
     pids: Callable[[], Collection[int]] = tuple
     seen_pids: Collection[int] = ()
 
 
-def shows(device: Device | None, seat: Seat) -> bool:
+def reading_includes(device: Device | None, reservation: Reservation) -> bool:
     """Whether the reading shows all of what the seat's model has taken. One that is stale will
     not get better, and a device that nobody reads shows nothing ever."""
-    if seat.ready_at is None:
+    if reservation.ready_at is None:
         return False
     if device is None or device.stale or device.reading.used_mb is None:
         return True
-    return is_read(device, seat)
+    return read_after_ready(device, reservation)
 
 
-def is_read(device: Device, seat: Seat) -> bool:
+def read_after_ready(device: Device, reservation: Reservation) -> bool:
     """Whether the device was read after the seat's model had taken what it takes."""
-    return seat.ready_at is not None and device.read_at > seat.ready_at
+    return reservation.ready_at is not None and device.read_at > reservation.ready_at
 
 
-def measure(seat: Seat, device: Device, *, alone: bool) -> None:
+def record_measurement(reservation: Reservation, device: Device, *, alone: bool) -> None:
     """Notes what the seat's model has taken there. ``alone``: it is the only one of ours on the
     device, so that what is used more and more is counted as its own."""
     reading = device.reading
     if reading.held_mb is not None:
-        held = [reading.held_mb[pid] for pid in seat.seen_pids if pid in reading.held_mb]
+        held = [reading.held_mb[pid] for pid in reservation.seen_pids if pid in reading.held_mb]
         if held:  # a container's processes are not among them
-            seat.measured_mb[reading.id] = sum(held)
-    elif shows(device, seat) and reading.used_mb is not None:
-        before = seat.used_before.get(reading.id)
-        known = seat.measured_mb.get(reading.id)
+            reservation.measured_mb[reading.id] = sum(held)
+    elif reading_includes(device, reservation) and reading.used_mb is not None:
+        before = reservation.used_before.get(reading.id)
+        known = reservation.measured_mb.get(reading.id)
         if before is not None and (known is None or alone):
-            seat.measured_mb[reading.id] = max(0, known or 0, reading.used_mb - before)
+            reservation.measured_mb[reading.id] = max(0, known or 0, reading.used_mb - before)
 
 
-def is_back(seat: Seat, reading: Reading) -> bool:
+def memory_returned(reservation: Reservation, reading: Reading) -> bool:
     if reading.held_mb is not None:
-        return not any(pid in reading.held_mb for pid in seat.seen_pids)
+        return not any(pid in reading.held_mb for pid in reservation.seen_pids)
     if reading.used_mb is None:
         return True
-    expected = seat.measured_mb.get(reading.id, seat.memory_mb[reading.id])
+    expected = reservation.measured_mb.get(reading.id, reservation.memory_mb[reading.id])
     # Half: others may have taken some of it meanwhile.
-    return reading.used_mb <= seat.used_when_going[reading.id] - expected / 2
+    return reading.used_mb <= reservation.used_when_stopping[reading.id] - expected / 2

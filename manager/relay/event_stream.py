@@ -11,10 +11,10 @@ import re
 from typing import Any
 
 from manager import tokens
-from manager.tokens import Usage
+from manager.tokens import TokenUsage
 
 # Beyond this an event is passed on in parts: memory is worth more than its wholeness.
-MAX_HELD = 1 << 20
+MAX_BUFFERED = 1 << 20
 
 _BLANK_LINES = (b"\n\n", b"\r\n\r\n")
 _DONE = re.compile(rb"(?:^|\n)data: ?\[DONE\]")
@@ -41,7 +41,7 @@ class EventStream:
         end = _end_of_events(data, len(self._held))
         if end == len(data):
             self._held = b""
-        elif len(data) - end > MAX_HELD:
+        elif len(data) - end > MAX_BUFFERED:
             self._held = b""
             end = len(data)
         else:
@@ -50,7 +50,7 @@ class EventStream:
         if not data:
             return b""
         self.chunks += data.count(b"\ndata:") + data.startswith(b"data:")
-        if mentions := tokens.mentions(data):
+        if mentions := tokens.find_usage_offsets(data):
             data = self._read_usage(data, mentions)
         # A plain search first: this is asked of every piece of every stream.
         if not self.done and b"[DONE]" in data and _DONE.search(data):
@@ -58,21 +58,21 @@ class EventStream:
             self.chunks -= 1
         return data
 
-    def rest(self) -> bytes:
+    def flush(self) -> bytes:
         """At a clean end of the stream: what was held back, an event with no blank line."""
         held, self._held = self._held, b""
         self.done = self.done or bool(_DONE.search(held))
         return held
 
-    def usage(self) -> Usage | None:
+    def usage(self) -> TokenUsage | None:
         """What the stream said of its tokens; None where it said nothing."""
         first = tokens.from_answer(_data_of(self._first)) if self._first else None
         last = tokens.from_answer(_data_of(self._last)) if self._last else None
-        return tokens.merged(first, last)
+        return tokens.merge(first, last)
 
-    def estimate(self) -> Usage:
+    def estimate(self) -> TokenUsage:
         """For a stream that was cut short: a chunk is about a token."""
-        return Usage(completion_tokens=max(0, self.chunks), estimated=True)
+        return TokenUsage(completion_tokens=max(0, self.chunks), estimated=True)
 
     def _read_usage(self, data: bytes, mentions: list[int]) -> bytes:
         kept = []

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from manager.errors import ApiError, ClientGone
+from manager.errors import ApiError, ClientDisconnected
 from manager.interfaces import Interface
 from manager.relay.event_stream import EventStream, error_event
 from manager.relay.payload import Payload
@@ -25,10 +25,10 @@ from manager.relay.upstream import (
     UpstreamError,
     UpstreamTimeout,
 )
-from manager.relay.watcher import Watch
-from manager.tokens import Usage
+from manager.relay.watcher import Watcher
+from manager.tokens import TokenUsage
 
-CLIENT_GONE = 499  # nginx's number for a client that closed before its answer
+CLIENT_CLOSED_REQUEST = 499  # nginx's number for a client that closed before its answer
 
 # Up to this size an answer of known length is read whole before its first byte goes on: one
 # write, and an upstream that breaks off in the middle is still a clean 502.
@@ -93,7 +93,7 @@ class Lease(Protocol):
 
 
 @dataclass(frozen=True)
-class Request:
+class RelayRequest:
     """What the client sent: ``target`` is the path with its query."""
 
     target: str
@@ -107,18 +107,18 @@ class Outcome:
     ``error`` says why an answer is not whole."""
 
     status: int
-    usage: Usage | None = None
+    usage: TokenUsage | None = None
     streamed: bool = False
     first_byte_at: float | None = None
     error: str | None = None
 
 
-class BrokenAnswer(OSError):
+class TruncatedResponse(OSError):
     """An answer that breaks off in the middle. As an OSError it makes the server cut the
     client's connection, so that half an answer never looks whole."""
 
 
-class Answer:
+class RelayResponse:
     """An answer on its way to the client: status, headers and an iterable of bytes.
 
     ``close`` gives back whatever is still held, wherever the answer stands. (A generator
@@ -140,7 +140,7 @@ class Answer:
         self._closers = ExitStack()  # all of them, also if one fails
         self._closers.callback(close)
 
-    def __iter__(self) -> Answer:
+    def __iter__(self) -> RelayResponse:
         return self
 
     def __next__(self) -> bytes:
@@ -156,17 +156,17 @@ class Answer:
 
 def forward(
     lease: Lease,
-    request: Request,
+    request: RelayRequest,
     *,
-    watch: Watch,
+    watch: Watcher,
     gone: Callable[[], bool],
     on_end: Callable[[Outcome], None],
-) -> Answer:
+) -> RelayResponse:
     """Sends the request and returns the answer, its body still to come.
 
     ``gone`` tells whether the client has left; then the upstream's connection is closed.
     ``on_end`` is called once, before the client has the last byte. The lease is given back
-    as soon as the upstream is done. Raises ApiError 502 or 504, and ClientGone.
+    as soon as the upstream is done. Raises ApiError 502 or 504, and ClientDisconnected.
     """
     body, strip_usage = _outgoing_body(lease, request.payload)
     exchange = Exchange(
@@ -182,7 +182,7 @@ def forward(
         return passage.answer(response, strip_usage)
     except Aborted as error:
         passage.close()
-        raise ClientGone from error
+        raise ClientDisconnected from error
     except UpstreamError as error:
         refusal = _refusal(error)
         passage.fail(refusal)
@@ -196,7 +196,7 @@ class _Passage:
     """One exchange under way: it is reported once, and frees what it holds once."""
 
     def __init__(
-        self, lease: Lease, watch: Watch, token: int, on_end: Callable[[Outcome], None]
+        self, lease: Lease, watch: Watcher, token: int, on_end: Callable[[Outcome], None]
     ) -> None:
         self._lease = lease
         self._watch = watch
@@ -208,7 +208,7 @@ class _Passage:
         self._reported = False
         self._freed = False
 
-    def answer(self, response: Response, strip_usage: bool) -> Answer:
+    def answer(self, response: Response, strip_usage: bool) -> RelayResponse:
         """The answer to this response. Raises UpstreamError where it can be none."""
         self._response = response
         kind = response.header("Content-Type").lower()
@@ -223,12 +223,12 @@ class _Passage:
         else:
             pieces = self._passed_on(response)
         status = f"{response.status} {response.reason}"
-        return Answer(status, headers, pieces, self.close, self._stream)
+        return RelayResponse(status, headers, pieces, self.close, self._stream)
 
     def close(self) -> None:
         """The client's side is over; what is still under way ends with it."""
         try:
-            self._report(CLIENT_GONE, "the client left")
+            self._report(CLIENT_CLOSED_REQUEST, "the client left")
         finally:
             self._free()
 
@@ -240,7 +240,7 @@ class _Passage:
             self._free()
 
     def _whole(self, response: Response) -> list[bytes]:
-        body = b"".join(response.pieces())
+        body = b"".join(response.iter_bytes())
         self._first_byte_at = time.monotonic()
         self._report(response.status, usage=self._lease.interface.usage(body))
         self._free()
@@ -250,7 +250,7 @@ class _Passage:
         """An answer that is too large to hold, or of unknown length."""
         tail, left = b"", response.length
         try:
-            for piece in response.pieces():
+            for piece in response.iter_bytes():
                 self._first_byte_at = self._first_byte_at or time.monotonic()
                 tail = (tail + piece)[-_READ_WHOLE:]
                 left = None if left is None else left - len(piece)
@@ -261,22 +261,22 @@ class _Passage:
             return  # the client has left, as close() will report
         except UpstreamError as error:
             self._report(response.status, str(error))
-            raise BrokenAnswer(str(error)) from error
+            raise TruncatedResponse(str(error)) from error
         self._report(response.status, usage=self._lease.interface.usage(tail))
         self._free()
 
     def _events(self, response: Response, stream: EventStream) -> Iterator[bytes]:
         try:
-            for piece in response.pieces():
+            for piece in response.iter_bytes():
                 self._first_byte_at = self._first_byte_at or time.monotonic()
                 data = stream.feed(piece)
                 if stream.done:
                     # Before the client has [DONE]: to most of them that is the last byte.
                     self._report(response.status)
-                    response.hurry(_AFTER_DONE)
+                    response.set_deadline(_AFTER_DONE)
                 if data:
                     yield data
-            rest = stream.rest()
+            rest = stream.flush()
             if self._lease.interface.streams_end_with_done and not stream.done:
                 raise UpstreamError("the model's server ended its stream without [DONE]")
         except Aborted:
@@ -291,7 +291,9 @@ class _Passage:
         if rest:
             yield rest
 
-    def _report(self, status: int, error: str | None = None, usage: Usage | None = None) -> None:
+    def _report(
+        self, status: int, error: str | None = None, usage: TokenUsage | None = None
+    ) -> None:
         if self._reported:
             return
         self._reported = True
@@ -331,7 +333,7 @@ def _outgoing_body(lease: Lease, payload: Payload) -> tuple[bytes, bool]:
     )
     if ours:
         changes["stream_options"] = {**(options or {}), "include_usage": True}
-    return payload.replaced(changes), ours
+    return payload.with_changes(changes), ours
 
 
 def _outgoing_headers(headers: Headers) -> Headers:

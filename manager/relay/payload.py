@@ -36,7 +36,7 @@ class Payload:
                 400, "invalid_json", f"The request body is not a JSON object: {error}"
             ) from None
 
-    def replaced(self, changes: dict[str, Any]) -> bytes:
+    def with_changes(self, changes: dict[str, Any]) -> bytes:
         """The body with these top-level values set, every other byte as it was."""
         if not changes:
             return self._body

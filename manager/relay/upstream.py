@@ -134,7 +134,7 @@ class Reader:
         self._exchange = exchange
         self._buffer = b""
 
-    def some(self) -> bytes:
+    def read(self) -> bytes:
         """The next bytes, as many as are here; b"" at the end of the connection.
 
         Raises UpstreamError, UpstreamTimeout, Aborted.
@@ -158,9 +158,9 @@ class Reader:
             raise Aborted("ended from our side")
         return data
 
-    def more(self) -> bytes:
+    def read_required(self) -> bytes:
         """As ``some``, where the end of the connection would be before its time."""
-        data = self.some()
+        data = self.read()
         if not data:
             raise UpstreamError("the model's server closed the connection in mid-answer")
         return data
@@ -184,7 +184,7 @@ class Reader:
         while (end := data.find(b"\r\n\r\n")) < 0:
             if len(data) > _MAX_HEAD or not b"HTTP/1.".startswith(data[:7]):
                 raise UpstreamError(f"what came is not an HTTP answer: {data[:60]!r}")
-            piece = self.some()
+            piece = self.read()
             if not piece:
                 what = "in the middle of an answer's head" if data else "without an answer"
                 raise UpstreamError(f"the model's server closed the connection {what}")
@@ -235,7 +235,7 @@ class Response(urllib3.HTTPResponse):
         """A header's value, "" where there is none; repeated ones joined by commas."""
         return self.headers.get(name, "")
 
-    def pieces(self) -> Iterator[bytes]:
+    def iter_bytes(self) -> Iterator[bytes]:
         """The body as it arrives: no piece is empty, none waits to be filled.
 
         Raises UpstreamError where the body ends before its time, UpstreamTimeout, Aborted.
@@ -248,7 +248,7 @@ class Response(urllib3.HTTPResponse):
                 yield from self._sized_pieces(self.length)
             else:
                 self._reusable = False  # its end is the end of the body
-                while piece := self._reader.some():
+                while piece := self._reader.read():
                     yield piece
         except BaseException:
             self.discard()
@@ -260,10 +260,10 @@ class Response(urllib3.HTTPResponse):
         else:
             self.discard()
 
-    def hurry(self, seconds: float) -> None:
+    def set_deadline(self, seconds: float) -> None:
         """What is left of the body has to come within this time: it is only framing."""
         if self._carrier is not None:
-            self._carrier.limit_silence(seconds)
+            self._carrier.set_read_timeout(seconds)
 
     def discard(self) -> None:
         """Closes the connection, unless the answer was read to its end: it is no longer
@@ -276,7 +276,7 @@ class Response(urllib3.HTTPResponse):
 
     def _sized_pieces(self, left: int) -> Iterator[bytes]:
         while left:
-            piece = self._reader.more()
+            piece = self._reader.read_required()
             if len(piece) > left:
                 self._reader.put_back(piece[left:])
                 piece = piece[:left]
@@ -287,7 +287,7 @@ class Response(urllib3.HTTPResponse):
         decoder = ChunkedDecoder()
         while not decoder.finished:
             try:
-                piece = decoder.feed(self._reader.more())
+                piece = decoder.feed(self._reader.read_required())
             except NotChunked as error:
                 raise UpstreamError(f"the answer is not well formed: {error}") from None
             if piece:
@@ -335,10 +335,10 @@ class Connection(HTTPConnection):
         exchange.attach(self.sock)
         self._exchange = exchange
         if not exchange.reused or exchange.timeout != self._span:
-            self.limit_silence(exchange.timeout)
+            self.set_read_timeout(exchange.timeout)
         exchange.write(self.sock, f"{self.host}:{self.port}")
 
-    def limit_silence(self, seconds: float) -> None:
+    def set_read_timeout(self, seconds: float) -> None:
         _set_timeout(self.sock, seconds)
         self._span = seconds
 

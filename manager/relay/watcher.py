@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 INTERVAL = 0.2  # seconds; a departure is noticed within a second with room to spare
 
 
-class Watch:
+class Watcher:
     """Asks every registered question a few times a second, in one thread named ``watch``.
 
     When a question answers True its action is called, once, and it is forgotten. Both are
@@ -42,7 +42,7 @@ class Watch:
     def remove(self, token: int) -> None:
         self._entries.pop(token, None)
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """One round: what the thread does at each interval."""
         for token, (happened, act) in list(self._entries.items()):
             try:
@@ -56,4 +56,4 @@ class Watch:
 
     def _run(self) -> None:
         while not self._stopped.wait(INTERVAL):
-            self.look()
+            self.poll()

@@ -22,7 +22,7 @@ class DataDirInUse(Exception):
     """Another program runs on the same folder."""
 
 
-def make(folder: Path) -> None:
+def create(folder: Path) -> None:
     """Makes the folder where it is missing, for its owner alone. Raises OSError."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -33,7 +33,7 @@ def make_private(path: Path) -> None:
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
 
 
-def protect(folder: Path) -> None:
+def restrict_permissions(folder: Path) -> None:
     """Takes from a folder that was there before what rights others have in it, and its group's to
     write; and from the files in it that hold secrets, all but their owner's. What cannot be
     changed is told to the log and stays. Windows has no such rights."""
@@ -57,13 +57,13 @@ def protect(folder: Path) -> None:
         log.warning("others had rights here and have none any more: %s", ", ".join(closed))
 
 
-def claim(folder: Path) -> BinaryIO:
+def lock(folder: Path) -> BinaryIO:
     """Makes the folder and locks it until the program ends, however it ends.
 
     Two programs on one folder would stop each other's models. Keep what it returns open.
     Raises DataDirInUse, OSError.
     """
-    make(folder)
+    create(folder)
     file = (folder / "lock").open("a+b")
     try:
         _lock(file)
@@ -81,7 +81,7 @@ def claim(folder: Path) -> BinaryIO:
     return file
 
 
-def secret(folder: Path) -> bytes:
+def session_secret(folder: Path) -> bytes:
     """What signs the pages' sessions: kept, so that open pages outlive a restart. Raises
     OSError."""
     path = folder / "secret"

@@ -16,9 +16,9 @@ _MAX_LINE = 1 << 16
 _MAX_TAIL = 4 << 20  # bytes; a progress bar can be one line of gigabytes
 POLL = 0.25
 """Seconds between two looks at a file that somebody follows."""
-_MOST_BEHIND = 1 << 20  # bytes that a follower may be behind
+_MAX_BEHIND = 1 << 20  # bytes that a follower may be behind
 _CAUGHT_UP = 100  # lines with which it goes on then
-OWN_LOG = "llm-manager.log"
+PROGRAM_LOG = "llm-manager.log"
 _UNSAFE = re.compile(r'[<>:"/\\|?*%\x00-\x1f]|^\.|[. ]$')
 # Windows keeps these names for devices, whatever stands behind a dot.
 _DEVICE = re.compile(r"(?:con|prn|aux|nul|com\d|lpt\d)\s*(?:\.|$)", re.IGNORECASE)
@@ -94,13 +94,15 @@ class ModelLogs:
         """Reads on in the model's log, from its last lines on."""
         return Follower(lambda: self._files(model), lines)
 
-    def own_follower(self, lines: int) -> Follower:
+    def program_follower(self, lines: int) -> Follower:
         """The same of the program's own log."""
-        return Follower(self._own_files, lines)
+        return Follower(self._program_files, lines)
 
-    def own_tail(self, lines: int) -> str:
+    def program_tail(self, lines: int) -> str:
         """The last lines of the program's own log."""
-        return "\n".join(line for path in self._own_files() for line in _last_lines(path, lines))
+        return "\n".join(
+            line for path in self._program_files() for line in _last_lines(path, lines)
+        )
 
     def clean(self, days: float) -> int:
         """Removes files that nothing was written to for ``days``, except each model's latest.
@@ -119,8 +121,8 @@ class ModelLogs:
     def _files(self, model: str) -> list[Path]:
         return sorted((self._folder / folder_name(model)).glob("*.log"))
 
-    def _own_files(self) -> list[Path]:
-        path = self._folder / OWN_LOG
+    def _program_files(self) -> list[Path]:
+        path = self._folder / PROGRAM_LOG
         return [path] if path.exists() else []
 
 
@@ -148,7 +150,7 @@ class Follower:
         data = b""
         if self._path is not None:
             size = self._path.stat().st_size if self._path.exists() else 0
-            if size - self._offset > _MOST_BEHIND:
+            if size - self._offset > _MAX_BEHIND:
                 return self._catch_up(self._path, size)
             data, self._offset = _read_from(self._path, self._offset)
         if data:
@@ -191,7 +193,7 @@ def _read_from(path: Path, offset: int) -> tuple[bytes, int]:
             if file.seek(0, os.SEEK_END) < offset:
                 offset = 0  # somebody has cut it, as logrotate does
             file.seek(offset)
-            data = file.read(_MOST_BEHIND)
+            data = file.read(_MAX_BEHIND)
             return data, offset + len(data)
     except FileNotFoundError:
         return b"", offset

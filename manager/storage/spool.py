@@ -39,19 +39,19 @@ _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)  # 
 Commit = Callable[[Sequence[RequestRow]], None]
 
 
-def has_rows(folder: Path) -> bool:
+def has_uncommitted(folder: Path) -> bool:
     """Whether there are rows that are not in the database yet. Raises OSError."""
     return any(path.exists() and path.stat().st_size for path in map(folder.joinpath, _NAMES))
 
 
-def commit_left(folder: Path) -> None:
+def commit_leftovers(folder: Path) -> None:
     """Commits what a killed program has left in its data folder; one that runs does that itself.
     Raises StoreError, OSError."""
     usage_db = folder / "usage.db"
-    if not (usage_db.exists() and has_rows(folder)):
+    if not (usage_db.exists() and has_uncommitted(folder)):
         return
     try:
-        claimed = data_dir.claim(folder)
+        claimed = data_dir.lock(folder)
     except DataDirInUse:
         return
     with claimed, closing(Store(usage_db)) as store:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from manager.billing import calendar
 from manager.clock import Clock
 from manager.events import Events
-from manager.tokens import Usage
+from manager.tokens import TokenUsage
 
 SECONDS_KEPT = 600
 """How far back the speeds go."""
@@ -18,14 +18,14 @@ SECONDS_KEPT = 600
 _STILL = 5  # seconds over which the speed of now is taken: answers that come whole are lumps
 
 
-class Chunks(Protocol):
+class ChunkCounter(Protocol):
     """A stream on its way: how many chunks of it have passed, each about a token."""
 
     @property
     def chunks(self) -> int: ...
 
 
-class UnderWay:
+class ActiveRequest:
     """A request from its arrival to its end. Its own thread writes it, others read it: each field
     is whole at any moment, and nothing here counts for a bill."""
 
@@ -55,7 +55,7 @@ class UnderWay:
         self.scheme = ""
         self.leased_ms: int | None = None
         self.answered = False  # the model's server has begun to answer
-        self.stream: Chunks | None = None
+        self.stream: ChunkCounter | None = None
         self.counted = 0  # chunks that are in the speeds; the clock's alone
 
     @property
@@ -86,18 +86,18 @@ class Activity:
     def __init__(self, clock: Clock, events: Events) -> None:
         self._clock = clock
         self._events = events
-        self._under_way: dict[bytes, UnderWay] = {}
+        self._under_way: dict[bytes, ActiveRequest] = {}
         # Told by the requests' threads, taken by the clock's; a deque's ends are safe for both.
-        self._ended: deque[tuple[UnderWay, int, Usage | None]] = deque()
+        self._ended: deque[tuple[ActiveRequest, int, TokenUsage | None]] = deque()
         self._seconds: deque[_Second] = deque(maxlen=SECONDS_KEPT)
         self._of_models: deque[dict[str, int]] = deque(maxlen=_STILL)
         self._at_ms = clock.wall_ms()
         self._told: list[dict[str, Any]] = []
 
-    def begin(self, request: UnderWay) -> None:
+    def begin(self, request: ActiveRequest) -> None:
         self._under_way[request.id] = request
 
-    def end(self, request: UnderWay, status: int, usage: Usage | None) -> None:
+    def end(self, request: ActiveRequest, status: int, usage: TokenUsage | None) -> None:
         if self._under_way.pop(request.id, None) is not None:
             self._ended.append((request, status, usage))
 
@@ -114,7 +114,7 @@ class Activity:
                 rest = max(0, usage.completion_tokens - request.counted)
                 second.completion_tokens += rest
                 of_models[request.model] += rest
-        for request in self.under_way():
+        for request in self.active_requests():
             if request.stream is not None:
                 chunks = request.stream.chunks
                 second.completion_tokens += chunks - request.counted
@@ -124,25 +124,25 @@ class Activity:
         self._seconds.append(second)
         self._of_models.append(of_models)
         self._events.publish("throughput", self.throughput, wakes=False)
-        if self._events.are_wanted("requests"):
+        if self._events.has_subscribers("requests"):
             now = self.requests()
             if now != self._told:
                 self._events.publish("requests", lambda: now, wakes=False)
             self._told = now
 
-    def under_way(self) -> list[UnderWay]:
+    def active_requests(self) -> list[ActiveRequest]:
         """The requests of this moment, oldest first."""
         return list(self._under_way.values())
 
     def requests(self) -> list[dict[str, Any]]:
         """The same for the API."""
-        return [self._request(one) for one in self.under_way()]
+        return [self._request(one) for one in self.active_requests()]
 
     def throughput(self) -> dict[str, Any]:
         """How fast it goes, and who is busy, for the API. Speeds are a second's, over the last
         five."""
         models: dict[str, dict[str, Any]] = {}
-        for request in self.under_way():
+        for request in self.active_requests():
             model = models.setdefault(request.model, _nobody())
             model["waiting" if request.leased_ms is None else "in_flight"] += 1
         for of_models in self._of_models.copy():
@@ -176,7 +176,7 @@ class Activity:
             "errors": [s.errors for s in seconds],
         }
 
-    def _request(self, one: UnderWay) -> dict[str, Any]:
+    def _request(self, one: ActiveRequest) -> dict[str, Any]:
         return {
             "id": str(uuid.UUID(bytes=one.id)),
             "state": one.state,

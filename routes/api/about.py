@@ -15,31 +15,31 @@ from flask import Blueprint, Response, jsonify
 from manager import __version__
 from manager.billing import statements
 from routes.api.usage import zone_of
-from routes.services import House
+from routes.services import Services
 
 _REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"
 _DATABASES = ("usage.db", "queue.db")
 _MOST_FILES = 20_000  # looked at in one folder
 
 
-def blueprint(house: House) -> Blueprint:
+def blueprint(services: Services) -> Blueprint:
     routes = Blueprint("about", __name__)
-    started = house.clock.monotonic()
+    started = services.clock.monotonic()
     # Now: what is on the disk may be renewed while this program runs on with what it has read.
     versions = packages()
     # Where bills are is one of the settings that need a restart.
-    exports = statements.directory(house.fleet.config.program, house.data_dir)
+    exports = statements.directory(services.fleet.config.program, services.data_dir)
     folders = {
-        "logs": house.data_dir / "logs",
+        "logs": services.data_dir / "logs",
         "exports": exports,
-        "backups": house.data_dir / "backups",
+        "backups": services.data_dir / "backups",
     }
 
     @routes.get("/api/about")
     def about() -> Response:
-        config = house.fleet.config
+        config = services.fleet.config
         sizes = [
-            {"name": name, "bytes": _database_bytes(house.data_dir / name), "complete": True}
+            {"name": name, "bytes": _database_bytes(services.data_dir / name), "complete": True}
             for name in _DATABASES
         ]
         for name, folder in folders.items():
@@ -50,15 +50,15 @@ def blueprint(house: House) -> Blueprint:
                 "version": __version__,
                 "python": platform.python_version(),
                 "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
-                "started_at": house.clock.iso(started),
-                "uptime_seconds": round(house.clock.monotonic() - started, 3),
+                "started_at": services.clock.iso(started),
+                "uptime_seconds": round(services.clock.monotonic() - started, 3),
                 "pid": os.getpid(),
-                "data_dir": str(house.data_dir.absolute()),
+                "data_dir": str(services.data_dir.absolute()),
                 "config": str(config.path.absolute()),
                 "packages": versions,
                 "sizes": sizes,
-                "disk_free_bytes": shutil.disk_usage(house.data_dir).free,
-                "timezone": str(zone_of(house)),
+                "disk_free_bytes": shutil.disk_usage(services.data_dir).free,
+                "timezone": str(zone_of(services)),
                 "currency": config.program.currency,
                 "host": platform.node(),
             }

@@ -12,9 +12,9 @@ from manager.access.accounts import Account, Token
 from manager.billing.calendar import iso
 from manager.storage.store import reading
 from routes import fields
-from routes.api.usage import unreadable, zone_of
+from routes.api.usage import database_error, zone_of
 from routes.request import Query, body, refuse_unknown
-from routes.services import House
+from routes.services import Services
 
 _PAGE = 100
 _LONGEST_PAGE = 1000
@@ -22,28 +22,28 @@ _MOST_ID = 999_999_999
 _NO_STORE = {"Cache-Control": "no-store"}
 
 
-def blueprint(house: House) -> Blueprint:
+def blueprint(services: Services) -> Blueprint:
     routes = Blueprint("access", __name__)
-    routes.register_error_handler(sqlite3.Error, unreadable)
-    path = house.data_dir / "usage.db"
+    routes.register_error_handler(sqlite3.Error, database_error)
+    path = services.data_dir / "usage.db"
 
     @routes.get("/api/session")
     def whoami() -> Response:
         """Who asks, and how the door stands."""
-        known, caller = house.access.now, g.caller
+        known, caller = services.access.snapshot, g.caller
         return jsonify(
             {
                 "name": caller.name,
                 "role": caller.role,
                 "is_local": caller.is_local,
                 "password_is_set": bool(known.accounts),
-                "models_are_open": house.models_are_open,
+                "models_are_open": services.models_are_open,
             }
         )
 
     @routes.get("/api/accounts")
     def all_accounts() -> Response:
-        known = house.access.now.accounts.values()
+        known = services.access.snapshot.accounts.values()
         return jsonify({"accounts": [_account(one) for one in known]})
 
     @routes.post("/api/accounts")
@@ -53,8 +53,8 @@ def blueprint(house: House) -> Blueprint:
         name = fields.read(given, "name", fields.text)
         role = fields.read(given, "role", fields.text)
         hashed = credentials.password_hash(fields.read(given, "password", fields.text))
-        now_ms = house.clock.wall_ms()
-        made = house.access.change(
+        now_ms = services.clock.wall_ms()
+        made = services.access.change(
             lambda connection: accounts.add(connection, name, role, hashed, now_ms)
         )
         return jsonify(_account(made)), 201
@@ -74,25 +74,25 @@ def blueprint(house: House) -> Blueprint:
                 accounts.set_password(connection, name, hashed)
             return accounts.find(connection, name)
 
-        account = house.access.change(change)
+        account = services.access.change(change)
         if hashed is not None and g.caller.account and g.caller.account.name == name:
             session["generation"] = account.generation  # signed out everywhere else
         return jsonify(_account(account))
 
     @routes.delete("/api/accounts/<name>")
     def remove_account(name: str) -> Response:
-        house.access.change(lambda connection: accounts.remove(connection, name))
+        services.access.change(lambda connection: accounts.remove(connection, name))
         return jsonify({"name": name})
 
     @routes.post("/api/accounts/<name>/sign-out")
     def sign_out(name: str) -> Response:
         return jsonify(
-            _account(house.access.change(lambda connection: accounts.sign_out(connection, name)))
+            _account(services.access.change(lambda connection: accounts.sign_out(connection, name)))
         )
 
     @routes.get("/api/tokens")
     def all_tokens() -> Response:
-        known, now_ms = house.access.now.tokens.values(), house.clock.wall_ms()
+        known, now_ms = services.access.snapshot.tokens.values(), services.clock.wall_ms()
         return jsonify({"tokens": [_token(one, now_ms) for one in known]})
 
     @routes.post("/api/tokens")
@@ -102,9 +102,11 @@ def blueprint(house: House) -> Blueprint:
         name = fields.read(given, "name", fields.text)
         role = fields.read(given, "role", fields.text)
         until = given.get("expires_at")
-        expires_ms = None if until is None else fields.moment("expires_at", until, zone_of(house))
-        now_ms, by = house.clock.wall_ms(), g.caller.name
-        made, secret = house.access.change(
+        expires_ms = (
+            None if until is None else fields.moment("expires_at", until, zone_of(services))
+        )
+        now_ms, by = services.clock.wall_ms(), g.caller.name
+        made, secret = services.access.change(
             lambda connection: accounts.add_token(connection, name, role, by, expires_ms, now_ms)
         )
         answer = jsonify({**_token(made, now_ms), "secret": secret})
@@ -113,14 +115,14 @@ def blueprint(house: House) -> Blueprint:
 
     @routes.delete("/api/tokens/<name>")
     def remove_token(name: str) -> Response:
-        house.access.change(lambda connection: accounts.remove_token(connection, name))
+        services.access.change(lambda connection: accounts.remove_token(connection, name))
         return jsonify({"name": name})
 
     @routes.get("/api/audit")
     def changes() -> Response:
         query = Query(("limit", "cursor"))
-        limit = query.whole("limit", 1, _LONGEST_PAGE) or _PAGE
-        before = query.whole("cursor", 1, _MOST_ID)
+        limit = query.integer("limit", 1, _LONGEST_PAGE) or _PAGE
+        before = query.integer("cursor", 1, _MOST_ID)
         with reading(path) as connection:
             found, following = audit.page(connection, limit, before)
         return jsonify(

@@ -13,13 +13,13 @@ from typing import Any
 
 from flask import Blueprint, Response, g, jsonify
 
-from jobs.tasks import Settings
+from jobs.tasks import WorkerSettings
 from manager.config import config_file, loader
 from manager.config.loader import ConfigError, Problem
-from manager.config.redaction import MASK, argument_spans, hidden, is_telling, masked_at
+from manager.config.redaction import MASK, argument_spans, is_secret_name, redact, redact_spans
 from manager.errors import ApiError
 from routes.request import Number, bad, body, refuse_unknown
-from routes.services import House
+from routes.services import Services
 
 _LONGEST_TEXT = 200_000  # some hundred models; one as long as that takes seconds
 _applying = threading.Lock()
@@ -37,25 +37,25 @@ _AT_START = [
 ]
 
 
-def blueprint(house: House) -> Blueprint:
+def blueprint(services: Services) -> Blueprint:
     routes = Blueprint("settings", __name__)
     writing = threading.Lock()
 
     def modes(_folder: Path | None) -> Collection[str]:
-        return house.interfaces  # loaded once, at the program's start
+        return services.interfaces  # loaded once, at the program's start
 
     @routes.get("/api/config")
     def show() -> Response:
-        return jsonify(masked(house.fleet.config))
+        return jsonify(masked(services.fleet.config))
 
     @routes.post("/api/config/reload")
     def reload() -> Response:
-        return jsonify(apply(house))
+        return jsonify(apply(services))
 
     @routes.get("/api/config/text")
     def text() -> Response:
-        path = house.fleet.config.path
-        found = config_file.find(path)
+        path = services.fleet.config.path
+        found = config_file.read_file(path)
         shown, problems = found.masked(modes)
         return jsonify(
             {
@@ -71,7 +71,7 @@ def blueprint(house: House) -> Blueprint:
     def check() -> Response:
         given = body()
         refuse_unknown(given, ("text",))
-        found = config_file.find(house.fleet.config.path)
+        found = config_file.read_file(services.fleet.config.path)
         edited = found.with_secrets(_text(given), modes)
         names = list(edited.config.models) if edited.config else []
         return jsonify({"problems": _listed(edited.problems), "models": names})
@@ -81,8 +81,8 @@ def blueprint(house: House) -> Blueprint:
         given = body()
         refuse_unknown(given, ("text", "version"))
         text, version = _text(given), _version(given)
-        path = house.fleet.config.path
-        found = config_file.find(path)
+        path = services.fleet.config.path
+        found = config_file.read_file(path)
         _require_version(found, version)
         edited = found.with_secrets(text, modes)
         if edited.problems:
@@ -93,7 +93,7 @@ def blueprint(house: House) -> Blueprint:
                 details={"problems": _listed(edited.problems)},
             )
         with writing:  # I/O, but of a small file on a local disk, and only savers wait for it
-            _require_version(config_file.find(path), version)
+            _require_version(config_file.read_file(path), version)
             try:
                 written = config_file.write(path, edited.text, found)
             except OSError as error:
@@ -102,7 +102,7 @@ def blueprint(house: House) -> Blueprint:
                 ) from error
         g.is_done = True  # whatever comes now: it is to be in the audit table
         try:
-            return jsonify({**apply(house), "version": written.version})
+            return jsonify({**apply(services), "version": written.version})
         except ApiError as error:
             raise ApiError(
                 error.status,
@@ -138,7 +138,7 @@ def _version(given: dict[str, Any]) -> str | None:
     return version
 
 
-def _require_version(found: config_file.Found, version: str | None) -> None:
+def _require_version(found: config_file.ConfigFile, version: str | None) -> None:
     if found.problem and found.content is None and os.path.exists(found.path):
         raise ApiError(409, "config_not_writable", found.problem.message)
     if found.version != version:
@@ -155,23 +155,23 @@ def _listed(problems: Iterable[Problem]) -> list[dict[str, Any]]:
     return [dataclasses.asdict(problem) for problem in problems]
 
 
-def apply(house: House) -> dict[str, Any]:
+def apply(services: Services) -> dict[str, Any]:
     """Reads the file and applies it; says what needs a restart of the program to take effect.
 
     Raises ApiError 400 ``invalid_config``, and then nothing has changed; 503
     ``database_unavailable`` where all is applied but the prices of models that had none.
     """
     with _applying:  # of two at once, the one that read the older file could be the last
-        before = house.fleet.config
+        before = services.fleet.config
         try:
-            after = house.load()
+            after = services.load()
         except ConfigError as error:
             refusal = ApiError(400, "invalid_config", str(error))
             raise refusal from error
-        house.fleet.apply(after)
-        house.worker.update(Settings.of(after.program, house.data_dir))
+        services.fleet.apply(after)
+        services.worker.update(WorkerSettings.of(after.program, services.data_dir))
     try:
-        house.prices.seed(after.models.values())
+        services.prices.seed(after.models.values())
     except sqlite3.Error as error:
         raise ApiError(
             503,
@@ -192,17 +192,17 @@ def masked(settings: loader.Config) -> dict[str, Any]:
     program = _plain(dataclasses.asdict(settings.program))
     if settings.program.queue:
         is_expanded = bool(settings.program.variables)
-        program["queue"] = MASK if is_expanded else hidden(settings.program.queue)
+        program["queue"] = MASK if is_expanded else redact(settings.program.queue)
     models = []
     for model in settings.models.values():
         shown = _plain(dataclasses.asdict(model))
         for scheme in shown["schemes"]:
             scheme["env"] = {
-                name: MASK if is_telling(name) or name in scheme["expanded"] else hidden(value)
+                name: MASK if is_secret_name(name) or name in scheme["expanded"] else redact(value)
                 for name, value in scheme["env"].items()
             }
             scheme["command"] = [
-                masked_at(argument, spans)
+                redact_spans(argument, spans)
                 for argument, spans in zip(
                     scheme["command"], argument_spans(scheme["command"]), strict=True
                 )

@@ -14,18 +14,18 @@ from manager.storage import maintenance
 from manager.storage.maintenance_tasks import Order
 from manager.storage.store import reading
 from routes import fields
-from routes.api.usage import unreadable
+from routes.api.usage import database_error
 from routes.request import body, refuse_unknown
-from routes.services import House
+from routes.services import Services
 
 _WAIT_SECONDS = 60.0
 _AT_REST = ("stopped", "failed")
 
 
-def blueprint(house: House) -> Blueprint:
+def blueprint(services: Services) -> Blueprint:
     routes = Blueprint("data", __name__)
-    routes.register_error_handler(sqlite3.Error, unreadable)
-    path = house.data_dir / "usage.db"
+    routes.register_error_handler(sqlite3.Error, database_error)
+    path = services.data_dir / "usage.db"
 
     @routes.get("/api/data")
     def state() -> Response:
@@ -42,15 +42,15 @@ def blueprint(house: House) -> Blueprint:
                 "free_bytes": free * page,
                 "unbilled_requests": behind,
                 "oldest_at": None if oldest_ms is None else iso(oldest_ms),
-                "worker": house.worker.view(),
-                "orders": [shown(order) for order in house.orders.all()],
-                "backups": [_backup(file) for file in _backups(house)],
+                "worker": services.worker.view(),
+                "orders": [task_to_json(order) for order in services.orders.all()],
+                "backups": [_backup(file) for file in _backups(services)],
             }
         )
 
     @routes.get("/api/data/models")
     def models() -> Response:
-        configured = house.fleet.config.models
+        configured = services.fleet.config.models
         with reading(path) as connection:
             found = maintenance.stored(connection)
         return jsonify(
@@ -74,13 +74,13 @@ def blueprint(house: House) -> Blueprint:
 
     @routes.delete("/api/data/models/<path:name>")
     def delete(name: str) -> tuple[Response, int]:
-        model = next((m for m in house.fleet.models() if m.settings.name == name), None)
-        if model is not None and (state := model.view()["state"]) not in _AT_REST:
+        model = next((m for m in services.fleet.models() if m.settings.name == name), None)
+        if model is not None and (state := model.to_json()["state"]) not in _AT_REST:
             raise ApiError(
                 409, "model_running", f"{name} is {state}: stop it first, then delete its data"
             )
         _require_stored(path, name)
-        return carry_out(house, house.orders.place("delete", name))
+        return run_task(services, services.orders.place("delete", name))
 
     @routes.post("/api/data/reprice")
     def reprice() -> tuple[Response, int]:
@@ -88,15 +88,15 @@ def blueprint(house: House) -> Blueprint:
         refuse_unknown(given, ("model",))
         name = fields.read(given, "model", fields.text)
         _require_stored(path, name)
-        return carry_out(house, house.orders.place("reprice", name))
+        return run_task(services, services.orders.place("reprice", name))
 
     @routes.post("/api/data/vacuum")
     def vacuum() -> tuple[Response, int]:
-        return carry_out(house, house.orders.place("vacuum"))
+        return run_task(services, services.orders.place("vacuum"))
 
     @routes.post("/api/data/backup")
     def back_up() -> tuple[Response, int]:
-        return carry_out(house, house.orders.place("backup"))
+        return run_task(services, services.orders.place("backup"))
 
     return routes
 
@@ -107,24 +107,24 @@ def _require_stored(path: Path, model: str) -> None:
             raise ApiError(404, "no_data", f"Nothing is stored of a model {model[:200]!r}")
 
 
-def carry_out(house: House, order: Order) -> tuple[Response, int]:
+def run_task(services: Services, order: Order) -> tuple[Response, int]:
     """202 at once; with ``?wait=1`` 200 when it is done, and still 202 where that lasts.
 
     Raises ApiError 500 ``not_done``, with the reason.
     """
     now: Order | None = order
     if request.args.get("wait") in ("1", "true"):
-        give_back = house.slots.take()
+        give_back = services.slots.acquire()
         try:
-            now = house.orders.wait(order, _WAIT_SECONDS, house.closing.is_set)
+            now = services.orders.wait(order, _WAIT_SECONDS, services.closing.is_set)
         finally:
             give_back()
     if now is not None and now.error is not None:
         raise ApiError(500, "not_done", f"{order.kind} {order.subject}: {now.error}")
-    return jsonify({**shown(order), "done": now is None}), 200 if now is None else 202
+    return jsonify({**task_to_json(order), "done": now is None}), 200 if now is None else 202
 
 
-def shown(order: Order) -> dict[str, Any]:
+def task_to_json(order: Order) -> dict[str, Any]:
     """An order, as JSON."""
     return {
         "kind": order.kind,
@@ -134,8 +134,8 @@ def shown(order: Order) -> dict[str, Any]:
     }
 
 
-def _backups(house: House) -> list[Path]:
-    folder = house.data_dir / "backups"
+def _backups(services: Services) -> list[Path]:
+    folder = services.data_dir / "backups"
     return sorted(folder.glob("usage-*.db"), reverse=True) if folder.is_dir() else []
 
 

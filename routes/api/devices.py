@@ -9,47 +9,47 @@ from flask import Blueprint, Response, jsonify
 
 from manager.devices import Device, Reading, Snapshot
 from manager.placement import planner
-from manager.placement.planner import Card, Holding
-from routes.services import House
+from manager.placement.planner import Allocation, DeviceBudget
+from routes.services import Services
 
 _AGE = 2.0  # seconds: older readings are from when nobody looked
 _READING = 0.5  # seconds that a page waits for a newer one
 _FIRST_READING = 2.0  # for the first of all: a driver that nobody has used may have to wake up
 
 
-def blueprint(house: House) -> Blueprint:
+def blueprint(services: Services) -> Blueprint:
     routes = Blueprint("devices", __name__)
 
     @routes.get("/api/devices")
     def devices() -> Response:
-        house.monitor.touch()
-        is_first = house.monitor.snapshot.taken_at is None
+        services.monitor.touch()
+        is_first = services.monitor.snapshot.taken_at is None
         wait = _FIRST_READING if is_first else _READING
-        house.monitor.fresh(house.clock.monotonic() - _AGE, wait)
-        return jsonify(view(house))
+        services.monitor.wait_for_reading(services.clock.monotonic() - _AGE, wait)
+        return jsonify(view(services))
 
     def tell(_snapshot: Snapshot) -> None:
-        house.events.publish("devices", lambda: view(house), wakes=False)
+        services.events.publish("devices", lambda: view(services), wakes=False)
 
-    house.monitor.listen(tell)
+    services.monitor.add_listener(tell)
     return routes
 
 
-def view(house: House) -> dict[str, Any]:
+def view(services: Services) -> dict[str, Any]:
     """Every device, and why the drivers that do not answer do not."""
-    snapshot = house.monitor.snapshot
-    cards, holdings = house.placement.picture()
+    snapshot = services.monitor.snapshot
+    cards, holdings = services.placement.snapshot()
     known = {device.reading.id: device for device in snapshot.devices}
-    devices = [_device(house, card, known.get(card.id), cards, holdings) for card in cards]
+    devices = [_device(services, card, known.get(card.id), cards, holdings) for card in cards]
     return {"devices": devices, "faults": dict(snapshot.faults)}
 
 
 def _device(
-    house: House,
-    card: Card,
+    services: Services,
+    card: DeviceBudget,
     device: Device | None,
-    cards: Sequence[Card],
-    holdings: Sequence[Holding],
+    cards: Sequence[DeviceBudget],
+    holdings: Sequence[Allocation],
 ) -> dict[str, Any]:
     reading = device.reading if device else Reading(card.name, "declared", 0, card.total_mb)
     free = None
@@ -68,7 +68,7 @@ def _device(
         "room_mb": None if room is None else max(0, room),
         "load": reading.load,
         "temperature_c": reading.temperature_c,
-        "read_at": house.clock.iso(device.read_at) if device else None,
+        "read_at": services.clock.iso(device.read_at) if device else None,
         "stale": device.stale if device else False,
         "models": [
             {

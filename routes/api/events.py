@@ -13,7 +13,7 @@ from manager.storage.logs import POLL, Follower
 from routes import sse
 from routes.api.logs import lines_asked_for
 from routes.request import Query, bad
-from routes.services import House
+from routes.services import Services
 
 KINDS = ("model", "devices", "eviction", "throughput", "requests")
 _UNASKED = KINDS[:-1]  # the list of requests is long: it is for those who name it
@@ -23,30 +23,30 @@ _PAUSE = 0.1  # seconds between two pieces of a stream
 _OF_MODEL = "model/"
 
 
-def blueprint(house: House) -> Blueprint:
+def blueprint(services: Services) -> Blueprint:
     routes = Blueprint("events", __name__)
 
     @routes.get("/api/events")
     def events() -> Response:
         query = Query(("only", "log", "lines"))
         kinds = _kinds(query)
-        follower, first = _follower(house, query)
-        subscription = house.events.subscribe(kinds)
+        follower, first = _follower(services, query)
+        subscription = services.events.subscribe(kinds)
         if "devices" in kinds:
-            house.monitor.touch()
+            services.monitor.touch()
 
         def stop() -> None:
-            house.events.unsubscribe(subscription)
+            services.events.unsubscribe(subscription)
 
-        return sse.answer(house, _pieces(house, subscription, follower, first), stop)
+        return sse.stream_response(services, _pieces(services, subscription, follower, first), stop)
 
     @routes.get("/api/activity")
     def activity() -> Response:
         return jsonify(
             {
-                "throughput": house.activity.throughput(),
-                "history": house.activity.history(),
-                "requests": house.activity.requests(),
+                "throughput": services.activity.throughput(),
+                "history": services.activity.history(),
+                "requests": services.activity.requests(),
             }
         )
 
@@ -64,29 +64,29 @@ def _kinds(query: Query) -> tuple[str, ...]:
     return kinds
 
 
-def _follower(house: House, query: Query) -> tuple[Follower | None, list[str]]:
+def _follower(services: Services, query: Query) -> tuple[Follower | None, list[str]]:
     """Of the log that the page shows, in the same stream: a page holds one thread. And what it is
     told in the place of a log: a page whose model is gone goes on with all else."""
     log = query.text("log")
     if log is None:
         return None, []
     if log == "program":
-        return house.logs.own_follower(lines_asked_for()), []
+        return services.logs.program_follower(lines_asked_for()), []
     if not log.startswith(_OF_MODEL):
         raise bad("log", f"log has to be program or model/NAME, not {log[:40]!r}")
     try:
-        model = house.fleet.find(log.removeprefix(_OF_MODEL))
+        model = services.fleet.find(log.removeprefix(_OF_MODEL))
     except ApiError as error:
         return None, [str(error)]
-    return house.logs.follower(model.settings.name, lines_asked_for()), []
+    return services.logs.follower(model.settings.name, lines_asked_for()), []
 
 
 def _pieces(
-    house: House, subscription: Subscription, follower: Follower | None, first: list[str]
+    services: Services, subscription: Subscription, follower: Follower | None, first: list[str]
 ) -> Iterator[bytes]:
     """First all as it is, then each change."""
     # The headers go out with the first bytes, and a browser has no stream before it has those.
-    yield b": here it is\n\n" + b"".join(event.message for event in _now(house, subscription))
+    yield b": here it is\n\n" + b"".join(event.message for event in _now(services, subscription))
     if first:
         yield Event("lines", first).message
     quiet = 0.0
@@ -107,11 +107,11 @@ def _pieces(
             yield b": still here\n\n"
 
 
-def _now(house: House, subscription: Subscription) -> Iterator[Event]:
-    if subscription.wants("model"):
-        for model in house.fleet.models():
-            yield Event("model", model.view())
-    if subscription.wants("throughput"):
-        yield Event("throughput", house.activity.throughput())
-    if subscription.wants("requests"):
-        yield Event("requests", house.activity.requests())
+def _now(services: Services, subscription: Subscription) -> Iterator[Event]:
+    if subscription.accepts("model"):
+        for model in services.fleet.models():
+            yield Event("model", model.to_json())
+    if subscription.accepts("throughput"):
+        yield Event("throughput", services.activity.throughput())
+    if subscription.accepts("requests"):
+        yield Event("requests", services.activity.requests())

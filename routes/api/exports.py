@@ -15,34 +15,34 @@ from manager.billing.calendar import iso
 from manager.billing.statements import Period
 from manager.config.settings import Export
 from manager.errors import ApiError
-from routes.api.data import carry_out, shown
-from routes.api.usage import unreadable, zone_of
+from routes.api.data import run_task, task_to_json
+from routes.api.usage import database_error, zone_of
 from routes.request import bad, body, refuse_unknown
-from routes.services import House
+from routes.services import Services
 
 
-def blueprint(house: House) -> Blueprint:
+def blueprint(services: Services) -> Blueprint:
     routes = Blueprint("exports", __name__)
-    routes.register_error_handler(sqlite3.Error, unreadable)
+    routes.register_error_handler(sqlite3.Error, database_error)
     # Where and when they are made are settings that need a restart.
-    program = house.fleet.config.program
-    folder = statements.directory(program, house.data_dir)
+    program = services.fleet.config.program
+    folder = statements.directory(program, services.data_dir)
     export, zone = program.export, calendar.zone(program.timezone)
 
     @routes.get("/api/exports")
     def exports() -> Response:
-        orders = [shown(order) for order in house.orders.all() if order.kind == "export"]
+        orders = [task_to_json(order) for order in services.orders.all() if order.kind == "export"]
         files = [_file(path) for path in statements.written(folder)]
-        schedule = export and _schedule(export, folder, zone, house.clock.wall_ms())
+        schedule = export and _schedule(export, folder, zone, services.clock.wall_ms())
         return jsonify({"exports": files, "orders": orders, "schedule": schedule})
 
     @routes.post("/api/exports")
     def make() -> tuple[Response, int]:
         period = _period()
-        start_ms, _ = _bounds(house, period)
-        if start_ms > house.clock.wall_ms():
+        start_ms, _ = _bounds(services, period)
+        if start_ms > services.clock.wall_ms():
             raise bad("month" if period.is_month else "day", f"{period.text} has not begun")
-        answer, status = carry_out(house, house.orders.place("export", period.text))
+        answer, status = run_task(services, services.orders.place("export", period.text))
         return jsonify({**answer.get_json(), "file": period.file}), status
 
     @routes.get("/api/exports/<file>")
@@ -89,9 +89,9 @@ def _period() -> Period:
     return period
 
 
-def _bounds(house: House, period: Period) -> tuple[int, int]:
+def _bounds(services: Services, period: Period) -> tuple[int, int]:
     try:
-        return period.bounds_ms(zone_of(house))
+        return period.bounds_ms(zone_of(services))
     except ValueError as error:
         raise bad("day", str(error)) from None
 

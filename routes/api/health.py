@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from flask import Blueprint, Response, jsonify
 
-from routes.services import House
+from routes.services import Services
 
 
-def blueprint(_house: House) -> Blueprint:
+def blueprint(_services: Services) -> Blueprint:
     routes = Blueprint("health", __name__)
 
     @routes.get("/health")

@@ -15,9 +15,9 @@ from manager.billing.pricing import decimal_text
 from manager.errors import ApiError
 from manager.usage.request_search import Filters
 from routes import fields
-from routes.api.usage import sums, unreadable, zone_of
+from routes.api.usage import database_error, totals_to_json, zone_of
 from routes.request import bad, body, refuse_unknown
-from routes.services import House
+from routes.services import Services
 
 _CHANGEABLE = (
     *("owner", "models", "requests_per_minute", "tokens_per_minute", "max_concurrency"),
@@ -30,24 +30,24 @@ _MOST_TOKENS = 10**12
 _NO_STORE = {"Cache-Control": "no-store"}
 
 
-def blueprint(house: House) -> Blueprint:
+def blueprint(services: Services) -> Blueprint:
     routes = Blueprint("keys", __name__)
-    routes.register_error_handler(sqlite3.Error, unreadable)
+    routes.register_error_handler(sqlite3.Error, database_error)
 
     @routes.get("/api/keys")
     def all_keys() -> Response:
-        known = house.access.now.keys.values()
+        known = services.access.snapshot.keys.values()
         return jsonify(
             {
-                "currency": house.fleet.config.program.currency,
-                "keys": [_shown(house, key) for key in known],
+                "currency": services.fleet.config.program.currency,
+                "keys": [_shown(services, key) for key in known],
             }
         )
 
     @routes.get("/api/keys/me")
     def me() -> Response:
         key: Key = g.caller.key
-        zone, now_ms = zone_of(house), house.clock.wall_ms()
+        zone, now_ms = zone_of(services), services.clock.wall_ms()
         spans = {
             "day": calendar.day_start_ms(now_ms, zone),
             "month": calendar.month_start_ms(now_ms, zone),
@@ -55,10 +55,12 @@ def blueprint(house: House) -> Blueprint:
         only = Filters(key=key.name)
         return jsonify(
             {
-                **_shown(house, key),
-                "currency": house.fleet.config.program.currency,
+                **_shown(services, key),
+                "currency": services.fleet.config.program.currency,
                 "usage": {
-                    name: sums(house.reports.summary(start_ms, now_ms, zone, only).totals)
+                    name: totals_to_json(
+                        services.reports.summary(start_ms, now_ms, zone, only).totals
+                    )
                     for name, start_ms in spans.items()
                 },
             }
@@ -68,58 +70,64 @@ def blueprint(house: House) -> Blueprint:
     def add() -> tuple[Response, int]:
         given = body()
         refuse_unknown(given, ("name", *_CHANGEABLE))
-        key = Key(fields.read(given, "name", fields.text), **_changes(house, given))
-        now_ms = house.clock.wall_ms()
-        made, secret = house.access.change(lambda connection: api_keys.add(connection, key, now_ms))
-        return _told_once(house, made, secret), 201
+        key = Key(fields.read(given, "name", fields.text), **_changes(services, given))
+        now_ms = services.clock.wall_ms()
+        made, secret = services.access.change(
+            lambda connection: api_keys.add(connection, key, now_ms)
+        )
+        return _told_once(services, made, secret), 201
 
     @routes.get("/api/keys/<path:name>")
     def key(name: str) -> Response:
-        return jsonify(_shown(house, _find(house, name)))
+        return jsonify(_shown(services, _find(services, name)))
 
     @routes.patch("/api/keys/<path:name>")
     def change(name: str) -> Response:
         given = body()
         refuse_unknown(given, _CHANGEABLE)
-        changes = _changes(house, given)
-        changed = house.access.change(lambda connection: api_keys.change(connection, name, changes))
-        return jsonify(_shown(house, changed))
+        changes = _changes(services, given)
+        changed = services.access.change(
+            lambda connection: api_keys.change(connection, name, changes)
+        )
+        return jsonify(_shown(services, changed))
 
     @routes.post("/api/keys/<path:name>/rotate")
     def rotate(name: str) -> Response:
         given = body()
         refuse_unknown(given, ("keep_old_hours",))
         hours = fields.read(given, "keep_old_hours", _hours, _HOURS)
-        now_ms = house.clock.wall_ms()
-        made, secret = house.access.change(
+        now_ms = services.clock.wall_ms()
+        made, secret = services.access.change(
             lambda connection: api_keys.rotate(connection, name, hours * _HOUR_MS, now_ms)
         )
-        return _told_once(house, made, secret)
+        return _told_once(services, made, secret)
 
     @routes.delete("/api/keys/<path:name>")
     def revoke(name: str) -> Response:
-        now_ms = house.clock.wall_ms()
-        revoked = house.access.change(lambda connection: api_keys.revoke(connection, name, now_ms))
-        return jsonify(_shown(house, revoked))
+        now_ms = services.clock.wall_ms()
+        revoked = services.access.change(
+            lambda connection: api_keys.revoke(connection, name, now_ms)
+        )
+        return jsonify(_shown(services, revoked))
 
     return routes
 
 
-def _find(house: House, name: str) -> Key:
-    found = house.access.now.keys.get(name)
+def _find(services: Services, name: str) -> Key:
+    found = services.access.snapshot.keys.get(name)
     if found is None:
         raise ApiError(404, "key_not_found", f"There is no key {name!r}")
     return found
 
 
-def _told_once(house: House, key: Key, secret: str) -> Response:
-    answer = jsonify({**_shown(house, key), "secret": secret})
+def _told_once(services: Services, key: Key, secret: str) -> Response:
+    answer = jsonify({**_shown(services, key), "secret": secret})
     answer.headers.update(_NO_STORE)
     return answer
 
 
-def _shown(house: House, key: Key) -> dict[str, Any]:
-    now_ms, view = house.clock.wall_ms(), house.limits.view(key.name)
+def _shown(services: Services, key: Key) -> dict[str, Any]:
+    now_ms, view = services.clock.wall_ms(), services.limits.view(key.name)
     return {
         "name": key.name,
         "owner": key.owner,
@@ -158,11 +166,11 @@ def _iso(ms: int | None) -> str | None:
     return None if ms is None else iso(ms)
 
 
-def _changes(house: House, given: dict[str, Any]) -> dict[str, Any]:
+def _changes(services: Services, given: dict[str, Any]) -> dict[str, Any]:
     """The fields of a key that are given. Raises ApiError 400."""
 
     def moment(path: str, value: Any) -> int:
-        return fields.moment(path, value, zone_of(house))
+        return fields.moment(path, value, zone_of(services))
 
     readers = {
         "owner": ("owner", fields.text),
@@ -182,15 +190,15 @@ def _changes(house: House, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _limit(most: int) -> fields.Reader:
-    return lambda path, value: fields.whole(path, value, 1, most)
+    return lambda path, value: fields.integer(path, value, 1, most)
 
 
 def _priority(path: str, value: Any) -> int:
-    return fields.whole(path, value, 0, api_keys.MOST_PRIORITY)
+    return fields.integer(path, value, 0, api_keys.MAX_PRIORITY)
 
 
 def _hours(path: str, value: Any) -> int:
-    return fields.whole(path, value, 0, api_keys.LONGEST_GRACE_HOURS)
+    return fields.integer(path, value, 0, api_keys.MAX_GRACE_HOURS)
 
 
 def _models(path: str, value: Any) -> tuple[str, ...]:

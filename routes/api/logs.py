@@ -16,42 +16,42 @@ from manager.events import Event
 from manager.storage import runs
 from manager.storage.runs import PastRun
 from routes import sse
-from routes.api.usage import unreadable
+from routes.api.usage import database_error
 from routes.request import Query
-from routes.services import House
+from routes.services import Services
 
 _MAX_LINES = 10_000
 _RUNS, _MOST_RUNS = 50, 1000
 _KEEP_ALIVE_ROUNDS = 60  # quiet moments of a follower, about 15 seconds
 
 
-def blueprint(house: House) -> Blueprint:
+def blueprint(services: Services) -> Blueprint:
     routes = Blueprint("logs", __name__)
-    routes.register_error_handler(sqlite3.Error, unreadable)
+    routes.register_error_handler(sqlite3.Error, database_error)
 
     @routes.get("/api/models/<path:name>/logs")
     def logs(name: str) -> Response:
-        model = house.fleet.find(name)
+        model = services.fleet.find(name)
         run = request.args.get("run")
-        return _text(house.logs.tail(model.settings.name, lines_asked_for(), run))
+        return _text(services.logs.tail(model.settings.name, lines_asked_for(), run))
 
     @routes.get("/api/models/<path:name>/runs")
     def past(name: str) -> Response:
-        model = house.fleet.find(name).settings.name
-        limit = Query(("limit",)).whole("limit", 1, _MOST_RUNS) or _RUNS
-        found = runs.newest(house.data_dir / "usage.db", model, limit)
-        return jsonify({"runs": [_run(house, model, one) for one in found]})
+        model = services.fleet.find(name).settings.name
+        limit = Query(("limit",)).integer("limit", 1, _MOST_RUNS) or _RUNS
+        found = runs.newest(services.data_dir / "usage.db", model, limit)
+        return jsonify({"runs": [_run(services, model, one) for one in found]})
 
     @routes.get("/api/models/<path:name>/logs/stream")
     def follow(name: str) -> Response:
-        model = house.fleet.find(name)
+        model = services.fleet.find(name)
         stopped = threading.Event()
-        lines = house.logs.follow(model.settings.name, lines_asked_for(), stopped)
-        return sse.answer(house, _log_pieces(lines), stopped.set)
+        lines = services.logs.follow(model.settings.name, lines_asked_for(), stopped)
+        return sse.stream_response(services, _log_pieces(lines), stopped.set)
 
     @routes.get("/api/log")
     def own() -> Response:
-        return _text(house.logs.own_tail(lines_asked_for()))
+        return _text(services.logs.program_tail(lines_asked_for()))
 
     return routes
 
@@ -80,7 +80,7 @@ def _log_pieces(lines: Iterator[str | None]) -> Iterator[bytes]:
             yield b": still here\n\n"
 
 
-def _run(house: House, model: str, run: PastRun) -> dict[str, Any]:
+def _run(services: Services, model: str, run: PastRun) -> dict[str, Any]:
     return {
         "id": run.id,
         "scheme": run.scheme,
@@ -90,7 +90,7 @@ def _run(house: House, model: str, run: PastRun) -> dict[str, Any]:
         "ready_at": None if run.ready_ms is None else iso(run.ready_ms),
         "ended_at": None if run.ended_ms is None else iso(run.ended_ms),
         "end_reason": run.end_reason,
-        "has_log": house.logs.of_run(model, run.id) is not None,
+        "has_log": services.logs.of_run(model, run.id) is not None,
     }
 
 

@@ -23,7 +23,7 @@ from manager.models.model import Model, State
 from manager.relay.forward import Outcome
 
 if TYPE_CHECKING:
-    from routes.services import House
+    from routes.services import Services
 
 # Seconds. From a cached embedding to a long answer of a large model on a small card.
 _BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -78,10 +78,10 @@ class Metrics:
             registry=self.registry,
         )
 
-    def evicted(self, model: str) -> None:
+    def record_eviction(self, model: str) -> None:
         self._evictions.labels(model).inc()
 
-    def waited(self, model: str, seconds: float, outcome: str) -> None:
+    def record_wait(self, model: str, seconds: float, outcome: str) -> None:
         self._waits.labels(model, outcome).observe(seconds)
 
     def request(
@@ -100,8 +100,8 @@ class Metrics:
 class _ModelCollector(Collector):
     """Reads the models' states at the moment of the scrape."""
 
-    def __init__(self, house: House) -> None:
-        self._house = house
+    def __init__(self, services: Services) -> None:
+        self._services = services
 
     def collect(self) -> Iterator[Metric]:
         state = GaugeMetricFamily(
@@ -116,7 +116,7 @@ class _ModelCollector(Collector):
         starts = CounterMetricFamily(
             "llm_manager_starts", "Starts by how they ended.", labels=["model", "outcome"]
         )
-        for model in self._house.fleet.models():
+        for model in self._services.fleet.models():
             self._add(model, state, in_flight, waiting, starts)
         yield from (state, in_flight, waiting, starts)
 
@@ -128,7 +128,7 @@ class _ModelCollector(Collector):
         waiting: GaugeMetricFamily,
         starts: CounterMetricFamily,
     ) -> None:
-        view = model.view()
+        view = model.to_json()
         name = view["name"]
         for each in State:
             state.add_metric([name, each.value], float(view["state"] == each.value))
@@ -138,12 +138,14 @@ class _ModelCollector(Collector):
         starts.add_metric([name, "failed"], model.failed_starts)
 
 
-def blueprint(house: House) -> Blueprint:
+def blueprint(services: Services) -> Blueprint:
     routes = Blueprint("metrics", __name__)
-    house.metrics.registry.register(_ModelCollector(house))
+    services.metrics.registry.register(_ModelCollector(services))
 
     @routes.get("/metrics")
     def metrics() -> Response:
-        return Response(generate_latest(house.metrics.registry), content_type=CONTENT_TYPE_LATEST)
+        return Response(
+            generate_latest(services.metrics.registry), content_type=CONTENT_TYPE_LATEST
+        )
 
     return routes

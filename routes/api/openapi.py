@@ -11,14 +11,14 @@ from flask import Blueprint, Response, jsonify
 from flask.blueprints import BlueprintSetupState
 
 from manager import __version__
-from routes.services import House
+from routes.services import Services
 
 _FILE = Path(__file__).with_name("openapi.yaml")
 
 
-def blueprint(house: House) -> Blueprint:
+def blueprint(services: Services) -> Blueprint:
     routes = Blueprint("description", __name__)
-    document = describe({path for kind in house.interfaces.values() for path in kind.endpoints})
+    document = describe({path for kind in services.interfaces.values() for path in kind.endpoints})
 
     @routes.record
     def name_cookie(state: BlueprintSetupState) -> None:

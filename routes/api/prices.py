@@ -15,9 +15,9 @@ from manager.billing.price_versions import Adjustment, Version
 from manager.billing.pricing import Price, Tier, decimal_text
 from manager.tokens import MAX_TOKENS
 from routes import fields
-from routes.api.usage import model_named, unreadable, zone_of
+from routes.api.usage import database_error, model_named, zone_of
 from routes.request import Number, Query, bad, body, refuse_unknown
-from routes.services import House
+from routes.services import Services
 
 _PRICE = ("effective_from", "per_hour", "tiers")
 _TOKENS = ("prompt_tokens", "cached_tokens", "completion_tokens")
@@ -31,33 +31,33 @@ _MOST_TOKENS = 10**12
 _SECONDS = re.compile(r"([0-9]{1,9})(?:\.([0-9]{1,3}))?")
 
 
-def blueprint(house: House) -> Blueprint:
+def blueprint(services: Services) -> Blueprint:
     routes = Blueprint("prices", __name__)
-    routes.register_error_handler(sqlite3.Error, unreadable)
+    routes.register_error_handler(sqlite3.Error, database_error)
 
     @routes.get("/api/prices")
     def prices() -> Response:
         model = Query(("model",)).text("model")
-        versions = house.prices.versions(None if model is None else model_named(house, model))
+        versions = services.prices.versions(None if model is None else model_named(services, model))
         return jsonify(
             {
-                "currency": house.fleet.config.program.currency,
+                "currency": services.fleet.config.program.currency,
                 "prices": [_version(version) for version in versions],
             }
         )
 
     @routes.put("/api/models/<path:name>/price")
     def put(name: str) -> Response:
-        model = house.fleet.find(name).settings.name
+        model = services.fleet.find(name).settings.name
         given = body()
         refuse_unknown(given, _PRICE)
         price = _price(given)
         moment = given.get("effective_from")
         effective_ms = (
-            None if moment is None else fields.moment("effective_from", moment, zone_of(house))
+            None if moment is None else fields.moment("effective_from", moment, zone_of(services))
         )
-        version = house.prices.put(model, price, effective_ms)
-        answer = {**_version(version), "currency": house.fleet.config.program.currency}
+        version = services.prices.put(model, price, effective_ms)
+        answer = {**_version(version), "currency": services.fleet.config.program.currency}
         return jsonify(answer | {"warnings": pricing.warnings(price)})
 
     @routes.post("/api/prices/quote")
@@ -74,7 +74,7 @@ def blueprint(house: House) -> Blueprint:
         hours = pricing.hour_cost(price.per_hour, fields.read(given, "seconds", _milliseconds, 0))
         return jsonify(
             {
-                "currency": house.fleet.config.program.currency,
+                "currency": services.fleet.config.program.currency,
                 "cost": decimal_text(tokens + hours),
                 "cost_tokens": decimal_text(tokens),
                 "cost_hours": decimal_text(hours),
@@ -85,17 +85,17 @@ def blueprint(house: House) -> Blueprint:
 
     @routes.get("/api/adjustments")
     def adjustments() -> Response:
-        query, zone = Query(("model", "key", "start", "end")), zone_of(house)
+        query, zone = Query(("model", "key", "start", "end")), zone_of(services)
         model = query.text("model")
-        found = house.prices.adjustments(
-            None if model is None else model_named(house, model),
+        found = services.prices.adjustments(
+            None if model is None else model_named(services, model),
             query.text("key"),
             query.moment_ms("start", zone),
             query.moment_ms("end", zone),
         )
         return jsonify(
             {
-                "currency": house.fleet.config.program.currency,
+                "currency": services.fleet.config.program.currency,
                 "adjustments": [_adjustment(one) for one in found],
             }
         )
@@ -112,16 +112,18 @@ def blueprint(house: House) -> Blueprint:
             raise bad("note", "note has to say what the adjustment is for")
         moment = given.get("at")
         at_ms = (
-            house.clock.wall_ms() if moment is None else fields.moment("at", moment, zone_of(house))
+            services.clock.wall_ms()
+            if moment is None
+            else fields.moment("at", moment, zone_of(services))
         )
-        model = model_named(house, fields.read(given, "model", fields.text, ""))
-        if model and model not in house.reports.models():
-            model = house.fleet.find(model).settings.name
-        made = house.prices.adjust(
+        model = model_named(services, fields.read(given, "model", fields.text, ""))
+        if model and model not in services.reports.models():
+            model = services.fleet.find(model).settings.name
+        made = services.prices.adjust(
             model, fields.read(given, "key", fields.text, ""), at_ms, amount, note
         )
         if made.key:
-            house.limits.credit(made.key, made.at_ms, made.amount)
+            services.limits.apply_adjustment(made.key, made.at_ms, made.amount)
         return jsonify(_adjustment(made)), 201
 
     return routes
@@ -197,15 +199,15 @@ def _tier(path: str, given: Any) -> Tier:
 
 
 def _low(path: str, value: Any) -> int:
-    return fields.whole(path, value, 0, _MOST_TOKENS)
+    return fields.integer(path, value, 0, _MOST_TOKENS)
 
 
 def _high(path: str, value: Any) -> int:
-    return fields.whole(path, value, pricing.OPEN, _MOST_TOKENS)
+    return fields.integer(path, value, pricing.OPEN, _MOST_TOKENS)
 
 
 def _tokens(path: str, value: Any) -> int:
-    return fields.whole(path, value, 0, MAX_TOKENS)
+    return fields.integer(path, value, 0, MAX_TOKENS)
 
 
 def _milliseconds(path: str, value: Any) -> int:

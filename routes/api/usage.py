@@ -26,7 +26,7 @@ from manager.usage.reports import TooManyBuckets
 from manager.usage.request_search import Filters, Request, Search
 from manager.usage.totals import Totals
 from routes.request import Query, bad
-from routes.services import House
+from routes.services import Services
 
 log = logging.getLogger(__name__)
 
@@ -65,25 +65,25 @@ _CSV_MARK = b"\xef\xbb\xbf"  # without it spreadsheets take UTF-8 for something 
 # What makes a spreadsheet take a text for a formula.
 
 
-def blueprint(house: House) -> Blueprint:
+def blueprint(services: Services) -> Blueprint:
     routes = Blueprint("usage", __name__)
-    routes.register_error_handler(sqlite3.Error, unreadable)
+    routes.register_error_handler(sqlite3.Error, database_error)
 
     @routes.get("/api/usage/summary")
     def summary() -> Response:
         query = Query((*_RANGE, "group", "round"))
-        zone = zone_of(house)
+        zone = zone_of(services)
         group = query.choice("group", request_search.GROUPS)
-        start_ms, end_ms = _range(house, query, zone)
-        filters, unit = _filters(house, query), query.choice("round", reports.ROUNDS)
+        start_ms, end_ms = _range(services, query, zone)
+        filters, unit = _filters(services, query), query.choice("round", reports.ROUNDS)
         try:
-            found = house.reports.summary(start_ms, end_ms, zone, filters, group, unit or "hour")
+            found = services.reports.summary(start_ms, end_ms, zone, filters, group, unit or "hour")
         except TooManyBuckets as error:
             raise bad("round", f"{error}: choose a longer round or a shorter range") from error
         span = {"start": iso(found.start_ms), "end": iso(found.end_ms)}
-        currency = house.fleet.config.program.currency
-        whole = sums(found.totals)
-        rows = [{group: name, **sums(totals)} for name, totals in found.groups.items()]
+        currency = services.fleet.config.program.currency
+        whole = totals_to_json(found.totals)
+        rows = [{group: name, **totals_to_json(totals)} for name, totals in found.groups.items()]
         if _is_csv(query):
             named = [{**span, "currency": currency, **row} for row in (rows if group else [whole])]
             return _csv("usage-summary", [*span, "currency", *_by(group), *_FLAT_SUMS], [named])
@@ -93,14 +93,14 @@ def blueprint(house: House) -> Blueprint:
     @routes.get("/api/usage/series")
     def series() -> Response:
         query = Query((*_RANGE, "group", "bucket"))
-        zone = zone_of(house)
+        zone = zone_of(services)
         group = query.choice("group", ("none", *request_search.GROUPS))
         group = None if group == "none" else group
         bucket = query.choice("bucket", reports.BUCKETS)
-        start_ms, end_ms = _range(house, query, zone)
-        filters = _filters(house, query)
+        start_ms, end_ms = _range(services, query, zone)
+        filters = _filters(services, query)
         try:
-            found = house.reports.series(start_ms, end_ms, zone, filters, bucket, group)
+            found = services.reports.series(start_ms, end_ms, zone, filters, bucket, group)
         except TooManyBuckets as error:
             raise bad("bucket", f"{error}: choose a longer bucket or a shorter range") from error
         rows = [
@@ -108,11 +108,11 @@ def blueprint(house: House) -> Blueprint:
                 "start": iso(one.start_ms),
                 "end": iso(one.end_ms),
                 **dict.fromkeys(_by(group), one.group),
-                **sums(one.totals),
+                **totals_to_json(one.totals),
             }
             for one in found.buckets
         ]
-        currency = house.fleet.config.program.currency
+        currency = services.fleet.config.program.currency
         if _is_csv(query):
             rows = [{**row, "currency": currency} for row in rows]
             header = ["start", "end", "currency", *_by(group), *_FLAT_SUMS]
@@ -132,11 +132,11 @@ def blueprint(house: House) -> Blueprint:
     @routes.get("/api/usage/requests")
     def requests() -> Response:
         query = Query(_SEARCH)
-        filters, sought = _filters(house, query), _search(query, zone_of(house))
+        filters, sought = _filters(services, query), _search(query, zone_of(services))
         if _is_csv(query):
-            return _csv_of_requests(house, query, filters, sought)
-        limit = query.whole("limit", 1, _LONGEST_PAGE) or _PAGE
-        page = house.reports.requests(filters, sought, limit, _before(query))
+            return _csv_of_requests(services, query, filters, sought)
+        limit = query.integer("limit", 1, _LONGEST_PAGE) or _PAGE
+        page = services.reports.requests(filters, sought, limit, _before(query))
         return jsonify(
             {
                 "requests": [_request(one) for one in page.requests],
@@ -147,7 +147,7 @@ def blueprint(house: House) -> Blueprint:
     @routes.get("/api/usage/requests/<number>")
     def request(number: str) -> Response:
         try:
-            found = house.reports.request(uuid.UUID(number).bytes)
+            found = services.reports.request(uuid.UUID(number).bytes)
         except ValueError:
             found = None
         if found is None:
@@ -157,18 +157,18 @@ def blueprint(house: House) -> Blueprint:
     return routes
 
 
-def zone_of(house: House) -> tzinfo:
+def zone_of(services: Services) -> tzinfo:
     """The configured time zone."""
-    return calendar.zone(house.fleet.config.program.timezone)
+    return calendar.zone(services.fleet.config.program.timezone)
 
 
-def model_named(house: House, name: str) -> str:
+def model_named(services: Services, name: str) -> str:
     """The model of that name or alias; one that is not in the config has its name only."""
-    found = house.fleet.config.find(name)
+    found = services.fleet.config.find(name)
     return name if found is None else found.name
 
 
-def unreadable(error: Exception) -> Response:
+def database_error(error: Exception) -> Response:
     """The answer where usage.db cannot be used."""
     log.error("usage.db cannot be used: %s", error)
     refusal = ApiError(
@@ -183,22 +183,22 @@ def unreadable(error: Exception) -> Response:
 # --- what is asked for ------------------------------------------------------------------
 
 
-def _filters(house: House, query: Query) -> Filters:
+def _filters(services: Services, query: Query) -> Filters:
     model = query.text("model")
     return Filters(
-        model=None if model is None else model_named(house, model),
+        model=None if model is None else model_named(services, model),
         key=query.text("key"),
         mode=query.text("mode"),
         scheme=query.text("scheme"),
     )
 
 
-def _range(house: House, query: Query, zone: tzinfo) -> tuple[int, int]:
+def _range(services: Services, query: Query, zone: tzinfo) -> tuple[int, int]:
     """From the beginning of the month until now, where nothing else is said."""
     end_ms = query.moment_ms("end", zone)
     start_ms = query.moment_ms("start", zone)
     if end_ms is None:
-        end_ms = house.clock.wall_ms() + 1
+        end_ms = services.clock.wall_ms() + 1
     if start_ms is None:
         start_ms = calendar.month_start_ms(end_ms - 1, zone)
     if start_ms >= end_ms:
@@ -248,7 +248,7 @@ def _before(query: Query) -> bytes | None:
 # --- what is answered -------------------------------------------------------------------
 
 
-def sums(totals: Totals) -> dict[str, Any]:
+def totals_to_json(totals: Totals) -> dict[str, Any]:
     """Sums as the API names them."""
     return {
         "requests": totals.requests,
@@ -296,16 +296,18 @@ def _request(one: Request) -> dict[str, Any]:
     return {name: shown[name] if name in shown else getattr(one, name) for name in _REQUEST}
 
 
-def _csv_of_requests(house: House, query: Query, filters: Filters, sought: Search) -> Response:
+def _csv_of_requests(
+    services: Services, query: Query, filters: Filters, sought: Search
+) -> Response:
     """All of them, as they are read: there may be millions."""
     for name in ("limit", "cursor"):
         if query.text(name) is not None:
             raise bad(name, f"CSV has no pages: leave {name} out, and narrow it by start and end")
-    found = house.reports.each_request(filters, sought)
+    found = services.reports.each_request(filters, sought)
     first = list(itertools.islice(found, 1))  # what fails should fail before the first byte
     rows = map(_request, itertools.chain(first, found))
     batches = iter(lambda: list(itertools.islice(rows, _CSV_ROWS)), [])
-    give_back = house.slots.take_watcher()
+    give_back = services.slots.acquire_stream()
     response = _csv("usage-requests", _REQUEST, batches)
     response.call_on_close(give_back)
     return response
@@ -355,4 +357,4 @@ def _cell(name: str, value: Any) -> Any:
     return value
 
 
-_FLAT_SUMS = list(_flat(sums(Totals())))
+_FLAT_SUMS = list(_flat(totals_to_json(Totals())))

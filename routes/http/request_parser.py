@@ -25,7 +25,7 @@ _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z.~_!$&'()*+;=%-]*)(?::[0-9
 _CHUNK = re.compile(rb"(?P<size>[0-9A-Fa-f]{1,16})(?:[ \t]*;[\t\x20-\x7e]*)?")
 
 
-class Parser(HTTPRequestParser):
+class RequestParser(HTTPRequestParser):
     """One request, as it arrives."""
 
     path = ""  # which waitress logs, also of a request whose head could not be read
@@ -73,7 +73,7 @@ class Parser(HTTPRequestParser):
         except ValueError as error:  # a target that is no URI, a length of thousands of digits
             raise ParsingError(f"The head cannot be read: {error}") from error
         if self.chunked:
-            self.body_rcv = Chunks(self.body_rcv.getbuf())
+            self.body_rcv = ChunkedBody(self.body_rcv.getbuf())
 
     @staticmethod
     def _check_target(target: bytes, hosts: list[bytes]) -> None:
@@ -96,7 +96,7 @@ class Parser(HTTPRequestParser):
             raise ParsingError("The only Transfer-Encoding is chunked, in HTTP/1.1")
 
 
-class Chunks:
+class ChunkedBody:
     """The body of a request in chunks (7.1), for waitress's parser."""
 
     def __init__(self, buffer: OverflowableBuffer) -> None:

@@ -25,8 +25,8 @@ from waitress.utilities import BadRequest
 from manager.clock import Clock
 from manager.errors import ApiError
 from manager.models import ports
-from routes.http.request_parser import MOST_HEADERS, Parser
-from routes.http.thread_pool import Workers
+from routes.http.request_parser import MOST_HEADERS, RequestParser
+from routes.http.thread_pool import ThreadPool
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 @dataclass(frozen=True)
-class Limits:
+class ClientLimits:
     """What a client may take to send one request, in seconds, and how much of the room for
     connections one address may hold."""
 
@@ -64,7 +64,7 @@ class Limits:
     share: float = 0.25
 
 
-class CannotListen(Exception):
+class ListenError(Exception):
     """The address cannot be had; says who holds it where that is known."""
 
 
@@ -127,7 +127,7 @@ class _Channel(HTTPChannel):
     server: _Listener
     task_class = _Answering
     error_task_class = _RefusedRequest
-    parser_class = Parser
+    parser_class = RequestParser
     refused = False
     discarded = 0
     held: list[bytes] | None = None
@@ -287,10 +287,10 @@ class _Channel(HTTPChannel):
 
     def del_channel(self, map: dict[int, Any] | None = None) -> None:
         super().del_channel(map)
-        self.server.places.give_back(self)
+        self.server.places.release(self)
 
 
-class _Places:
+class _ConnectionSlots:
     """How many connections each address holds. This machine's own programs and the proxies
     that are trusted speak for many, and hold what they like."""
 
@@ -327,13 +327,13 @@ class _Places:
             )
         return True
 
-    def take(self, channel: _Channel, origin: str | None) -> None:
+    def acquire(self, channel: _Channel, origin: str | None) -> None:
         if origin is not None:
             with self._lock:
                 self._origins[channel] = origin
                 self._held[origin] += 1
 
-    def give_back(self, channel: _Channel) -> None:
+    def release(self, channel: _Channel) -> None:
         """Also for a channel that has none, or has it no more. A worker may close one too."""
         with self._lock:
             origin = self._origins.pop(channel, None)
@@ -345,9 +345,9 @@ class _Places:
 
 
 class _Listener(TcpWSGIServer):
-    limits: Limits
+    limits: ClientLimits
     clock: Clock
-    places: _Places
+    places: _ConnectionSlots
 
     def handle_accept(self) -> None:
         """Accepts all that wait: waitress takes one a round, and each round looks at every
@@ -366,7 +366,7 @@ class _Listener(TcpWSGIServer):
                 connection.close()
                 continue
             channel = _Channel(self, connection, address, self.adj, map=self._map)
-            self.places.take(channel, origin)
+            self.places.acquire(channel, origin)
 
     def maintenance(self, now: float) -> None:
         super().maintenance(now)
@@ -386,12 +386,12 @@ class HttpServer:
         max_body_mb: int,
         *,
         trusted_proxies: tuple[Network, ...] = (),
-        limits: Limits = Limits(),
+        limits: ClientLimits = ClientLimits(),
         clock: Clock = _CLOCK,
     ) -> None:
         """Binds at once, so that a port in use is known before anything is started.
 
-        Raises CannotListen.
+        Raises ListenError.
         """
         # Every open connection counts, idle ones too. The default of 100 stops accepting,
         # health checks included.
@@ -420,7 +420,7 @@ class HttpServer:
         self._map: dict[int, Any] = {}
         # A thread is held for as long as its answer streams or its model starts: waitress's
         # default of 4 would serve four streams and hang the fifth.
-        self._workers = Workers(threads)
+        self._workers = ThreadPool(threads)
         try:
             self._listeners = [
                 _Listener(
@@ -437,9 +437,9 @@ class HttpServer:
             where = f"{host}:{port}"
             if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
                 where += f", which {ports.holder(port)} holds"
-            raise CannotListen(f"cannot listen on {where}: {error}") from error
+            raise ListenError(f"cannot listen on {where}: {error}") from error
         # One count for all addresses that are listened on.
-        places = _Places(max(1, int(room * limits.share)), trusted_proxies, clock)
+        places = _ConnectionSlots(max(1, int(room * limits.share)), trusted_proxies, clock)
         for listener in self._listeners:
             listener.limits, listener.clock, listener.places = limits, clock, places
         self._thread = threading.Thread(target=self._listeners[0].run, name="http", daemon=True)

@@ -26,7 +26,7 @@ class Slots:
         self._taken = 0
         self._watchers = 0
 
-    def take(self) -> Callable[[], None]:
+    def acquire(self) -> Callable[[], None]:
         """A slot for a proxied request; call what it returns to give it back, once.
 
         Raises ApiError 503 ``busy``.
@@ -37,7 +37,7 @@ class Slots:
             self._taken += 1
         return self._give_back
 
-    def take_watcher(self) -> Callable[[], None]:
+    def acquire_stream(self) -> Callable[[], None]:
         """A slot for a stream that lasts as long as a page is open. Raises ApiError 503."""
         limit = max(1, self.capacity // _WATCHERS_SHARE)
         with self._lock:

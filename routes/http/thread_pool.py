@@ -27,7 +27,7 @@ class _Worker:
         self.task: Task | None = None
 
 
-class Workers:
+class ThreadPool:
     """A task dispatcher as waitress expects one, in place of its own.
 
     The thread that became idle last is used first. waitress's own goes round: with hundreds of

@@ -22,7 +22,7 @@ _LEAST = 1000  # bytes; less fits into a packet anyhow
 _LEVEL = 1  # a third of the time of the default, for a tenth more bytes
 
 
-def finish(response: Response) -> Response:
+def set_headers(response: Response) -> Response:
     """For ``after_request`` of every blueprint whose answers are not a model's."""
     response.headers["Content-Security-Policy"] = CSP
     response.headers["X-Content-Type-Options"] = "nosniff"

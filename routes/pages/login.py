@@ -12,34 +12,34 @@ from flask import Blueprint, Response, g, redirect, render_template, request, se
 
 from manager.access import accounts, credentials
 from manager.access.accounts import FIRST, Account
-from manager.access.login_throttle import Guessing
+from manager.access.login_throttle import LoginThrottle
 from manager.errors import ApiError
-from routes.auth import signed_in, write_down
+from routes.auth import record_audit, signed_in
 from routes.pages import views
-from routes.services import House
+from routes.services import Services
 
 log = logging.getLogger(__name__)
 
 _NO_STORE = {"Cache-Control": "no-store"}
 
 
-def blueprint(house: House) -> Blueprint:
+def blueprint(services: Services) -> Blueprint:
     routes = Blueprint("login", __name__)
     routes.register_error_handler(sqlite3.Error, _unreadable)
-    guessing = Guessing(house.clock.monotonic)
+    guessing = LoginThrottle(services.clock.monotonic)
 
     @routes.get("/login")
     def show() -> werkzeug.Response:
-        if not house.access.now.accounts:
+        if not services.access.snapshot.accounts:
             return redirect("/setup", 303)
-        if signed_in(house):
+        if signed_in(services):
             return redirect(views.own_path(request.args.get("next", "")), 303)
         return _form("login.html", name="", back=request.args.get("next", ""))
 
     @routes.post("/login")
     def sign_in() -> werkzeug.Response:
         name, password = _given("name"), _given("password")
-        account = house.access.now.accounts.get(name)
+        account = services.access.snapshot.accounts.get(name)
         back = _given("next")
 
         def check() -> bool:
@@ -54,7 +54,7 @@ def blueprint(house: House) -> Blueprint:
             log.warning("wrong password for %r from %s", name[:100], g.caller.address)
             wrong = ApiError(403, "wrong_password", "The name or the password is wrong")
             return _refused("login.html", wrong, name=name, back=back)
-        _begin(house, account, "signed in")
+        _begin(services, account, "signed in")
         return redirect(views.own_path(back), 303)
 
     @routes.post("/logout")
@@ -64,26 +64,28 @@ def blueprint(house: House) -> Blueprint:
 
     @routes.get("/setup")
     def setup() -> werkzeug.Response:
-        if house.access.now.accounts:
+        if services.access.snapshot.accounts:
             return redirect("/login", 303)
         return _form("setup.html", name=FIRST)
 
     @routes.post("/setup")
     def set_up() -> werkzeug.Response:
         name, password = _given("name"), _given("password")
-        if house.access.now.accounts:  # before the work of hashing, which nobody may ask for
+        if (
+            services.access.snapshot.accounts
+        ):  # before the work of hashing, which nobody may ask for
             return redirect("/login", 303)
         try:
             if password != _given("again"):
                 raise ApiError(400, "bad_parameter", "The two passwords are not the same")
             hashed = credentials.password_hash(password)
-            now_ms = house.clock.wall_ms()
-            account = house.access.change(
+            now_ms = services.clock.wall_ms()
+            account = services.access.change(
                 lambda connection: accounts.add_first(connection, name, hashed, now_ms)
             )
         except ApiError as error:
             return _refused("setup.html", error, name=name)
-        _begin(house, account, "first password")
+        _begin(services, account, "first password")
         return redirect("/", 303)
 
     return routes
@@ -104,12 +106,12 @@ def _given(name: str) -> str:
     return request.form.get(name, "")
 
 
-def _begin(house: House, account: Account, action: str) -> None:
+def _begin(services: Services, account: Account, action: str) -> None:
     # Anew: what somebody may have put into the session before is not to live on in it.
     session.clear()
     session.permanent = True
     session["account"], session["generation"] = account.name, account.generation
-    write_down(house, g.caller._replace(account=account), action, account.name, {})
+    record_audit(services, g.caller._replace(account=account), action, account.name, {})
 
 
 def _form(template: str, **values: str) -> Response:

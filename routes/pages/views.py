@@ -19,7 +19,7 @@ from manager.errors import ApiError
 from routes.api.usage import zone_of
 from routes.auth import may_edit_config
 from routes.pages import headers, words
-from routes.services import House
+from routes.services import Services
 
 _ROOT = Path(__file__).resolve().parents[2]
 LANGUAGES = {"en": "English", "zh": "简体中文"}
@@ -35,12 +35,12 @@ PAGES = (
 _AT_THE_DOOR = ("login", "setup")
 
 
-def blueprint(house: House) -> Blueprint:
+def blueprint(services: Services) -> Blueprint:
     routes = Blueprint("pages", __name__)
 
     for page in PAGES:
         path = "/" if page == "overview" else f"/{page}"
-        routes.add_url_rule(path, page, _show(house, page))
+        routes.add_url_rule(path, page, _show(services, page))
 
     @routes.post("/preferences")
     def preferences() -> werkzeug.Response:
@@ -55,7 +55,7 @@ def blueprint(house: House) -> Blueprint:
     return routes
 
 
-def prepare(app: Flask, secret: bytes, asset: Callable[[str], str]) -> None:
+def init_app(app: Flask, secret: bytes, asset: Callable[[str], str]) -> None:
     """What the pages need of the application; ``secret`` signs their sessions."""
     app.secret_key = secret
     app.config.update(
@@ -86,7 +86,7 @@ def failed(error: ApiError) -> Response:
     text = render_template(
         "error.html", page=None, status=error.status, code=error.code, message=error.message
     )
-    return headers.finish(Response(text, error.status, mimetype="text/html"))
+    return headers.set_headers(Response(text, error.status, mimetype="text/html"))
 
 
 def sign_in_address(wanted: str) -> str:
@@ -95,16 +95,16 @@ def sign_in_address(wanted: str) -> str:
     return "/login" if back == "/" else f"/login?next={quote(back)}"
 
 
-def _show(house: House, page: str) -> Callable[[], Response]:
+def _show(services: Services, page: str) -> Callable[[], Response]:
     def show() -> Response:
-        program = house.fleet.config.program
+        program = services.fleet.config.program
         text = render_template(
             f"{page}.html",
             page=page,
             words=words.for_scripts(),
             currency=program.currency,
-            timezone=str(zone_of(house)),
-            door=_door(house),
+            timezone=str(zone_of(services)),
+            door=_access_summary(services),
             may_edit_config=may_edit_config(g.caller, program),
         )
         return Response(text, mimetype="text/html", headers={"Cache-Control": "no-store"})
@@ -113,7 +113,7 @@ def _show(house: House, page: str) -> Callable[[], Response]:
 
 
 @dataclass(frozen=True)
-class Door:
+class AccessSummary:
     """What every page tells of who may come in. ``is_reachable``: from other machines."""
 
     models_are_open: bool
@@ -121,10 +121,14 @@ class Door:
     password_is_set: bool
 
 
-def _door(house: House) -> Door:
+def _access_summary(services: Services) -> AccessSummary:
     # Behind a proxy that somebody has named others come in, too.
-    is_reachable = not _is_loopback(house.host) or bool(house.fleet.config.program.trusted_proxies)
-    return Door(house.models_are_open, is_reachable, bool(house.access.now.accounts))
+    is_reachable = not _is_loopback(services.host) or bool(
+        services.fleet.config.program.trusted_proxies
+    )
+    return AccessSummary(
+        services.models_are_open, is_reachable, bool(services.access.snapshot.accounts)
+    )
 
 
 def _is_loopback(host: str) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import requests
 
-from manager.placement.planner import PATIENCE as BUSY_PATIENCE
+from manager.placement.planner import YIELD_AFTER_SECONDS as BUSY_PATIENCE
 from tests.support.cards import Cards, card
 from tests.support.fixtures import Launch
 from tests.support.program import (

@@ -5,9 +5,9 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from manager.access.registry import Known
+from manager.access.registry import AccessSnapshot
 
 
 def unlocked() -> Any:
     """The ``access`` of a house where no password is set and no key was made."""
-    return SimpleNamespace(now=Known(), record=lambda _function: None)
+    return SimpleNamespace(snapshot=AccessSnapshot(), record=lambda _function: None)

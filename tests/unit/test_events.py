@@ -144,8 +144,8 @@ def test_a_reader_gets_only_the_kinds_that_it_asked_for() -> None:
         events.publish(kind, lambda kind=kind: kind)
     assert pending(some) == ["devices", "throughput"]
     assert pending(none) == []
-    assert events.are_wanted("devices")
-    assert not events.are_wanted("model")
+    assert events.has_subscribers("devices")
+    assert not events.has_subscribers("model")
 
 
 def test_a_name_with_half_a_character_does_not_end_the_stream() -> None:

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from manager import tokens
-from manager.tokens import MAX_TOKENS, Usage
+from manager.tokens import MAX_TOKENS, TokenUsage
 
 ANY_JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
@@ -49,7 +49,7 @@ ANSWER = ANY_JSON | st.fixed_dictionaries(
 )
 
 
-def is_sound(found: Usage | None) -> bool:
+def is_sound(found: TokenUsage | None) -> bool:
     return found is None or (
         0 <= found.cached_tokens <= found.prompt_tokens
         and found.completion_tokens >= 0
@@ -72,20 +72,22 @@ def test_openai_usage_is_read_with_its_cached_tokens_inside_of_the_prompt() -> N
             "prompt_tokens_details": {"cached_tokens": 64},
         }
     }
-    assert tokens.from_answer(answer) == Usage(100, 64, 7)
+    assert tokens.from_answer(answer) == TokenUsage(100, 64, 7)
 
 
 def test_the_usage_of_an_embedding_has_no_completion() -> None:
-    assert tokens.from_answer({"usage": {"prompt_tokens": 9, "total_tokens": 9}}) == Usage(9, 0, 0)
+    assert tokens.from_answer({"usage": {"prompt_tokens": 9, "total_tokens": 9}}) == TokenUsage(
+        9, 0, 0
+    )
 
 
 def test_a_reranker_that_only_tells_a_total_has_taken_that_as_its_prompt() -> None:
-    assert tokens.from_answer({"usage": {"total_tokens": 31}}) == Usage(31, 0, 0)
+    assert tokens.from_answer({"usage": {"total_tokens": 31}}) == TokenUsage(31, 0, 0)
 
 
 def test_llama_cpp_timings_count_the_cache_beside_what_was_computed() -> None:
     answer = {"timings": {"prompt_n": 10, "cache_n": 90, "predicted_n": 5}}
-    assert tokens.from_answer(answer) == Usage(100, 90, 5)
+    assert tokens.from_answer(answer) == TokenUsage(100, 90, 5)
 
 
 def test_llama_cpp_timings_add_the_cached_tokens_that_its_usage_does_not_tell() -> None:
@@ -93,7 +95,7 @@ def test_llama_cpp_timings_add_the_cached_tokens_that_its_usage_does_not_tell() 
         "usage": {"prompt_tokens": 100, "completion_tokens": 5},
         "timings": {"prompt_n": 10, "cache_n": 90, "predicted_n": 5},
     }
-    assert tokens.from_answer(answer) == Usage(100, 90, 5)
+    assert tokens.from_answer(answer) == TokenUsage(100, 90, 5)
 
 
 def test_anthropic_usage_counts_its_caches_beside_the_input() -> None:
@@ -105,23 +107,23 @@ def test_anthropic_usage_counts_its_caches_beside_the_input() -> None:
             "output_tokens": 4,
         }
     }
-    assert tokens.from_answer(answer) == Usage(100, 60, 4)
+    assert tokens.from_answer(answer) == TokenUsage(100, 60, 4)
 
 
 def test_the_first_event_of_an_anthropic_stream_has_its_usage_in_the_message() -> None:
     start = {"type": "message_start", "message": {"usage": {"input_tokens": 12}}}
-    assert tokens.from_answer(start) == Usage(12, 0, 0)
+    assert tokens.from_answer(start) == TokenUsage(12, 0, 0)
 
 
 def test_an_anthropic_stream_tells_its_prompt_first_and_its_completion_last() -> None:
-    first, last = Usage(100, 60, 1), Usage(0, 0, 25)
-    assert tokens.merged(first, last) == Usage(100, 60, 25)
+    first, last = TokenUsage(100, 60, 1), TokenUsage(0, 0, 25)
+    assert tokens.merge(first, last) == TokenUsage(100, 60, 25)
 
 
 def test_one_report_is_all_there_is_where_the_other_is_missing() -> None:
-    assert tokens.merged(None, Usage(1, 0, 2)) == Usage(1, 0, 2)
-    assert tokens.merged(Usage(1, 0, 2), None) == Usage(1, 0, 2)
-    assert tokens.merged(None, None) is None
+    assert tokens.merge(None, TokenUsage(1, 0, 2)) == TokenUsage(1, 0, 2)
+    assert tokens.merge(TokenUsage(1, 0, 2), None) == TokenUsage(1, 0, 2)
+    assert tokens.merge(None, None) is None
 
 
 # --- what is not believed ---------------------------------------------------------------
@@ -130,15 +132,15 @@ def test_one_report_is_all_there_is_where_the_other_is_missing() -> None:
 @pytest.mark.parametrize("count", [-1, 1.5, "12", True, None, MAX_TOKENS + 1, 10**400, []])
 def test_a_count_that_cannot_be_one_is_ignored(count: object) -> None:
     assert tokens.from_answer({"usage": {"prompt_tokens": count}}) is None
-    assert tokens.from_answer({"usage": {"prompt_tokens": count, "completion_tokens": 3}}) == Usage(
-        0, 0, 3
-    )
+    assert tokens.from_answer(
+        {"usage": {"prompt_tokens": count, "completion_tokens": 3}}
+    ) == TokenUsage(0, 0, 3)
 
 
 def test_more_cached_tokens_than_the_prompt_has_are_not_believed() -> None:
     details = {"cached_tokens": 500}
     answer = {"usage": {"prompt_tokens": 100, "prompt_tokens_details": details}}
-    assert tokens.from_answer(answer) == Usage(100, 100, 0)
+    assert tokens.from_answer(answer) == TokenUsage(100, 100, 0)
 
 
 @pytest.mark.parametrize("answer", [None, [], "usage", 3, {}, {"usage": None}, {"usage": {}}])
@@ -153,7 +155,7 @@ def test_no_answer_is_so_odd_that_it_raises_or_gives_unsound_counts(answer: Any)
 
 @given(ANSWER, ANSWER)
 def test_what_is_merged_is_sound_as_well(first: Any, last: Any) -> None:
-    assert is_sound(tokens.merged(tokens.from_answer(first), tokens.from_answer(last)))
+    assert is_sound(tokens.merge(tokens.from_answer(first), tokens.from_answer(last)))
 
 
 # --- bodies -----------------------------------------------------------------------------
@@ -187,12 +189,12 @@ def test_the_end_of_a_large_answer_is_enough(
     counts = {"prompt_tokens": prompt, "completion_tokens": completion}
     start = json.dumps({"data": text + "x" * 60})[:-1].encode()
     end = b', "usage": ' + json.dumps(counts).encode() + b', "id": "1"}'
-    assert tokens.from_body((start + end)[cut:]) == Usage(prompt, 0, completion)
+    assert tokens.from_body((start + end)[cut:]) == TokenUsage(prompt, 0, completion)
 
 
 def test_the_last_usage_of_an_answers_end_counts() -> None:
     end = b'..."usage": {"prompt_tokens": 1}}, "usage": {"prompt_tokens": 2}}'
-    assert tokens.from_body(end) == Usage(2, 0, 0)
+    assert tokens.from_body(end) == TokenUsage(2, 0, 0)
 
 
 def test_a_text_that_talks_of_usage_is_not_one() -> None:
@@ -202,5 +204,5 @@ def test_a_text_that_talks_of_usage_is_not_one() -> None:
 
 
 def test_the_space_in_it_does_not_matter() -> None:
-    assert tokens.from_body(b'...,"usage" :\n { "prompt_tokens" : 5 } }') == Usage(5, 0, 0)
-    assert tokens.from_body(b'...,"timings":{"prompt_n":5}}') == Usage(5, 0, 0)
+    assert tokens.from_body(b'...,"usage" :\n { "prompt_tokens" : 5 } }') == TokenUsage(5, 0, 0)
+    assert tokens.from_body(b'...,"timings":{"prompt_n":5}}') == TokenUsage(5, 0, 0)

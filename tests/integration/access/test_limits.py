@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from manager.access.api_keys import Budget, Key
-from manager.access.limits import Limits, Permit, Window, duration
+from manager.access.limits import KeyLimits, Permit, Window, duration
 from manager.billing.price_versions import Prices
 from manager.clock import Clock
 from manager.errors import ApiError
-from manager.tokens import Usage
+from manager.tokens import TokenUsage
 from manager.usage.reports import Reports
 from tests.support.usage_rows import a_request, add_price, add_request, new_store
 
@@ -37,10 +37,10 @@ class Counter:
     def __init__(self) -> None:
         self.seconds = 0.0
         self.clock = Clock(lambda: self.seconds, lambda: NOON / 1000 + self.seconds)
-        self.limits = Limits(self.clock, lambda: UTC, self.cost)
+        self.limits = KeyLimits(self.clock, lambda: UTC, self.cost)
 
     @staticmethod
-    def cost(_model: str, _at_ms: int, usage: Usage) -> int:
+    def cost(_model: str, _at_ms: int, usage: TokenUsage) -> int:
         return usage.prompt_tokens + usage.completion_tokens
 
     def begin(self, key: Key, size: int = 40, max_tokens: int | None = 10) -> Permit:
@@ -54,7 +54,7 @@ class Counter:
         return caught.value
 
     def end(self, permit: Permit, tokens: int = 20) -> None:
-        permit.end("m", self.clock.wall_ms(), Usage(tokens, 0, 0))
+        permit.end("m", self.clock.wall_ms(), TokenUsage(tokens, 0, 0))
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_what_a_model_usually_answers_is_learned(counter: Counter) -> None:
     second = counter.begin(key, size=0, max_tokens=None)  # five hundred each
     counter.refusal(key, size=0, max_tokens=None)
     for permit in (first, second):
-        permit.end("m", NOON, Usage(0, 0, 10))
+        permit.end("m", NOON, TokenUsage(0, 0, 10))
     for _ in range(98):
         counter.begin(key, size=0, max_tokens=None)  # ten each, with what was used
     counter.refusal(key, size=0, max_tokens=None)
@@ -186,7 +186,7 @@ def test_a_request_belongs_to_the_day_in_which_it_was_asked_for(counter: Counter
     permit = counter.begin(key)
     began_ms = counter.clock.wall_ms()
     counter.seconds = 13 * 3600
-    permit.end("m", began_ms, Usage(70, 0, 0))
+    permit.end("m", began_ms, TokenUsage(70, 0, 0))
     assert counter.limits.view("a").spent == {"day": 0, "month": 70}
 
 
@@ -201,7 +201,7 @@ def test_a_clock_that_is_set_back_and_right_again_forgets_nothing(counter: Count
 
 def test_what_is_on_no_bill_is_in_no_budget(counter: Counter) -> None:
     permit = counter.begin(Key("a"))
-    permit.end("m", NOON, Usage(5, 0, 5), is_billed=False)
+    permit.end("m", NOON, TokenUsage(5, 0, 5), is_billed=False)
     view = counter.limits.view("a")
     assert (view.tokens, view.spent["day"]) == (10, 0)
 
@@ -210,23 +210,23 @@ def test_a_credit_gives_room_and_a_charge_takes_it(counter: Counter) -> None:
     key = Key("a", budget=Budget(100, "day"))
     counter.end(counter.begin(key), 100)
     counter.refusal(key)
-    counter.limits.credit("a", NOON, -50)
+    counter.limits.apply_adjustment("a", NOON, -50)
     counter.end(counter.begin(key), 0)
-    counter.limits.credit("a", NOON, 60)
+    counter.limits.apply_adjustment("a", NOON, 60)
     counter.refusal(key)
-    counter.limits.credit("a", NOON - 24 * HOUR, -1000)  # of yesterday's bill
+    counter.limits.apply_adjustment("a", NOON - 24 * HOUR, -1000)  # of yesterday's bill
     counter.refusal(key)
 
 
 def test_a_cost_that_cannot_be_read_is_told_and_holds_nothing_up(
     counter: Counter, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(_model: str, _at_ms: int, _usage: Usage) -> int:
+    def fail(_model: str, _at_ms: int, _usage: TokenUsage) -> int:
         raise sqlite3.OperationalError("disk I/O error")
 
-    limits = Limits(counter.clock, lambda: UTC, fail)
+    limits = KeyLimits(counter.clock, lambda: UTC, fail)
     permit = limits.admit(Key("a"), "m", 0, 0)
-    permit.end("m", NOON, Usage(1, 0, 1))
+    permit.end("m", NOON, TokenUsage(1, 0, 1))
     assert limits.view("a").in_flight == 0
     assert "disk I/O error" in caplog.text
 
@@ -294,8 +294,8 @@ class Books:
         )
         add_request(self.store, row)
 
-    def start(self) -> Limits:
-        limits = Limits(self.clock, lambda: UTC, self.prices.cost)
+    def start(self) -> KeyLimits:
+        limits = KeyLimits(self.clock, lambda: UTC, self.prices.cost)
         limits.load(self.path, Reports(self.path))
         return limits
 

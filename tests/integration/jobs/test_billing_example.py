@@ -18,7 +18,7 @@ from flask.testing import FlaskClient
 
 import routes
 from jobs import billing, run_hours
-from jobs.tasks import Settings, Work
+from jobs.tasks import TaskRunner, WorkerSettings
 from manager.billing import calendar
 from manager.billing.price_versions import Prices
 from manager.billing.statements import Period
@@ -104,7 +104,9 @@ class Example:
     def __init__(self, folder: Path, worker_comes_often: bool) -> None:
         self.path = folder / "usage.db"
         self.store = Store(self.path)
-        self.work = Work(Settings(folder, "INFO", str(ZONE), "CNY", 0, folder / "exports"))
+        self.work = TaskRunner(
+            WorkerSettings(folder, "INFO", str(ZONE), "CNY", 0, folder / "exports")
+        )
         self.now_ms = ms("00:00:00.000")
         self._often = worker_comes_often
         file = folder / "config.yaml"
@@ -164,7 +166,7 @@ class Example:
             config=self._config,
             find=lambda name: SimpleNamespace(settings=self._config.find(name)),
         )
-        house: Any = SimpleNamespace(
+        services: Any = SimpleNamespace(
             access=unlocked(),
             fleet=fleet,
             clock=clock,
@@ -172,7 +174,7 @@ class Example:
             reports=Reports(self.path),
             prices=self._prices,
         )
-        return routes.create_app(house, b"secret").test_client()
+        return routes.create_app(services, b"secret").test_client()
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["often", "in the evening"])

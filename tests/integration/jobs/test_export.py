@@ -27,8 +27,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs import crontab, export
-from jobs.schedule import ScheduledBill
-from jobs.tasks import Settings, Work, claim
+from jobs.schedule import ScheduledExport
+from jobs.tasks import TaskRunner, WorkerSettings, lock_billing
 from manager.billing import statements
 from manager.billing.statements import Period
 from manager.clock import Clock
@@ -36,7 +36,7 @@ from manager.config import cron
 from manager.config.settings import Export, Program
 from manager.storage import data_dir, maintenance
 from manager.storage.maintenance_tasks import Orders
-from manager.storage.spool import Spool, has_rows
+from manager.storage.spool import Spool, has_uncommitted
 from manager.storage.store import Store
 from routes.api import exports
 from tests.support.usage_rows import (
@@ -66,8 +66,8 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 @pytest.fixture
-def work(tmp_path: Path, store: Store) -> Work:  # noqa: ARG001 - makes the database
-    return Work(Settings(tmp_path, "INFO", "UTC", "CNY", 0, tmp_path / "exports"))
+def work(tmp_path: Path, store: Store) -> TaskRunner:  # noqa: ARG001 - makes the database
+    return TaskRunner(WorkerSettings(tmp_path, "INFO", "UTC", "CNY", 0, tmp_path / "exports"))
 
 
 def adjust(store: Store, model: str, key: str, at_ms: int, amount: int) -> None:
@@ -78,7 +78,7 @@ def adjust(store: Store, model: str, key: str, at_ms: int, amount: int) -> None:
     )
 
 
-def bill_of(work: Work, period: str = "2026-11") -> bytes:
+def bill_of(work: TaskRunner, period: str = "2026-11") -> bytes:
     with closing(maintenance.connect(work.path)) as connection:
         work.bring_up_to_date(connection)
         return work.export(connection, Period.read(period)).read_bytes()
@@ -96,7 +96,7 @@ def ms(text: str, zone: zoneinfo.ZoneInfo | timezone = UTC) -> int:
 
 
 def test_a_bill_has_a_row_for_each_model_key_and_day_and_the_total_last(
-    store: Store, work: Work
+    store: Store, work: TaskRunner
 ) -> None:
     add_price(store, "Hourly", per_hour=1_500_000_000)
     add_request(store, a_request(NOON, key="team", cached_tokens=10))
@@ -134,7 +134,7 @@ def test_a_bill_has_a_row_for_each_model_key_and_day_and_the_total_last(
 
 
 def test_money_that_no_integer_of_the_database_holds_stops_neither_bill_nor_prices(
-    store: Store, work: Work
+    store: Store, work: TaskRunner
 ) -> None:
     """Such as a price with zeros too many, and a server that tells tokens it cannot have had."""
     dear = TIERS.replace("1000000000", str(10**15), 1)
@@ -150,18 +150,18 @@ def test_money_that_no_integer_of_the_database_holds_stops_neither_bill_nor_pric
     assert [row["requests"] for row in rows_of(bill_of(work)) if row["model"] == "Free"] == ["2"]
 
 
-def test_a_days_bill_has_that_day_only(store: Store, work: Work) -> None:
+def test_a_days_bill_has_that_day_only(store: Store, work: TaskRunner) -> None:
     for days in (0, 1, 2):
         add_request(store, a_request(NOON + days * DAY))
     assert [row["date"] for row in rows_of(bill_of(work, "2026-11-06"))] == ["2026-11-06", "total"]
 
 
-def test_nothing_in_a_month_is_a_bill_of_nothing(work: Work) -> None:
+def test_nothing_in_a_month_is_a_bill_of_nothing(work: TaskRunner) -> None:
     (total,) = rows_of(bill_of(work, "2025-01"))
     assert (total["date"], total["requests"], total["cost"]) == ("total", "0", "0")
 
 
-def test_the_same_rows_give_the_same_bytes(store: Store, work: Work) -> None:
+def test_the_same_rows_give_the_same_bytes(store: Store, work: TaskRunner) -> None:
     for number in range(50):
         add_request(store, a_request(NOON + number * HOUR, f"m{number % 7}", key=f"k{number % 3}"))
     first = bill_of(work)
@@ -173,7 +173,7 @@ def test_the_same_rows_give_the_same_bytes(store: Store, work: Work) -> None:
     assert bill_of(work) == first
 
 
-def test_the_columns_add_up_to_the_total(store: Store, work: Work) -> None:
+def test_the_columns_add_up_to_the_total(store: Store, work: TaskRunner) -> None:
     for number in range(60):
         add_request(
             store, a_request(NOON + number * 7 * HOUR, f"m{number % 3}", key=f"{number % 4}")
@@ -188,20 +188,20 @@ def test_the_columns_add_up_to_the_total(store: Store, work: Work) -> None:
     "name",
     ["=1+2", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "＝1+2", '=HYPERLINK("http://x","y")'],  # noqa: RUF001
 )
-def test_no_name_is_taken_for_a_formula(store: Store, work: Work, name: str) -> None:
+def test_no_name_is_taken_for_a_formula(store: Store, work: TaskRunner, name: str) -> None:
     add_request(store, a_request(NOON, name, key=name))
     row = rows_of(bill_of(work))[0]
     assert (row["model"], row["key"]) == (f"'{name}", f"'{name}")
 
 
 @pytest.mark.parametrize("name", ["通义千问", 'a "b", c', "line\nbreak", "a;b", "1=2", "é😀"])
-def test_every_name_is_read_back_as_it_is(store: Store, work: Work, name: str) -> None:
+def test_every_name_is_read_back_as_it_is(store: Store, work: TaskRunner, name: str) -> None:
     add_request(store, a_request(NOON, name))
     assert rows_of(bill_of(work))[0]["model"] == name
 
 
 def test_a_bill_replaces_the_one_before_and_leaves_nothing_beside_it(
-    tmp_path: Path, store: Store, work: Work
+    tmp_path: Path, store: Store, work: TaskRunner
 ) -> None:
     add_request(store, a_request())
     first = bill_of(work)
@@ -216,7 +216,7 @@ SOFFICE = shutil.which("soffice")
 
 @pytest.mark.skipif(SOFFICE is None, reason="needs LibreOffice: apt-get install libreoffice-calc")
 def test_libreoffice_opens_it_with_names_and_numbers_and_runs_no_formula(
-    tmp_path: Path, store: Store, work: Work
+    tmp_path: Path, store: Store, work: TaskRunner
 ) -> None:
     add_price(store, "通义千问")
     add_price(store, "=1+2")
@@ -348,7 +348,7 @@ def test_the_hours_of_a_schedule_are_those_of_the_zone() -> None:
     ],
 )
 def test_a_bill_that_was_due_while_the_program_was_off_is_made_up_for(
-    tmp_path: Path, store: Store, work: Work, now: str, made: str | None, expected: list[str]
+    tmp_path: Path, store: Store, work: TaskRunner, now: str, made: str | None, expected: list[str]
 ) -> None:
     add_request(store, a_request())
     bill_of(work)
@@ -359,7 +359,7 @@ def test_a_bill_that_was_due_while_the_program_was_off_is_made_up_for(
         os.utime(bill, (ms(made) / 1000, ms(made) / 1000))
     orders = Orders(store, tmp_path / "usage.db", Clock(), lambda _kind: None)
     monthly = Export("0 3 1 * *", "month", None)
-    ScheduledBill(Program(timezone="UTC"), monthly, tmp_path, orders).make_up_for(ms(now))
+    ScheduledExport(Program(timezone="UTC"), monthly, tmp_path, orders).catch_up(ms(now))
     assert [order.subject for order in orders.all()] == expected
 
 
@@ -371,8 +371,8 @@ class Office:
         self.data_dir = folder
         self.clock = clock
         self.orders = SimpleNamespace(all=list)
-        app, house = Flask("test"), self
-        app.register_blueprint(exports.blueprint(house))  # type: ignore[arg-type]
+        app, services = Flask("test"), self
+        app.register_blueprint(exports.blueprint(services))  # type: ignore[arg-type]
         self._client = app.test_client()
 
     @property
@@ -415,7 +415,7 @@ def test_without_export_there_is_no_schedule(tmp_path: Path) -> None:
 
 def test_what_is_told_is_when_the_scheduler_will_do_it(tmp_path: Path) -> None:
     program = Program(timezone="America/New_York", export=MONTHLY)
-    bill = ScheduledBill(program, MONTHLY, tmp_path, None)  # type: ignore[arg-type]
+    bill = ScheduledExport(program, MONTHLY, tmp_path, None)  # type: ignore[arg-type]
     scheduler = BackgroundScheduler()
     scheduler.start(paused=True)
     try:
@@ -481,16 +481,16 @@ def test_a_shell_bills_what_a_killed_program_has_left_beside_the_database(
         assert export.main() == 0
         return rows_of(Path(capsys.readouterr().out.strip()).read_bytes())[-1]
 
-    with data_dir.claim(tmp_path):  # while another program runs, it is that one's
+    with data_dir.lock(tmp_path):  # while another program runs, it is that one's
         assert total()["requests"] == "0"
     assert (total()["requests"], total()["cost"]) == ("1", "0.002")
-    assert not has_rows(tmp_path)
+    assert not has_uncommitted(tmp_path)
 
 
 def test_beside_a_worker_it_waits_until_that_has_priced_what_is_there(
     tmp_path: Path,
     store: Store,
-    work: Work,
+    work: TaskRunner,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -498,7 +498,7 @@ def test_beside_a_worker_it_waits_until_that_has_priced_what_is_there(
     monkeypatch.setattr(export, "_WORKER_SECONDS", 0.2)
     monkeypatch.setattr(sys, "argv", arguments(tmp_path, "--day", "2026-11-05"))
     add_request(store, a_request())
-    with claim(tmp_path, 0), closing(maintenance.connect(work.path)) as connection:
+    with lock_billing(tmp_path, 0), closing(maintenance.connect(work.path)) as connection:
         assert export.main() == 1
         assert "has not priced all requests" in capsys.readouterr().err
         work.bring_up_to_date(connection)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from jobs.import_history import NotReadable, import_file
-from jobs.tasks import Settings, Work
+from jobs.tasks import TaskRunner, WorkerSettings
 from manager.billing.pricing import Price, Tier, tiers_from_json
 from manager.storage import maintenance
 from manager.storage.store import Store
@@ -117,7 +117,7 @@ def test_requests_runs_and_prices_are_taken_over_and_billed_by_them(
     path = tmp_path / "usage.db"
     report = import_file(old, path)
     assert (report.requests, report.runs, report.prices, report.left_out) == (3, 2, 2, [])
-    Work(Settings(tmp_path, "INFO", "UTC", "CNY", 0, tmp_path)).run("bill")
+    TaskRunner(WorkerSettings(tmp_path, "INFO", "UTC", "CNY", 0, tmp_path)).run("bill")
     assert query(
         path,
         "SELECT model, started_ms, ended_ms, prompt_tokens, cached_tokens, completion_tokens,"
@@ -168,7 +168,7 @@ def test_a_second_import_adds_nothing(tmp_path: Path, old: Path) -> None:
 def test_a_later_copy_adds_what_came_after_the_first(tmp_path: Path, old: Path) -> None:
     path, hourly = tmp_path / "usage.db", safe_name(HOURLY)
     import_file(old, path)
-    work = Work(Settings(tmp_path, "INFO", "UTC", "CNY", 0, tmp_path))
+    work = TaskRunner(WorkerSettings(tmp_path, "INFO", "UTC", "CNY", 0, tmp_path))
     work.run("bill")
     change(old, f"UPDATE {hourly}_runtime SET end_time = ? WHERE id = 2", T + 9000 + 3600)
     change(
@@ -289,7 +289,7 @@ def test_a_worker_that_prices_each_row_at_once_finds_its_price(
 ) -> None:
     """What it once found no price for costs nothing, until somebody notices."""
     path = tmp_path / "usage.db"
-    work = Work(Settings(tmp_path, "INFO", "UTC", "CNY", 0, tmp_path / "exports"))
+    work = TaskRunner(WorkerSettings(tmp_path, "INFO", "UTC", "CNY", 0, tmp_path / "exports"))
     transaction = maintenance.transaction
 
     @contextmanager

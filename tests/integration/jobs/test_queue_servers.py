@@ -20,7 +20,7 @@ import pytest
 from jobs import queue
 from jobs.queue import Discreet, QueueError, TaskQueue
 from jobs.supervisor import Supervisor
-from jobs.tasks import Settings
+from jobs.tasks import WorkerSettings
 from manager.clock import Clock
 from manager.storage.maintenance_tasks import Orders
 from manager.storage.store import Store
@@ -149,7 +149,7 @@ def supervisor(
     server: Server,
     eventually: Eventually,
 ) -> Iterator[Supervisor]:
-    settings = Settings(folder, "INFO", "UTC", "CNY", 0, folder / "exports", server.url)
+    settings = WorkerSettings(folder, "INFO", "UTC", "CNY", 0, folder / "exports", server.url)
     supervisor = Supervisor(settings, Clock())
     supervisor.start()
     eventually(lambda: supervisor.view()["pid"])  # later it would write to pytest's own terminal
@@ -172,7 +172,7 @@ def no_secret(text: str) -> bool:
 def test_rows_are_priced_and_bills_made_over_the_server(
     folder: Path, store: Store, tasks: TaskQueue
 ) -> None:
-    orders = Orders(store, folder / "usage.db", Clock(), tasks.put)
+    orders = Orders(store, folder / "usage.db", Clock(), tasks.enqueue)
     store.add_requests([a_request(NOON + number) for number in range(200)])
     order = orders.place("export", "2026-11")
     assert orders.wait(order, 20, lambda: False) is None
@@ -222,14 +222,14 @@ def test_the_password_is_in_no_command_line_and_no_environment(
     pid = eventually(lambda: supervisor.view()["pid"])
     seen = [Path(f"/proc/{pid}/{name}") for name in ("cmdline", "environ")]
     assert all(no_secret(path.read_bytes().decode(errors="replace")) for path in seen)
-    assert no_secret(repr(Settings(folder, "INFO", None, "CNY", 0, folder, server.url)))
+    assert no_secret(repr(WorkerSettings(folder, "INFO", None, "CNY", 0, folder, server.url)))
 
 
 def test_a_wrong_password_is_told_without_it(
     tmp_path: Path, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     tasks = TaskQueue(tmp_path, server.url.replace(QUOTED, "s3cret-and-wrong"))
-    tasks.put("bill")
+    tasks.enqueue("bill")
     assert "the task queue fails" in caplog.text
     assert "s3cret" not in caplog.text
     tasks.close()
@@ -240,7 +240,7 @@ def test_programs_that_share_a_server_keep_apart(tmp_path: Path, server: Server)
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         queues.append(TaskQueue(tmp_path / name, server.url))
-    queues[0].put("bill")
+    queues[0].enqueue("bill")
     huey_a, huey_b = (queue.connect(tmp_path / name, server.url) for name in ("a", "b"))
     assert (huey_a.pending_count(), huey_b.pending_count()) == (1, 0)
     for each in queues:
@@ -249,7 +249,7 @@ def test_programs_that_share_a_server_keep_apart(tmp_path: Path, server: Server)
 
 def test_what_is_in_the_queue_is_never_run_as_code(tmp_path: Path) -> None:
     tasks = TaskQueue(tmp_path, None)
-    tasks.put("bill")
+    tasks.enqueue("bill")
     ((task,),) = query(tmp_path / "queue.db", "SELECT data FROM task")
     assert task.endswith(b', "jobs.tasks.bill"]')
     tasks.close()

@@ -20,7 +20,7 @@ import pytest
 
 from jobs.queue import TaskQueue
 from jobs.supervisor import Supervisor
-from jobs.tasks import Settings, claim
+from jobs.tasks import WorkerSettings, lock_billing
 from manager.clock import Clock
 from manager.storage.maintenance_tasks import Orders
 from manager.storage.store import Store
@@ -71,26 +71,26 @@ class House:
 def running(folder: Path, eventually: Eventually) -> Iterator[House]:
     store = new_store(folder / "usage.db")
     add_price(store)
-    house = House(folder, store, Supervisor(settings(folder), Clock()), TaskQueue(folder, None))
-    house.supervisor.start()
-    eventually(house.pid)  # later it would write to pytest's own terminal
-    yield house
-    house.supervisor.stop()
-    house.tasks.close()
+    services = House(folder, store, Supervisor(settings(folder), Clock()), TaskQueue(folder, None))
+    services.supervisor.start()
+    eventually(services.pid)  # later it would write to pytest's own terminal
+    yield services
+    services.supervisor.stop()
+    services.tasks.close()
     store.close()
 
 
 @pytest.fixture
-def house(tmp_path: Path, eventually: Eventually) -> Iterator[House]:
-    with running(tmp_path, eventually) as house:
-        yield house
+def services(tmp_path: Path, eventually: Eventually) -> Iterator[House]:
+    with running(tmp_path, eventually) as services:
+        yield services
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory, eventually: Eventually) -> Iterator[House]:
     """One for all who leave its worker alive."""
-    with running(tmp_path_factory.mktemp("shared"), eventually) as house:
-        yield house
+    with running(tmp_path_factory.mktemp("shared"), eventually) as services:
+        yield services
 
 
 @pytest.fixture
@@ -100,8 +100,8 @@ def store(tmp_path: Path) -> Iterator[Store]:
     store.close()
 
 
-def settings(folder: Path, **changes: Any) -> Settings:
-    plain = Settings(folder, "INFO", "UTC", "CNY", 0, folder / "exports")
+def settings(folder: Path, **changes: Any) -> WorkerSettings:
+    plain = WorkerSettings(folder, "INFO", "UTC", "CNY", 0, folder / "exports")
     return replace(plain, **changes)
 
 
@@ -127,12 +127,12 @@ def test_a_row_is_priced_a_moment_after_it_was_written(
     assert eventually(lambda: query(shared.usage_db, priced, row.id)) == [(1, 0, COST)]
 
 
-def test_a_worker_that_dies_is_replaced(house: House, eventually: Eventually) -> None:
-    first = eventually(house.pid)
+def test_a_worker_that_dies_is_replaced(services: House, eventually: Eventually) -> None:
+    first = eventually(services.pid)
     kill(first)
-    second = eventually(lambda: house.pid() not in (None, first))
+    second = eventually(lambda: services.pid() not in (None, first))
     assert second
-    view = house.supervisor.view()
+    view = services.supervisor.view()
     assert view["alive"]
     assert view["restarts"] == 1
     assert view["last_exit"] == -signal.SIGKILL
@@ -181,10 +181,11 @@ SERVER = """
 import sys, time
 from pathlib import Path
 from jobs.supervisor import Supervisor
-from jobs.tasks import Settings
+from jobs.tasks import WorkerSettings
 from manager.clock import Clock
 folder = Path(sys.argv[1])
-supervisor = Supervisor(Settings(folder, "INFO", "UTC", "CNY", 0, folder / "exports"), Clock())
+settings = WorkerSettings(folder, "INFO", "UTC", "CNY", 0, folder / "exports")
+supervisor = Supervisor(settings, Clock())
 supervisor.start()
 while not supervisor.view()["pid"]:
     time.sleep(0.01)
@@ -228,9 +229,9 @@ def test_it_ends_with_a_server_that_was_killed_while_it_handed_settings_on(tmp_p
 
 
 def test_two_never_work_on_one_folder(tmp_path: Path) -> None:
-    with claim(tmp_path, 0) as first, claim(tmp_path, 0.05) as second:
+    with lock_billing(tmp_path, 0) as first, lock_billing(tmp_path, 0.05) as second:
         assert (first, second) == (True, False)
-    with claim(tmp_path, 0) as third:
+    with lock_billing(tmp_path, 0) as third:
         assert third
 
 
@@ -239,7 +240,7 @@ def test_a_second_one_waits_and_then_says_that_there_is_another(tmp_path: Path) 
     command = (
         "from jobs import worker; worker._CLAIM_SECONDS = 0.1; raise SystemExit(worker.main())"
     )
-    with claim(tmp_path, 0):
+    with lock_billing(tmp_path, 0):
         second = subprocess.run(
             [sys.executable, "-c", command],
             cwd=ROOT,
@@ -281,9 +282,9 @@ def test_the_server_needs_no_pandas() -> None:
 
 
 def test_killed_at_any_moment_it_prices_every_row_once(
-    house: House, eventually: Eventually
+    services: House, eventually: Eventually
 ) -> None:
-    path, written = house.usage_db, 0
+    path, written = services.usage_db, 0
     priced = "SELECT count(cost) FROM requests"
 
     def priced_since(before: int) -> bool:
@@ -291,21 +292,21 @@ def test_killed_at_any_moment_it_prices_every_row_once(
         nonlocal written
         moments = range(written + 1, written + 21)
         written += 20
-        house.store.add_requests(
+        services.store.add_requests(
             [a_request(NOON + at * 60_000, key=f"k{at % 5}") for at in moments]
         )
-        house.tasks.tick()
+        services.tasks.tick()
         return int(one(path, priced)) > before
 
     # While it starts, and each time it has just written what some rows cost.
     for after in (0.05, 0.3, None, None, None):
-        pid = eventually(house.pid)
+        pid = eventually(services.pid)
         end = None if after is None else time.monotonic() + after
         before = one(path, priced)
         eventually(lambda b=before, e=end: priced_since(b) if e is None else time.monotonic() > e)
         kill(pid)
-        eventually(lambda pid=pid: house.supervisor.wake() or house.pid() not in (None, pid))
-    eventually(lambda: house.tasks.tick() or billed(house.folder) >= written)
+        eventually(lambda pid=pid: services.supervisor.wake() or services.pid() not in (None, pid))
+    eventually(lambda: services.tasks.tick() or billed(services.folder) >= written)
     assert query(path, "SELECT count(*), sum(cost) FROM requests") == [(written, written * COST)]
     for span in ("hour", "day"):
         sums = "SELECT sum(requests), sum(cost_tokens), sum(prompt_tokens) FROM rollups"
@@ -335,7 +336,7 @@ def test_what_a_lost_queue_asked_for_is_done_all_the_same(shared: House) -> None
 def test_a_damaged_queue_is_made_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "queue.db").write_bytes(b"no database " * 1000)
     tasks = TaskQueue(tmp_path, None)
-    tasks.put("bill")
+    tasks.enqueue("bill")
     assert "damaged" in caplog.text
     assert one(tmp_path / "queue.db", "SELECT count(*) FROM task") == 1
     tasks.close()
@@ -344,7 +345,7 @@ def test_a_damaged_queue_is_made_anew(tmp_path: Path, caplog: pytest.LogCaptureF
 def test_a_worker_that_is_away_leaves_a_short_queue(tmp_path: Path) -> None:
     tasks = TaskQueue(tmp_path, None)
     for _ in range(200):
-        tasks.put("bill")
+        tasks.enqueue("bill")
     assert one(tmp_path / "queue.db", "SELECT count(*) FROM task") == 50
     tasks.close()
 
@@ -359,14 +360,14 @@ def test_a_reload_reaches_the_worker(shared: House, eventually: Eventually) -> N
     shared.supervisor.update(settings(shared.folder, timezone="Asia/Shanghai"))
 
     def has_moved() -> bool:
-        shared.tasks.put("bill")
+        shared.tasks.enqueue("bill")
         return query(shared.usage_db, days) == [(NOON + 4 * 3_600_000,)]
 
     eventually(has_moved)
 
 
 def test_its_log_is_in_the_log_folder(shared: House) -> None:
-    orders = Orders(shared.store, shared.usage_db, Clock(), shared.tasks.put)
+    orders = Orders(shared.store, shared.usage_db, Clock(), shared.tasks.enqueue)
     order = orders.place("backup")
     assert orders.wait(order, 20, lambda: False) is None
     assert "copied" in (shared.folder / "logs" / "worker.log").read_text()

@@ -17,7 +17,13 @@ import psutil
 import pytest
 
 from manager.models import process_tree
-from manager.models.process_tree import MARK, LaunchError, ProcessTree, command_line, unusable
+from manager.models.process_tree import (
+    RUN_ID_VARIABLE,
+    LaunchError,
+    ProcessTree,
+    command_line,
+    unusable_reason,
+)
 
 Eventually = Callable[[Callable[[], Any]], Any]
 FAKE = Path(__file__).resolve().parents[2] / "support" / "fake_upstream.py"
@@ -31,7 +37,7 @@ def marked(run: str) -> list[psutil.Process]:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             is_alive = process.status() != psutil.STATUS_ZOMBIE
-            if is_alive and process.environ().get(MARK) == run:
+            if is_alive and process.environ().get(RUN_ID_VARIABLE) == run:
                 found.append(process)
     return found
 
@@ -121,7 +127,7 @@ def test_the_leader_is_known_by_pid_and_creation(pad: Launchpad, eventually: Eve
     tree = pad.sh("sleep 600; :")
     leader = psutil.Process(tree.pid)
     assert tree.created == leader.create_time()
-    eventually(lambda: leader.environ().get(MARK) == pad.run)
+    eventually(lambda: leader.environ().get(RUN_ID_VARIABLE) == pad.run)
 
 
 def test_a_script_that_is_not_executable_says_how_to_make_it_so(pad: Launchpad) -> None:
@@ -579,23 +585,23 @@ def test_a_command_is_taken_as_it_is() -> None:
 def test_a_script_for_another_system_is_said_to_be_one(
     name: str, system: str, reason: str | None
 ) -> None:
-    assert unusable(Path(name), system) == reason
+    assert unusable_reason(Path(name), system) == reason
 
 
 def test_a_command_is_for_every_system() -> None:
-    assert unusable(None, "posix") is None
-    assert unusable(None, "nt") is None
+    assert unusable_reason(None, "posix") is None
+    assert unusable_reason(None, "nt") is None
 
 
 def test_a_powershell_script_needs_powershell_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "pwsh" in str(unusable(Path("a.ps1"), "posix"))
+    assert "pwsh" in str(unusable_reason(Path("a.ps1"), "posix"))
     pwsh = tmp_path / "pwsh"
     pwsh.touch()
     pwsh.chmod(0o755)
-    assert unusable(Path("a.ps1"), "posix") is None
+    assert unusable_reason(Path("a.ps1"), "posix") is None
 
 
 def test_a_ctrl_c_in_a_windows_console_does_not_reach_the_model(

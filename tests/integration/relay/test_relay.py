@@ -11,13 +11,20 @@ from typing import Any
 
 import pytest
 
-from manager.errors import ApiError, ClientGone
+from manager.errors import ApiError, ClientDisconnected
 from manager.interfaces import Base, Chat, Embedding, Interface
-from manager.relay.forward import CLIENT_GONE, Answer, BrokenAnswer, Outcome, Request, forward
+from manager.relay.forward import (
+    CLIENT_CLOSED_REQUEST,
+    Outcome,
+    RelayRequest,
+    RelayResponse,
+    TruncatedResponse,
+    forward,
+)
 from manager.relay.payload import Payload
 from manager.relay.upstream import Upstream
-from manager.relay.watcher import Watch
-from manager.tokens import Usage
+from manager.relay.watcher import Watcher
+from manager.tokens import TokenUsage
 from tests.support.servers import PATIENCE, FakeModel, Peer, RawServer
 
 Serve = Callable[[Callable[[Peer], None]], RawServer]
@@ -50,7 +57,7 @@ class Ride:
     def __init__(self, port: int, **lease: Any) -> None:
         self.upstream = Upstream(port, 4)
         self.lease = FakeLease(self.upstream, **lease)
-        self.watch = Watch()
+        self.watch = Watcher()
         self.outcomes: list[Outcome] = []
         self.asked_gone = 0
         self.is_gone = False
@@ -58,14 +65,14 @@ class Ride:
 
     def send(
         self, body: dict[str, Any] | bytes, *headers: tuple[str, str], target: str = CHAT
-    ) -> Answer:
+    ) -> RelayResponse:
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-        request = Request(target, list(headers), Payload(raw))
+        request = RelayRequest(target, list(headers), Payload(raw))
         return forward(self.lease, request, watch=self.watch, gone=self._gone, on_end=self._on_end)
 
     def client_leaves(self) -> None:
         self.is_gone = True
-        self.watch.look()
+        self.watch.poll()
 
     @property
     def outcome(self) -> Outcome:
@@ -76,7 +83,7 @@ class Ride:
     def is_over(self) -> bool:
         """Told once, given back once, and watched no longer."""
         before = self.asked_gone
-        self.watch.look()
+        self.watch.poll()
         assert self.asked_gone == before
         return len(self.outcomes) == self.lease.releases == 1
 
@@ -125,7 +132,7 @@ def streamed(fake: dict[str, Any] | None = None, **fields: Any) -> dict[str, Any
     return chat(fake, stream=True, **fields)
 
 
-def read(answer: Answer) -> bytes:
+def read(answer: RelayResponse) -> bytes:
     """All of the answer, as the server takes it: piece by piece, and closed at the end."""
     try:
         return b"".join(answer)
@@ -133,7 +140,7 @@ def read(answer: Answer) -> bytes:
         answer.close()
 
 
-def header(answer: Answer, name: str) -> list[str]:
+def header(answer: RelayResponse, name: str) -> list[str]:
     return [value for key, value in answer.headers if key.lower() == name.lower()]
 
 
@@ -164,7 +171,7 @@ def test_an_answer_comes_back_with_its_status_and_its_tokens(to_model: Ride) -> 
     assert json.loads(body)["choices"][0]["message"]["content"] == " token0 token1 token2"
     assert header(answer, "Content-Length") == [str(len(body))]
     outcome = to_model.outcome
-    assert (outcome.status, outcome.usage) == (200, Usage(17, 0, 3))
+    assert (outcome.status, outcome.usage) == (200, TokenUsage(17, 0, 3))
     assert (outcome.streamed, outcome.error) == (False, None)
     assert outcome.first_byte_at is not None
     assert to_model.is_over()
@@ -180,7 +187,7 @@ def test_an_answer_of_any_size_and_framing_comes_whole_with_its_tokens(
     if size:
         assert len(body["padding"]) == size
     else:
-        assert to_model.outcome.usage == Usage(17, 0, 3)
+        assert to_model.outcome.usage == TokenUsage(17, 0, 3)
     assert to_model.outcome.status == 200
     assert to_model.is_over()
 
@@ -195,7 +202,7 @@ def test_the_tokens_at_the_end_of_a_very_large_answer_are_found(serve: Serve, ri
 
     one = ride(serve(script), interface=Embedding())
     assert read(one.send(chat())) == body
-    assert one.outcome.usage == Usage(9000, 0, 0)
+    assert one.outcome.usage == TokenUsage(9000, 0, 0)
 
 
 @pytest.mark.parametrize("status", [400, 404, 429, 500, 503])
@@ -348,7 +355,7 @@ def test_a_stream_comes_whole_without_the_usage_that_only_we_asked_for(
     asked = json.loads(seen_by(model)["body"])
     assert asked["stream_options"] == {"include_usage": True}
     outcome = to_model.outcome
-    assert (outcome.status, outcome.usage) == (200, Usage(17, 0, 3))
+    assert (outcome.status, outcome.usage) == (200, TokenUsage(17, 0, 3))
     assert (outcome.streamed, outcome.error) == (True, None)
     assert to_model.is_over()
 
@@ -358,7 +365,7 @@ def test_the_usage_that_the_client_asked_for_stays(to_model: Ride, model: FakeMo
     *_, last, done = events(read(to_model.send(body)))
     assert (last["choices"], last["usage"]["prompt_tokens"], done) == ([], 17, "[DONE]")
     assert json.loads(seen_by(model)["body"]) == body
-    assert to_model.outcome.usage == Usage(17, 0, 3)
+    assert to_model.outcome.usage == TokenUsage(17, 0, 3)
 
 
 @pytest.mark.parametrize(
@@ -377,7 +384,7 @@ def test_a_clients_other_wishes_for_its_stream_are_kept(
     answer = read(to_model.send(streamed(stream_options=given)))
     assert json.loads(seen_by(model)["body"])["stream_options"] == sent
     assert b"usage" not in answer
-    assert to_model.outcome.usage == Usage(17, 0, 3)
+    assert to_model.outcome.usage == TokenUsage(17, 0, 3)
 
 
 @pytest.mark.parametrize(
@@ -419,12 +426,14 @@ def test_base_models_streams_are_asked_for_usage_too(
     one = ride(fake_model(mode="Base"), interface=Base())
     body = {"model": "mine", "prompt": "Hi", "stream": True}
     assert b"usage" not in read(one.send(body, target="/v1/completions"))
-    assert one.outcome.usage == Usage(17, 0, 3)
+    assert one.outcome.usage == TokenUsage(17, 0, 3)
 
 
 def test_without_any_usage_the_chunks_are_counted_and_that_is_said(to_model: Ride) -> None:
     read(to_model.send(streamed({"usage": "never", "chunks": 9})))
-    assert to_model.outcome.usage == Usage(0, 0, 10, estimated=True)  # the last only says "stop"
+    assert to_model.outcome.usage == TokenUsage(
+        0, 0, 10, estimated=True
+    )  # the last only says "stop"
 
 
 def lockstep(*pieces: bytes) -> tuple[Callable[[Peer], None], Callable[[], None]]:
@@ -463,7 +472,7 @@ def test_each_event_is_handed_on_at_once_and_all_is_told_before_the_last(
         assert one.lease.releases == 0
     go_on()
     assert next(answer) == DONE
-    assert one.outcome.usage == Usage(5, 0, 2)
+    assert one.outcome.usage == TokenUsage(5, 0, 2)
     assert one.outcome.error is None
     answer.close()
     assert one.is_over()
@@ -592,7 +601,7 @@ def test_a_stream_whose_upstream_dies_ends_with_an_error_and_no_half_event(
     assert "[DONE]" not in chunks
     outcome = to_model.outcome
     assert outcome.error == last["error"]["message"]
-    assert outcome.usage == Usage(0, 0, after, estimated=True)
+    assert outcome.usage == TokenUsage(0, 0, after, estimated=True)
     assert to_model.is_over()
 
 
@@ -613,7 +622,7 @@ def test_a_stream_without_its_done_is_not_taken_for_a_whole_one(
     assert last["error"]["code"] == "upstream_error"
     assert "[DONE]" in last["error"]["message"]
     assert to_model.outcome.error
-    assert to_model.outcome.usage == Usage(17, 0, 3)
+    assert to_model.outcome.usage == TokenUsage(17, 0, 3)
     assert to_model.is_over()
 
 
@@ -634,9 +643,9 @@ def test_a_large_answer_that_breaks_off_breaks_the_clients_connection_off_too(
 ) -> None:
     fake = {"size": LARGE, "framing": framing, "fail": "close", "fail_at": "inside"}
     answer = to_model.send(chat(fake))
-    with pytest.raises(BrokenAnswer):
+    with pytest.raises(TruncatedResponse):
         read(answer)
-    assert issubclass(BrokenAnswer, OSError)
+    assert issubclass(TruncatedResponse, OSError)
     assert to_model.outcome.error
     assert to_model.is_over()
 
@@ -653,9 +662,9 @@ def test_a_client_that_leaves_a_silent_prompt_frees_the_upstream(
         asked = threads.submit(to_model.send, chat({"fail": "silent"}, stream=is_stream))
         eventually(lambda: model.stats()["open"] == 1)
         to_model.client_leaves()
-        assert isinstance(asked.exception(PATIENCE), ClientGone)
+        assert isinstance(asked.exception(PATIENCE), ClientDisconnected)
     eventually(lambda: model.stats()["aborted"] == aborted + 1)
-    assert to_model.outcome.status == CLIENT_GONE
+    assert to_model.outcome.status == CLIENT_CLOSED_REQUEST
     assert to_model.is_over()
 
 
@@ -671,8 +680,8 @@ def test_a_client_that_leaves_between_chunks_frees_the_upstream(
         assert rest.result(PATIENCE) == []
     answer.close()
     eventually(lambda: model.stats()["aborted"] == aborted + 1)
-    assert to_model.outcome.status == CLIENT_GONE
-    assert to_model.outcome.usage == Usage(0, 0, 1, estimated=True)
+    assert to_model.outcome.status == CLIENT_CLOSED_REQUEST
+    assert to_model.outcome.usage == TokenUsage(0, 0, 1, estimated=True)
     assert to_model.is_over()
 
 
@@ -690,7 +699,7 @@ def test_a_client_that_leaves_a_large_answer_is_the_one_who_ended_it(
         rest.exception(PATIENCE)
     answer.close()
     eventually(lambda: model.stats()["aborted"] == aborted + 1)
-    assert to_model.outcome.status == CLIENT_GONE
+    assert to_model.outcome.status == CLIENT_CLOSED_REQUEST
     assert to_model.is_over()
 
 
@@ -717,7 +726,7 @@ def test_an_answer_that_is_closed_where_it_stands_frees_all(
     answer.close()
     answer.close()
     eventually(lambda: model.stats()["aborted"] == aborted + 1)
-    assert to_model.outcome.status == CLIENT_GONE
+    assert to_model.outcome.status == CLIENT_CLOSED_REQUEST
     assert to_model.is_over()
 
 

@@ -57,7 +57,7 @@ def wish(*parts: bytes, then: str = "close") -> Exchange:
 
 def read(upstream: Upstream, exchange: Exchange) -> bytes:
     """The body of the answer."""
-    return b"".join(upstream.send(exchange).pieces())
+    return b"".join(upstream.send(exchange).iter_bytes())
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_a_refusal_that_comes_before_the_body_is_read_is_the_answer(
 
     response = connect(serve(script)).send(post(b"x" * (8 << 20)))
     assert response.status == 413
-    assert b"".join(response.pieces()) == b"large"
+    assert b"".join(response.iter_bytes()) == b"large"
 
 
 # --- the answer -------------------------------------------------------------------------
@@ -174,7 +174,7 @@ def test_a_piece_is_handed_on_before_the_next_is_there(
             assert may_send.acquire(timeout=PATIENCE)
             peer.send(piece)
 
-    body = connect(serve(script)).send(post()).pieces()
+    body = connect(serve(script)).send(post()).iter_bytes()
     for text in texts:
         may_send.release()
         assert next(body) == text
@@ -195,7 +195,7 @@ def test_however_the_bytes_are_cut_the_answer_is_the_same(
     edges = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
     parts = [data[start:end] for start, end in itertools.pairwise(edges)]
     response = to_parrot.send(wish(*parts))
-    pieces = list(response.pieces())
+    pieces = list(response.iter_bytes())
     assert response.status == 200
     assert b"".join(pieces) == BODY
     assert all(pieces)
@@ -207,7 +207,7 @@ def test_status_reason_and_headers_come_as_they_were_sent(to_parrot: Upstream) -
         b"X-Latin: caf\xe9\r\nContent-Length: 0\r\n\r\n"
     )
     response = to_parrot.send(wish(head))
-    assert list(response.pieces()) == []
+    assert list(response.iter_bytes()) == []
     assert (response.status, response.reason) == (429, "Slow down, please")
     assert response.header_items == [
         ("X-B", "2"),
@@ -229,7 +229,7 @@ def test_an_answer_that_has_no_body_ends_at_once(to_parrot: Upstream, status: st
 def test_a_status_line_without_a_reason_will_do(to_parrot: Upstream) -> None:
     response = to_parrot.send(wish(b"HTTP/1.1 200\r\nContent-Length: 0\r\n\r\n"))
     assert (response.status, response.reason) == (200, "")
-    assert list(response.pieces()) == []
+    assert list(response.iter_bytes()) == []
 
 
 def test_a_large_body_comes_whole(to_parrot: Upstream) -> None:
@@ -259,14 +259,14 @@ def test_a_body_that_is_cut_short_is_never_taken_for_a_whole_one(
     response = to_parrot.send(wish(answer, then=then)) if then == "close" else None
     with pytest.raises(UpstreamError):
         # A reset may overtake the head.
-        list((response or to_parrot.send(wish(answer, then=then))).pieces())
+        list((response or to_parrot.send(wish(answer, then=then))).iter_bytes())
 
 
 def test_what_came_before_the_cut_has_been_handed_on(to_parrot: Upstream) -> None:
     response = to_parrot.send(wish(chunked(b"one", b"two")[:-7]))
     pieces = []
     with pytest.raises(UpstreamError, match="closed the connection"):
-        pieces.extend(response.pieces())
+        pieces.extend(response.iter_bytes())
     assert b"".join(pieces).startswith(b"onetw")
 
 
@@ -279,7 +279,7 @@ def test_a_reset_ends_a_body_that_has_no_length(serve: Serve, connect: Connect) 
         assert may_reset.wait(PATIENCE)
         peer.reset()
 
-    body = connect(serve(script)).send(post()).pieces()
+    body = connect(serve(script)).send(post()).iter_bytes()
     assert next(body) == b"half"
     may_reset.set()
     with pytest.raises(UpstreamError, match="broke"):
@@ -497,7 +497,7 @@ def test_closing_it_lets_an_answer_under_way_go_on(serve: Serve, connect: Connec
             saw_close.set()
 
     upstream = connect(serve(script))
-    body = upstream.send(post()).pieces()
+    body = upstream.send(post()).iter_bytes()
     assert next(body) == b"one"
     upstream.close()
     may_end.set()
@@ -526,7 +526,7 @@ def test_an_answer_that_was_read_to_its_end_is_not_closed_by_letting_go_of_it(
     server = serve(answers(SHORT, SHORT))
     upstream = connect(server)
     response = upstream.send(post())
-    list(response.pieces())
+    list(response.iter_bytes())
     response.discard()
     assert read(upstream, post()) == b"ok"
     assert server.connections == 1
@@ -761,7 +761,7 @@ def test_an_answer_can_be_ended_in_its_middle(serve: Serve, connect: Connect, be
             saw_close.set()
 
     exchange = post()
-    body = connect(serve(script)).send(exchange).pieces()
+    body = connect(serve(script)).send(exchange).iter_bytes()
     assert next(body) == b"half"
     with ThreadPoolExecutor(1) as threads:
         rest = threads.submit(list, body)
@@ -851,7 +851,7 @@ def test_ends_at_any_moment_harm_nobody_else(serve: Serve, connect: Connect) -> 
             if number % 3 == 0:
                 ender.start()
             response = upstream.send(exchange)
-            for count, _ in enumerate(response.pieces()):
+            for count, _ in enumerate(response.iter_bytes()):
                 if count == number % 2 and not ender.ident:
                     ender.start()
         except Aborted:

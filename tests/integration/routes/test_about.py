@@ -24,14 +24,14 @@ from tests.support.doors import unlocked
 def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     now = [100.0]
     program = Program(currency="EUR", timezone="Asia/Shanghai")
-    house: Any = SimpleNamespace(
+    services: Any = SimpleNamespace(
         access=unlocked(),
         clock=Clock(monotonic=lambda: now[0], wall=lambda: 1_795_349_000 + now[0]),
         data_dir=tmp_path,
         fleet=SimpleNamespace(config=Config(tmp_path / "config.yaml", program, {})),
     )
     monkeypatch.setattr(app_module, "_BLUEPRINTS", (about.blueprint,))
-    client = routes.create_app(house, b"secret").test_client()
+    client = routes.create_app(services, b"secret").test_client()
     now[0] += 60
 
     def ask() -> dict[str, Any]:

@@ -27,13 +27,13 @@ from werkzeug.test import TestResponse
 import routes
 from manager.access import accounts, api_keys, audit, credentials
 from manager.access.api_keys import Key
-from manager.access.registry import Access
+from manager.access.registry import AccessRegistry
 from manager.clock import Clock
 from manager.config import plugins
 from manager.config.settings import Config, Program
 from manager.storage import maintenance
 from routes import auth
-from routes.services import House
+from routes.services import Services
 from tests.support.usage_rows import new_store
 
 NOW = 1_795_400_000_000
@@ -216,7 +216,7 @@ class Gate:
     def __init__(self, folder: Path, is_whole: bool = False) -> None:
         self.store = new_store(folder / "usage.db")
         clock = Clock(wall=lambda: NOW / 1000)
-        self.access = Access(self.store, folder / "usage.db", clock)
+        self.access = AccessRegistry(self.store, folder / "usage.db", clock)
         self.path = folder / "usage.db"
         self.program = Program(timezone="UTC")
         fleet = SimpleNamespace(
@@ -232,9 +232,9 @@ class Gate:
             "host": "127.0.0.1",
         }
         # The routes' own parts, which nobody reaches.
-        others = {field.name: MagicMock() for field in fields(House) if field.name not in parts}
-        house = self.house = House(**parts, **others)
-        self.app = routes.create_app(house, b"a secret")
+        others = {field.name: MagicMock() for field in fields(Services) if field.name not in parts}
+        services = self.services = Services(**parts, **others)
+        self.app = routes.create_app(services, b"a secret")
         for endpoint in self.app.view_functions:
             if not (is_whole and endpoint.startswith(("login.", "access."))):
                 self.app.view_functions[endpoint] = lambda **_: YES
@@ -304,7 +304,7 @@ class Caller:
         self.client: FlaskClient = app.test_client()
 
     def sign_in(self, gate: Gate, name: str) -> None:
-        account = gate.access.now.accounts[name]
+        account = gate.access.snapshot.accounts[name]
         with self.client.session_transaction() as kept:
             kept["account"], kept["generation"] = name, account.generation
         self.take_token()
@@ -724,17 +724,17 @@ def test_what_was_in_a_session_before_is_not_taken_along(desk: Gate) -> None:
 
 def test_what_somebody_has_open_is_theirs_until_they_are_signed_out(gate: Gate) -> None:
     owner = auth.Caller("127.0.0.1", True, is_owner=True)
-    assert auth.is_welcome(gate.house, owner)
+    assert auth.is_still_authorized(gate.services, owner)
     gate.lock()
-    assert not auth.is_welcome(gate.house, owner)
-    ann = auth.Caller(ELSEWHERE, False, account=gate.access.now.accounts["ann"])
-    script = auth.Caller(ELSEWHERE, False, token=gate.access.now.tokens["a"])
-    assert auth.is_welcome(gate.house, ann)
-    assert auth.is_welcome(gate.house, script)
+    assert not auth.is_still_authorized(gate.services, owner)
+    ann = auth.Caller(ELSEWHERE, False, account=gate.access.snapshot.accounts["ann"])
+    script = auth.Caller(ELSEWHERE, False, token=gate.access.snapshot.tokens["a"])
+    assert auth.is_still_authorized(gate.services, ann)
+    assert auth.is_still_authorized(gate.services, script)
     gate.access.change(lambda c: accounts.sign_out(c, "ann"))
     gate.access.change(lambda c: accounts.remove_token(c, "a"))
-    assert not auth.is_welcome(gate.house, ann)
-    assert not auth.is_welcome(gate.house, script)
+    assert not auth.is_still_authorized(gate.services, ann)
+    assert not auth.is_still_authorized(gate.services, script)
 
 
 def test_an_account_of_the_same_name_is_another(desk: Gate) -> None:
@@ -857,12 +857,12 @@ def test_the_first_password_is_set_on_the_machine_itself_once(desk: Gate) -> Non
     here = Caller(desk.app, "127.0.0.1")
     assert "not the same" in set_up(here, again="x").text
     assert "8 to 200" in set_up(here, password="short", again="short").text
-    assert not desk.access.now.accounts
+    assert not desk.access.snapshot.accounts
     assert set_up(here).headers["Location"] == "/"
     assert here.outcome("GET", "/api/models") == YES
     again = set_up(Caller(desk.app, "127.0.0.1"), name="eve")
     assert again.headers["Location"] == "/login"
-    assert list(desk.access.now.accounts) == ["ann"]
+    assert list(desk.access.snapshot.accounts) == ["ann"]
     # From now on, this machine's other users have to sign in as well.
     assert Caller(desk.app, "127.0.0.1").outcome("GET", "/api/models") == SIGN_IN
 

@@ -16,7 +16,7 @@ import pytest
 from werkzeug.test import TestResponse
 
 import routes
-from jobs.tasks import Settings
+from jobs.tasks import WorkerSettings
 from manager.clock import Clock
 from manager.config import config_file, loader
 from manager.errors import ApiError
@@ -71,8 +71,8 @@ class Desk:
         self.path = folder / "config.yaml"
         self.path.write_bytes(TEXT.encode())
         self.fleet = Fleet(self.load())
-        self.told: list[Settings] = []
-        house: Any = SimpleNamespace(
+        self.told: list[WorkerSettings] = []
+        services: Any = SimpleNamespace(
             access=unlocked(),
             clock=Clock(),
             fleet=self.fleet,
@@ -83,7 +83,7 @@ class Desk:
             prices=SimpleNamespace(seed=list),
         )
         monkeypatch.setattr(app_module, "_BLUEPRINTS", (settings.blueprint,))
-        self.app = routes.create_app(house, b"secret")
+        self.app = routes.create_app(services, b"secret")
 
     def load(self) -> loader.Config:
         return loader.load(self.path, lambda _: MODES)

@@ -17,7 +17,7 @@ from flask import Flask, jsonify, request
 from waitress.server import TcpWSGIServer
 
 from manager.clock import Clock
-from routes.http.server import HttpServer, Limits
+from routes.http.server import ClientLimits, HttpServer
 
 PATIENCE = 20.0
 HOST = b"Host: localhost\r\n"
@@ -346,7 +346,7 @@ def test_who_trickles_is_told_that_it_took_too_long(
 def test_who_goes_on_after_the_refusal_is_cut_off(
     start: Callable[..., Edge], eventually: Callable[[Callable[[], Any]], Any]
 ) -> None:
-    edge = start(clock=FAST, limits=Limits(body=100.0))
+    edge = start(clock=FAST, limits=ClientLimits(body=100.0))
     with edge.connect() as connection:
         connection.sendall(b"hello\r\n\r\n")
         assert statuses(connection.recv(65536)) == [400]
@@ -370,7 +370,7 @@ def test_a_line_end_after_the_last_body_is_no_request_that_is_late(
 
 
 def test_a_slow_line_that_keeps_the_rate_gets_its_body_through(start: Callable[..., Edge]) -> None:
-    limits = Limits(head=10.0, body=10.0, least_rate=100.0)
+    limits = ClientLimits(head=10.0, body=10.0, least_rate=100.0)
     edge = start(clock=FAST, limits=limits)  # of which a fifth of a second is all for the head
     with edge.connect() as connection:
         connection.sendall(post(b"Content-Length: 300000", b"Connection: close"))
@@ -382,7 +382,7 @@ def test_a_slow_line_that_keeps_the_rate_gets_its_body_through(start: Callable[.
 
 
 def test_a_client_that_waits_between_its_requests_is_not_late(start: Callable[..., Edge]) -> None:
-    edge = start(clock=FAST, limits=Limits(head=1.0, body=1.0))
+    edge = start(clock=FAST, limits=ClientLimits(head=1.0, body=1.0))
     with edge.connect() as connection:
         for _ in range(3):
             connection.sendall(SECOND)
@@ -429,7 +429,7 @@ def holds(edge: Edge, come_from: list[str], address: str, times: int) -> list[bo
 def small(start: Callable[..., Edge]) -> Iterator[Edge]:
     """One address may hold three of its 1,016 places."""
     proxies = (ipaddress.ip_network("10.1.0.0/16"), ipaddress.ip_network("fd00::/8"))
-    edge = start(limits=Limits(share=3.2 / 1016), trusted_proxies=proxies)
+    edge = start(limits=ClientLimits(share=3.2 / 1016), trusted_proxies=proxies)
     yield edge
     for connection in edge.held:
         connection.close()

@@ -40,16 +40,16 @@ def make_app(folder: Path) -> Flask:
     """The whole application, over as much of a house as its making needs."""
     kinds = [kind() for kind in (*BUILT_IN, Poem)]
     loaded = loader.load(folder / "config.yaml", lambda _folder: [kind.mode for kind in kinds])
-    house: Any = SimpleNamespace(
+    services: Any = SimpleNamespace(
         fleet=SimpleNamespace(config=loaded),
         interfaces={kind.mode: kind for kind in kinds},
         clock=Clock(),
-        monitor=SimpleNamespace(listen=lambda _listener: None),
+        monitor=SimpleNamespace(add_listener=lambda _listener: None),
         data_dir=folder,
         metrics=Metrics(),
         closing=threading.Event(),
     )
-    return routes.create_app(house, b"secret")
+    return routes.create_app(services, b"secret")
 
 
 @pytest.fixture(scope="module")

@@ -79,9 +79,9 @@ class Office:
         loaded = loader.load(folder / "config.yaml", lambda _folder: ["Chat"])
         clock = Clock(wall=lambda: self.now_ms / 1000)
         self.slots = Slots(64)
-        house: Any = SimpleNamespace(
+        services: Any = SimpleNamespace(
             access=unlocked(),
-            limits=SimpleNamespace(credit=lambda *_: None),
+            limits=SimpleNamespace(apply_adjustment=lambda *_: None),
             fleet=Models(loaded),
             clock=clock,
             slots=self.slots,
@@ -89,7 +89,7 @@ class Office:
             prices=Prices(self.store, self.path, clock),
         )
         monkeypatch.setattr(app_module, "_BLUEPRINTS", (usage.blueprint, prices.blueprint))
-        self.client = routes.create_app(house, b"secret").test_client()
+        self.client = routes.create_app(services, b"secret").test_client()
 
     def get(self, path: str, **query: object) -> TestResponse:
         return self.client.get(path, query_string=query)

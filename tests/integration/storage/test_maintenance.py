@@ -15,7 +15,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from jobs.tasks import Settings, Work
+from jobs.tasks import TaskRunner, WorkerSettings
 from manager.clock import Clock
 from manager.config.settings import Config, Model, Program
 from manager.errors import ApiError
@@ -56,8 +56,8 @@ def store(path: Path) -> Iterator[Store]:
 
 
 @pytest.fixture
-def work(tmp_path: Path, store: Store) -> Work:  # noqa: ARG001 - makes the database
-    return Work(Settings(tmp_path, "INFO", "UTC", "CNY", 0, tmp_path / "exports"))
+def work(tmp_path: Path, store: Store) -> TaskRunner:  # noqa: ARG001 - makes the database
+    return TaskRunner(WorkerSettings(tmp_path, "INFO", "UTC", "CNY", 0, tmp_path / "exports"))
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def fill(store: Store, model: str, number: int = 50) -> None:
 
 
 def test_each_model_is_listed_with_its_rows_also_when_it_is_in_no_config(
-    path: Path, store: Store, work: Work
+    path: Path, store: Store, work: TaskRunner
 ) -> None:
     fill(store, '模型, "quoted"', 3)
     fill(store, "Old", 2)
@@ -109,7 +109,7 @@ def test_each_model_is_listed_with_its_rows_also_when_it_is_in_no_config(
 
 
 def test_the_first_moment_that_there_is_something_of_is_known(
-    path: Path, store: Store, work: Work
+    path: Path, store: Store, work: TaskRunner
 ) -> None:
     def oldest() -> int | None:
         with closing(maintenance.connect(path)) as connection:
@@ -139,7 +139,7 @@ def test_a_database_of_another_version_is_not_touched(tmp_path: Path, path: Path
 
 
 def test_deleting_a_model_takes_all_that_was_recorded_of_it_and_nothing_else(
-    path: Path, store: Store, work: Work, placed: Orders
+    path: Path, store: Store, work: TaskRunner, placed: Orders
 ) -> None:
     fill(store, "Qwen")
     fill(store, "Other")
@@ -160,7 +160,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("pieces", [0, 1, 2, 3, 5, 8, 13])
 def test_a_kill_in_the_middle_leaves_it_to_the_next_worker(
-    path: Path, store: Store, work: Work, placed: Orders, pieces: int
+    path: Path, store: Store, work: TaskRunner, placed: Orders, pieces: int
 ) -> None:
     """What came after the first attempt is kept, with sums of its own."""
     fill(store, "Qwen")
@@ -195,7 +195,7 @@ def test_a_kill_in_the_middle_leaves_it_to_the_next_worker(
 
 
 def test_others_write_while_a_model_is_deleted(
-    path: Path, store: Store, work: Work, placed: Orders
+    path: Path, store: Store, work: TaskRunner, placed: Orders
 ) -> None:
     """Between any two pieces the lock is free."""
     fill(store, "Qwen", 500)
@@ -223,7 +223,7 @@ def test_retention_deletes_old_billed_requests_and_keeps_their_sums(
     now = Clock().wall_ms()
     for days in (0, 1, 5, 6, 100):
         add_request(store, a_request(now - days * DAY))
-    work = Work(Settings(tmp_path, "INFO", "UTC", "CNY", 3, tmp_path / "exports"))
+    work = TaskRunner(WorkerSettings(tmp_path, "INFO", "UTC", "CNY", 3, tmp_path / "exports"))
     work.run("bill")
     before = sums(path, "Qwen")
     with closing(maintenance.connect(path)) as connection:
@@ -238,7 +238,9 @@ def test_retention_deletes_old_billed_requests_and_keeps_their_sums(
     assert sums(path, "Qwen") == before
 
 
-def test_without_retention_every_request_is_kept(path: Path, store: Store, work: Work) -> None:
+def test_without_retention_every_request_is_kept(
+    path: Path, store: Store, work: TaskRunner
+) -> None:
     add_request(store, a_request(DAY))
     work.run("clean_up")
     assert one(path, "SELECT count(*) FROM requests") == 1
@@ -248,7 +250,7 @@ def test_without_retention_every_request_is_kept(path: Path, store: Store, work:
 
 
 def test_room_is_given_back_in_steps_between_which_others_write(
-    path: Path, store: Store, work: Work, placed: Orders
+    path: Path, store: Store, work: TaskRunner, placed: Orders
 ) -> None:
     fill(store, "Qwen", 3000)
     work.run("bill")
@@ -300,7 +302,7 @@ def test_an_order_that_is_placed_again_while_it_is_carried_out_is_carried_out_ag
 
 @pytest.mark.usefixtures("store")
 def test_one_that_fails_says_why_and_is_not_tried_for_ever(
-    tmp_path: Path, placed: Orders, work: Work
+    tmp_path: Path, placed: Orders, work: TaskRunner
 ) -> None:
     (tmp_path / "exports").write_text("a file where the folder has to be")
     order = placed.place("export", "2026-11")
@@ -317,7 +319,7 @@ def test_one_that_fails_says_why_and_is_not_tried_for_ever(
 
 
 def test_a_locked_database_is_told_and_tried_again(
-    path: Path, store: Store, work: Work, caplog: pytest.LogCaptureFixture, monkeypatch: Any
+    path: Path, store: Store, work: TaskRunner, caplog: pytest.LogCaptureFixture, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(maintenance, "_BUSY_SECONDS", 0.05)
     add_request(store, a_request())
@@ -338,18 +340,18 @@ class FakeModel:
         self.settings = Model(name)
         self.state = state
 
-    def view(self) -> dict[str, str]:
+    def to_json(self) -> dict[str, str]:
         return {"state": self.state}
 
 
 @pytest.fixture
-def client(tmp_path: Path, store: Store, work: Work) -> FlaskClient:
+def client(tmp_path: Path, store: Store, work: TaskRunner) -> FlaskClient:
     """The routes, over a worker that works at once."""
     models = [FakeModel("Qwen", "stopped"), FakeModel("Busy", "ready")]
     config = Config(
         tmp_path, Program(timezone="UTC"), {m.settings.name: m.settings for m in models}
     )
-    house: Any = SimpleNamespace(
+    services: Any = SimpleNamespace(
         fleet=SimpleNamespace(config=config, models=lambda: models),
         orders=Orders(store, tmp_path / "usage.db", Clock(), work.run),
         worker=SimpleNamespace(view=lambda: {"alive": True, "pid": 7}),
@@ -359,9 +361,9 @@ def client(tmp_path: Path, store: Store, work: Work) -> FlaskClient:
         closing=threading.Event(),
     )
     app = Flask("test")
-    app.register_blueprint(data.blueprint(house))
-    app.register_blueprint(exports.blueprint(house))
-    app.register_error_handler(ApiError, app_module._tell)
+    app.register_blueprint(data.blueprint(services))
+    app.register_blueprint(exports.blueprint(services))
+    app.register_error_handler(ApiError, app_module._error_response)
     return app.test_client()
 
 
@@ -370,7 +372,7 @@ def code_of(answer: Any) -> tuple[int, str]:
 
 
 def test_the_data_page_says_what_is_stored_and_whether_the_worker_lives(
-    client: FlaskClient, store: Store, work: Work
+    client: FlaskClient, store: Store, work: TaskRunner
 ) -> None:
     fill(store, "Qwen", 2)
     fill(store, "Gone", 2)
@@ -419,7 +421,7 @@ def test_room_is_given_back_over_http(client: FlaskClient) -> None:
 
 
 def test_what_had_no_price_gets_the_one_it_has_now(
-    client: FlaskClient, store: Store, path: Path, work: Work
+    client: FlaskClient, store: Store, path: Path, work: TaskRunner
 ) -> None:
     fill(store, "Late", 2)
     work.run("bill")

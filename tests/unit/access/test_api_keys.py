@@ -14,8 +14,8 @@ import pytest
 
 from manager.access import accounts, api_keys, audit, credentials, registry
 from manager.access.api_keys import Budget, Key
-from manager.access.login_throttle import Guessing
-from manager.access.registry import Access
+from manager.access.login_throttle import LoginThrottle
+from manager.access.registry import AccessRegistry
 from manager.clock import Clock
 from manager.errors import ApiError
 from manager.storage import maintenance
@@ -31,19 +31,19 @@ class Door:
     def __init__(self, folder: Path) -> None:
         self.path = folder / "usage.db"
         self.store = Store(self.path)
-        self.access = Access(self.store, self.path, Clock(wall=lambda: NOW / 1000))
+        self.access = AccessRegistry(self.store, self.path, Clock(wall=lambda: NOW / 1000))
 
     def add(self, name: str, **limits: object) -> str:
         key = replace(Key(name), **limits)  # type: ignore[arg-type]
         return self.access.change(lambda c: api_keys.add(c, key, NOW))[1]
 
     def knows(self, secret: str, now_ms: int = NOW) -> str | None:
-        key = self.access.now.key(secret, now_ms)
+        key = self.access.snapshot.key(secret, now_ms)
         return None if key is None else key.name
 
     def refusal(self, secret: str, now_ms: int = NOW) -> str:
         with pytest.raises(ApiError) as caught:
-            self.access.now.key(secret, now_ms)
+            self.access.snapshot.key(secret, now_ms)
         assert (caught.value.status, caught.value.code) == (401, "invalid_api_key")
         return caught.value.message
 
@@ -161,7 +161,7 @@ def test_what_a_key_cannot_be_is_told_by_its_field(door: Door, field: str, key: 
     with pytest.raises(ApiError) as caught:
         door.access.change(lambda c: api_keys.add(c, key, NOW))
     assert (caught.value.status, caught.value.param) == (400, field)
-    assert door.access.now.keys == {}
+    assert door.access.snapshot.keys == {}
 
 
 def test_a_key_keeps_all_that_it_was_made_with(door: Door) -> None:
@@ -177,10 +177,10 @@ def test_a_key_keeps_all_that_it_was_made_with(door: Door) -> None:
         expires_ms=NOW + 6,
     )
     door.access.change(lambda c: api_keys.add(c, given, NOW))
-    kept = door.access.now.keys["ann"]
+    kept = door.access.snapshot.keys["ann"]
     assert replace(kept, secrets=(), created_ms=0) == given
     door.access.change(lambda c: api_keys.change(c, "ann", {"models": None, "budget": None}))
-    changed = door.access.now.keys["ann"]
+    changed = door.access.snapshot.keys["ann"]
     assert changed == replace(kept, models=None, budget=None)
     assert changed.secrets == kept.secrets
 
@@ -213,7 +213,7 @@ def test_what_another_process_changes_is_seen(door: Door) -> None:
 
 def test_a_change_that_fails_leaves_all_as_it_was(door: Door) -> None:
     door.add("ann")
-    before = door.access.now
+    before = door.access.snapshot
 
     def fail(connection: sqlite3.Connection) -> None:
         api_keys.revoke(connection, "ann", NOW)
@@ -221,13 +221,13 @@ def test_a_change_that_fails_leaves_all_as_it_was(door: Door) -> None:
 
     with pytest.raises(ApiError):
         door.access.change(fail)
-    assert door.access.now is before
+    assert door.access.snapshot is before
     door.access.refresh()
-    assert door.access.now is before
+    assert door.access.snapshot is before
 
 
 def test_what_was_read_before_a_change_does_not_undo_it(door: Door) -> None:
-    before = door.access.now
+    before = door.access.snapshot
     secret = door.add("ann")
     door.access._take(before)  # by a thread that was slow
     assert door.knows(secret) == "ann"
@@ -255,7 +255,7 @@ def test_there_is_always_an_admin(door: Door) -> None:
     change = door.access.change
     with pytest.raises(ApiError, match="admin"):
         change(lambda c: accounts.add(c, "eve", "viewer", "hash", NOW))
-    assert not door.access.now.accounts
+    assert not door.access.snapshot.accounts
     change(lambda c: accounts.add_first(c, "ann", "hash", NOW))
     with pytest.raises(ApiError) as caught:
         change(lambda c: accounts.add_first(c, "eve", "hash", NOW))
@@ -267,19 +267,19 @@ def test_there_is_always_an_admin(door: Door) -> None:
         with pytest.raises(ApiError) as caught:
             change(last)
         assert caught.value.code == "last_admin"
-    assert door.access.now.accounts["ann"].role == "admin"
+    assert door.access.snapshot.accounts["ann"].role == "admin"
     change(lambda c: accounts.add(c, "bob", "admin", "hash", NOW))
     change(lambda c: accounts.remove(c, "ann"))
-    assert list(door.access.now.accounts) == ["bob"]
+    assert list(door.access.snapshot.accounts) == ["bob"]
 
 
 def test_a_new_password_and_signing_out_end_all_sessions(door: Door) -> None:
     door.access.change(lambda c: accounts.add_first(c, "ann", "hash", NOW))
-    seen = [door.access.now.accounts["ann"].generation]
+    seen = [door.access.snapshot.accounts["ann"].generation]
     door.access.change(lambda c: accounts.set_password(c, "ann", "other"))
-    seen.append(door.access.now.accounts["ann"].generation)
+    seen.append(door.access.snapshot.accounts["ann"].generation)
     door.access.change(lambda c: accounts.sign_out(c, "ann"))
-    seen.append(door.access.now.accounts["ann"].generation)
+    seen.append(door.access.snapshot.accounts["ann"].generation)
     assert len(set(seen)) == 3
 
 
@@ -294,14 +294,14 @@ def test_a_token_is_known_until_it_ends(door: Door) -> None:
     _, secret = door.access.change(
         lambda c: accounts.add_token(c, "prom", "viewer", "ann", NOW + DAY, NOW)
     )
-    found = door.access.now.token(secret, NOW)
+    found = door.access.snapshot.token(secret, NOW)
     assert found is not None
     assert (found.name, found.role) == ("prom", "viewer")
-    assert door.access.now.token(secret, NOW + DAY) is None
-    assert door.access.now.token(secret + "x", NOW) is None
-    assert door.access.now.key(secret, NOW) is None
+    assert door.access.snapshot.token(secret, NOW + DAY) is None
+    assert door.access.snapshot.token(secret + "x", NOW) is None
+    assert door.access.snapshot.key(secret, NOW) is None
     door.access.change(lambda c: accounts.remove_token(c, "prom"))
-    assert door.access.now.token(secret, NOW) is None
+    assert door.access.snapshot.token(secret, NOW) is None
 
 
 def test_a_password_is_right_only_as_it_was_set() -> None:
@@ -324,7 +324,7 @@ class Guesser:
     def __init__(self) -> None:
         self.now = 1000.0
         self.checked = 0
-        self.guessing = Guessing(lambda: self.now)
+        self.guessing = LoginThrottle(lambda: self.now)
 
     def guess(self, address: str = "203.0.113.9", right: bool = False) -> float:
         """0, or how long it has to wait."""

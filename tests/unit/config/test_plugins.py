@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from manager.config import plugins
-from manager.tokens import Usage
+from manager.tokens import TokenUsage
 
 SHIPPED = {"Chat", "Base", "Embedding", "Reranker"}
 IMAGES = """
@@ -69,7 +69,7 @@ def test_each_mode_probes_its_own_endpoint_with_a_smallest_request(
 
 def test_each_mode_reads_the_tokens_of_its_answers() -> None:
     for interface in plugins.interfaces(None).values():
-        assert interface.usage(b'{"usage": {"prompt_tokens": 5}}') == Usage(5, 0, 0)
+        assert interface.usage(b'{"usage": {"prompt_tokens": 5}}') == TokenUsage(5, 0, 0)
         assert interface.usage(b"no answer") is None
 
 

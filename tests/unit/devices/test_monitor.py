@@ -108,7 +108,7 @@ def stale(snapshot: Snapshot) -> list[str]:
 def polled(setting: Setting, time: Time) -> Snapshot:
     """The snapshot after a further poll of all plugins, at a later moment."""
     time.now += 0.125
-    return setting.monitor.fresh(time.now, PATIENCE)
+    return setting.monitor.wait_for_reading(time.now, PATIENCE)
 
 
 # --- when it polls ----------------------------------------------------------------------
@@ -180,7 +180,7 @@ def test_further_requests_begin_no_polls(run: Run, time: Time) -> None:
     setting = run(plugin)
     for _ in range(100):
         setting.monitor.touch()
-    setting.monitor.fresh(time.now, PATIENCE)
+    setting.monitor.wait_for_reading(time.now, PATIENCE)
     assert plugin.begun == 1
     assert setting.ticks == ["resumed"]
 
@@ -406,7 +406,7 @@ def test_a_page_sees_how_long_it_hangs_though_no_poll_ends(
     plugin = Plugin("card")
     setting = run(plugin)
     told: list[Snapshot] = []
-    setting.monitor.listen(told.append)
+    setting.monitor.add_listener(told.append)
     setting.is_watched = True
     plugin.gate.clear()
     setting.monitor.tick()
@@ -441,7 +441,7 @@ def test_stopping_does_not_wait_for_a_driver_that_hangs(
     time.now += 60
     setting.monitor.touch()
     setting.monitor.tick()
-    setting.monitor.fresh(time.now, PATIENCE)
+    setting.monitor.wait_for_reading(time.now, PATIENCE)
     setting.monitor.set_enabled(False)
     assert setting.ticks == ["resumed", "paused"]
     hanging.gate.set()
@@ -479,7 +479,9 @@ def test_fresh_waits_for_a_poll_that_began_late_enough(
     time.now += 1
     answers: list[Snapshot] = []
     since = time.now
-    thread = threading.Thread(target=lambda: answers.append(setting.monitor.fresh(since, PATIENCE)))
+    thread = threading.Thread(
+        target=lambda: answers.append(setting.monitor.wait_for_reading(since, PATIENCE))
+    )
     thread.start()
     eventually(lambda: other.begun == 2)  # the poll before may have seen an older world
     assert answers == []
@@ -493,9 +495,9 @@ def test_fresh_answers_at_once_where_the_last_poll_is_late_enough(run: Run, time
     plugin = Plugin("card")
     setting = run(plugin)
     since = time.now
-    before = setting.monitor.fresh(since, PATIENCE)
+    before = setting.monitor.wait_for_reading(since, PATIENCE)
     time.now += 5
-    assert setting.monitor.fresh(since, 0) == before
+    assert setting.monitor.wait_for_reading(since, 0) == before
     assert plugin.begun == 1
 
 
@@ -515,7 +517,9 @@ def test_fresh_ends_with_its_timeout_and_the_best_there_is(
     time.now += 1
     setting.monitor.refresh()
     eventually(lambda: setting.monitor.snapshot.devices[1].read_at == time.now)
-    snapshot = setting.monitor.fresh(time.now, 0.05)  # the clock of its polls stands still
+    snapshot = setting.monitor.wait_for_reading(
+        time.now, 0.05
+    )  # the clock of its polls stands still
     assert snapshot.devices[0] == before
     assert snapshot.devices[1].read_at == time.now
 
@@ -531,7 +535,7 @@ def test_fresh_does_not_wait_for_a_driver_that_is_known_to_hang(
     eventually(lambda: hanging.begun == 2)
     time.now += 3
     began = Clock().monotonic()
-    snapshot = setting.monitor.fresh(time.now, 10 * PATIENCE)
+    snapshot = setting.monitor.wait_for_reading(time.now, 10 * PATIENCE)
     assert Clock().monotonic() - began < PATIENCE  # a plugin is held for as long as that
     assert stale(snapshot) == ["hanging"]
     assert snapshot.devices[1].read_at == time.now
@@ -540,12 +544,12 @@ def test_fresh_does_not_wait_for_a_driver_that_is_known_to_hang(
 def test_fresh_gives_up_a_driver_that_begins_to_hang_meanwhile(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(monitor, "HUNG", 0.2)
+    monkeypatch.setattr(monitor, "HUNG_AFTER_SECONDS", 0.2)
     clock = Clock()
     plugin = Plugin("card")
     plugin.gate.clear()
     setting = run(plugin, clock=clock)
-    snapshot = setting.monitor.fresh(clock.monotonic(), 10 * PATIENCE)
+    snapshot = setting.monitor.wait_for_reading(clock.monotonic(), 10 * PATIENCE)
     assert plugin.ended == 0
     assert "has not answered" in snapshot.faults["card"]
 
@@ -557,7 +561,8 @@ def test_many_may_wait_for_the_same_poll(run: Run, time: Time, eventually: Event
     answers: list[Snapshot] = []
     threads = [
         threading.Thread(
-            target=lambda: answers.append(setting.monitor.fresh(time.now, PATIENCE)), daemon=True
+            target=lambda: answers.append(setting.monitor.wait_for_reading(time.now, PATIENCE)),
+            daemon=True,
         )
         for _ in range(20)
     ]
@@ -587,7 +592,7 @@ def test_each_poll_is_told_in_the_plugins_thread_with_nothing_locked(
         reader.join(PATIENCE)
         told.append((threading.current_thread().name, snapshot, *seen))
 
-    setting.monitor.listen(listener)
+    setting.monitor.add_listener(listener)
     first = polled(setting, time)
     eventually(lambda: len(told) == 1)
     second = polled(setting, time)
@@ -608,7 +613,7 @@ def test_a_slow_listener_is_told_what_is_newest_then(run: Run, eventually: Event
         is_telling.set()
         assert goes_on.wait(PATIENCE)
 
-    setting.monitor.listen(listener)
+    setting.monitor.add_listener(listener)
     setting.monitor.refresh()
     assert is_telling.wait(PATIENCE)
     second.gate.set()
@@ -630,8 +635,8 @@ def test_a_faulty_listener_ends_nothing(
     def listener(_: Snapshot) -> None:
         raise RuntimeError("a fault of ours")
 
-    setting.monitor.listen(listener)
-    setting.monitor.listen(told.append)
+    setting.monitor.add_listener(listener)
+    setting.monitor.add_listener(told.append)
     with caplog.at_level(logging.ERROR):
         polled(setting, time)
         polled(setting, time)
@@ -657,7 +662,7 @@ def test_switched_off_nothing_is_polled_and_there_are_no_devices(
     setting.monitor.tick()
     setting.monitor.refresh()
     assert setting.monitor.snapshot == Snapshot()
-    assert setting.monitor.fresh(time.now, PATIENCE) == Snapshot()
+    assert setting.monitor.wait_for_reading(time.now, PATIENCE) == Snapshot()
     assert setting.ticks == ["resumed", "paused"]
 
     setting.monitor.set_enabled(True)
@@ -673,7 +678,7 @@ def test_a_poll_that_ends_after_it_was_switched_off_tells_nothing(
     plugin.gate.clear()
     setting = run(plugin)
     told: list[Snapshot] = []
-    setting.monitor.listen(told.append)
+    setting.monitor.add_listener(told.append)
     setting.monitor.touch()
     eventually(lambda: plugin.begun)
     setting.monitor.set_enabled(False)
@@ -692,7 +697,9 @@ def test_who_waits_when_it_is_switched_off_is_answered(run: Run, eventually: Eve
     setting = run(plugin, clock=clock)
     answers: list[Snapshot] = []
     thread = threading.Thread(
-        target=lambda: answers.append(setting.monitor.fresh(clock.monotonic(), 10 * PATIENCE))
+        target=lambda: answers.append(
+            setting.monitor.wait_for_reading(clock.monotonic(), 10 * PATIENCE)
+        )
     )
     thread.start()
     eventually(lambda: plugin.begun)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from manager.config import plugins
-from manager.tokens import Usage
+from manager.tokens import TokenUsage
 from tests.support.program import ROOT, Program, error_of, plain
 
 DOCS = ROOT / "docs"
@@ -49,7 +49,7 @@ def test_the_example_adds_a_mode_to_the_shipped_ones() -> None:
 def test_the_example_reads_anthropics_usage() -> None:
     counts = {"input_tokens": 5, "cache_read_input_tokens": 8, "output_tokens": 10}
     answer = json.dumps({"type": "message", "usage": counts}).encode()
-    assert plugins.interfaces(DOCS)["Messages"].usage(answer) == Usage(13, 8, 10)
+    assert plugins.interfaces(DOCS)["Messages"].usage(answer) == TokenUsage(13, 8, 10)
 
 
 def test_a_model_of_the_examples_mode_is_started_probed_and_served(serve: Serve) -> None:

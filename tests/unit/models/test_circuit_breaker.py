@@ -6,45 +6,45 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from manager.models.circuit_breaker import Breaker
+from manager.models.circuit_breaker import CircuitBreaker
 
 
-def breaker_after(*failures: float) -> Breaker:
-    breaker = Breaker()
+def breaker_after(*failures: float) -> CircuitBreaker:
+    breaker = CircuitBreaker()
     for moment in failures:
-        breaker.failed(moment)
+        breaker.record_failure(moment)
     return breaker
 
 
 def test_a_model_may_be_started_at_first_and_after_one_failure_and_after_two() -> None:
-    assert Breaker().wait(0) == 0
-    assert breaker_after(1).wait(1) == 0
-    assert breaker_after(1, 2).wait(2) == 0
+    assert CircuitBreaker().seconds_until_retry(0) == 0
+    assert breaker_after(1).seconds_until_retry(1) == 0
+    assert breaker_after(1, 2).seconds_until_retry(2) == 0
 
 
 def test_three_failures_in_a_minute_forbid_a_start_for_ten_seconds() -> None:
     breaker = breaker_after(100, 130, 160)
-    assert breaker.wait(160) == 10
-    assert breaker.wait(169) == 1
-    assert breaker.wait(170) == 0
-    assert breaker.wait(1000) == 0
+    assert breaker.seconds_until_retry(160) == 10
+    assert breaker.seconds_until_retry(169) == 1
+    assert breaker.seconds_until_retry(170) == 0
+    assert breaker.seconds_until_retry(1000) == 0
 
 
 def test_three_failures_in_more_than_a_minute_forbid_nothing() -> None:
-    assert breaker_after(100, 130, 161).wait(161) == 0
+    assert breaker_after(100, 130, 161).seconds_until_retry(161) == 0
 
 
 def test_failures_long_ago_are_forgotten_one_by_one() -> None:
-    assert breaker_after(0, 50, 100).wait(100) == 0
-    assert breaker_after(0, 50, 100, 110).wait(110) == 10
+    assert breaker_after(0, 50, 100).seconds_until_retry(100) == 0
+    assert breaker_after(0, 50, 100, 110).seconds_until_retry(110) == 10
 
 
 def test_each_further_failure_doubles_the_wait_up_to_five_minutes() -> None:
     breaker = breaker_after(0, 0)
     waits, now = [], 0.0
     for _ in range(8):
-        breaker.failed(now)
-        waits.append(breaker.wait(now))
+        breaker.record_failure(now)
+        waits.append(breaker.seconds_until_retry(now))
         now += waits[-1]
     assert waits == [10, 20, 40, 80, 160, 300, 300, 300]
 
@@ -52,12 +52,12 @@ def test_each_further_failure_doubles_the_wait_up_to_five_minutes() -> None:
 def test_a_success_or_a_start_by_hand_makes_all_as_new() -> None:
     breaker = breaker_after(0, 1, 2, 3)
     breaker.close()
-    assert breaker.wait(3) == 0
-    breaker.failed(4)
-    breaker.failed(5)
-    assert breaker.wait(5) == 0
-    breaker.failed(6)
-    assert breaker.wait(6) == 10
+    assert breaker.seconds_until_retry(3) == 0
+    breaker.record_failure(4)
+    breaker.record_failure(5)
+    assert breaker.seconds_until_retry(5) == 0
+    breaker.record_failure(6)
+    assert breaker.seconds_until_retry(6) == 10
 
 
 class AsAPlainModel(RuleBasedStateMachine):
@@ -65,7 +65,7 @@ class AsAPlainModel(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.breaker = Breaker()
+        self.breaker = CircuitBreaker()
         self.now = 0.0
         self.failures: list[float] = []  # since the last close
         self.waits: list[float] = []  # that were imposed since then
@@ -81,7 +81,7 @@ class AsAPlainModel(RuleBasedStateMachine):
 
     @rule()
     def start_fails(self) -> None:
-        self.breaker.failed(self.now)
+        self.breaker.record_failure(self.now)
         self.failures.append(self.now)
         lately = [moment for moment in self.failures[-3:] if self.now - moment <= 60]
         if self.waits or len(lately) == 3:
@@ -95,7 +95,9 @@ class AsAPlainModel(RuleBasedStateMachine):
 
     @invariant()
     def agree(self) -> None:
-        assert self.breaker.wait(self.now) == pytest.approx(max(0.0, self.until - self.now))
+        assert self.breaker.seconds_until_retry(self.now) == pytest.approx(
+            max(0.0, self.until - self.now)
+        )
 
 
 TestAsAPlainModel = AsAPlainModel.TestCase

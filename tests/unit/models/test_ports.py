@@ -52,7 +52,7 @@ def test_each_run_gets_a_port_of_its_own_until_it_gives_it_back(
     assert {choice.choose(set()) for _ in range(3)} == set(numbers)
     with pytest.raises(NoFreePort):
         choice.choose(set())
-    choice.give_back(numbers[1])
+    choice.release(numbers[1])
     assert choice.choose(set()) == numbers[1]
 
 
@@ -68,7 +68,7 @@ def test_ports_that_the_config_gives_to_models_are_not_chosen(
 def test_a_port_that_an_adopted_run_has_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = a_free_range(monkeypatch, 2)
     choice = Ports()
-    choice.take(numbers[0])
+    choice.claim(numbers[0])
     assert choice.choose(set()) == numbers[1]
 
 
@@ -90,7 +90,7 @@ def test_many_starts_at_once_never_choose_the_same_port() -> None:
 
 
 def test_giving_back_what_was_never_taken_is_no_fault() -> None:
-    Ports().give_back(1)
+    Ports().release(1)
 
 
 # --- free or not ------------------------------------------------------------------------

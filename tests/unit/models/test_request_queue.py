@@ -16,23 +16,23 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from manager.models.lease import Line, Ticket
-from manager.placement.planner import PRIORITY_STEP
+from manager.models.lease import RequestQueue, Ticket
+from manager.placement.planner import PRIORITY_STEP_SECONDS
 
 ROUNDING = 1e-6  # seconds
 
 
-def line() -> Line:
-    return Line(threading.Lock())
+def line() -> RequestQueue:
+    return RequestQueue(threading.Lock())
 
 
-def joined(to: Line, *asked: tuple[float, int]) -> list[Ticket]:
+def joined(to: RequestQueue, *asked: tuple[float, int]) -> list[Ticket]:
     """Tickets of requests, each with its arrival and priority."""
-    return [to.join(arrival, priority) for arrival, priority in asked]
+    return [to.enqueue(arrival, priority) for arrival, priority in asked]
 
 
-def taken(from_: Line) -> list[Ticket]:
-    return [from_.take_next() for _ in range(len(from_))]
+def taken(from_: RequestQueue) -> list[Ticket]:
+    return [from_.pop() for _ in range(len(from_))]
 
 
 def order(tickets: Sequence[Ticket], as_taken: Sequence[Ticket]) -> list[int]:
@@ -65,8 +65,8 @@ def test_a_stream_of_the_highest_priority_holds_the_lowest_up_for_a_hundred_seco
     [lowest] = joined(one, (0, 0))
     served = 0
     for second in range(1, 1000):
-        one.join(float(second), 10)
-        if one.take_next() is lowest:
+        one.enqueue(float(second), 10)
+        if one.pop() is lowest:
             break
         served += 1
     assert served == 99
@@ -78,7 +78,7 @@ def test_the_line_tells_the_highest_priority_that_waits_now() -> None:
     tickets = joined(one, (0, 2), (1, 9), (2, 9), (3, 5))
     assert one.priority == 9
     for ticket in tickets[1:3]:
-        one.leave(ticket)
+        one.remove(ticket)
     assert one.priority == 5
     taken(one)
     assert one.priority is None
@@ -87,11 +87,11 @@ def test_the_line_tells_the_highest_priority_that_waits_now() -> None:
 def test_who_has_left_is_not_taken_and_may_leave_again() -> None:
     one = line()
     tickets = joined(one, (0, 0), (0, 1), (1, 1), (1, 0))
-    one.leave(tickets[1])
-    one.leave(tickets[3])
+    one.remove(tickets[1])
+    one.remove(tickets[3])
     assert order(tickets, taken(one)) == [2, 0]
     for ticket in tickets:
-        one.leave(ticket)
+        one.remove(ticket)
     assert len(one) == 0
 
 
@@ -100,11 +100,11 @@ def test_who_comes_while_the_model_yields_waits_behind_whatever_its_priority() -
     tickets = joined(one, (0, 0), (1, 5))
     one.yielding = True
     tickets += joined(one, (2, 10), (2, 0))
-    assert not one.is_held_back()
-    assert order(tickets, [one.take_next(), one.take_next()]) == [1, 0]
-    assert one.is_held_back()
-    one.let_in_again()
-    assert not one.is_held_back()
+    assert not one.is_blocked()
+    assert order(tickets, [one.pop(), one.pop()]) == [1, 0]
+    assert one.is_blocked()
+    one.stop_yielding()
+    assert not one.is_blocked()
     assert order(tickets, taken(one)) == [2, 3]
 
 
@@ -113,22 +113,22 @@ def test_when_the_model_yields_no_more_all_go_by_their_ranks_again() -> None:
     tickets = joined(one, (0, 0), (1, 5))
     one.yielding = True
     tickets += joined(one, (2, 10), (3, 0), (4, 5))
-    one.let_in_again()
+    one.stop_yielding()
     assert order(tickets, taken(one)) == [2, 1, 4, 0, 3]
 
 
 def test_a_model_that_yields_lets_nobody_in_where_nobody_came_before() -> None:
     one = line()
-    assert not one.is_held_back()
+    assert not one.is_blocked()
     one.yielding = True
-    assert one.is_held_back()
+    assert one.is_blocked()
 
 
 def test_each_that_is_refused_gets_an_exception_of_its_own() -> None:
     one = line()
     tickets = joined(one, (0, 0), (0, 1), (1, 1))
     with one._lock:
-        one.refuse(lambda: ValueError("stopped"))
+        one.reject_all(lambda: ValueError("stopped"))
     assert len(one) == 0
     errors = {id(ticket.error) for ticket in tickets}
     assert len(errors) == 3
@@ -166,27 +166,27 @@ class LineMachine(RuleBasedStateMachine):
     @rule(priorities=st.lists(st.integers(0, 10), min_size=1, max_size=5))
     def some_come(self, priorities: list[int]) -> None:
         for priority in priorities:
-            ticket = self.line.join(self.now, priority)
+            ticket = self.line.enqueue(self.now, priority)
             self.waiting.append(Waiting(ticket, self.now, priority, self.line.yielding))
 
     @precondition(lambda self: self.waiting)
     @rule(which=st.integers(0))
     def one_leaves(self, which: int) -> None:
-        self.line.leave(self.waiting.pop(which % len(self.waiting)).ticket)
+        self.line.remove(self.waiting.pop(which % len(self.waiting)).ticket)
 
     @precondition(lambda self: self.waiting)
     @rule()
     def one_has_its_turn(self) -> None:
-        ticket = self.line.take_next()
+        ticket = self.line.pop()
         [taken] = [each for each in self.waiting if each.ticket is ticket]
         self.waiting.remove(taken)
         assert all(taken.place <= other.place for other in self.waiting)
         for overtaken in self.waiting:
             if overtaken.arrival < taken.arrival:
                 assert overtaken.priority < taken.priority
-                span = PRIORITY_STEP * (taken.priority - overtaken.priority)
+                span = PRIORITY_STEP_SECONDS * (taken.priority - overtaken.priority)
                 assert taken.arrival - overtaken.arrival <= span + ROUNDING
-        self.line.leave(ticket)  # as who waits does in any case
+        self.line.remove(ticket)  # as who waits does in any case
 
     @rule()
     def the_model_yields(self) -> None:
@@ -194,7 +194,7 @@ class LineMachine(RuleBasedStateMachine):
 
     @rule()
     def the_model_yields_no_more(self) -> None:
-        self.line.let_in_again()
+        self.line.stop_yielding()
         for each in self.waiting:
             each.behind = False
 
@@ -203,7 +203,7 @@ class LineMachine(RuleBasedStateMachine):
         assert len(self.line) == len(self.waiting)
         assert self.line.priority == max((each.priority for each in self.waiting), default=None)
         held_back = self.line.yielding and all(each.behind for each in self.waiting)
-        assert self.line.is_held_back() == held_back
+        assert self.line.is_blocked() == held_back
 
 
 def test_at_every_turn_nobody_in_line_has_a_better_rank_and_nobody_is_overtaken_for_ever() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manager.placement.matching import assignments, matches, offline
+from manager.placement.matching import assignments, matches, missing_devices
 
 REAL = [
     "NVIDIA GeForce RTX 4060",
@@ -101,9 +101,9 @@ def test_a_scheme_without_devices_is_always_possible() -> None:
 
 def test_the_reason_names_what_is_missing() -> None:
     cards = {"V100": "Tesla V100", "L4": "NVIDIA L4"}
-    assert offline(["v100", "rtx 4060"], cards) == "rtx 4060 is not online"
-    assert offline(["v100", "V100"], cards) == "it needs 2 of v100, and 1 is online"
-    assert "same card" in offline(["v100", "tesla v100"], cards)
+    assert missing_devices(["v100", "rtx 4060"], cards) == "rtx 4060 is not online"
+    assert missing_devices(["v100", "V100"], cards) == "it needs 2 of v100, and 1 is online"
+    assert "same card" in missing_devices(["v100", "tesla v100"], cards)
 
 
 names = st.sampled_from(["a", "b", "A", "c"])
@@ -130,7 +130,7 @@ def test_every_way_is_found_once_and_takes_a_card_for_each_name(
     }
     assert len(found) == len(set(found))
     assert set(found) == expected
-    assert bool(found) or offline(required, cards)
+    assert bool(found) or missing_devices(required, cards)
 
 
 def test_names_in_any_script_are_told_apart() -> None:

@@ -15,14 +15,20 @@ from manager.clock import Clock
 from manager.config.settings import Model as Settings
 from manager.config.settings import Program, Scheme
 from manager.devices import Device, Reading, Snapshot
-from manager.errors import ApiError, ClientGone
+from manager.errors import ApiError, ClientDisconnected
 from manager.events import Events
 from manager.models.model import Model as RealModel
 from manager.models.model import State
-from manager.placement.placement import NoPlace, Place, Placement, Waiting
-from manager.placement.planner import PATIENCE, PRIORITY_STEP, Action, Option, Standing
-from manager.placement.reservation import Seat, Tenancy
-from manager.relay.watcher import Watch
+from manager.placement.placement import DeviceAssignment, Placement, PlacementError, QueuePosition
+from manager.placement.planner import (
+    PRIORITY_STEP_SECONDS,
+    YIELD_AFTER_SECONDS,
+    Action,
+    Evictability,
+    SchemeOption,
+)
+from manager.placement.reservation import EvictionStatus, Reservation
+from manager.relay.watcher import Watcher
 from tests.support.servers import PATIENCE as LONG
 
 V100, OTHER_V100, H100 = "Tesla V100 #0", "Tesla V100 #1", "NVIDIA H100 #0"
@@ -59,10 +65,10 @@ class Monitor:
         devices = (Device(d.reading, d.read_at, stale=True) for d in self.snapshot.devices)
         self.snapshot = Snapshot(tuple(devices), {"nvidia": "has not answered"})
 
-    def listen(self, listener: Callable[[Snapshot], None]) -> None:
+    def add_listener(self, listener: Callable[[Snapshot], None]) -> None:
         self.listeners.append(listener)
 
-    def fresh(self, since: float, _timeout: float) -> Snapshot:
+    def wait_for_reading(self, since: float, _timeout: float) -> Snapshot:
         if self.true_use is not None and since > self.snapshot.devices[0].read_at:
             self.read(self.true_use)
         return self.snapshot
@@ -77,32 +83,34 @@ class Monitor:
 class Model:
     """Stands as the test says, and keeps what it is told."""
 
-    def __init__(self, name: str, standing: Standing = Standing.IDLE, *, priority: int = 0) -> None:
+    def __init__(
+        self, name: str, evictability: Evictability = Evictability.IDLE, *, priority: int = 0
+    ) -> None:
         self.name = name
-        self.standing = standing
-        self.crossing: list[Callable[[], None]] = []  # requests that come just before a claim
+        self.evictability = evictability
+        self.crossing: list[Callable[[], None]] = []  # requests that come just before an eviction
         self.fault: ApiError | None = None  # of the next eviction
         self.yielding = False
         self.priority = priority  # the highest of those that wait for it
         self.told: list[str] = []
 
-    def tenancy(self) -> Tenancy:
-        return Tenancy(self.standing, None, None, 1.0, self.yielding)
+    def eviction_status(self) -> EvictionStatus:
+        return EvictionStatus(self.evictability, None, None, 1.0, self.yielding)
 
-    def urgency(self) -> int:
+    def waiting_priority(self) -> int:
         return self.priority
 
-    def claim(self) -> bool:
+    def begin_eviction(self) -> bool:
         while self.crossing:
             self.crossing.pop()()
-        if self.standing is not Standing.IDLE:
+        if self.evictability is not Evictability.IDLE:
             return False
-        self.standing = Standing.GOING
+        self.evictability = Evictability.STOPPING
         self.told.append("claimed")
         return True
 
-    def unclaim(self) -> None:
-        self.standing = Standing.IDLE
+    def cancel_eviction(self) -> None:
+        self.evictability = Evictability.IDLE
         self.told.append("unclaimed")
 
     def evict(self, reason: str) -> None:
@@ -111,7 +119,7 @@ class Model:
             raise fault
         self.told.append(reason)
 
-    def yield_to_others(self, yielding: bool) -> None:
+    def set_yielding(self, yielding: bool) -> None:
         self.yielding = yielding
         self.told.append("yields" if yielding else "yields no more")
 
@@ -125,9 +133,9 @@ def in_a_thread(function: Callable[[], Any]) -> Future[Any]:
 
 def real_model(settings: Settings, placement: Any = None, clock: Clock | None = None) -> RealModel:
     """One that starts nothing, unless a placement has room for it."""
-    placement = placement or SimpleNamespace(look=lambda: None)
+    placement = placement or SimpleNamespace(wake=lambda: None)
     shared: Any = SimpleNamespace(
-        clock=clock or Clock(), events=Events(), watch=Watch(), placement=placement
+        clock=clock or Clock(), events=Events(), watch=Watcher(), placement=placement
     )
     interface: Any = None
     return RealModel(settings, Program(), interface, shared, set)
@@ -138,34 +146,34 @@ def runs(model: RealModel) -> None:
     server: Any = SimpleNamespace(
         in_flight=0, interface=None, scheme="Default", settings=model.settings, start_seconds=1.0
     )
-    model.view = dict  # type: ignore[method-assign]
+    model.to_json = dict  # type: ignore[method-assign]
     model._state, model._server = State.READY, server
 
 
 def place_in_line(model: RealModel) -> int | None:
-    waits_for = model.view()["waits_for"]
+    waits_for = model.to_json()["waits_for"]
     return waits_for["place_in_line"] if waits_for else None
 
 
 class Start:
     """A start in a thread of its own, as a model's worker makes it."""
 
-    def __init__(self, placement: Placement, model: Model, options: list[Option]) -> None:
+    def __init__(self, placement: Placement, model: Model, options: list[SchemeOption]) -> None:
         self.cancelled = threading.Event()
-        self.waits: Waiting | None = None
-        self.future: Future[tuple[Seat, Place]] = in_a_thread(
-            lambda: placement.take(model, options, self.cancelled.is_set, self._tell)
+        self.waits: QueuePosition | None = None
+        self.future: Future[tuple[Reservation, DeviceAssignment]] = in_a_thread(
+            lambda: placement.reserve(model, options, self.cancelled.is_set, self._tell)
         )
 
-    def _tell(self, waits: Waiting | None) -> None:
+    def _tell(self, waits: QueuePosition | None) -> None:
         self.waits = waits
 
-    def place(self) -> Place:
+    def place(self) -> DeviceAssignment:
         return self.future.result(LONG)[1]
 
-    def refusal(self) -> NoPlace:
+    def refusal(self) -> PlacementError:
         error = self.future.exception(LONG)
-        assert isinstance(error, NoPlace)
+        assert isinstance(error, PlacementError)
         return error
 
     def action(self) -> Action | None:
@@ -188,14 +196,14 @@ class Machine:
         self.placement = Placement(monitor, self.monitor.clock, Events(), self, program)
         self.starts: list[Start] = []
 
-    def evicted(self, model: str) -> None:
+    def record_eviction(self, model: str) -> None:
         self.evictions.append(model)
 
-    def waited(self, model: str, seconds: float, outcome: str) -> None:
+    def record_wait(self, model: str, seconds: float, outcome: str) -> None:
         self.waits.append((model, seconds, outcome))
 
     def start(self, model: Model, mb: int, device: str = "v100") -> Start:
-        option = Option("Default", (device,), {device: mb})
+        option = SchemeOption("Default", (device,), {device: mb})
         self.starts.append(Start(self.placement, model, [option]))
         return self.starts[-1]
 
@@ -204,18 +212,20 @@ class Machine:
         model: Model,
         memory_mb: Mapping[str, int],
         pids: Callable[[], Collection[int]] = tuple,
-    ) -> Seat:
+    ) -> Reservation:
         """The seat of a model that runs, as the cards show."""
-        seat = self.placement.occupy(model, memory_mb, pids)
+        reservation = self.placement.reserve_running(model, memory_mb, pids)
         self.monitor.read({c: mb + memory_mb.get(c, 0) for c, mb in self._used().items()})
-        return seat
+        return reservation
 
-    def goes(self, seat: Seat) -> None:
+    def goes(self, reservation: Reservation) -> None:
         """Its server ends, and the cards have its memory back."""
-        self.placement.leaving(seat)
+        self.placement.mark_stopping(reservation)
         if not self.monitor.snapshot.faults:
-            self.monitor.read({c: mb - seat.memory_mb.get(c, 0) for c, mb in self._used().items()})
-        self.placement.leave(seat)
+            self.monitor.read(
+                {c: mb - reservation.memory_mb.get(c, 0) for c, mb in self._used().items()}
+            )
+        self.placement.release(reservation)
 
     def _used(self) -> dict[str, int]:
         readings = [device.reading for device in self.monitor.snapshot.devices]
@@ -223,10 +233,10 @@ class Machine:
 
     def later(self, seconds: float) -> None:
         self.monitor.now += seconds
-        self.placement.look()
+        self.placement.wake()
 
     def holders(self) -> set[str]:
-        return {holding.model for holding in self.placement.picture()[1]}
+        return {holding.model for holding in self.placement.snapshot()[1]}
 
 
 @pytest.fixture
@@ -242,11 +252,11 @@ def machine() -> Iterator[Callable[..., Machine]]:
         for start in each.starts:
             start.cancelled.set()
         each.monitor.now += 1000  # and nobody waits for memory any more
-        each.placement.look()
+        each.placement.wake()
 
 
 Build = Callable[..., Machine]
-BUSY, IDLE = Standing.BUSY, Standing.IDLE
+BUSY, IDLE = Evictability.BUSY, Evictability.IDLE
 
 
 # --- whom it stops ----------------------------------------------------------------------
@@ -263,16 +273,16 @@ def test_of_those_to_be_stopped_none_is_when_a_request_comes_to_one_meanwhile(
     for model, other in ((left, right), (right, left)):
         model.crossing.append(
             lambda model=model, other=other: (
-                setattr(model, "standing", BUSY) if other.told else None
+                setattr(model, "evictability", BUSY) if other.told else None
             )
         )
     start = one.start(Model("Big"), 14000, "h100")
-    eventually(lambda: start.action() is Action.WAIT)
+    eventually(lambda: start.action() is Action.QUEUE)
     assert sorted([left.told, right.told]) == [[], ["claimed", "unclaimed"]]
     assert one.evictions == []
 
-    left.standing = right.standing = IDLE
-    one.placement.look()
+    left.evictability = right.evictability = IDLE
+    one.placement.wake()
     eventually(lambda: sorted(one.evictions) == ["Left", "Right"])
 
 
@@ -286,31 +296,31 @@ def test_others_are_stopped_at_once_where_a_request_has_crossed(
     first = (
         asked if one.placement.preview(Model("M"), _on_h100(8000)).models == ("Asked",) else other
     )
-    first.crossing.append(lambda: setattr(first, "standing", BUSY))
+    first.crossing.append(lambda: setattr(first, "evictability", BUSY))
     one.start(Model("Next"), 8000, "h100")
     second = other if first is asked else asked
     eventually(lambda: one.evictions == [second.name])
     assert first.told == []
 
 
-def _on_h100(mb: int) -> list[Option]:
-    return [Option("Default", ("h100",), {"h100": mb})]
+def _on_h100(mb: int) -> list[SchemeOption]:
+    return [SchemeOption("Default", ("h100",), {"h100": mb})]
 
 
 def test_no_second_model_is_stopped_while_the_first_is_on_its_way_out(
     machine: Build, eventually: Eventually
 ) -> None:
     one = machine()
-    going, busy = Model("Going"), Model("Busy", BUSY)
-    seat = one.runs(going, {V100: 9000})
+    stopping, busy = Model("Going"), Model("Busy", BUSY)
+    reservation = one.runs(stopping, {V100: 9000})
     one.runs(busy, {OTHER_V100: 9000})
     start = one.start(Model("Next"), 9000)
     eventually(lambda: one.evictions == ["Going"])
-    busy.standing = IDLE
-    one.placement.look()
-    eventually(lambda: start.action() is Action.SOON)
+    busy.evictability = IDLE
+    one.placement.wake()
+    eventually(lambda: start.action() is Action.AWAIT_MEMORY)
     assert busy.told == []
-    one.goes(seat)
+    one.goes(reservation)
     assert start.place().memory_mb == {V100: 9000}
     assert one.evictions == ["Going"]
 
@@ -321,12 +331,12 @@ def test_an_eviction_for_which_the_system_has_no_thread_is_tried_again(
     one = machine()
     idle = Model("Idle")
     idle.fault = ApiError(503, "busy", "no further thread")
-    seat = one.runs(idle, {H100: 9000})
+    reservation = one.runs(idle, {H100: 9000})
     start = one.start(Model("Next"), 9000, "h100")
     eventually(lambda: one.evictions == ["Idle"])
     reason = "evicted to make room for Next"
     assert idle.told == ["claimed", "unclaimed", "claimed", reason]
-    one.goes(seat)
+    one.goes(reservation)
     assert start.place().scheme == "Default"
 
 
@@ -335,20 +345,20 @@ def test_a_request_that_came_to_a_claimed_model_is_served_though_there_is_no_thr
 ) -> None:
     model = real_model(Settings("Idle"))
     runs(model)
-    assert model.claim()
+    assert model.begin_eviction()
     asked = in_a_thread(lambda: model.lease(lambda: False))
-    eventually(lambda: model._line)
+    eventually(lambda: model._queue)
 
     def no_thread() -> None:
         raise ApiError(503, "busy", "no further thread")
 
     model._wake_worker = no_thread  # type: ignore[method-assign]
     try:
-        model.unclaim()
+        model.cancel_eviction()
         assert asked.result(LONG).scheme == "Default"
     finally:
         with model._lock:
-            model._line.refuse(lambda: ApiError(503, "shutting_down", "the test has ended"))
+            model._queue.reject_all(lambda: ApiError(503, "shutting_down", "the test has ended"))
 
 
 # --- the line ---------------------------------------------------------------------------
@@ -375,7 +385,7 @@ def test_a_full_model_is_used_by_priority_then_first_come(eventually: Eventually
         ]:
             now[0] += seconds
             waiting.append(in_a_thread(lambda name=name, priority=priority: use(name, priority)))
-            eventually(lambda: len(model._line) == len(waiting))
+            eventually(lambda: len(model._queue) == len(waiting))
     for each in waiting:
         each.result(LONG)
     assert used == ["more urgent", "urgent", "first", "second", "urgent, but late"]
@@ -402,8 +412,8 @@ def test_a_request_of_higher_priority_moves_its_model_up_in_the_line(
         has_left.set()
 
         def is_moved_back() -> bool:
-            second._shared.watch.look()
-            one.placement.look()
+            second._shared.watch.poll()
+            one.placement.wake()
             return (place_in_line(first), place_in_line(second)) == (1, 2)
 
         eventually(is_moved_back)
@@ -411,7 +421,11 @@ def test_a_request_of_higher_priority_moves_its_model_up_in_the_line(
         for model in models:
             model.close("the test has ended", lambda: ApiError(503, "shutting_down", "ended"))
             model.join()
-    assert [type(lease.exception(LONG)) for lease in leases] == [ApiError, ApiError, ClientGone]
+    assert [type(lease.exception(LONG)) for lease in leases] == [
+        ApiError,
+        ApiError,
+        ClientDisconnected,
+    ]
 
 
 def test_in_the_line_for_room_ten_seconds_of_waiting_outweigh_a_step_of_priority(
@@ -433,12 +447,12 @@ def test_the_room_of_models_that_were_stopped_for_one_is_not_taken_by_a_more_urg
     machine: Build, eventually: Eventually
 ) -> None:
     one = machine()
-    seat = one.runs(Model("Idle"), {H100: 9000})
+    reservation = one.runs(Model("Idle"), {H100: 9000})
     start = one.start(Model("Next"), 9000, "h100")
     eventually(lambda: one.evictions == ["Idle"])
     urgent = one.start(Model("Urgent", priority=10), 9000, "h100")
     eventually(lambda: (place(start), place(urgent)) == (1, 2))
-    one.goes(seat)
+    one.goes(reservation)
     assert start.place().memory_mb == {H100: 9000}
     eventually(lambda: place(urgent) == 1)
 
@@ -448,18 +462,18 @@ def test_a_model_that_has_its_turn_again_lets_its_requests_in_though_others_wait
 ) -> None:
     one = machine()
     turning, lasting = Model("Turning", BUSY, priority=5), Model("Lasting", BUSY)
-    seat = one.runs(turning, {H100: 8000})
+    reservation = one.runs(turning, {H100: 8000})
     one.runs(lasting, {H100: 8000})
     large = one.start(Model("Large"), 16000, "h100")
-    eventually(lambda: large.action() is Action.WAIT)
-    one.later(PATIENCE)
+    eventually(lambda: large.action() is Action.QUEUE)
+    one.later(YIELD_AFTER_SECONDS)
     eventually(lambda: turning.yielding and lasting.yielding)
-    one.goes(seat)  # it has crashed
+    one.goes(reservation)  # it has crashed
     eventually(lambda: not turning.yielding)
-    seat, _ = one.start(turning, 8000, "h100").future.result(LONG)
+    reservation, _ = one.start(turning, 8000, "h100").future.result(LONG)
     assert not turning.yielding
-    one.placement.settle(seat)
-    one.later(PATIENCE)
+    one.placement.mark_ready(reservation)
+    one.later(YIELD_AFTER_SECONDS)
     eventually(lambda: turning.yielding)
 
 
@@ -468,7 +482,7 @@ def test_models_of_the_highest_priority_that_take_turns_let_one_of_the_lowest_in
 ) -> None:
     one = machine()
     running, other = (Model(name, BUSY, priority=10) for name in ("One", "Other"))
-    seat = one.runs(running, {H100: 9000})
+    reservation = one.runs(running, {H100: 9000})
     lowest = one.start(Model("Lowest"), 9000, "h100")
     eventually(lambda: place(lowest) == 1)
     began = one.monitor.now
@@ -476,22 +490,24 @@ def test_models_of_the_highest_priority_that_take_turns_let_one_of_the_lowest_in
         # Requests come to both all the time: who has had its turn is back in line at once.
         waits = one.start(other, 9000, "h100")
         eventually(waits.action)
-        one.later(PATIENCE)
+        one.later(YIELD_AFTER_SECONDS)
         eventually(lambda model=running: model.yielding)
-        running.standing = IDLE
-        one.placement.look()
+        running.evictability = IDLE
+        one.placement.wake()
         eventually(lambda turns=turns: len(one.evictions) == turns + 1)
-        one.goes(seat)
+        one.goes(reservation)
         eventually(lambda waits=waits: waits.future.done() or lowest.future.done())
         if lowest.future.done():
             break
         running, other = other, running
-        running.standing = BUSY
-        seat, _ = waits.future.result()
-        one.placement.settle(seat)
+        running.evictability = BUSY
+        reservation, _ = waits.future.result()
+        one.placement.mark_ready(reservation)
         one.monitor.read({H100: 9000})
     waited = one.monitor.now - began
-    assert 10 * PRIORITY_STEP < waited < 10 * PRIORITY_STEP + 2 * PATIENCE
+    assert (
+        10 * PRIORITY_STEP_SECONDS < waited < 10 * PRIORITY_STEP_SECONDS + 2 * YIELD_AFTER_SECONDS
+    )
 
 
 def test_news_that_come_all_the_time_are_looked_at(machine: Build, eventually: Eventually) -> None:
@@ -499,11 +515,11 @@ def test_news_that_come_all_the_time_are_looked_at(machine: Build, eventually: E
     busy = Model("Busy", BUSY)
     one.runs(busy, {H100: 9000})
     start = one.start(Model("Next"), 9000, "h100")
-    eventually(lambda: start.action() is Action.WAIT)
-    busy.standing = IDLE
+    eventually(lambda: start.action() is Action.QUEUE)
+    busy.evictability = IDLE
 
     def evicted() -> bool:
-        one.placement.look()
+        one.placement.wake()
         return one.evictions == ["Busy"]
 
     eventually(evicted)
@@ -515,11 +531,11 @@ def test_a_cancelled_start_leaves_the_line_and_those_behind_it_move_up(
     one = machine()
     one.runs(Model("Busy", BUSY), {H100: 9000})
     first = one.start(Model("First"), 9000, "h100")
-    eventually(lambda: first.action() is Action.WAIT)
+    eventually(lambda: first.action() is Action.QUEUE)
     second = one.start(Model("Second"), 9000, "h100")
     eventually(lambda: second.waits and second.waits.number == 2)
     first.cancelled.set()
-    one.placement.look()
+    one.placement.wake()
     assert first.refusal().code == "cancelled"
     assert first.waits is None
     eventually(lambda: second.waits and second.waits.number == 1)
@@ -530,16 +546,16 @@ def test_a_start_that_is_cancelled_just_when_it_has_its_place_gives_it_back(
     machine: Build, eventually: Eventually
 ) -> None:
     one = machine()
-    seat = one.runs(Model("Busy", BUSY), {H100: 9000})
+    reservation = one.runs(Model("Busy", BUSY), {H100: 9000})
     start = one.start(Model("Next"), 9000, "h100")
-    eventually(lambda: start.action() is Action.WAIT)
+    eventually(lambda: start.action() is Action.QUEUE)
     one.monitor.listeners.clear()
     one.monitor.read({})
     with one.placement._lock:
         # As another start's thread does it, while that of this one is about to wake.
-        one.placement._seats.remove(seat)
-        one.placement._go_through_line()
-        assert len(one.placement._seats) == 1
+        one.placement._reservations.remove(reservation)
+        one.placement._plan_queue()
+        assert len(one.placement._reservations) == 1
         start.cancelled.set()
     assert start.refusal().code == "cancelled"
     assert one.holders() == set()
@@ -550,24 +566,24 @@ def test_busy_models_are_asked_to_yield_after_ten_seconds_and_not_before(
 ) -> None:
     one = machine()
     busy = Model("Busy", BUSY)
-    seat = one.runs(busy, {H100: 9000})
+    reservation = one.runs(busy, {H100: 9000})
     start = one.start(Model("Next"), 9000, "h100")
-    eventually(lambda: start.action() is Action.WAIT)
-    one.later(PATIENCE - 0.1)
+    eventually(lambda: start.action() is Action.QUEUE)
+    one.later(YIELD_AFTER_SECONDS - 0.1)
     late = one.start(Model("Elsewhere"), 9000)  # a whole round, for which the line was decided
     late.place()
     assert busy.told == []
     one.later(0.1)
     eventually(lambda: busy.told == ["yields"])
-    busy.standing = IDLE
-    one.placement.look()
+    busy.evictability = IDLE
+    one.placement.wake()
     eventually(lambda: one.evictions == ["Busy"])
-    one.goes(seat)
+    one.goes(reservation)
     start.place()
     assert busy.told[-1] == "yields no more"
     [(model, seconds, outcome)] = one.waits
     assert (model, outcome) == ("Next", "placed")
-    assert seconds >= PATIENCE
+    assert seconds >= YIELD_AFTER_SECONDS
 
 
 def test_a_model_that_has_only_just_started_has_its_ten_seconds_as_well(
@@ -575,13 +591,13 @@ def test_a_model_that_has_only_just_started_has_its_ten_seconds_as_well(
 ) -> None:
     one = machine()
     busy = Model("Busy", BUSY)
-    seat, _ = one.start(busy, 9000, "h100").future.result(LONG)
+    reservation, _ = one.start(busy, 9000, "h100").future.result(LONG)
     start = one.start(Model("Next"), 9000, "h100")
-    eventually(lambda: start.action() is Action.WAIT)
+    eventually(lambda: start.action() is Action.QUEUE)
     one.later(8)
-    one.placement.settle(seat)
+    one.placement.mark_ready(reservation)
     one.monitor.read({H100: 9000})  # a second later
-    one.later(PATIENCE - 2)
+    one.later(YIELD_AFTER_SECONDS - 2)
     one.start(Model("Elsewhere"), 9000).place()  # the line was gone through
     assert busy.told == []
     one.later(1)
@@ -597,15 +613,15 @@ def test_a_model_yields_until_the_last_that_needs_it_is_served(
     first = one.start(Model("First"), 9000, "h100")
     second = one.start(Model("Second"), 9000)
     for start in (first, second):
-        eventually(lambda start=start: start.action() is Action.WAIT)
-    one.later(PATIENCE)
+        eventually(lambda start=start: start.action() is Action.QUEUE)
+    one.later(YIELD_AFTER_SECONDS)
     eventually(lambda: len(busy.told) == 2)
     first.cancelled.set()
-    one.placement.look()
+    one.placement.wake()
     first.refusal()
     assert busy.yielding
     second.cancelled.set()
-    one.placement.look()
+    one.placement.wake()
     second.refusal()
     assert not busy.yielding
 
@@ -617,7 +633,7 @@ def test_after_queue_timeout_a_start_is_told_who_is_in_its_way_and_nobody_yields
     busy = Model("Busy", BUSY)
     one.runs(busy, {H100: 9000})
     start = one.start(Model("Late"), 9000, "h100")
-    eventually(lambda: start.action() is Action.WAIT)
+    eventually(lambda: start.action() is Action.QUEUE)
     one.later(60)
     refusal = start.refusal()
     assert refusal.code == "queue_timeout"
@@ -625,7 +641,7 @@ def test_after_queue_timeout_a_start_is_told_who_is_in_its_way_and_nobody_yields
     assert "in the way: Busy" in str(refusal)
     assert not busy.yielding
     assert one.waits == [("Late", 60.0, "failed")]
-    assert not one.placement.has_line()
+    assert not one.placement.has_waiting()
 
 
 # --- readings ---------------------------------------------------------------------------
@@ -636,15 +652,15 @@ def test_memory_by_process_is_waited_for_until_the_driver_lists_the_process_no_m
 ) -> None:
     one = machine()
     processes = {4711}
-    seat = one.runs(Model("Model"), {H100: 9000}, lambda: processes)
+    reservation = one.runs(Model("Model"), {H100: 9000}, lambda: processes)
     one.placement.pids()
     one.monitor.read({H100: 9000}, {4711: 9000})
-    one.placement.leaving(seat)
+    one.placement.mark_stopping(reservation)
     processes.clear()  # it has ended; the driver still lists it
     one.placement.pids()
-    left = in_a_thread(lambda: one.placement.leave(seat))
+    left = in_a_thread(lambda: one.placement.release(reservation))
     start = one.start(Model("Next"), 9000, "h100")
-    eventually(lambda: start.action() is Action.SOON)
+    eventually(lambda: start.action() is Action.AWAIT_MEMORY)
     assert not left.done()
     one.monitor.read({})
     left.result(LONG)
@@ -653,43 +669,43 @@ def test_memory_by_process_is_waited_for_until_the_driver_lists_the_process_no_m
 
 def test_what_a_model_took_since_the_last_reading_is_waited_for_as_well(machine: Build) -> None:
     one = machine()
-    seat, _ = one.start(Model("Short-lived"), 9000, "h100").future.result(LONG)
+    reservation, _ = one.start(Model("Short-lived"), 9000, "h100").future.result(LONG)
     one.monitor.now += 1
-    one.placement.settle(seat)
+    one.placement.mark_ready(reservation)
     one.monitor.true_use = {H100: 9000}
-    one.placement.leaving(seat)
-    left = in_a_thread(lambda: one.placement.leave(seat))
+    one.placement.mark_stopping(reservation)
+    left = in_a_thread(lambda: one.placement.release(reservation))
     one.monitor.true_use = {}
     one.monitor.now += 1
     left.result(LONG)
-    assert one.placement.preview(Model("M"), _on_h100(TOTAL)).action is Action.GO
+    assert one.placement.preview(Model("M"), _on_h100(TOTAL)).action is Action.START
 
 
 def test_with_a_hung_driver_what_was_started_since_is_no_room_for_others(machine: Build) -> None:
     one = machine()
     one.monitor.read({H100: 6000})  # by other programs
     one.monitor.hang()
-    seat, _ = one.start(Model("First"), 4000, "h100").future.result(LONG)
+    reservation, _ = one.start(Model("First"), 4000, "h100").future.result(LONG)
     one.monitor.now += 1
-    one.placement.settle(seat)
-    assert one.placement.preview(Model("M"), _on_h100(6000)).action is Action.GO
+    one.placement.mark_ready(reservation)
+    assert one.placement.preview(Model("M"), _on_h100(6000)).action is Action.START
     assert one.placement.preview(Model("M"), _on_h100(6001)).action is Action.EVICT
 
 
 def test_with_a_hung_driver_models_still_take_turns(machine: Build, eventually: Eventually) -> None:
     one = machine()
-    going = Model("Going")
-    seat = one.runs(going, {H100: 9000})
+    stopping = Model("Going")
+    reservation = one.runs(stopping, {H100: 9000})
     one.monitor.read({H100: 10000})
     one.monitor.hang()
     start = one.start(Model("Next"), 9000, "h100")
     eventually(lambda: one.evictions == ["Going"])
-    one.goes(seat)
+    one.goes(reservation)
     assert start.place().memory_mb == {H100: 9000}
     # 1,000 MB of other programs are still where they were read.
-    assert one.placement.preview(Model("M"), _on_h100(6001)).action > Action.GO
+    assert one.placement.preview(Model("M"), _on_h100(6001)).action > Action.START
     one.monitor.read({H100: 1000})
-    assert one.placement.preview(Model("M"), _on_h100(6000)).action is Action.GO
+    assert one.placement.preview(Model("M"), _on_h100(6000)).action is Action.START
 
 
 def test_a_model_that_takes_more_and_more_can_be_stopped_for_it(machine: Build) -> None:
@@ -697,13 +713,13 @@ def test_a_model_that_takes_more_and_more_can_be_stopped_for_it(machine: Build) 
     growing = Model("Growing")
     start = one.start(growing, 4000)
     start.place()
-    seat = start.future.result()[0]
-    one.placement.settle(seat)
+    reservation = start.future.result()[0]
+    one.placement.mark_ready(reservation)
     one.monitor.read({V100: 4000})
     one.monitor.read({V100: 10000})
-    option = Option("Default", ("v100",), {"v100": 12000})
-    decision = one.placement.preview(Model("Large"), [Option("s", ("h100",), {"h100": 1})])
-    assert decision.action is Action.GO
+    option = SchemeOption("Default", ("v100",), {"v100": 12000})
+    decision = one.placement.preview(Model("Large"), [SchemeOption("s", ("h100",), {"h100": 1})])
+    assert decision.action is Action.START
     one.monitor.read({V100: 10000, OTHER_V100: 15000})
     decision = one.placement.preview(Model("Large"), [option])
     assert (decision.action, decision.models) == (Action.EVICT, ("Growing",))
@@ -714,14 +730,14 @@ def test_a_model_that_has_moved_to_another_card_takes_requests_again(
 ) -> None:
     one = machine()
     moving, lasting = Model("Moving", BUSY), Model("Lasting", BUSY)
-    seat = one.runs(moving, {H100: 8000})
+    reservation = one.runs(moving, {H100: 8000})
     one.runs(lasting, {H100: 8000})
     start = one.start(Model("Waiting"), 16000, "h100")
-    eventually(lambda: start.action() is Action.WAIT)
-    one.later(PATIENCE)
+    eventually(lambda: start.action() is Action.QUEUE)
+    one.later(YIELD_AFTER_SECONDS)
     eventually(lambda: moving.yielding and lasting.yielding)
-    one.goes(seat)
+    one.goes(reservation)
     one.runs(moving, {V100: 8000})
-    one.placement.look()
+    one.placement.wake()
     eventually(lambda: not moving.yielding)
     assert lasting.yielding

@@ -11,62 +11,69 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manager.placement.planner import (
-    PATIENCE,
+    YIELD_AFTER_SECONDS,
     Action,
-    Card,
+    Allocation,
     Decision,
-    Holding,
-    Option,
-    Standing,
-    Wanted,
-    cheapest,
+    DeviceBudget,
+    Evictability,
+    SchemeOption,
+    StartRequest,
+    choose_victims,
     free_mb,
     plan,
     stop_cost,
-    usual_gap,
+    update_mean_gap,
     yield_at,
 )
 
-IDLE, BUSY, PINNED, GOING = Standing.IDLE, Standing.BUSY, Standing.PINNED, Standing.GOING
-GO, EVICT, SOON, WAIT, REFUSE = Action
+IDLE, BUSY, PINNED, STOPPING = (
+    Evictability.IDLE,
+    Evictability.BUSY,
+    Evictability.PINNED,
+    Evictability.STOPPING,
+)
+START, EVICT, AWAIT_MEMORY, QUEUE, REJECT = Action
 
 
-def card(card_id: str, total: int | None = 16000, used: int = 0) -> Card:
-    return Card(card_id, card_id.partition(" #")[0], total, used)
+def card(card_id: str, total: int | None = 16000, used: int = 0) -> DeviceBudget:
+    return DeviceBudget(card_id, card_id.partition(" #")[0], total, used)
 
 
-def holds(model: str, standing: Standing, cost: float = 1.0, **mb: int) -> Holding:
+def holds(model: str, evictability: Evictability, cost: float = 1.0, **mb: int) -> Allocation:
     """``A=4000``: MB by card."""
-    return Holding(model, mb, standing, cost=cost)
+    return Allocation(model, mb, evictability, cost=cost)
 
 
-def wants(model: str, *schemes: Mapping[str, int]) -> Wanted:
+def wants(model: str, *schemes: Mapping[str, int]) -> StartRequest:
     """The first scheme is called ``first``."""
     titles = ["first", "second", "third"]
-    return Wanted(
+    return StartRequest(
         model,
         tuple(
-            Option(title, tuple(scheme), scheme)
+            SchemeOption(title, tuple(scheme), scheme)
             for title, scheme in zip(titles, schemes, strict=False)
         ),
     )
 
 
-def read(cards: Sequence[Card], holdings: Sequence[Holding]) -> list[Card]:
+def read(cards: Sequence[DeviceBudget], holdings: Sequence[Allocation]) -> list[DeviceBudget]:
     """The cards as they are measured: others' memory is what they have already."""
     return [
         replace(
             each,
-            used_mb=each.used_mb + sum(one.held(each.id) for one in holdings if one.settled),
+            used_mb=each.used_mb + sum(one.held_mb(each.id) for one in holdings if one.settled),
         )
         for each in cards
     ]
 
 
 def decide(
-    wanted: Wanted | Sequence[Wanted], cards: Sequence[Card], *holdings: Holding
+    wanted: StartRequest | Sequence[StartRequest],
+    cards: Sequence[DeviceBudget],
+    *holdings: Allocation,
 ) -> list[Decision]:
-    line = [wanted] if isinstance(wanted, Wanted) else wanted
+    line = [wanted] if isinstance(wanted, StartRequest) else wanted
     return plan(line, read(cards, holdings), holdings)
 
 
@@ -76,10 +83,10 @@ def decide(
 def test_the_first_scheme_of_the_file_that_has_room_is_used() -> None:
     model = wants("m", {"A": 9000, "B": 9000}, {"B": 15000})
     [decision] = decide(model, [card("A"), card("B")])
-    assert (decision.action, decision.scheme) == (GO, "first")
+    assert (decision.action, decision.scheme) == (START, "first")
     assert decision.memory_mb == {"A": 9000, "B": 9000}
     [decision] = decide(model, [card("B")])
-    assert (decision.action, decision.scheme) == (GO, "second")
+    assert (decision.action, decision.scheme) == (START, "second")
     assert decision.passed_over == {"first": "A is not online"}
 
 
@@ -89,20 +96,23 @@ def test_an_earlier_scheme_is_worth_stopping_an_idle_model_but_not_waiting_for_a
     [decision] = decide(model, cards, holds("other", IDLE, A=9000))
     assert (decision.action, decision.scheme, decision.models) == (EVICT, "first", ("other",))
     [decision] = decide(model, cards, holds("other", BUSY, A=9000))
-    assert (decision.action, decision.scheme) == (GO, "second")
+    assert (decision.action, decision.scheme) == (START, "second")
     assert "it needs 9000 MB on A, where 7000 of 16000 MB are free" in decision.passed_over["first"]
 
 
 def test_a_scheme_that_this_system_cannot_run_is_passed_over() -> None:
-    model = Wanted("m", (Option("windows", obstacle="a .bat file needs Windows"), Option("any")))
+    model = StartRequest(
+        "m",
+        (SchemeOption("windows", unusable_reason="a .bat file needs Windows"), SchemeOption("any")),
+    )
     [decision] = decide(model, [])
-    assert (decision.action, decision.scheme) == (GO, "any")
+    assert (decision.action, decision.scheme) == (START, "any")
     assert decision.passed_over == {"windows": "a .bat file needs Windows"}
 
 
 def test_of_equal_cards_the_one_with_most_room_is_taken() -> None:
     cards = [card("V #0"), card("V #1"), card("V #2")]
-    held = [Holding("a", {"V #0": 5000}, BUSY), Holding("b", {"V #2": 2000}, BUSY)]
+    held = [Allocation("a", {"V #0": 5000}, BUSY), Allocation("b", {"V #2": 2000}, BUSY)]
     line = [wants("m", {"V": 4000}), wants("n", {"V": 4000})]
     first, second = decide(line, cards, *held)
     assert first.memory_mb == {"V #1": 4000}
@@ -110,7 +120,10 @@ def test_of_equal_cards_the_one_with_most_room_is_taken() -> None:
 
 
 def test_of_equal_cards_the_one_with_the_cheaper_eviction_is_taken() -> None:
-    held = [Holding("a", {"V #0": 9000}, IDLE, cost=3), Holding("b", {"V #1": 9000}, IDLE, cost=2)]
+    held = [
+        Allocation("a", {"V #0": 9000}, IDLE, cost=3),
+        Allocation("b", {"V #1": 9000}, IDLE, cost=2),
+    ]
     [decision] = decide(wants("m", {"V": 9000}), [card("V #0"), card("V #1")], *held)
     assert (decision.action, decision.models) == (EVICT, ("b",))
 
@@ -124,49 +137,49 @@ def test_what_other_programs_use_is_not_free() -> None:
 
 
 def test_a_model_holds_what_it_took_where_that_is_more_than_it_declared() -> None:
-    holdings = [Holding("m", {"A": 4000}, IDLE, {"A": 6000})]
+    holdings = [Allocation("m", {"A": 4000}, IDLE, {"A": 6000})]
     assert free_mb("A", [card("A", used=6000)], holdings) == 10000
-    holdings = [Holding("m", {"A": 4000}, IDLE, {"A": 1000})]
+    holdings = [Allocation("m", {"A": 4000}, IDLE, {"A": 1000})]
     assert free_mb("A", [card("A", used=1000)], holdings) == 12000
 
 
 def test_a_card_whose_memory_nobody_knows_has_no_limit() -> None:
     assert free_mb("A", [card("A", total=None)], []) is None
-    assert decide(wants("m", {"A": 10**9}), [card("A", total=None)])[0].action is GO
+    assert decide(wants("m", {"A": 10**9}), [card("A", total=None)])[0].action is START
 
 
 def test_two_starts_at_once_do_not_count_the_same_memory() -> None:
     line = [wants("m", {"A": 9000}), wants("n", {"A": 9000})]
     first, second = decide(line, [card("A")])
-    assert first.action is GO
-    assert (second.action, second.models) == (WAIT, ("m",))
+    assert first.action is START
+    assert (second.action, second.models) == (QUEUE, ("m",))
 
 
 def test_a_start_under_way_is_not_counted_as_other_programs_for_good() -> None:
-    starting = Holding("m", {"A": 8000}, BUSY, settled=False)
+    starting = Allocation("m", {"A": 8000}, BUSY, settled=False)
     cards = [card("A", used=8000)]  # it has taken all of it, and nobody knows whose it is
     [decision] = plan([wants("n", {"A": 8000})], cards, [starting])
-    assert (decision.action, decision.models) == (SOON, ("m",))
+    assert (decision.action, decision.models) == (AWAIT_MEMORY, ("m",))
 
 
 def test_memory_on_its_way_back_is_waited_for_and_nobody_else_is_stopped() -> None:
-    going, idle = holds("old", GOING, A=9000), holds("idle", IDLE, A=6000)
-    [decision] = decide(wants("m", {"A": 9000}), [card("A")], going, idle)
-    assert (decision.action, decision.models) == (SOON, ("old",))
+    stopping, idle = holds("old", STOPPING, A=9000), holds("idle", IDLE, A=6000)
+    [decision] = decide(wants("m", {"A": 9000}), [card("A")], stopping, idle)
+    assert (decision.action, decision.models) == (AWAIT_MEMORY, ("old",))
 
 
 def test_a_model_for_which_others_were_stopped_waits_for_their_memory() -> None:
     cards = [card("A"), card("B")]
-    held = [holds("old", GOING, B=9000), holds("idle", IDLE, A=9000)]
-    intended = Decision("m", EVICT, "second", {"B": 9000}, ("old",))
-    model = replace(wants("m", {"A": 9000}, {"B": 9000}), intended=intended)
+    held = [holds("old", STOPPING, B=9000), holds("idle", IDLE, A=9000)]
+    planned = Decision("m", EVICT, "second", {"B": 9000}, ("old",))
+    model = replace(wants("m", {"A": 9000}, {"B": 9000}), planned=planned)
     [decision] = decide(model, cards, *held)
-    assert (decision.action, decision.scheme) == (SOON, "second")
+    assert (decision.action, decision.scheme) == (AWAIT_MEMORY, "second")
 
 
 def test_a_model_that_can_never_fit_is_refused_with_the_numbers() -> None:
     [decision] = decide(wants("m", {"A": 17000}), [card("A")])
-    assert (decision.action, decision.code) == (REFUSE, "insufficient_memory")
+    assert (decision.action, decision.code) == (REJECT, "insufficient_memory")
     assert decision.passed_over == {"first": "it needs 17000 MB on A, which has 16000 MB in all"}
     [decision] = decide(
         wants("m", {"A": 9000}),
@@ -174,21 +187,21 @@ def test_a_model_that_can_never_fit_is_refused_with_the_numbers() -> None:
         holds("p", PINNED, A=8000),
         holds("i", IDLE, A=2000),
     )
-    assert (decision.action, decision.code) == (REFUSE, "insufficient_memory")
+    assert (decision.action, decision.code) == (REJECT, "insufficient_memory")
     assert "5000 of 16000 MB are free" in decision.passed_over["first"]
     assert "p 8000, i 2000, other programs 1000 MB" in decision.passed_over["first"]
 
 
 def test_a_model_whose_devices_are_missing_is_refused() -> None:
     [decision] = decide(wants("m", {"A": 1}), [card("B")])
-    assert (decision.action, decision.code) == (REFUSE, "no_matching_scheme")
+    assert (decision.action, decision.code) == (REJECT, "no_matching_scheme")
 
 
 def test_nothing_is_stopped_for_a_model_that_nobody_has_asked_for() -> None:
     model = replace(wants("m", {"A": 9000}), may_evict=False)
-    assert decide(model, [card("A")])[0].action is GO
+    assert decide(model, [card("A")])[0].action is START
     [decision] = decide(model, [card("A")], holds("idle", IDLE, A=9000))
-    assert decision.action is REFUSE
+    assert decision.action is REJECT
     assert "nothing is stopped" in decision.passed_over["first"]
 
 
@@ -202,47 +215,47 @@ def test_busy_models_in_the_way_are_waited_for_as_few_as_possible() -> None:
         holds("idle", IDLE, cost=50, A=3000),
     ]
     [decision] = decide(wants("m", {"A": 10000}), [card("A")], *held)
-    assert (decision.action, set(decision.models)) == (WAIT, {"large"})
-    assert not decision.in_line
+    assert (decision.action, set(decision.models)) == (QUEUE, {"large"})
+    assert not decision.behind_queue
 
 
 def test_of_two_equal_cards_the_one_whose_models_yield_already_is_waited_for() -> None:
     held = [
-        Holding("a", {"V #0": 9000}, BUSY, cost=1),
-        Holding("b", {"V #1": 9000}, BUSY, cost=9, yielding=True),
+        Allocation("a", {"V #0": 9000}, BUSY, cost=1),
+        Allocation("b", {"V #1": 9000}, BUSY, cost=9, yielding=True),
     ]
     [decision] = decide(wants("m", {"V": 9000}), [card("V #0"), card("V #1")], *held)
-    assert (decision.action, decision.models) == (WAIT, ("b",))
+    assert (decision.action, decision.models) == (QUEUE, ("b",))
 
 
 def test_a_later_model_goes_ahead_where_that_takes_nothing_from_an_earlier_one() -> None:
     busy = holds("busy", BUSY, A=12000)
     line = [wants("big", {"A": 12000}), wants("small", {"A": 4000}), wants("other", {"B": 9000})]
     big, small, other = decide(line, [card("A"), card("B")], busy)
-    assert [big.action, small.action, other.action] == [WAIT, GO, GO]
+    assert [big.action, small.action, other.action] == [QUEUE, START, START]
 
 
 def test_a_later_model_does_not_take_what_an_earlier_one_waits_for() -> None:
     busy = holds("busy", BUSY, A=12000)
     line = [wants("big", {"A": 13000}), wants("small", {"A": 4000})]
     big, small = decide(line, [card("A")], busy)
-    assert big.action is WAIT
-    assert (small.action, small.models, small.in_line) == (WAIT, ("big",), True)
+    assert big.action is QUEUE
+    assert (small.action, small.models, small.behind_queue) == (QUEUE, ("big",), True)
 
 
 def test_a_later_model_does_not_take_the_place_of_one_that_waits_for_a_start_to_be_through() -> (
     None
 ):
-    starting = Holding("starting", {"A": 6000}, BUSY, settled=False)
+    starting = Allocation("starting", {"A": 6000}, BUSY, settled=False)
     line = [wants("first", {"A": 6000}), wants("second", {"A": 5000})]
     first, second = plan(line, [card("A", used=5000)], [starting])
-    assert (first.action, first.models) == (SOON, ("starting",))
-    assert (second.action, second.in_line) == (WAIT, True)
+    assert (first.action, first.models) == (AWAIT_MEMORY, ("starting",))
+    assert (second.action, second.behind_queue) == (QUEUE, True)
 
 
 def test_models_are_asked_to_yield_after_ten_seconds_of_waiting_and_of_being_ready() -> None:
-    assert yield_at(100.0, [20.0, 30.0]) == 100.0 + PATIENCE
-    assert yield_at(100.0, [20.0, 130.0]) == 130.0 + PATIENCE
+    assert yield_at(100.0, [20.0, 30.0]) == 100.0 + YIELD_AFTER_SECONDS
+    assert yield_at(100.0, [20.0, 130.0]) == 130.0 + YIELD_AFTER_SECONDS
     assert yield_at(100.0, [20.0, float("inf")]) == float("inf")
 
 
@@ -267,10 +280,10 @@ def test_it_costs_more_to_stop_what_was_used_lately_or_often_or_starts_slowly(
 def test_the_usual_gap_is_the_first_one_and_follows_the_later_ones(
     one: float, other: float
 ) -> None:
-    gap = usual_gap(None, one)
+    gap = update_mean_gap(None, one)
     assert gap == one
     for _ in range(100):
-        gap = usual_gap(gap, other)
+        gap = update_mean_gap(gap, other)
         assert min(one, other) * 0.999 <= gap <= max(one, other) * 1.001
     assert gap == pytest.approx(other, rel=0.3) or abs(one / other) > 1000
 
@@ -286,7 +299,7 @@ def test_one_that_fits_is_stopped_rather_than_several_that_are_older() -> None:
 
 
 megabytes = st.integers(0, 6).map(lambda number: number * 1000)
-standings = st.sampled_from(list(Standing))
+standings = st.sampled_from(list(Evictability))
 costs = st.sampled_from([0.1, 0.5, 1.0, 2.0, 5.0])
 
 
@@ -302,12 +315,12 @@ def test_the_cheapest_is_what_trying_them_all_finds(
     held: list[tuple[float, int, int]], lacking: dict[str, int]
 ) -> None:
     models = [
-        Holding(f"m{number}", {"A": a, "B": b}, IDLE, cost=cost)
+        Allocation(f"m{number}", {"A": a, "B": b}, IDLE, cost=cost)
         for number, (cost, a, b) in enumerate(held)
     ]
 
-    def enough(chosen: Sequence[Holding]) -> bool:
-        return all(sum(one.held(on) for one in chosen) >= mb for on, mb in lacking.items())
+    def enough(chosen: Sequence[Allocation]) -> bool:
+        return all(sum(one.held_mb(on) for one in chosen) >= mb for on, mb in lacking.items())
 
     every = [
         chosen
@@ -315,7 +328,7 @@ def test_the_cheapest_is_what_trying_them_all_finds(
         for chosen in itertools.combinations(models, size)
         if enough(chosen)
     ]
-    found = cheapest(lacking, models)
+    found = choose_victims(lacking, models)
     assert (found is None) == (not every)
     if found is not None:
         assert enough(found)
@@ -329,15 +342,15 @@ def test_among_many_models_none_is_stopped_that_could_be_left_out(
     held: list[tuple[float, int, int]],
 ) -> None:
     models = [
-        Holding(f"m{number}", {"A": a, "B": b}, IDLE, cost=cost)
+        Allocation(f"m{number}", {"A": a, "B": b}, IDLE, cost=cost)
         for number, (cost, a, b) in enumerate(held)
     ]
-    lacking = {on: sum(one.held(on) for one in models) // 2 for on in "AB"}
-    found = cheapest(lacking, models)
+    lacking = {on: sum(one.held_mb(on) for one in models) // 2 for on in "AB"}
+    found = choose_victims(lacking, models)
     assert found is not None
     for left_out in [None, *found]:
         left = [one for one in found if one is not left_out]
-        is_enough = all(sum(one.held(on) for one in left) >= mb for on, mb in lacking.items())
+        is_enough = all(sum(one.held_mb(on) for one in left) >= mb for on, mb in lacking.items())
         assert is_enough == (left_out is None)
 
 
@@ -348,9 +361,9 @@ def test_among_many_models_none_is_stopped_that_could_be_left_out(
 class Scene:
     """What one plan is made of."""
 
-    line: list[Wanted]
-    cards: list[Card]
-    holdings: list[Holding]
+    line: list[StartRequest]
+    cards: list[DeviceBudget]
+    holdings: list[Allocation]
 
 
 @st.composite
@@ -368,15 +381,15 @@ def scenes(draw: st.DrawFn) -> Scene:
             if on.id not in declared and mb:
                 declared[on.id] = mb
                 room[on.id] -= mb
-        standing = draw(standings)
-        settled = standing is not BUSY or draw(st.booleans())
-        is_yielding = standing is BUSY and draw(st.booleans())
+        evictability = draw(standings)
+        settled = evictability is not BUSY or draw(st.booleans())
+        is_yielding = evictability is BUSY and draw(st.booleans())
         holdings.append(
-            Holding(f"h{number}", declared, standing, {}, settled, draw(costs), is_yielding)
+            Allocation(f"h{number}", declared, evictability, {}, settled, draw(costs), is_yielding)
         )
     kinds = st.lists(st.sampled_from("AB"), min_size=1, max_size=2)
     schemes = st.builds(
-        lambda names, mb: Option("", tuple(names), dict.fromkeys(names, mb)),
+        lambda names, mb: SchemeOption("", tuple(names), dict.fromkeys(names, mb)),
         kinds,
         st.integers(0, 17).map(lambda number: number * 1000),
     )
@@ -384,7 +397,7 @@ def scenes(draw: st.DrawFn) -> Scene:
     for number in range(draw(st.integers(1, 4))):
         options = draw(st.lists(schemes, min_size=1, max_size=2))
         options = [replace(option, scheme=f"s{at}") for at, option in enumerate(options)]
-        line.append(Wanted(f"w{number}", tuple(options), draw(st.integers(0, 9)) > 0))
+        line.append(StartRequest(f"w{number}", tuple(options), draw(st.integers(0, 9)) > 0))
     return Scene(line, read(cards, holdings), holdings)
 
 
@@ -393,39 +406,40 @@ class Ledger:
 
     def __init__(self, scene: Scene) -> None:
         self.others = {
-            each.id: each.used_mb - sum(one.held(each.id) for one in scene.holdings if one.settled)
+            each.id: each.used_mb
+            - sum(one.held_mb(each.id) for one in scene.holdings if one.settled)
             for each in scene.cards
         }
         self.holdings = {one.model: one for one in scene.holdings}
 
     def free(self, on: str, without: Collection[str] = ()) -> int:
         """When these models are gone."""
-        held = sum(one.held(on) for one in self.holdings.values() if one.model not in without)
+        held = sum(one.held_mb(on) for one in self.holdings.values() if one.model not in without)
         return 16000 - self.others[on] - held
 
-    def going(self) -> list[str]:
-        return [one.model for one in self.holdings.values() if one.standing is GOING]
+    def stopping(self) -> list[str]:
+        return [one.model for one in self.holdings.values() if one.evictability is STOPPING]
 
-    def seat(self, decision: Decision) -> None:
-        self.holdings[decision.model] = Holding(decision.model, decision.memory_mb, BUSY)
+    def reservation(self, decision: Decision) -> None:
+        self.holdings[decision.model] = Allocation(decision.model, decision.memory_mb, BUSY)
 
     def let_go(self, models: Sequence[str]) -> None:
         for model in models:
-            self.holdings[model] = replace(self.holdings[model], standing=GOING)
+            self.holdings[model] = replace(self.holdings[model], evictability=STOPPING)
 
 
 @given(scenes())
 def test_memory_is_never_promised_twice(scene: Scene) -> None:
     ledger = Ledger(scene)
     for decision in plan(scene.line, scene.cards, scene.holdings):
-        if decision.action is GO:
-            ledger.seat(decision)
+        if decision.action is START:
+            ledger.reservation(decision)
             assert all(ledger.free(on) >= 0 for on in decision.memory_mb)
 
 
 @given(scenes())
 def test_only_idle_models_are_stopped_and_each_once(scene: Scene) -> None:
-    idle = {one.model for one in scene.holdings if one.standing is IDLE}
+    idle = {one.model for one in scene.holdings if one.evictability is IDLE}
     for decision in plan(scene.line, scene.cards, scene.holdings):
         if decision.action is EVICT:
             assert decision.models
@@ -437,10 +451,10 @@ def test_only_idle_models_are_stopped_and_each_once(scene: Scene) -> None:
 def test_what_is_stopped_is_enough_and_no_less_would_have_been(scene: Scene) -> None:
     ledger = Ledger(scene)
     for decision in plan(scene.line, scene.cards, scene.holdings):
-        if decision.action is GO:
-            ledger.seat(decision)
+        if decision.action is START:
+            ledger.reservation(decision)
         if decision.action is EVICT:
-            gone = [*decision.models, *ledger.going()]
+            gone = [*decision.models, *ledger.stopping()]
             need = decision.memory_mb
             assert all(ledger.free(on, gone) >= mb for on, mb in need.items())
             for spared in decision.models:
@@ -453,8 +467,8 @@ def sum_of_starts(scene: Scene) -> dict[str, int]:
     """By card, as far as it can be others' at all."""
     return {
         each.id: min(
-            sum(one.held(each.id) for one in scene.holdings if not one.settled),
-            each.used_mb - sum(one.held(each.id) for one in scene.holdings if one.settled),
+            sum(one.held_mb(each.id) for one in scene.holdings if not one.settled),
+            each.used_mb - sum(one.held_mb(each.id) for one in scene.holdings if one.settled),
         )
         for each in scene.cards
     }
@@ -466,7 +480,7 @@ def test_one_is_refused_only_where_no_scheme_can_ever_have_room(scene: Scene) ->
     for wanted, decision in zip(
         scene.line, plan(scene.line, scene.cards, scene.holdings), strict=True
     ):
-        movable = [m for m, one in ledger.holdings.items() if one.standing is not PINNED]
+        movable = [m for m, one in ledger.holdings.items() if one.evictability is not PINNED]
         # What a start under way has taken already may be what looks like others' memory.
         perhaps = sum_of_starts(scene)
         possible = any(
@@ -480,9 +494,9 @@ def test_one_is_refused_only_where_no_scheme_can_ever_have_room(scene: Scene) ->
             if all(on.name == name for name, on in zip(option.required_devices, way, strict=True))
         )
         if wanted.may_evict:
-            assert (decision.action is REFUSE) == (not possible)
-        if decision.action is GO:
-            ledger.seat(decision)
+            assert (decision.action is REJECT) == (not possible)
+        if decision.action is START:
+            ledger.reservation(decision)
         if decision.action is EVICT:
             ledger.let_go(decision.models)
 
@@ -491,38 +505,40 @@ def test_one_is_refused_only_where_no_scheme_can_ever_have_room(scene: Scene) ->
 def test_nobody_is_overtaken_to_his_harm(scene: Scene) -> None:
     ledger = Ledger(scene)
     waiting: list[Decision] = []
-    gone: list[str] = ledger.going()
+    gone: list[str] = ledger.stopping()
     for decision in plan(scene.line, scene.cards, scene.holdings):
-        if decision.action is GO:
-            ledger.seat(decision)
+        if decision.action is START:
+            ledger.reservation(decision)
             # Once those before have what they wait for, there is room for all of them and this.
             for on, mb in decision.memory_mb.items():
                 promised = [each.memory_mb.get(on, 0) for each in waiting]
                 if mb and any(promised):
                     assert ledger.free(on, gone) >= sum(promised)
-        elif decision.action is EVICT or (decision.action is WAIT and not decision.in_line):
+        elif decision.action is EVICT or (decision.action is QUEUE and not decision.behind_queue):
             taken = {on for each in waiting for on, mb in each.memory_mb.items() if mb}
             assert not taken.intersection(on for on, mb in decision.memory_mb.items() if mb)
             waiting.append(decision)
             gone += decision.models
-        elif decision.action is SOON:
+        elif decision.action is AWAIT_MEMORY:
             waiting.append(decision)
-        elif decision.in_line:
+        elif decision.behind_queue:
             assert set(decision.models) <= {each.model for each in scene.line}
 
 
 def test_a_model_on_a_card_that_went_away_can_still_be_stopped_for_another() -> None:
-    both = Holding("both", {"A #0": 9000, "B #0": 9000}, IDLE)
-    cards = [Card("A #0", "A", 16000, 9000)]
-    [decision] = plan([Wanted("next", (Option("s", ("a",), {"a": 9000}),))], cards, [both])
+    both = Allocation("both", {"A #0": 9000, "B #0": 9000}, IDLE)
+    cards = [DeviceBudget("A #0", "A", 16000, 9000)]
+    [decision] = plan(
+        [StartRequest("next", (SchemeOption("s", ("a",), {"a": 9000}),))], cards, [both]
+    )
     assert (decision.action, decision.models) == (EVICT, ("both",))
 
 
 def test_with_many_equal_cards_those_with_room_are_found() -> None:
-    cards = [Card(f"V100 #{n}", "V100", 16000) for n in range(16)]
-    pinned = Holding("pinned", {"V100 #0": 9000}, Standing.PINNED)
-    wanted = Wanted("large", (Option("s", ("v100",) * 8, {"v100": 9000}),))
+    cards = [DeviceBudget(f"V100 #{n}", "V100", 16000) for n in range(16)]
+    pinned = Allocation("pinned", {"V100 #0": 9000}, Evictability.PINNED)
+    wanted = StartRequest("large", (SchemeOption("s", ("v100",) * 8, {"v100": 9000}),))
     [decision] = plan([wanted], cards, [pinned])
-    assert decision.action is GO
+    assert decision.action is START
     assert len(decision.memory_mb) == 8
     assert "V100 #0" not in decision.memory_mb

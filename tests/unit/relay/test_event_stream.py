@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manager.relay.event_stream import MAX_HELD, EventStream, error_event
-from manager.tokens import Usage
+from manager.relay.event_stream import MAX_BUFFERED, EventStream, error_event
+from manager.tokens import TokenUsage
 
 USAGE = {"prompt_tokens": 17, "completion_tokens": 3, "total_tokens": 20}
 DONE = "[DONE]"
@@ -81,12 +81,12 @@ class Seen:
     forwarded: bytes
     chunks: int
     done: bool
-    usage: Usage | None
+    usage: TokenUsage | None
 
 
 def seen(pieces: list[bytes], strip_usage: bool) -> Seen:
     stream = EventStream(strip_usage)
-    forwarded = fed(stream, *pieces) + stream.rest()
+    forwarded = fed(stream, *pieces) + stream.flush()
     return Seen(forwarded, stream.chunks, stream.done, stream.usage())
 
 
@@ -164,17 +164,17 @@ def test_an_endless_event_does_not_fill_the_memory() -> None:
     sent = b""
     for _ in range(40):
         sent += stream.feed(piece)
-    assert len(piece) * 40 - len(sent) <= MAX_HELD
-    assert sent + stream.rest() == piece * 40
+    assert len(piece) * 40 - len(sent) <= MAX_BUFFERED
+    assert sent + stream.flush() == piece * 40
 
 
 def test_a_last_event_without_its_blank_line_still_counts_at_a_clean_end() -> None:
     stream = EventStream()
     assert stream.feed(b"data: {}\n\ndata: [DONE]\n") == b"data: {}\n\n"
     assert not stream.done
-    assert stream.rest() == b"data: [DONE]\n"
+    assert stream.flush() == b"data: [DONE]\n"
     assert stream.done
-    assert stream.rest() == b""
+    assert stream.flush() == b""
 
 
 @pytest.mark.parametrize("end", [b"data: [DONE]\n\n", b"data:[DONE]\n\n", b"data: [DONE]\r\n\r\n"])
@@ -197,21 +197,21 @@ def test_the_usage_chunk_that_only_we_asked_for_is_read_and_taken_out() -> None:
     stream = EventStream(strip_usage=True)
     first, last = event(content("a")), event(DONE)
     assert stream.feed(first + event(usage_chunk()) + last) == first + last
-    assert stream.usage() == Usage(17, 0, 3)
+    assert stream.usage() == TokenUsage(17, 0, 3)
 
 
 def test_the_usage_chunk_that_the_client_asked_for_is_read_and_stays() -> None:
     stream = EventStream()
     whole = event(content("a")) + event(usage_chunk()) + event(DONE)
     assert stream.feed(whole) == whole
-    assert stream.usage() == Usage(17, 0, 3)
+    assert stream.usage() == TokenUsage(17, 0, 3)
 
 
 def test_usage_inside_of_a_chunk_with_content_is_read_and_stays() -> None:
     stream = EventStream(strip_usage=True)
     whole = event(content("a", usage=USAGE))
     assert stream.feed(whole) == whole
-    assert stream.usage() == Usage(17, 0, 3)
+    assert stream.usage() == TokenUsage(17, 0, 3)
 
 
 def test_the_last_of_many_reports_counts() -> None:
@@ -219,7 +219,7 @@ def test_the_last_of_many_reports_counts() -> None:
     for tokens in (1, 2, 3):
         counts = {"prompt_tokens": 5, "completion_tokens": tokens}
         stream.feed(event(content("a", usage=counts)))
-    assert stream.usage() == Usage(5, 0, 3)
+    assert stream.usage() == TokenUsage(5, 0, 3)
 
 
 def test_an_anthropic_stream_has_its_prompt_at_the_start_and_its_completion_at_the_end() -> None:
@@ -228,7 +228,7 @@ def test_an_anthropic_stream_has_its_prompt_at_the_start_and_its_completion_at_t
     stream = EventStream()
     stream.feed(b"event: message_start\n" + event(json.dumps(start)))
     stream.feed(b"event: message_delta\n" + event(json.dumps(delta)))
-    assert stream.usage() == Usage(25, 0, 15)
+    assert stream.usage() == TokenUsage(25, 0, 15)
 
 
 def test_a_stream_that_says_nothing_of_its_tokens_has_no_usage() -> None:
@@ -246,7 +246,7 @@ def test_a_stream_that_is_cut_short_counts_a_token_for_each_chunk(
     whole += event(usage_chunk()) * has_usage + event(DONE) * has_done
     stream = EventStream(strip_usage=True)
     fed(stream, *cut(whole, places))
-    assert stream.estimate() == Usage(completion_tokens=chunks, estimated=True)
+    assert stream.estimate() == TokenUsage(completion_tokens=chunks, estimated=True)
 
 
 # --- errors -----------------------------------------------------------------------------

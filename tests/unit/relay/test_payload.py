@@ -103,7 +103,7 @@ def test_a_body_that_is_not_changed_is_the_same_bytes(
     body: tuple[str, list[tuple[str, Any]]],
 ) -> None:
     text, _ = body
-    assert Payload(text.encode()).replaced({}) == text.encode()
+    assert Payload(text.encode()).with_changes({}) == text.encode()
 
 
 @given(written(), CHANGES)
@@ -111,7 +111,7 @@ def test_a_changed_body_means_the_same_but_for_the_changes(
     body: tuple[str, list[tuple[str, Any]]], changes: dict[str, Any]
 ) -> None:
     text, _ = body
-    assert json.loads(Payload(text.encode()).replaced(changes)) == json.loads(text) | changes
+    assert json.loads(Payload(text.encode()).with_changes(changes)) == json.loads(text) | changes
 
 
 @given(written(), CHANGES)
@@ -122,7 +122,7 @@ def test_every_byte_outside_of_the_changed_values_stays(
     but for the fields that were not there before."""
     text, fields = body
     old = {key for key, _ in fields}
-    changed = Payload(text.encode()).replaced(changes).decode()
+    changed = Payload(text.encode()).with_changes(changes).decode()
     added = {key: value for key, value in changes.items() if key not in old}
     end = text.rstrip(" \t\n\r")[:-1]
     closing = text[len(end) :]
@@ -134,8 +134,8 @@ def test_every_byte_outside_of_the_changed_values_stays(
         assert rest.endswith(tail)
         rest = rest[: -len(tail)]
     kept = Payload((rest + closing).encode())
-    undone = kept.replaced({key: None for key in changes if key in old})
-    as_before = Payload(text.encode()).replaced({key: None for key in changes if key in old})
+    undone = kept.with_changes({key: None for key in changes if key in old})
+    as_before = Payload(text.encode()).with_changes({key: None for key in changes if key in old})
     assert undone == as_before
 
 
@@ -146,25 +146,25 @@ def test_a_change_to_what_is_there_already_changes_no_meaning(
     text, fields = body
     assume(fields)
     payload = Payload(text.encode())
-    assert json.loads(payload.replaced(payload.fields)) == payload.fields
+    assert json.loads(payload.with_changes(payload.fields)) == payload.fields
 
 
 def test_the_models_name_changes_and_numbers_spacing_and_order_stay() -> None:
     body = '{ "seed":1e2,\n\t"model" : "mine", "ünï": "\\u00e9é", "top_p":0.10 }'
-    changed = Payload(body.encode()).replaced({"model": "theirs"})
+    changed = Payload(body.encode()).with_changes({"model": "theirs"})
     assert changed.decode() == body.replace('"mine"', '"theirs"')
 
 
 def test_each_of_a_repeated_key_changes_for_a_server_may_read_the_first() -> None:
-    changed = Payload(b'{"model": "a", "model": "b"}').replaced({"model": "c"})
+    changed = Payload(b'{"model": "a", "model": "b"}').with_changes({"model": "c"})
     assert changed == b'{"model": "c", "model": "c"}'
 
 
 def test_only_the_outermost_field_of_that_name_changes() -> None:
     body = b'{"tools": [{"model": "a"}], "model": "b", "text": "\\"model\\": 1"}'
-    assert Payload(body).replaced({"model": "c"}) == body.replace(b'"b"', b'"c"')
+    assert Payload(body).with_changes({"model": "c"}) == body.replace(b'"b"', b'"c"')
 
 
 def test_a_missing_field_is_added_at_the_end() -> None:
-    assert Payload(b'{"a":1 }').replaced({"b": 2}) == b'{"a":1 , "b": 2}'
-    assert Payload(b" {} ").replaced({"b": 2}) == b' {"b": 2} '
+    assert Payload(b'{"a":1 }').with_changes({"b": 2}) == b'{"a":1 , "b": 2}'
+    assert Payload(b" {} ").with_changes({"b": 2}) == b' {"b": 2} '

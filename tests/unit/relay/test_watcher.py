@@ -9,52 +9,52 @@ from typing import Any
 
 import pytest
 
-from manager.relay.watcher import Watch
+from manager.relay.watcher import Watcher
 
 Eventually = Callable[[Callable[[], Any]], Any]
 
 
 @pytest.fixture
-def running() -> Iterator[Watch]:
-    watch = Watch()
+def running() -> Iterator[Watcher]:
+    watch = Watcher()
     watch.start()
     yield watch
     watch.stop()
 
 
 def test_what_has_happened_is_acted_upon_once() -> None:
-    watch = Watch()
+    watch = Watcher()
     acted: list[int] = []
     watch.add(lambda: True, lambda: acted.append(1))
-    watch.look()
-    watch.look()
+    watch.poll()
+    watch.poll()
     assert acted == [1]
 
 
 def test_what_has_not_happened_is_asked_about_again() -> None:
-    watch = Watch()
+    watch = Watcher()
     answers = iter([False, False, True])
     acted: list[int] = []
     watch.add(lambda: next(answers), lambda: acted.append(1))
-    watch.look()
-    watch.look()
+    watch.poll()
+    watch.poll()
     assert acted == []
-    watch.look()
+    watch.poll()
     assert acted == [1]
 
 
 def test_what_nobody_wants_to_know_any_more_is_neither_asked_nor_acted_upon() -> None:
-    watch = Watch()
+    watch = Watcher()
     seen: list[str] = []
     token = watch.add(lambda: bool(seen.append("asked")) or True, lambda: seen.append("acted"))
     watch.remove(token)
     watch.remove(token)
-    watch.look()
+    watch.poll()
     assert seen == []
 
 
 def test_one_that_is_removed_while_it_is_asked_is_not_acted_upon() -> None:
-    watch = Watch()
+    watch = Watcher()
     acted: list[int] = []
     tokens: list[int] = []
 
@@ -63,7 +63,7 @@ def test_one_that_is_removed_while_it_is_asked_is_not_acted_upon() -> None:
         return True
 
     tokens.append(watch.add(happened, lambda: acted.append(1)))
-    watch.look()
+    watch.poll()
     assert acted == []
 
 
@@ -71,7 +71,7 @@ def test_one_that_is_removed_while_it_is_asked_is_not_acted_upon() -> None:
 def test_a_faulty_one_is_logged_and_does_not_end_the_watch_over_the_others(
     faulty: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    watch = Watch()
+    watch = Watcher()
     acted: list[int] = []
 
     def fail() -> bool:
@@ -83,14 +83,14 @@ def test_a_faulty_one_is_logged_and_does_not_end_the_watch_over_the_others(
         watch.add(lambda: True, fail)
     watch.add(lambda: True, lambda: acted.append(1))
     with caplog.at_level(logging.ERROR):
-        watch.look()
-        watch.look()
+        watch.poll()
+        watch.poll()
     assert acted == [1]
     assert len(caplog.records) == 1
     assert "a fault of ours" in caplog.text
 
 
-def test_it_looks_by_itself(running: Watch, eventually: Eventually) -> None:
+def test_it_looks_by_itself(running: Watcher, eventually: Eventually) -> None:
     happened, acted = threading.Event(), threading.Event()
     running.add(happened.is_set, acted.set)
     happened.set()
@@ -98,7 +98,7 @@ def test_it_looks_by_itself(running: Watch, eventually: Eventually) -> None:
 
 
 def test_an_action_may_add_and_remove_others() -> None:
-    watch = Watch()
+    watch = Watcher()
     acted: list[str] = []
     other = watch.add(lambda: False, lambda: acted.append("other"))
 
@@ -107,12 +107,12 @@ def test_an_action_may_add_and_remove_others() -> None:
         watch.add(lambda: True, lambda: acted.append("added"))
 
     watch.add(lambda: True, act)
-    watch.look()
-    watch.look()
+    watch.poll()
+    watch.poll()
     assert acted == ["added"]
 
 
-def test_many_threads_may_come_and_go_while_it_looks(running: Watch) -> None:
+def test_many_threads_may_come_and_go_while_it_looks(running: Watcher) -> None:
     acted: list[int] = []
 
     def come_and_go() -> None:
@@ -123,12 +123,12 @@ def test_many_threads_may_come_and_go_while_it_looks(running: Watch) -> None:
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
-        running.look()
+        running.poll()
     assert acted == []
 
 
 def test_nothing_is_acted_upon_once_it_has_stopped() -> None:
-    watch = Watch()
+    watch = Watcher()
     watch.start()
     watch.stop()
     acted: list[int] = []

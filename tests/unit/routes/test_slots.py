@@ -26,33 +26,33 @@ def taken(take: Callable[[], Callable[[], None]]) -> list[Callable[[], None]]:
 
 def test_32_threads_are_kept_for_pages_and_health() -> None:
     assert RESERVED == 32
-    assert len(taken(Slots(512).take)) == 480
+    assert len(taken(Slots(512).acquire)) == 480
 
 
 def test_a_slot_that_is_given_back_can_be_taken_again() -> None:
     slots = Slots(RESERVED + 2)
-    first, _ = taken(slots.take)
+    first, _ = taken(slots.acquire)
     first()
-    assert len(taken(slots.take)) == 1
+    assert len(taken(slots.acquire)) == 1
 
 
 def test_open_pages_hold_no_more_than_their_part() -> None:
     slots = Slots(RESERVED + 100)
-    assert len(taken(slots.take_watcher)) == 25
-    assert len(taken(slots.take)) == 75
+    assert len(taken(slots.acquire_stream)) == 25
+    assert len(taken(slots.acquire)) == 75
 
 
 def test_requests_may_take_what_no_page_holds() -> None:
     slots = Slots(RESERVED + 100)
-    requests = taken(slots.take)
+    requests = taken(slots.acquire)
     assert len(requests) == 100
-    assert taken(slots.take_watcher) == []
+    assert taken(slots.acquire_stream) == []
     requests[0]()
-    assert len(taken(slots.take_watcher)) == 1
+    assert len(taken(slots.acquire_stream)) == 1
 
 
 def test_on_the_smallest_machine_one_page_may_still_be_open() -> None:
-    assert len(taken(Slots(RESERVED + 1).take_watcher)) == 1
+    assert len(taken(Slots(RESERVED + 1).acquire_stream)) == 1
 
 
 @given(st.integers(1, 40), st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 50))))
@@ -69,14 +69,14 @@ def test_in_any_order_no_more_is_held_than_there_is_and_all_comes_back(
             watchers = sum(one[0] for one in held)
             has_room = len(held) < capacity and not (is_watcher and watchers >= limit)
             try:
-                held.append((is_watcher, slots.take_watcher() if is_watcher else slots.take()))
+                held.append((is_watcher, slots.acquire_stream() if is_watcher else slots.acquire()))
             except ApiError:
                 assert not has_room
             else:
                 assert has_room
     for _, give_back in held:
         give_back()
-    assert len(taken(slots.take)) == capacity
+    assert len(taken(slots.acquire)) == capacity
 
 
 def test_many_threads_never_hold_more_than_there_is() -> None:
@@ -87,7 +87,7 @@ def test_many_threads_never_hold_more_than_there_is() -> None:
     def use(_: int) -> None:
         nonlocal held, most
         try:
-            give_back = slots.take()
+            give_back = slots.acquire()
         except ApiError:
             return
         with lock:
@@ -100,10 +100,10 @@ def test_many_threads_never_hold_more_than_there_is() -> None:
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(use, range(2000)))
     assert most <= 3
-    assert len(taken(slots.take)) == 3
+    assert len(taken(slots.acquire)) == 3
 
 
 @pytest.mark.parametrize("threads", [RESERVED, 1])
 def test_with_too_few_threads_every_request_is_refused_and_none_hangs(threads: int) -> None:
-    assert taken(Slots(threads).take) == []
-    assert taken(Slots(threads).take_watcher) == []
+    assert taken(Slots(threads).acquire) == []
+    assert taken(Slots(threads).acquire_stream) == []

@@ -41,13 +41,13 @@ def with_rights(path: Path, rights: int) -> Path:
 def protected(folder: Path, caplog: pytest.LogCaptureFixture) -> list[str]:
     """Protects it; what the log says."""
     with caplog.at_level(logging.INFO):
-        data_dir.protect(folder)
+        data_dir.restrict_permissions(folder)
     return caplog.messages
 
 
 def test_a_new_folder_is_its_owners_alone_and_the_one_above_it_as_ever(tmp_path: Path) -> None:
     folder = tmp_path / "state" / "data"
-    data_dir.claim(folder).close()
+    data_dir.lock(folder).close()
     assert (mode(folder), mode(folder.parent)) == (0o700, 0o755)
     assert mode(folder) == 0o700
 

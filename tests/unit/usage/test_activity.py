@@ -8,8 +8,8 @@ import pytest
 
 from manager.clock import Clock
 from manager.events import Events
-from manager.tokens import Usage
-from manager.usage.activity import SECONDS_KEPT, Activity, UnderWay
+from manager.tokens import TokenUsage
+from manager.usage.activity import SECONDS_KEPT, ActiveRequest, Activity
 
 
 class Stream:
@@ -28,14 +28,14 @@ def activity(events: Events) -> Activity:
     return Activity(Clock(lambda: 0.0, lambda: 1_800_000_000.0), events)
 
 
-def begin(activity: Activity, number: int = 1, model: str = "Qwen") -> UnderWay:
-    request = UnderWay(bytes([number] * 16), "/v1/chat/completions", 1_800_000_000_000)
+def begin(activity: Activity, number: int = 1, model: str = "Qwen") -> ActiveRequest:
+    request = ActiveRequest(bytes([number] * 16), "/v1/chat/completions", 1_800_000_000_000)
     request.model = request.asked_for = model
     activity.begin(request)
     return request
 
 
-def lease(request: UnderWay, stream: Stream | None = None) -> None:
+def lease(request: ActiveRequest, stream: Stream | None = None) -> None:
     request.leased_ms = request.began_ms + 5
     request.stream, request.answered = stream, stream is not None
 
@@ -78,7 +78,7 @@ def test_a_streams_tokens_are_counted_as_they_come(activity: Activity) -> None:
         activity.tick()
     assert speeds(activity) == [10, 20, 0]
     assert activity.throughput()["completion_tokens_per_second"] == 6.0
-    activity.end(request, 200, Usage(prompt_tokens=7, completion_tokens=34))
+    activity.end(request, 200, TokenUsage(prompt_tokens=7, completion_tokens=34))
     activity.tick()
     assert speeds(activity) == [10, 20, 0, 4]
     assert activity.history()["prompt_tokens"] == [0, 0, 0, 7]
@@ -88,8 +88,8 @@ def test_an_answer_that_comes_whole_is_counted_at_its_end(activity: Activity) ->
     request = begin(activity)
     lease(request)
     activity.tick()
-    activity.end(request, 200, Usage(prompt_tokens=7, completion_tokens=9))
-    activity.end(request, 200, Usage(prompt_tokens=7, completion_tokens=9))
+    activity.end(request, 200, TokenUsage(prompt_tokens=7, completion_tokens=9))
+    activity.end(request, 200, TokenUsage(prompt_tokens=7, completion_tokens=9))
     activity.tick()
     assert speeds(activity) == [0, 9]
     assert activity.history()["requests"] == [0, 1]
@@ -108,7 +108,7 @@ def test_no_stream_takes_back_what_was_counted(activity: Activity) -> None:
     lease(request, stream)
     stream.chunks = 12  # the role and the reason of the end among them
     activity.tick()
-    activity.end(request, 200, Usage(completion_tokens=10))
+    activity.end(request, 200, TokenUsage(completion_tokens=10))
     activity.tick()
     assert speeds(activity) == [12, 0]
 
