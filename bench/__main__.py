@@ -122,7 +122,8 @@ def cold_start_over_ms(program: Program, folder: Path) -> float:
         started = time.monotonic()
         servers.post_chat(program.port, servers.COLD_MODEL)
         through.append(time.monotonic() - started)
-        servers.post(program.port, f"/api/models/{servers.COLD_MODEL}/stop?wait=1", {})
+        stop = f"/api/models/{servers.COLD_MODEL}/stop?wait=1"
+        servers.post(program.port, stop, {}, program.token)
     return (statistics.median(through) - statistics.median(own)) * 1e3
 
 

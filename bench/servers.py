@@ -65,11 +65,13 @@ class BenchError(Exception):
 
 @dataclass(frozen=True)
 class Program:
-    """LLM-Manager, serving. `start_seconds` is from its start to its `Listening` line."""
+    """LLM-Manager, serving. `start_seconds` is from its start to its `Listening` line; `token`
+    makes who sends it an admin."""
 
     port: int
     pid: int
     start_seconds: float
+    token: str
 
     def memory_mb(self) -> float:
         """Resident memory of the serving process, its children not counted."""
@@ -86,11 +88,14 @@ def free_port() -> int:
         return port
 
 
-def post(port: int, path: str, body: dict[str, object]) -> None:
+def post(port: int, path: str, body: dict[str, object], token: str = "") -> None:
     """Make one JSON request and read its answer whole. Raises BenchError unless it succeeds."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    headers = {"Content-Type": "application/json"}
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
     try:
-        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        connection.request("POST", path, json.dumps(body), headers)
         answer = connection.getresponse()
         text = answer.read().decode(errors="replace")
     except (OSError, http.client.HTTPException) as error:
@@ -244,7 +249,10 @@ def program(
                     raise BenchError(f"the program has not listened within {START_TIMEOUT:.0f} s")
                 time.sleep(0.002)
             try:
-                yield Program(port, child.pid, time.monotonic() - started)
+                seconds = time.monotonic() - started
+                written = data / "admin-token"  # not by versions before there was one
+                token = written.read_text().strip() if written.exists() else ""
+                yield Program(port, child.pid, seconds, token)
             except BenchError:
                 check_alive(child, "the program", log)  # if that is why, say its last words
                 raise

@@ -155,15 +155,16 @@ def measure(program: Program) -> Cost:
 
 
 @contextlib.contextmanager
-def changing(port: int) -> Iterator[None]:
+def changing(program: Program) -> Iterator[None]:
     """A model starts and stops all the time, which every tab is told, while the block runs."""
     is_over = threading.Event()
 
     def change() -> None:
         while not is_over.wait(0.25):
-            servers.post(port, f"/api/models/{COLD_MODEL}/start", {})
+            servers.post(program.port, f"/api/models/{COLD_MODEL}/start", {}, program.token)
             if not is_over.wait(0.25):
-                servers.post(port, f"/api/models/{COLD_MODEL}/stop?wait=1", {})
+                stop = f"/api/models/{COLD_MODEL}/stop?wait=1"
+                servers.post(program.port, stop, {}, program.token)
 
     thread = threading.Thread(target=change)
     thread.start()

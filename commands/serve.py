@@ -21,7 +21,9 @@ from jobs import log_setup, schedule
 from jobs.queue import TaskQueue
 from jobs.supervisor import Supervisor
 from jobs.tasks import WorkerSettings
+from manager.access import local_token
 from manager.access.limits import KeyLimits
+from manager.access.local_token import LocalToken
 from manager.access.registry import AccessRegistry
 from manager.billing import calendar
 from manager.billing.price_versions import Prices
@@ -156,6 +158,7 @@ def _serve(
         worker=worker,
         access=AccessRegistry(shared.store, usage_db, clock),
         limits=limits,
+        local_token=LocalToken(data_dir),
         host=host,
     )
     # Before any model is touched: a port in use ends the program, and nothing else.
@@ -189,7 +192,9 @@ def _serve(
     # One write, end of line included: a log that shares the terminal must not come between.
     sys.stdout.write(f"Listening on http://{_address(host)}:{server.port}\n")
     sys.stdout.flush()
-    _warn(services, server.port)
+    if sys.stdout.isatty():  # nowhere that is kept, such as a service's log
+        _print_link(services, pages(host, server.port))
+    _warn(services)
     fleet.start_auto_start()
     tray = None
     if arguments.tray:
@@ -218,9 +223,25 @@ def _serve(
     return 0
 
 
-def _warn(services: Services, port: int) -> None:
-    """Says which doors are open, and how to lock them."""
+def _print_link(services: Services, address: str) -> None:
+    token = services.local_token.value
+    if token is not None:
+        link = local_token.sign_in_link(address, token, services.clock.wall_ms())
+        minutes = local_token.LINK_SECONDS // 60
+        sys.stdout.write(f"To sign in as admin, once and within {minutes} minutes: {link}\n")
+        sys.stdout.flush()
+
+
+def _warn(services: Services) -> None:
+    """Says what is open, and how to close it."""
     known = services.access.snapshot
+    path = services.fleet.config.path
+    if datadir.is_for_everybody(path):
+        log.warning(
+            "every user of this machine can write to %s or its folder, and so have programs run as"
+            " the user who runs LLM-Manager: chmod o-w",
+            path,
+        )
     if services.models_are_open:
         log.warning(
             "no API key is asked for: whoever reaches this address may use the models. Make a key"
@@ -229,10 +250,9 @@ def _warn(services: Services, port: int) -> None:
         )
     if not known.accounts:
         log.warning(
-            "no password is set: the pages and /api answer on this machine alone, to all of its"
-            " users. Set one at http://127.0.0.1:%d/setup or by"
-            " `python -m commands.users password`",
-            port,
+            "there is no account: every user of this machine may look at the pages and /api, and"
+            " change nothing; nobody may from elsewhere. `llm-manager open` opens the pages as"
+            " admin, where the first account is made; so does `llm-manager users add`"
         )
 
 

@@ -25,6 +25,7 @@ from huey.registry import Message
 from huey.serializer import Serializer
 
 from jobs import tasks
+from manager.storage import data_dir as datadir
 from manager.storage import maintenance, maintenance_tasks
 from manager.storage.store import reading
 
@@ -153,6 +154,7 @@ def connect(data_dir: Path, url: str | None) -> Huey:
 
 def _on_file(path: Path, settings: dict[str, Any]) -> Huey:
     _remove_damaged(path)
+    datadir.make_private(path)
     # Not flushed to the disk: a power cut may take tasks, which are worth nothing.
     return SqliteHuey(filename=str(path), fsync=False, **settings)
 

@@ -17,8 +17,8 @@ import werkzeug
 from flask import Flask, Response, current_app, g, request, session
 from flask_wtf.csrf import ValidationError, validate_csrf
 
-from manager.access import audit, credentials
-from manager.access.accounts import ADMIN, Account, Token
+from manager.access import audit, credentials, local_token
+from manager.access.accounts import ADMIN, VIEWER, Account, Token
 from manager.access.api_keys import Key
 from manager.access.registry import invalid_key_error
 from manager.config.settings import Program
@@ -43,17 +43,20 @@ class Rule(enum.Enum):
     OPEN = "nothing: it tells nobody anything, or is how one signs in"
     MODELS = "an API key, where keys are asked for"
     KEY = "an API key"
-    VIEW = "to be signed in"
-    ADMIN = "to be signed in as admin"
+    VIEW = "to be signed in, or on this machine itself while there is no account"
+    ADMIN = "an admin: an account, a token, or the local token"
     CONFIG = "an admin on this machine itself, or allow_config_edit"
-    SETUP = "to be on this machine itself while no password is set"
+    SETUP = "an admin, while there is no account"
 
 
 RULES: Mapping[str, Rule] = {
     **dict.fromkeys(
         ("health.health", "assets.send", "description.openapi", "pages.preferences"), Rule.OPEN
     ),
-    **dict.fromkeys(("login.show", "login.sign_in", "login.sign_out"), Rule.OPEN),
+    **dict.fromkeys(
+        ("login.show", "login.sign_in", "login.sign_out", "login.link", "login.follow_link"),
+        Rule.OPEN,
+    ),
     **dict.fromkeys(("login.setup", "login.set_up"), Rule.SETUP),
     **dict.fromkeys(("openai.list_models", "openai.one_model"), Rule.MODELS),
     "keys.me": Rule.KEY,
@@ -88,15 +91,17 @@ _CHANGES_NOTHING = frozenset(("prices.quote", "settings.check"))
 
 
 class Caller(NamedTuple):
-    """Who asks: a person who has signed in, a script with a token, a user with an API key; the
-    owner, who is on this machine while no password is set; or nobody that is known."""
+    """Who asks: a person who has signed in, a script with a token, a user with an API key; whoever
+    has the local token, for which ``local_token`` is its generation; anybody on this machine while
+    there is no account, who may look; or nobody that is known."""
 
     address: str
     is_local: bool
     account: Account | None = None
     token: Token | None = None
     key: Key | None = None
-    is_owner: bool = False
+    local_token: str | None = None
+    is_onlooker: bool = False
 
     @property
     def name(self) -> str:
@@ -105,15 +110,19 @@ class Caller(NamedTuple):
             return self.account.name
         if self.token is not None:
             return f"token {self.token.name}"
-        return "local" if self.is_owner else ""
+        if self.local_token is not None:
+            return local_token.NAME
+        return "local" if self.is_onlooker else ""
 
     @property
     def role(self) -> str:
         """Empty for who may not see the pages."""
-        if self.is_owner:
-            return ADMIN
         signed_in = self.account or self.token
-        return "" if signed_in is None else signed_in.role
+        if signed_in is not None:
+            return signed_in.role
+        if self.local_token is not None:
+            return ADMIN
+        return VIEWER if self.is_onlooker else ""
 
     @property
     def priority(self) -> int:
@@ -125,7 +134,9 @@ class Caller(NamedTuple):
         """Under which key its requests are: a person who tries a model on a page has none."""
         if self.key is not None:
             return self.key.name
-        return "" if self.account is None else f"@{self.account.name}"
+        if self.account is not None:
+            return f"@{self.account.name}"
+        return "" if self.local_token is None else "@local"
 
 
 def protect(app: Flask, services: Services) -> None:
@@ -153,6 +164,8 @@ def is_still_authorized(services: Services, caller: Caller) -> bool:
         return account is not None and account.generation == caller.account.generation
     if caller.token is not None:
         return known.is_valid(caller.token, services.clock.wall_ms())
+    if caller.local_token is not None:
+        return services.local_token.is_session(caller.local_token)
     return not known.accounts
 
 
@@ -181,9 +194,9 @@ def _admit(services: Services, rules: Mapping[str, Rule]) -> werkzeug.Response |
     if route is None:
         return None  # nothing is there, as Flask will say
     rule = rules[route.endpoint]
-    kept.caller = caller = _caller(services, program, rule, client, environ)
+    kept.caller = _caller(services, program, rule, client, environ)
     if rule is not Rule.MODELS and environ["REQUEST_METHOD"] in CHANGING:
-        _check_change(caller)
+        _check_change()
     return None
 
 
@@ -204,15 +217,11 @@ def _caller(
         if key is None:
             raise invalid_key_error("An API key is needed here")
         return nobody._replace(key=key)
-    if rule is Rule.SETUP:
-        if not services.access.snapshot.accounts and not client.is_local:
-            raise _no_password_yet()
-        return nobody
+    if rule is Rule.SETUP and services.access.snapshot.accounts:
+        return nobody  # whom the page sends on to sign in
     caller = _person(services, nobody, environ)
     if rule is not Rule.VIEW and caller.role != ADMIN:
-        raise ApiError(
-            403, "admin_needed", f"{caller.name} may look at this, and not change it: ask an admin"
-        )
+        raise _admin_needed(caller, rule)
     if rule is Rule.CONFIG and not may_edit_config(caller, program):
         raise ApiError(
             403,
@@ -251,6 +260,9 @@ def _person(services: Services, nobody: Caller, environ: dict[str, Any]) -> Call
     secret = _bearer(environ)
     if secret is not None:
         token = known.token(secret, services.clock.wall_ms())
+        generation = services.local_token.check(secret) if token is None else None
+        if generation is not None:
+            return nobody._replace(local_token=generation)
         if token is None:
             is_key = secret.startswith(credentials.KEY_PREFIX)
             why = "An API key is for /v1 and /api/keys/me" if is_key else "The token is not valid"
@@ -258,29 +270,54 @@ def _person(services: Services, nobody: Caller, environ: dict[str, Any]) -> Call
                 401, "invalid_token", f"{why}: an admin makes tokens for scripts on the page Access"
             )
         return nobody._replace(token=token)
-    account = signed_in(services)
-    if account is not None:
-        return nobody._replace(account=account)
+    caller = signed_in(services, nobody)
+    if caller is not None:
+        return caller
     if known.accounts:
         raise ApiError(401, "sign_in_needed", "Sign in at /login, or send a token for scripts")
     if not nobody.is_local:
         raise _no_password_yet()
-    return nobody._replace(is_owner=True)
+    return nobody._replace(is_onlooker=True)
 
 
-def signed_in(services: Services) -> Account | None:
-    """Whose session the request belongs to."""
+def signed_in(services: Services, nobody: Caller) -> Caller | None:
+    """The caller whose session the request belongs to."""
     account = services.access.snapshot.accounts.get(session.get("account", ""))
-    is_over = account is None or session.get("generation") != account.generation
-    return None if is_over else account
+    if account is not None and session.get("generation") == account.generation:
+        return nobody._replace(account=account)
+    generation = session.get("local_token")
+    if generation is not None and services.local_token.is_session(generation):
+        return nobody._replace(local_token=generation)
+    return None
+
+
+_HOW = (
+    "run `llm-manager open` on the machine itself, as the user who runs LLM-Manager, or"
+    " `llm-manager users add NAME --role admin --password-stdin`; scripts send the local token,"
+    " which is in the file admin-token of the data folder, as `Authorization: Bearer …`"
+)
+
+
+def _admin_needed(caller: Caller, rule: Rule) -> ApiError:
+    if not caller.is_onlooker:
+        return ApiError(
+            403, "admin_needed", f"{caller.name} may look at this, and not change it: ask an admin"
+        )
+    if rule is Rule.SETUP:
+        return ApiError(
+            403, "admin_needed", f"The first account is made by the machine's owner: {_HOW}"
+        )
+    return ApiError(
+        401, "sign_in_needed", f"This takes an admin, and there is no account yet: {_HOW}"
+    )
 
 
 def _no_password_yet() -> ApiError:
     return ApiError(
         403,
         "no_password_yet",
-        "No password is set yet, so that this answers on the machine itself alone. Open it there,"
-        " at its address 127.0.0.1, and set one; or run `python -m commands.users password` there",
+        "No password is set yet, so that this answers on the machine itself alone. To make the"
+        f" first account, {_HOW}",
     )
 
 
@@ -296,7 +333,7 @@ def _secret(environ: dict[str, Any]) -> str | None:
 # --- changes --------------------------------------------------------------------------------------
 
 
-def _check_change(caller: Caller) -> None:
+def _check_change() -> None:
     """A form on a foreign page cannot send JSON's content type, which is what scripts are asked
     for, nor the token that our own pages know."""
     is_call = request.path.startswith("/api/")
@@ -307,7 +344,7 @@ def _check_change(caller: Caller) -> None:
             "Calls that change something need the header Content-Type: application/json",
         )
     has_cookie = current_app.config["SESSION_COOKIE_NAME"] in request.cookies
-    is_script = caller.key is not None or caller.token is not None
+    is_script = _bearer(request.environ) is not None  # which no foreign page can send
     if not is_call or (has_cookie and not is_script):
         _check_token()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from jobs.supervisor import Supervisor
 from manager.access.limits import KeyLimits
+from manager.access.local_token import LocalToken
 from manager.access.registry import AccessRegistry
 from manager.billing.price_versions import Prices
 from manager.clock import Clock
@@ -54,6 +55,7 @@ class Services:
     worker: Supervisor
     access: AccessRegistry
     limits: KeyLimits
+    local_token: LocalToken
     host: str
 
     @property

@@ -173,7 +173,7 @@ def _check(name: str, role: str) -> None:
         )
     if name == "local":
         raise ApiError(
-            400, "bad_parameter", "local is whoever is here before a password is set", param="name"
+            400, "bad_parameter", "local is whoever is here without an account", param="name"
         )
     if role not in ROLES:
         raise ApiError(400, "bad_parameter", f"a role is {' or '.join(ROLES)}", param="role")

@@ -12,10 +12,12 @@ from typing import BinaryIO
 log = logging.getLogger(__name__)
 
 _SECRET_BYTES = 32
+_MAX_PRIVATE_BYTES = 4096
 _OTHERS = 0o027  # rights in the folder: all of others', and the group's to write
 _NOT_OWNER = 0o077  # rights of a file
 # With secrets in them, or what secrets could be guessed from.
-_PRIVATE = ("secret", "usage.db", "usage.db-wal", "usage.db-shm", "backups/*")
+_PRIVATE = ("secret", "usage.db*", "queue.db*", "backups/*")
+_PRIVATE_MODE = 0o600
 
 
 class DataDirInUse(Exception):
@@ -57,6 +59,17 @@ def restrict_permissions(folder: Path) -> None:
         log.warning("others had rights here and have none any more: %s", ", ".join(closed))
 
 
+def is_for_everybody(path: Path) -> bool:
+    """Whether every user of the machine could change the file, or put another in its place."""
+    if sys.platform == "win32":
+        return False
+    try:
+        file, folder = path.stat().st_mode, path.resolve().parent.stat().st_mode
+    except OSError:
+        return False
+    return bool(file & stat.S_IWOTH or (folder & stat.S_IWOTH and not folder & stat.S_ISVTX))
+
+
 def lock(folder: Path) -> BinaryIO:
     """Makes the folder and locks it until the program ends, however it ends.
 
@@ -81,21 +94,78 @@ def lock(folder: Path) -> BinaryIO:
     return file
 
 
+def owner(folder: Path) -> int | None:
+    """The pid of the program that runs on the folder; None where none does. Raises OSError."""
+    try:
+        file = (folder / "lock").open("r+b")
+    except FileNotFoundError:
+        return None
+    with file:
+        try:
+            _lock(file)
+        except OSError:
+            file.seek(0)
+            pid = file.read().decode("ascii", "replace").strip()
+            return int(pid) if pid.isdecimal() else None
+    return None
+
+
 def session_secret(folder: Path) -> bytes:
     """What signs the pages' sessions: kept, so that open pages outlive a restart. Raises
     OSError."""
     path = folder / "secret"
-    try:
-        found = path.read_bytes()
-    except FileNotFoundError:
-        found = b""
-    if len(found) != _SECRET_BYTES:  # also half of one, of a program that was killed
+    found = read_private(path)
+    if found is None or len(found) != _SECRET_BYTES:
         found = os.urandom(_SECRET_BYTES)
-        path.unlink(missing_ok=True)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, "wb") as file:
-            file.write(found)
+        write_private(path, found)
     return found
+
+
+def read_private(path: Path) -> bytes | None:
+    """What is in a file that its owner alone can read and write, and that is ours. None where
+    there is no such file: a link, another user's file or one that others may read holds nothing
+    that is secret. Raises OSError where it cannot be read."""
+    # Without waiting, should somebody have put a pipe there.
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    flags |= getattr(os, "O_BINARY", 0)
+    try:
+        descriptor = os.open(path, flags)
+    except FileNotFoundError:
+        return None
+    except OSError:
+        if path.is_symlink():
+            return None
+        raise
+    with open(descriptor, "rb") as file:
+        # Of the open file: by its name it could be another one a moment later.
+        if not _is_private(os.fstat(descriptor)):
+            return None
+        return file.read(_MAX_PRIVATE_BYTES)
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Puts a file there that nobody else can read at any moment, whatever was there: a link is
+    replaced, not followed. Raises OSError."""
+    part = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(part, flags, _PRIVATE_MODE)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(descriptor)
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _is_private(state: os.stat_result) -> bool:
+    if not stat.S_ISREG(state.st_mode):
+        return False
+    if sys.platform == "win32":
+        return True
+    return state.st_uid == os.geteuid() and not stat.S_IMODE(state.st_mode) & _NOT_OWNER
 
 
 if sys.platform == "win32":

@@ -16,7 +16,7 @@ from flask import Blueprint, Response, g, jsonify
 from jobs.tasks import WorkerSettings
 from manager.config import config_file, loader
 from manager.config.loader import ConfigError, Problem
-from manager.config.redaction import MASK, argument_spans, is_secret_name, redact, redact_spans
+from manager.config.redaction import MASK, argument_spans, redact, redact_spans
 from manager.errors import ApiError
 from routes.request import Number, bad, body, refuse_unknown
 from routes.services import Services
@@ -197,10 +197,8 @@ def masked(settings: loader.Config) -> dict[str, Any]:
     for model in settings.models.values():
         shown = _plain(dataclasses.asdict(model))
         for scheme in shown["schemes"]:
-            scheme["env"] = {
-                name: MASK if is_secret_name(name) or name in scheme["expanded"] else redact(value)
-                for name, value in scheme["env"].items()
-            }
+            # The place for secrets, which other users of the machine cannot read in a process.
+            scheme["env"] = dict.fromkeys(scheme["env"], MASK)
             scheme["command"] = [
                 redact_spans(argument, spans)
                 for argument, spans in zip(

@@ -11,10 +11,10 @@ import werkzeug
 from flask import Blueprint, Response, g, redirect, render_template, request, session
 
 from manager.access import accounts, credentials
-from manager.access.accounts import FIRST, Account
+from manager.access.accounts import FIRST
 from manager.access.login_throttle import LoginThrottle
 from manager.errors import ApiError
-from routes.auth import record_audit, signed_in
+from routes.auth import Caller, record_audit, signed_in
 from routes.pages import views
 from routes.services import Services
 
@@ -30,11 +30,10 @@ def blueprint(services: Services) -> Blueprint:
 
     @routes.get("/login")
     def show() -> werkzeug.Response:
-        if not services.access.snapshot.accounts:
-            return redirect("/setup", 303)
-        if signed_in(services):
+        if signed_in(services, g.caller) is not None:
             return redirect(views.own_path(request.args.get("next", "")), 303)
-        return _form("login.html", name="", back=request.args.get("next", ""))
+        is_new = not services.access.snapshot.accounts
+        return _form("login.html", is_new=is_new, name="", back=request.args.get("next", ""))
 
     @routes.post("/login")
     def sign_in() -> werkzeug.Response:
@@ -54,8 +53,30 @@ def blueprint(services: Services) -> Blueprint:
             log.warning("wrong password for %r from %s", name[:100], g.caller.address)
             wrong = ApiError(403, "wrong_password", "The name or the password is wrong")
             return _refused("login.html", wrong, name=name, back=back)
-        _begin(services, account, "signed in")
+        _begin(services, g.caller._replace(account=account), "signed in")
         return redirect(views.own_path(back), 303)
+
+    @routes.get("/login/link")
+    def link() -> Response:
+        """Where a link of the local token leads: a script sends its code, which is in the part of
+        the address that only the browser sees."""
+        return _form("link.html")
+
+    @routes.post("/login/link")
+    def follow_link() -> werkzeug.Response:
+        generation = services.local_token.accept(_given("code"), services.clock.wall_ms())
+        if generation is None:
+            log.warning("a link that is not valid to sign in from %s", g.caller.address)
+            return _refused(
+                "link.html",
+                ApiError(
+                    403,
+                    "link_not_valid",
+                    "This link was used already or has expired: `llm-manager open` makes another",
+                ),
+            )
+        _begin(services, g.caller._replace(local_token=generation), "signed in")
+        return redirect("/", 303)
 
     @routes.post("/logout")
     def sign_out() -> werkzeug.Response:
@@ -85,7 +106,7 @@ def blueprint(services: Services) -> Blueprint:
             )
         except ApiError as error:
             return _refused("setup.html", error, name=name)
-        _begin(services, account, "first password")
+        _begin(services, g.caller._replace(account=account), "first password")
         return redirect("/", 303)
 
     return routes
@@ -106,15 +127,19 @@ def _given(name: str) -> str:
     return request.form.get(name, "")
 
 
-def _begin(services: Services, account: Account, action: str) -> None:
-    # Anew: what somebody may have put into the session before is not to live on in it.
+def _begin(services: Services, caller: Caller, action: str) -> None:
+    # What somebody may have put into the session before must not live on in it.
     session.clear()
     session.permanent = True
-    session["account"], session["generation"] = account.name, account.generation
-    record_audit(services, g.caller._replace(account=account), action, account.name, {})
+    if caller.account is not None:
+        session["account"] = caller.account.name
+        session["generation"] = caller.account.generation
+    else:
+        session["local_token"] = caller.local_token
+    record_audit(services, caller, action, caller.name, {})
 
 
-def _form(template: str, **values: str) -> Response:
+def _form(template: str, **values: object) -> Response:
     text = render_template(template, page=None, message="", **values)
     return Response(text, mimetype="text/html", headers=_NO_STORE)
 

@@ -52,10 +52,13 @@ def test_the_doors_pages_are_whole_and_usable_for_all(
     found: list[str] = []
     for program, path, headers in (
         (closed, "/login?next=/usage", {}),
+        (new, "/login", {}),
+        (new, "/login/link", {}),
         (new, "/setup", {}),
         (new, "/", FROM_ELSEWHERE),
     ):
-        reader = read(program, locale=LOCALES[language], extra_http_headers=headers)
+        options = {"locale": LOCALES[language], "extra_http_headers": headers}
+        reader = read(program, is_owner=path == "/setup", **options)
         reader.expects("403")
         tab = reader.context.new_page()
         tab.goto(path)
@@ -68,7 +71,7 @@ def test_the_doors_pages_are_whole_and_usable_for_all(
             said = {line.strip() for line in seen_on(tab).splitlines()} & english()
             # The account that is first is named so in each language.
             found += [f"{path}: {text!r} in English" for text in said - {"admin"}]
-        assert tab.locator("nav").count() == 0, path
+        assert tab.locator("nav").count() == (path == "/setup"), path
         assert tab.title() == f"{tab.locator('h1').inner_text()} · LLM-Manager"
     assert not found, "\n".join(found)
 
@@ -87,8 +90,7 @@ def opened(read: OpenBrowser, program: Program, path: str, *expected: str) -> Pa
 
 def test_the_first_password_is_set_and_one_is_in(launch: Launch, read: OpenBrowser) -> None:
     program = launch({})
-    tab = opened(read, program, "/login", "400")
-    assert tab.url.endswith("/setup")
+    tab = opened(read, program, "/setup", "400")
     assert tab.get_by_label("Name of the first admin").input_value() == "admin"
     tab.get_by_label("Password", exact=True).fill(PASSWORD)
     tab.get_by_label("Password, once more").fill(f"{PASSWORD}, or not")
@@ -98,6 +100,7 @@ def test_the_first_password_is_set_and_one_is_in(launch: Launch, read: OpenBrows
     tab.get_by_label("Password, once more").fill(PASSWORD)
     tab.get_by_role("button", name="Set the password").click()
     assert tab.get_by_role("heading", level=1).inner_text() == "Overview"
+    program.has_accounts = True
     other = opened(read, program, "/setup")
     assert other.url.endswith("/login")
 
@@ -129,9 +132,47 @@ def test_the_language_is_chosen_before_one_is_in_and_the_way_is_not_lost(
 def test_who_comes_from_elsewhere_too_early_is_told_what_to_do(
     new: Program, read: OpenBrowser
 ) -> None:
-    reader = read(new, extra_http_headers=FROM_ELSEWHERE)
+    reader = read(new, is_owner=False, extra_http_headers=FROM_ELSEWHERE)
     reader.expects("403")
     tab = reader.context.new_page()
     tab.goto("/models")
-    shows(tab, "No password is set yet", f"http://127.0.0.1:{new.port}/setup")
-    shows(tab, "python -m commands.users password")
+    shows(tab, "No password is set yet", "llm-manager open", "llm-manager users add NAME")
+
+
+# --- before there is an account -----------------------------------------------------------
+
+
+def test_the_link_signs_in_once_and_leaves_nothing_in_the_address(
+    launch: Launch, read: OpenBrowser
+) -> None:
+    program = launch({})
+    reader = read(program, is_owner=False)
+    tab = reader.context.new_page()
+    link = program.sign_in_link()
+    tab.goto(link)
+    tab.wait_for_url(f"{program.url}/")
+    reader.settles(tab)
+    shows(tab, "Make the first account", "Sign out")
+    assert tab.evaluate("location.hash") == ""
+    tab.get_by_role("button", name="Sign out", exact=True).click()
+    assert tab.get_by_role("heading", level=1).inner_text() == "Sign in"
+    reader.expects("403")
+    tab.goto(link)
+    shows(tab, "This link was used already or has expired", "llm-manager open")
+    assert tab.url == f"{program.url}/login/link"
+
+
+def test_who_is_on_this_machine_without_an_account_looks_and_is_told_how_to_become_admin(
+    new: Program, read: OpenBrowser
+) -> None:
+    reader = read(new, is_owner=False)
+    reader.expects("403")
+    tab = reader.open("/settings")
+    shows(tab, "You may look at everything here and change nothing")
+    assert not tab.get_by_role("button", name="Reload the file from disk").is_visible()
+    assert "Sign out" not in seen_on(tab)
+    tab.get_by_role("link", name="How to become admin").click()
+    shows(tab, "llm-manager open", "llm-manager users add NAME --role admin --password-stdin")
+    tab.goto("/setup")
+    shows(tab, "The first account is made by the owner of this machine", "llm-manager open")
+    assert tab.get_by_label("Password").count() == 0

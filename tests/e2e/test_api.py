@@ -53,7 +53,7 @@ def gates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def program(launch_once: Launch, gates: Path) -> Program:
     secretive = fake("--api-key=sk-in-argument", "--children", 0)
     secretive["Default"]["command"] += ["--api-key", "sk-behind-argument"]
-    secretive["Default"]["env"] = {"HF_TOKEN": "hf-secret", "PLAIN": "shown"}
+    secretive["Default"]["env"] = {"HF_TOKEN": "hf-secret", "PLAIN": "not-shown"}
     return launch_once(
         {
             "Model": fake(aliases=["org/model:7b"]),
@@ -250,12 +250,18 @@ def test_a_page_that_is_closed_gives_its_place_back_and_pages_never_take_all(
 def test_the_config_is_told_without_its_secrets(program: Program) -> None:
     response = program.get("/api/config")
     assert response.status_code == 200
-    for secret in ("hf-secret", "sk-in-argument", "sk-behind-argument", "redis-secret"):
+    for secret in (
+        "hf-secret",
+        "not-shown",
+        "sk-in-argument",
+        "sk-behind-argument",
+        "redis-secret",
+    ):
         assert secret not in response.text
     config = response.json()
     assert config["program"]["threads"] == FEW_THREADS
     assert [model["name"] for model in config["models"]][:2] == ["Model", "Watched"]
-    assert "shown" in response.text
+    assert "PLAIN" in response.text
 
 
 def test_no_secret_is_in_the_log_or_in_an_error(program: Program) -> None:

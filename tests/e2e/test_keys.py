@@ -21,6 +21,7 @@ import requests
 from tests.support.fixtures import Launch
 from tests.support.program import (
     CHAT,
+    NOBODY,
     ROOT,
     Program,
     background,
@@ -322,9 +323,9 @@ def test_what_goes_wrong_in_the_shell_is_said(program: Program) -> None:
 def test_a_password_of_the_shell_locks_the_pages_and_a_token_opens_the_api(
     program: Program,
 ) -> None:
-    assert program.get("/api/models").status_code == 200
+    assert program.get("/api/models", headers=NOBODY).status_code == 200
     shell(program, "commands.users", "password", "--stdin", text="correct horse\n")
-    eventually(lambda: program.get("/api/models").status_code == 401)
+    eventually(lambda: program.get("/api/models", headers=NOBODY).status_code == 401)
     token = shell(program, "commands.users", "add-token", "prom")
     headers = {"Authorization": f"Bearer {token}"}
     eventually(lambda: program.get("/metrics", headers=headers).status_code == 200)
@@ -335,7 +336,7 @@ def test_a_password_of_the_shell_locks_the_pages_and_a_token_opens_the_api(
 
 def test_who_is_signed_out_sees_no_more_of_a_stream(program: Program) -> None:
     shell(program, "commands.users", "password", "--stdin", text="correct horse\n")
-    eventually(lambda: program.get("/api/models").status_code == 401)
+    eventually(lambda: program.get("/api/models", headers=NOBODY).status_code == 401)
     token = shell(program, "commands.users", "add-token", "watcher")
     headers = {"Authorization": f"Bearer {token}"}
     eventually(lambda: program.get("/api/session", headers=headers).status_code == 200)

@@ -119,7 +119,7 @@ def test_as_it_is_shipped_no_other_host_reaches_it(launch: Launch, wire: Wire) -
     for path in ("/health", "/v1/models", *PAGES, *CALLS):
         status, why = wire.ask(path)
         assert (status, "refused" in why) == (0, True)
-        assert wire.ask(path, here=True)[0] == 200
+        assert wire.ask(path, here=True)[0] == (403 if path == "/setup" else 200)
 
 
 def test_opened_to_the_network_models_answer_and_all_else_says_what_to_do(
@@ -133,7 +133,7 @@ def test_opened_to_the_network_models_answer_and_all_else_says_what_to_do(
         status, text = wire.ask(path)
         assert status == 403
         assert "No password is set yet" in text
-        assert "python -m commands.users password" in text
+        assert "llm-manager open" in text
     for path in ("/api/models/Model/stop", "/api/keys", "/api/config/reload"):
         status, text = wire.ask(path, "POST", {})
         assert (status, "no_password_yet" in text) == (403, True)
@@ -143,16 +143,18 @@ def test_opened_to_the_network_models_answer_and_all_else_says_what_to_do(
     assert wire.ask("/api/models", here=True)[0] == 200
     # All of it is said at the start.
     assert "no API key is asked for" in program.output
-    assert "no password is set" in program.output
+    assert "there is no account" in program.output
 
 
 def test_with_a_password_and_a_key_the_other_host_does_what_it_may(
     launch: Launch, wire: Wire
 ) -> None:
-    start(launch, wire, host="0.0.0.0")
-    _, made = wire.ask("/api/keys", "POST", {"name": "ann"}, here=True)
+    program = start(launch, wire, host="0.0.0.0")
+    owner = {"Authorization": f"Bearer {program.local_token}"}
+    assert wire.ask("/api/keys", "POST", {"name": "ann"}, here=True)[0] == 401
+    _, made = wire.ask("/api/keys", "POST", {"name": "ann"}, here=True, **owner)
     key = {"Authorization": f"Bearer {json.loads(made)['secret']}"}
-    _, made = wire.ask("/api/tokens", "POST", {"name": "ops", "role": "admin"}, here=True)
+    _, made = wire.ask("/api/tokens", "POST", {"name": "ops", "role": "admin"}, here=True, **owner)
     token = {"Authorization": f"Bearer {json.loads(made)['secret']}"}
     assert wire.ask(CHAT, "POST", chat("Model"))[0] == 401
     assert wire.ask(CHAT, "POST", chat("Model"), **key)[0] == 200

@@ -162,9 +162,13 @@ def test_a_page_tells_no_secret(program: Program, page: str) -> None:
 
 @pytest.fixture
 def visitor(program: Program) -> Iterator[requests.Session]:
-    """A browser with a page open: its cookies, and its token in the header that pages send."""
+    """An admin's browser with a page open: its cookies, and the token that its page sends."""
     with requests.Session() as session:
         session.trust_env = False
+        page = session.get(f"{program.url}/login/link", headers=HTML, timeout=10)
+        code = program.sign_in_link().partition("#")[2]
+        form = {"code": code, "csrf_token": Document(page.text).token}
+        session.post(f"{program.url}/login/link", data=form, timeout=10)
         page = session.get(program.url, headers=HTML, timeout=10)
         session.headers["X-CSRFToken"] = Document(page.text).token
         yield session
@@ -306,21 +310,22 @@ def test_a_stream_with_nothing_to_tell_begins_at_once(program: Program) -> None:
 
 OPEN_HERE = "Every program on this machine may use the models"
 OPEN_TO_ALL = "Everybody who reaches this machine may use the models"
-NO_PASSWORD = "No password is set"
+NO_ACCOUNT = "There is no account yet"
 
 
 def told(program: Program, page: str = "models") -> set[str]:
     """What a page tells of who may come in, without a script."""
     text = get(program, address(page)).text
-    return {said for said in (OPEN_HERE, OPEN_TO_ALL, NO_PASSWORD) if said in text}
+    return {said for said in (OPEN_HERE, OPEN_TO_ALL, NO_ACCOUNT) if said in text}
 
 
 @pytest.mark.parametrize("page", pages())
 def test_a_page_says_that_no_key_and_no_password_are_asked_for(program: Program, page: str) -> None:
-    assert told(program, page) == {OPEN_HERE, NO_PASSWORD}
+    assert told(program, page) == {OPEN_HERE, NO_ACCOUNT}
     text = get(program, address(page)).text
     assert 'href="/keys"' in text
     assert 'href="/setup"' in text
+    assert "You may look at everything here" not in text
 
 
 @pytest.mark.parametrize(
@@ -334,14 +339,14 @@ def test_a_page_warns_where_others_reach_the_models(
     launch: Launch, arguments: tuple[str, ...], settings: dict[str, Any]
 ) -> None:
     program = launch({}, arguments=arguments, **settings)
-    assert told(program) == {OPEN_TO_ALL, NO_PASSWORD}
+    assert told(program) == {OPEN_TO_ALL, NO_ACCOUNT}
 
 
 def test_a_page_is_silent_once_keys_and_a_password_are_asked_for(launch: Launch) -> None:
     program = launch({}, arguments=("--host", "127.0.0.1"), host="0.0.0.0")
-    assert told(program) == {OPEN_HERE, NO_PASSWORD}
+    assert told(program) == {OPEN_HERE, NO_ACCOUNT}
     program.add_key("first")
-    assert told(program) == {NO_PASSWORD}
+    assert told(program) == {NO_ACCOUNT}
     program.add_account("admin")
     assert told(program) == set()
 

@@ -56,11 +56,14 @@ def launch_chromium(playwright: Any) -> Browser:
 class Reader:
     """One person's browser, with cookies of its own; each page is a tab.
 
+    ``is_owner``: signed in by a link of the local token, as by default while there is no account.
     ``options`` are those of Playwright's contexts: ``locale``, ``color_scheme``, ``viewport``.
     At the end of a test there must be no fault but those it said to expect.
     """
 
-    def __init__(self, browser: Browser, program: Program, **options: Any) -> None:
+    def __init__(
+        self, browser: Browser, program: Program, *, is_owner: bool | None = None, **options: Any
+    ) -> None:
         self.faults: list[str] = []
         self._expected: list[str] = []
         self._under_way: set[Request] = set()
@@ -72,6 +75,18 @@ class Reader:
         context.on("request", self._take_request)
         context.on("requestfinished", lambda request: self._under_way.discard(request))
         context.on("requestfailed", self._take_failure)
+        if is_owner if is_owner is not None else not program.has_accounts:
+            self._sign_in(program)
+
+    def _sign_in(self, program: Program) -> None:
+        """As the script of the link's page does, for browsers that run none as well."""
+        code = program.sign_in_link().partition("#")[2]
+        page = self.context.request.get("/login/link").text()
+        found = re.search('name="csrf_token" value="([^"]+)"', page)
+        assert found is not None, page
+        form = {"csrf_token": found[1], "code": code}
+        answer = self.context.request.post("/login/link", form=form, max_redirects=0)
+        assert answer.status == 303, answer.text()
 
     def open(self, path: str) -> Page:
         """A page in a tab of its own, live and with all that it first asks for."""

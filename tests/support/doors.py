@@ -1,13 +1,26 @@
-"""A door with nobody in front of it, for the application over a part of a house."""
+"""Who may come in, for the application over a part of its services."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
 
+from flask.testing import FlaskClient
+
 from manager.access.registry import AccessSnapshot
 
+TOKEN = "tk-llm-" + "t" * 43
 
-def unlocked() -> Any:
-    """The ``access`` of a house where no password is set and no key was made."""
-    return SimpleNamespace(snapshot=AccessSnapshot(), record=lambda _function: None)
+
+def unlocked() -> dict[str, Any]:
+    """The services that know who may come in, where there is no account and no key."""
+    return {
+        "access": SimpleNamespace(snapshot=AccessSnapshot(), record=lambda _function: None),
+        "local_token": SimpleNamespace(check=lambda secret: "1" if secret == TOKEN else None),
+    }
+
+
+def as_admin(client: FlaskClient) -> FlaskClient:
+    """The test client, which sends the local token from now on."""
+    client.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {TOKEN}"
+    return client

@@ -25,6 +25,7 @@ import psutil
 import requests
 import yaml
 
+from manager.access import local_token
 from tests.support import nvidia_smi
 from tests.support.cards import Cards
 
@@ -34,6 +35,8 @@ PLAIN = Path(__file__).with_name("plain_server.py")
 NOT_INSTALLED = ROOT / "tests" / "not_installed"
 CHAT = "/v1/chat/completions"
 PASSWORD = "a long secret word"
+NOBODY = {"Authorization": None}
+"""Headers of a request without the local token."""
 PLACES = 4  # for requests, of which pages may hold one
 FEW_THREADS = 32 + PLACES
 
@@ -224,6 +227,7 @@ class Program:
         self.url = ""
         self.may_log_tracebacks = False
         self.headers: dict[str, str] = {}  # of all that it is asked
+        self.has_accounts = False
         self._wrapper = wrapper
         self._arguments = arguments
         self._env = dict(env or {})
@@ -301,7 +305,8 @@ class Program:
         places = ["its output"] if SECRET.search(self.output.encode()) else []
         with contextlib.suppress(OSError):  # of a folder that was closed, or on a full disk
             for path in self.data.rglob("*"):
-                if path.is_file() and SECRET.search(path.read_bytes()):
+                is_token = path == self.data / local_token.FILE
+                if path.is_file() and not is_token and SECRET.search(path.read_bytes()):
                     places.append(str(path))
         return places
 
@@ -353,9 +358,12 @@ class Program:
     # --- what it answers ----------------------------------------------------------------
 
     def request(self, method: str, path: str, **options: Any) -> requests.Response:
-        """One request, on a connection of its own."""
+        """One request, on a connection of its own: as the machine's owner, with the local token,
+        or with the headers that are given; see `NOBODY`."""
         with requests.Session() as session:
             session.trust_env = False  # a proxy of the environment is not for loopback
+            if not path.startswith("/v1"):
+                session.headers["Authorization"] = f"Bearer {self.local_token}"
             session.headers.update(self.headers)
             return session.request(method, self.url + path, **{"timeout": PATIENCE, **options})
 
@@ -415,13 +423,22 @@ class Program:
     # --- who may come in ----------------------------------------------------------------
 
     def add_account(self, name: str, role: str = "admin") -> None:
-        """One with `PASSWORD`. The first closes the pages; from then on we ask with a token."""
-        if not self.headers:
-            token = self.post("/api/tokens", {"name": "tests", "role": "admin"}).json()["secret"]
-            self.headers["Authorization"] = f"Bearer {token}"
+        """One with `PASSWORD`."""
         body = {"name": name, "role": role, "password": PASSWORD}
         answer = self.post("/api/accounts", body)
         assert answer.status_code == 201, answer.text
+        self.has_accounts = True
+
+    @property
+    def local_token(self) -> str:
+        try:
+            return local_token.read(self.data)
+        except local_token.LocalTokenError:  # a disk that only the program sees
+            return local_token.read(Path(f"/proc/{self.pid}/root{self.data}"))
+
+    def sign_in_link(self) -> str:
+        """One that makes a browser the owner's."""
+        return local_token.sign_in_link(self.url, self.local_token, int(time.time() * 1000))
 
     def add_key(self, name: str, **fields: Any) -> str:
         """The secret of a new API key."""

@@ -31,7 +31,7 @@ from manager.usage.reports import Reports
 from routes import app as app_module
 from routes.api import prices, usage
 from routes.http.slots import Slots
-from tests.support.doors import unlocked
+from tests.support.doors import as_admin, unlocked
 from tests.support.usage_rows import a_request, add_request, query
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "billing.md").read_text(encoding="utf-8")
@@ -167,14 +167,14 @@ class Example:
             find=lambda name: SimpleNamespace(settings=self._config.find(name)),
         )
         services: Any = SimpleNamespace(
-            access=unlocked(),
+            **unlocked(),
             fleet=fleet,
             clock=clock,
             slots=Slots(64),
             reports=Reports(self.path),
             prices=self._prices,
         )
-        return routes.create_app(services, b"secret").test_client()
+        return as_admin(routes.create_app(services, b"secret").test_client())
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["often", "in the evening"])

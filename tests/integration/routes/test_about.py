@@ -25,7 +25,7 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     now = [100.0]
     program = Program(currency="EUR", timezone="Asia/Shanghai")
     services: Any = SimpleNamespace(
-        access=unlocked(),
+        **unlocked(),
         clock=Clock(monotonic=lambda: now[0], wall=lambda: 1_795_349_000 + now[0]),
         data_dir=tmp_path,
         fleet=SimpleNamespace(config=Config(tmp_path / "config.yaml", program, {})),

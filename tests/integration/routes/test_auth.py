@@ -25,8 +25,9 @@ from flask_wtf.csrf import generate_csrf
 from werkzeug.test import TestResponse
 
 import routes
-from manager.access import accounts, api_keys, audit, credentials
+from manager.access import accounts, api_keys, audit, credentials, local_token
 from manager.access.api_keys import Key
+from manager.access.local_token import LocalToken
 from manager.access.registry import AccessRegistry
 from manager.clock import Clock
 from manager.config import plugins
@@ -48,6 +49,8 @@ OPEN = """
     GET /static/<version>/<path:name>
     GET /login
     POST /login
+    GET /login/link
+    POST /login/link
     POST /logout
     POST /preferences
 """
@@ -161,13 +164,23 @@ NO_ADMIN = "403 admin_needed"
 LOCKED = "403 config_locked"
 OUTDATED = "403 page_outdated"
 
-# While nobody has set a password or made a key: this machine does everything, others use models.
+ALONE = dict.fromkeys(CLASSES, NO_PASSWORD) | {"open": YES, "models": YES, "key": NO_KEY}
+OWNER = dict.fromkeys(CLASSES, YES) | {"key": NO_KEY}
+# While there is no account and no key: this machine may look, others use models; who has the local
+# token does everything.
 NEW_HOUSE: dict[str, dict[str, str]] = {
-    "nobody on loopback": dict.fromkeys(CLASSES, YES) | {"key": NO_KEY},
-    "nobody from elsewhere": dict.fromkeys(CLASSES, NO_PASSWORD)
-    | {"open": YES, "models": YES, "key": NO_KEY},
-    "nobody through a proxy": dict.fromkeys(CLASSES, NO_PASSWORD)
-    | {"open": YES, "models": YES, "key": NO_KEY},
+    "nobody on loopback": dict.fromkeys(CLASSES, YES)
+    | {"key": NO_KEY, "first": NO_ADMIN, "admin": SIGN_IN, "config": SIGN_IN},
+    "nobody from elsewhere": ALONE,
+    "nobody through a proxy": ALONE,
+    "local token": OWNER,
+    "local token from elsewhere": OWNER | {"config": LOCKED},
+    "local session": OWNER,
+    "local session without CSRF": OWNER
+    | dict.fromkeys(("open", "first", "admin", "config", "view"), OUTDATED),
+    "local session of a token before": dict.fromkeys(CLASSES, YES)
+    | {"key": NO_KEY, "first": NO_ADMIN, "admin": SIGN_IN, "config": SIGN_IN},
+    "wrong token": dict.fromkeys(CLASSES, NO_TOKEN) | {"open": YES, "models": YES, "key": NO_KEY},
 }
 
 ANYBODY = {"open": YES, "first": YES}  # /setup itself sends them on to /login
@@ -198,9 +211,14 @@ LOCKED_HOUSE: dict[str, dict[str, str]] = {
     "admin's token": PERSON | {"models": NO_KEY, "admin": YES, "config": YES},
     "admin's token from elsewhere": PERSON | {"models": NO_KEY, "admin": YES, "config": LOCKED},
     "expired token": WITH_A_SECRET,
+    "local token": PERSON | {"models": NO_KEY, "admin": YES, "config": YES},
+    "local token from elsewhere": PERSON | {"models": NO_KEY, "admin": YES, "config": LOCKED},
+    "local session": PERSON | {"models": YES, "admin": YES, "config": YES},
+    "local session of a token before": STRANGER,
+    "wrong token": WITH_A_SECRET,
 }
 
-PERSONS = ("viewer", "admin", "admin from elsewhere", "admin without CSRF")
+PERSONS = ("viewer", "admin", "admin from elsewhere", "admin without CSRF", "local session")
 
 # --- the house ------------------------------------------------------------------------------------
 
@@ -230,6 +248,7 @@ class Gate:
             "data_dir": folder,
             "interfaces": plugins.interfaces(None),
             "host": "127.0.0.1",
+            "local_token": LocalToken(folder),
         }
         # The routes' own parts, which nobody reaches.
         others = {field.name: MagicMock() for field in fields(Services) if field.name not in parts}
@@ -284,9 +303,19 @@ class Gate:
             caller.headers["Authorization"] = "Bearer sk-llm-" + "A" * 43
         elif name == "key in x-api-key":
             caller.headers["X-Api-Key"] = self.secrets["good"]
+        elif name == "wrong token":
+            caller.headers["Authorization"] = "Bearer tk-llm-" + "A" * 43
+        elif name.startswith("local token"):
+            token = local_token.read(self.path.parent)
+            caller.headers["Authorization"] = f"Bearer {token}"
+        elif name.startswith("local session"):
+            caller.begin_local_session(self)
+            if "before" in name:
+                (self.path.parent / local_token.FILE).unlink()
+                LocalToken(self.path.parent)
         elif name.startswith(("admin", "viewer")):
             caller.sign_in(self, "eve" if name == "viewer" else "ann")
-        if name == "admin without CSRF":
+        if "without CSRF" in name:
             caller.headers.clear()
         if name == "admin who was signed out":
             self.access.change(lambda c: accounts.sign_out(c, "ann"))
@@ -307,6 +336,12 @@ class Caller:
         account = gate.access.snapshot.accounts[name]
         with self.client.session_transaction() as kept:
             kept["account"], kept["generation"] = name, account.generation
+        self.take_token()
+
+    def begin_local_session(self, gate: Gate) -> None:
+        generation = gate.services.local_token.check(local_token.read(gate.path.parent))
+        with self.client.session_transaction() as kept:
+            kept["local_token"] = generation
         self.take_token()
 
     def take_token(self) -> None:
@@ -343,7 +378,7 @@ def outcome(answer: TestResponse) -> str:
         return f"{answer.status_code} {answer.json['error']['code']}"
     # A page, for people: it has the message.
     codes = {"No password is set": NO_PASSWORD, "out of date": OUTDATED, "The token": NO_TOKEN}
-    codes["An API key is for"] = NO_TOKEN
+    codes |= {"An API key is for": NO_TOKEN, "made by the owner": NO_ADMIN}
     found = [code for text, code in codes.items() if text in answer.text]
     assert len(found) == 1, answer.text
     return found[0]
@@ -395,11 +430,19 @@ def test_a_route_without_a_rule_keeps_the_program_from_starting(
 
 
 @pytest.mark.parametrize("name", NEW_HOUSE)
-def test_a_new_house_is_open_to_its_own_machine_alone(gate: Gate, name: str) -> None:
+def test_without_an_account_this_machine_may_look_and_the_local_token_does_all(
+    gate: Gate, name: str
+) -> None:
     caller = gate.caller(name)
-    caller.take_token()
-    found = {route: caller.outcome(route[0], spelled(route[1])) for route in PROMISED}
-    assert found == {route: NEW_HOUSE[name][kind] for route, kind in PROMISED.items()}
+    if "without CSRF" not in name:
+        caller.take_token()
+    found, wanted = {}, {}
+    for route, kind in PROMISED.items():
+        method, path = route
+        expected = NEW_HOUSE[name][kind]
+        wanted[route] = OWNER[kind] if expected == OUTDATED and method == "GET" else expected
+        found[route] = caller.outcome(method, spelled(path))
+    assert found == wanted
 
 
 @pytest.mark.parametrize("name", LOCKED_HOUSE)
@@ -723,9 +766,14 @@ def test_what_was_in_a_session_before_is_not_taken_along(desk: Gate) -> None:
 
 
 def test_what_somebody_has_open_is_theirs_until_they_are_signed_out(gate: Gate) -> None:
-    owner = auth.Caller("127.0.0.1", True, is_owner=True)
-    assert auth.is_still_authorized(gate.services, owner)
+    onlooker = auth.Caller("127.0.0.1", True, is_onlooker=True)
+    generation = gate.services.local_token.check(local_token.read(gate.path.parent))
+    owner = auth.Caller("127.0.0.1", True, local_token=generation)
+    assert auth.is_still_authorized(gate.services, onlooker)
     gate.lock()
+    assert not auth.is_still_authorized(gate.services, onlooker)
+    assert auth.is_still_authorized(gate.services, owner)
+    (gate.path.parent / local_token.FILE).unlink()
     assert not auth.is_still_authorized(gate.services, owner)
     ann = auth.Caller(ELSEWHERE, False, account=gate.access.snapshot.accounts["ann"])
     script = auth.Caller(ELSEWHERE, False, token=gate.access.snapshot.tokens["a"])
@@ -755,7 +803,7 @@ def test_a_database_that_does_not_take_a_password_is_told_on_the_page(
         raise sqlite3.OperationalError("disk I/O error")
 
     monkeypatch.setattr(desk.access, "change", fail)
-    answer = set_up(Caller(desk.app, "127.0.0.1"))
+    answer = set_up(desk.caller("local session"))
     assert (answer.status_code, answer.mimetype) == (503, "text/html")
     assert "usage.db cannot be used" in answer.text
 
@@ -852,19 +900,71 @@ def set_up(caller: Caller, **form: str) -> TestResponse:
     return caller.client.post("/setup", data=given, environ_base={"REMOTE_ADDR": caller.address})
 
 
-def test_the_first_password_is_set_on_the_machine_itself_once(desk: Gate) -> None:
+def test_the_first_account_is_made_with_the_local_token_once(desk: Gate) -> None:
     assert "No password is set yet" in set_up(Caller(desk.app, ELSEWHERE)).text
-    here = Caller(desk.app, "127.0.0.1")
-    assert "not the same" in set_up(here, again="x").text
-    assert "8 to 200" in set_up(here, password="short", again="short").text
+    refused = set_up(Caller(desk.app, "127.0.0.1"))
+    assert refused.status_code == 403
+    assert "llm-manager open" in refused.text
+    assert "llm-manager users add NAME --role admin --password-stdin" in refused.text
+    owner = desk.caller("local session")
+    assert "not the same" in set_up(owner, again="x").text
+    assert "8 to 200" in set_up(owner, password="short", again="short").text
     assert not desk.access.snapshot.accounts
-    assert set_up(here).headers["Location"] == "/"
-    assert here.outcome("GET", "/api/models") == YES
-    again = set_up(Caller(desk.app, "127.0.0.1"), name="eve")
+    assert set_up(owner).headers["Location"] == "/"
+    assert owner.outcome("GET", "/api/models") == YES
+    again = set_up(desk.caller("local session"), name="eve")
     assert again.headers["Location"] == "/login"
     assert list(desk.access.snapshot.accounts) == ["ann"]
     # From now on, this machine's other users have to sign in as well.
     assert Caller(desk.app, "127.0.0.1").outcome("GET", "/api/models") == SIGN_IN
+
+
+def follow(caller: Caller, code: str) -> TestResponse:
+    caller.take_token()
+    form = {"code": code, "csrf_token": caller.headers.pop("X-CSRFToken")}
+    return caller.client.post(
+        "/login/link", data=form, environ_base={"REMOTE_ADDR": caller.address}
+    )
+
+
+def test_a_link_of_the_local_token_signs_in_once_and_says_so_in_the_audit_table(
+    desk: Gate, caplog: pytest.LogCaptureFixture
+) -> None:
+    token = local_token.read(desk.path.parent)
+    link = local_token.sign_in_link("http://127.0.0.1:8080", token, NOW)
+    code = link.partition("#")[2]
+    caller = Caller(desk.app, "127.0.0.1")
+    assert token not in caller.call("GET", "/login/link").text
+    answer = follow(caller, code)
+    assert (answer.status_code, answer.headers["Location"]) == (303, "/")
+    assert caller.call("GET", "/api/session").json == {
+        "name": "local token",
+        "role": "admin",
+        "is_local": True,
+        "password_is_set": False,
+        "models_are_open": True,
+    }
+    caller.take_token()
+    assert caller.outcome("POST", "/api/models/stop") == YES
+    assert caller.call("GET", "/login").headers["Location"] == "/"
+    late = follow(Caller(desk.app, "127.0.0.1"), code)
+    assert late.status_code == 403
+    assert "used already" in late.text
+    assert entries(desk) == [
+        ("local token", "127.0.0.1", "signed in", "local token"),
+        ("local token", "127.0.0.1", "POST /api/models/stop", ""),
+    ]
+    for secret in (token, code):
+        assert secret not in caplog.text + answer.text + late.text
+    caller.call("POST", "/logout")
+    assert caller.outcome("POST", "/api/models/stop") == SIGN_IN
+
+
+def test_a_session_of_the_local_token_ends_with_it(desk: Gate) -> None:
+    owner = desk.caller("local session")
+    assert owner.outcome("GET", "/api/accounts") != SIGN_IN
+    (desk.path.parent / local_token.FILE).unlink()
+    assert owner.outcome("GET", "/api/accounts") == SIGN_IN
 
 
 def test_a_session_of_another_program_or_of_nobody_is_worth_nothing(desk: Gate) -> None:

@@ -22,7 +22,7 @@ from manager.config import config_file, loader
 from manager.errors import ApiError
 from routes import app as app_module
 from routes.api import config as settings
-from tests.support.doors import unlocked
+from tests.support.doors import as_admin, unlocked
 
 TEXT = """\
 # A house with two models.
@@ -73,7 +73,7 @@ class Desk:
         self.fleet = Fleet(self.load())
         self.told: list[WorkerSettings] = []
         services: Any = SimpleNamespace(
-            access=unlocked(),
+            **unlocked(),
             clock=Clock(),
             fleet=self.fleet,
             interfaces=MODES,
@@ -89,7 +89,7 @@ class Desk:
         return loader.load(self.path, lambda _: MODES)
 
     def get(self) -> dict[str, Any]:
-        answer = self.app.test_client().get("/api/config/text")
+        answer = as_admin(self.app.test_client()).get("/api/config/text")
         assert answer.status_code == 200, answer.text
         found: dict[str, Any] = answer.get_json()
         return found
@@ -107,7 +107,7 @@ class Desk:
 
     def send(self, method: str, path: str, body: Any) -> TestResponse:
         data = json.dumps(body)  # half characters can be sent only as its escapes
-        client = self.app.test_client()
+        client = as_admin(self.app.test_client())
         return client.open(path, method=method, data=data, content_type="application/json")
 
     def refused(self, answer: TestResponse, status: int, code: str) -> dict[str, Any]:

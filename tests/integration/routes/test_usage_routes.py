@@ -34,7 +34,7 @@ from manager.usage.reports import Reports
 from routes import app as app_module
 from routes.api import prices, usage
 from routes.http.slots import Slots
-from tests.support.doors import unlocked
+from tests.support.doors import as_admin, unlocked
 from tests.support.usage_rows import add_request, new_store
 
 ZONE = "Asia/Shanghai"
@@ -80,7 +80,7 @@ class Office:
         clock = Clock(wall=lambda: self.now_ms / 1000)
         self.slots = Slots(64)
         services: Any = SimpleNamespace(
-            access=unlocked(),
+            **unlocked(),
             limits=SimpleNamespace(apply_adjustment=lambda *_: None),
             fleet=Models(loaded),
             clock=clock,
@@ -89,7 +89,7 @@ class Office:
             prices=Prices(self.store, self.path, clock),
         )
         monkeypatch.setattr(app_module, "_BLUEPRINTS", (usage.blueprint, prices.blueprint))
-        self.client = routes.create_app(services, b"secret").test_client()
+        self.client = as_admin(routes.create_app(services, b"secret").test_client())
 
     def get(self, path: str, **query: object) -> TestResponse:
         return self.client.get(path, query_string=query)

@@ -62,29 +62,14 @@ def test_the_config_is_shown_as_plain_json(loaded: loader.Config) -> None:
     assert (model["name"], model["aliases"], model["port"]) == ("Qwen", ["gpt"], 10001)
     scheme = model["schemes"][0]
     assert scheme["command"] == ["llama-server", "--port", "10001", "-m", "/models/qwen.gguf"]
-    assert scheme["env"] == {"CUDA_LAUNCH_BLOCKING": "1"}
+    assert scheme["env"] == {"CUDA_LAUNCH_BLOCKING": "***"}
     assert scheme["memory_mb"] == {"rtx 4060": 6000}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "HF_TOKEN",
-        "OPENAI_API_KEY",
-        "api_key",
-        "DB_PASSWORD",
-        "db_passwd",
-        "CLIENT_SECRET",
-        "AWS_CREDENTIALS",
-        "BASIC_AUTH",
-        "Authorization",
-    ],
-)
-def test_a_variable_with_a_telling_name_is_masked(loaded: loader.Config, name: str) -> None:
-    shown = shown_with(loaded, env={name: "s3cr3t", "CUDA_VISIBLE_DEVICES": "0"})
+def test_no_value_of_a_variable_is_shown(loaded: loader.Config) -> None:
+    shown = shown_with(loaded, env={"DSN": "s3cr3t"})
     assert "s3cr3t" not in shown
-    assert name in shown
-    assert '"CUDA_VISIBLE_DEVICES": "0"' in shown
+    assert '"DSN": "***"' in shown
 
 
 @pytest.mark.parametrize(
@@ -127,12 +112,6 @@ def test_a_secret_inside_of_an_argument_is_masked(
     assert "s3cr3t" not in shown_with(loaded, command=tuple(command))
 
 
-def test_a_password_in_the_url_of_a_variable_is_masked(loaded: loader.Config) -> None:
-    shown = shown_with(loaded, env={"HTTPS_PROXY": "http://user:s3cr3t@proxy:3128"})
-    assert "s3cr3t" not in shown
-    assert "proxy:3128" in shown
-
-
 @pytest.mark.parametrize(
     ("url", "still_shown"),
     [
@@ -173,5 +152,5 @@ def test_what_comes_from_the_environment_is_masked_whatever_its_name(
     assert "s3cr3t" not in str(shown)
     assert (shown["program"]["queue"], shown["program"]["variables"]) == ("***", ["QUEUE_HOST"])
     (scheme,) = shown["models"][0]["schemes"]
-    assert scheme["env"] == {"CUDA_LAUNCH_BLOCKING": "1", "A": "***", "B": "${FLAVOUR}"}
+    assert set(scheme["env"].values()) == {"***"}
     assert scheme["expanded"] == ["A"]

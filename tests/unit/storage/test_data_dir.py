@@ -52,6 +52,13 @@ def test_a_new_folder_is_its_owners_alone_and_the_one_above_it_as_ever(tmp_path:
     assert mode(folder) == 0o700
 
 
+def test_who_runs_on_a_folder_is_known_as_long_as_it_runs(tmp_path: Path) -> None:
+    assert data_dir.owner(tmp_path) is None
+    with data_dir.lock(tmp_path):
+        assert data_dir.owner(tmp_path) == os.getpid()
+    assert data_dir.owner(tmp_path) is None
+
+
 def test_the_database_and_what_sqlite_puts_beside_it_are_its_owners(tmp_path: Path) -> None:
     with closing(Store(tmp_path / "usage.db")) as store:
         add_request(store, a_request(NOON))
@@ -127,7 +134,8 @@ def test_files_with_secrets_of_an_earlier_version_become_their_owners_and_no_oth
 ) -> None:
     folder = with_rights(tmp_path, 0o750)
     private = ["secret", "usage.db", "usage.db-wal", "usage.db-shm", "backups/usage-1.db"]
-    others = ["exports/2026-11.csv", "logs/llm-manager.log", "queue.db"]
+    private += ["queue.db"]
+    others = ["exports/2026-11.csv", "logs/llm-manager.log"]
     for name in (*private, *others):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).touch()
@@ -164,3 +172,74 @@ def test_what_cannot_be_changed_is_told_and_does_not_keep_the_program_from_start
 def test_a_database_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="cannot be used"):
         Store(tmp_path / "nowhere" / "usage.db")
+
+
+@pytest.mark.parametrize(
+    ("file", "folder", "is_for_everybody"),
+    [
+        (0o644, 0o755, False),
+        (0o664, 0o775, False),
+        (0o646, 0o755, True),
+        (0o644, 0o777, True),
+        (0o644, 0o1777, False),
+    ],
+)
+def test_a_config_that_everybody_can_write_to_or_replace_is_found(
+    tmp_path: Path, file: int, folder: int, is_for_everybody: bool
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.touch()
+    with_rights(config, file)
+    with_rights(tmp_path, folder)
+    assert data_dir.is_for_everybody(config) is is_for_everybody
+
+
+# --- files with a secret --------------------------------------------------------------------------
+
+
+def test_a_private_file_is_read_as_it_was_written_and_nobody_else_could_at_any_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    replace = os.replace
+
+    def watched(part: Path, target: Path) -> None:
+        seen.append((mode(part), part.read_bytes()))
+        replace(part, target)
+
+    monkeypatch.setattr(os, "replace", watched)
+    data_dir.write_private(tmp_path / "secret", b"one")
+    assert seen == [(0o600, b"one")]
+    assert data_dir.read_private(tmp_path / "secret") == b"one"
+    assert mode(tmp_path / "secret") == 0o600
+    assert [path.name for path in tmp_path.iterdir()] == ["secret"]
+
+
+def test_a_file_that_others_may_read_a_link_a_pipe_and_none_hold_no_secret(tmp_path: Path) -> None:
+    private = tmp_path / "private"
+    data_dir.write_private(private, b"one")
+    (tmp_path / "link").symlink_to(private)
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    (tmp_path / "open").write_bytes(b"one")
+    for name in ("link", "pipe", "open", "missing"):
+        assert data_dir.read_private(tmp_path / name) is None, name
+
+
+def test_a_link_is_replaced_and_what_it_leads_to_stays(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_bytes(b"theirs")
+    link = tmp_path / "secret"
+    link.symlink_to(other)
+    data_dir.write_private(link, b"ours")
+    assert (link.is_symlink(), link.read_bytes(), other.read_bytes()) == (False, b"ours", b"theirs")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs another user")
+def test_what_another_user_has_put_there_signs_no_sessions(tmp_path: Path) -> None:
+    planted = tmp_path / "secret"
+    data_dir.write_private(planted, b"x" * 32)
+    os.chown(planted, 65534, 65534)
+    made = data_dir.session_secret(tmp_path)
+    assert made != b"x" * 32
+    assert planted.stat().st_uid == 0
+    assert data_dir.session_secret(tmp_path) == made

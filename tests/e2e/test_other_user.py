@@ -1,0 +1,156 @@
+"""What another user of the machine may do on loopback: look, until there is an account; no more."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.program import CHAT, PATIENCE, Program, chat, fake
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0 or shutil.which("setpriv") is None,
+    reason="needs root and setpriv, to be another user",
+)
+
+AS_NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+# Reads requests as JSON, prints the status of each and the error's code; 0 where a file opens.
+ASK = """
+import json, sys, urllib.error, urllib.request
+opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+answers = []
+for method, url, body in json.load(sys.stdin):
+    if method == "READ":
+        try:
+            open(url, "rb").close()
+            answers.append("read")
+        except OSError as error:
+            answers.append(type(error).__name__)
+        continue
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
+    try:
+        with opener.open(request, timeout=30) as answer:
+            answers.append(f"{answer.status} {answer.url.rpartition(':')[2].partition('/')[2]}")
+    except urllib.error.HTTPError as error:
+        text = error.read().decode()
+        code = json.loads(text)["error"]["code"] if text.startswith("{") else "page"
+        answers.append(f"{error.code} {code}")
+print(json.dumps(answers))
+"""
+
+LOOKING = ["/", "/settings", "/api/models", "/api/config", "/api/log", "/api/keys", "/metrics"]
+CHANGING: list[tuple[str, str, Any]] = [
+    ("GET", "/api/config/text", None),
+    ("PUT", "/api/config/text", {"text": "Local-Models: {}", "version": None}),
+    ("POST", "/api/config/reload", {}),
+    ("POST", "/api/models/Model/start", {}),
+    ("POST", "/api/models/stop", {}),
+    ("POST", "/api/keys", {"name": "mine"}),
+    ("GET", "/api/accounts", None),
+    ("POST", "/api/accounts", {"name": "me", "role": "admin", "password": "long enough"}),
+    ("POST", "/api/tokens", {"name": "me", "role": "admin"}),
+    ("GET", "/api/audit", None),
+]
+
+
+def ask(program: Program, requests: list[tuple[str, str, Any]]) -> list[str]:
+    """What another user is answered."""
+    asked = [
+        (method, path if method == "READ" else program.url + path, body)
+        for method, path, body in requests
+    ]
+    done = subprocess.run(
+        [*AS_NOBODY, "/usr/bin/env", "python3", "-c", ASK],
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        cwd="/",
+        env={"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    answers: list[str] = json.loads(done.stdout)
+    return answers
+
+
+@pytest.fixture
+def program() -> Iterator[Program]:
+    """One in a folder that others can get to; the data folder's own rights are tested."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o711)
+        program = Program(Path(folder) / "program", {"Model": fake()})
+        yield program
+        program.finish()
+
+
+def test_another_user_of_the_machine_looks_and_no_more(program: Program) -> None:
+    program.start()
+    chatting = ("POST", CHAT, chat("Model"))
+    files = ["admin-token", "secret", "usage.db", "queue.db", "logs/llm-manager.log"]
+    reading = [("READ", str(program.data / name), None) for name in files]
+
+    looked = ask(program, [("GET", path, None) for path in LOOKING])
+    assert looked == [f"200 {path[1:]}" for path in LOOKING]
+    assert ask(program, CHANGING) == ["401 sign_in_needed"] * len(CHANGING)
+    assert ask(program, [("GET", "/setup", None), ("POST", "/setup", {})]) == ["403 page"] * 2
+    assert ask(program, [chatting]) == [f"200 {CHAT[1:]}"]
+    assert ask(program, reading) == ["PermissionError"] * len(reading)
+
+    program.add_account("admin")
+    program.add_key("first")
+    looked = ask(program, [("GET", path, None) for path in LOOKING])
+    assert looked[:2] == ["200 login", "200 login?next=/settings"]
+    assert looked[2:] == ["401 sign_in_needed"] * len(LOOKING[2:])
+    assert ask(program, CHANGING) == ["401 sign_in_needed"] * len(CHANGING)
+    assert ask(program, [chatting]) == ["401 invalid_api_key"]
+    assert [one["name"] for one in program.get("/api/accounts").json()["accounts"]] == ["admin"]
+
+
+def test_on_a_folder_that_was_open_to_others_nothing_of_theirs_is_used(program: Program) -> None:
+    program.data.mkdir()
+    program.data.chmod(0o777)
+    theirs = "t" * 43
+    script = (
+        f"import os; os.chdir({str(program.data)!r})\n"
+        f"for name in ('admin-token', 'secret'):\n"
+        f"    with open(os.open(name, os.O_WRONLY | os.O_CREAT, 0o600), 'w') as file:\n"
+        f"        file.write({theirs!r})\n"
+    )
+    command = [*AS_NOBODY, "/usr/bin/env", "python3", "-c", script]
+    subprocess.run(command, check=True, cwd="/", timeout=PATIENCE)
+    program.start()
+    headers = {"Authorization": f"Bearer {theirs}"}
+    assert program.get("/api/accounts", headers=headers).status_code == 401
+    assert program.get("/api/accounts").status_code == 200
+    for name in ("admin-token", "secret"):
+        state = (program.data / name).stat()
+        assert (state.st_uid, state.st_mode & 0o777) == (0, 0o600)
+    assert program.data.stat().st_mode & 0o777 == 0o750
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_the_link_is_printed_at_a_start_on_a_terminal_alone(
+    tmp_path: Path, is_terminal: bool
+) -> None:
+    wrapper = [sys.executable, "-c", "import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)"]
+    program = Program(tmp_path, {}, wrapper=wrapper if is_terminal else ())
+    program.start()
+    try:
+        said = "To sign in as admin, once and within 10 minutes" in program.output
+        assert said == is_terminal
+        log = (program.data / "logs" / "llm-manager.log").read_text()
+        assert "/login/link" not in log
+        assert program.local_token not in program.output + log
+    finally:
+        program.process.terminate()
+        program.process.wait(PATIENCE)
