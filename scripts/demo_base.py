@@ -1,5 +1,5 @@
 """Launch script of Demo-Base: plain completions."""
 
-from demo_server import demo_params, serve
+from demo_server import serve
 
-serve(demo_params())
+serve()

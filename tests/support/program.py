@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import psutil
+import pytest
 import requests
 import yaml
 
@@ -74,6 +75,14 @@ def free_port() -> int:
         with socket.socket() as sock, contextlib.suppress(OSError):
             sock.bind(("127.0.0.1", port))
             return port
+
+
+def needs_demo_model() -> None:
+    """Skip the test where set-up has not put the demo model, or llama.cpp does not load."""
+    advice = "needs: python3 scripts/setup.py --dev"
+    pytest.importorskip("xllamacpp", reason=advice, exc_type=ImportError)
+    if not list((ROOT / "data" / "models").glob("SmolLM2-*.gguf")):
+        pytest.skip(advice)
 
 
 def fake(

