@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev run test lint audit bench translations screenshots clean
+.PHONY: help setup setup-dev run test lint audit bench translations reference screenshots clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -35,6 +35,9 @@ bench: setup ## measure the program beside its upstream and nginx
 
 translations: setup-dev ## take new words of the pages into translations/
 	@$(VENV)/python scripts/translations.py
+
+reference: setup ## make config.schema.json and the tables of docs/config.md
+	@$(VENV)/python -m scripts.config_reference
 
 screenshots: setup-dev ## take docs/pages/*.png of a small house that is played
 	@$(VENV)/python scripts/screenshots.py

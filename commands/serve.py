@@ -85,6 +85,8 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 1
     if arguments.check:
+        for line in loader.located(loaded.path, loaded.warnings):
+            print(f"{line} (warning)", file=sys.stderr)
         print(f"{arguments.config}: {len(loaded.models)} models, no problems")
         return 0
     try:
@@ -105,6 +107,7 @@ def _serve(
     data_dir: Path = arguments.data_dir
     claimed = datadir.lock(data_dir)
     log_journal = log_setup.configure(data_dir / "logs", program.log_level)
+    loader.log_warnings(loaded)
     datadir.restrict_permissions(data_dir)
     clock, events, metrics = Clock(), Events(), Metrics()
     monitor = Monitor(
@@ -127,7 +130,7 @@ def _serve(
     )
     fleet = Fleet(loaded, interfaces, shared)
     usage_db = data_dir / "usage.db"
-    tasks = TaskQueue(data_dir, program.queue)
+    tasks = TaskQueue(data_dir)
     prices = Prices(shared.store, usage_db, clock)
     reports = Reports(usage_db)
     Spool(data_dir, shared.store.add_requests).close()  # what a killed program has left counts

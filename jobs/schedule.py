@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from datetime import timezone
+from datetime import datetime, timezone, tzinfo
 from pathlib import Path
 
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.triggers.base import BaseTrigger
 
-from jobs import crontab
 from jobs.log_setup import BufferedLogHandler
 from jobs.queue import TaskQueue
 from manager.access.registry import AccessRegistry
 from manager.billing import calendar, statements
 from manager.billing.statements import Period
 from manager.clock import Clock
+from manager.config.schedule import next_time
 from manager.config.settings import Export, Program
 from manager.devices import Monitor
 from manager.models.fleet import Fleet
@@ -85,6 +86,17 @@ def start(
     return scheduler
 
 
+class CronTrigger(BaseTrigger):  # type: ignore[misc]
+    """The times of a cron expression, by the clock of the zone."""
+
+    def __init__(self, expression: str, zone: tzinfo) -> None:
+        self._expression = expression
+        self._zone = zone
+
+    def get_next_fire_time(self, _previous: datetime | None, now: datetime) -> datetime | None:
+        return next_time(self._expression, now.astimezone(self._zone))
+
+
 class ScheduledExport:
     """Orders the bill of the last month or day that has ended."""
 
@@ -94,7 +106,7 @@ class ScheduledExport:
         self._folder = statements.directory(program, data_dir)
         self._usage_db = data_dir / "usage.db"
         self._orders = orders
-        self.trigger = crontab.trigger(export.schedule, self._zone)
+        self.trigger = CronTrigger(export.schedule, self._zone)
 
     def order(self, now_ms: int) -> None:
         self._orders.place("export", Period.last_whole(self._period, now_ms, self._zone).text)

@@ -54,11 +54,11 @@ class Supervisor:
         self._wake.set()
 
     def update(self, settings: WorkerSettings) -> None:
-        """Hands changed settings on. Where the queue is and where bills go stays as it was at the
-        start: the server itself uses them as they were."""
+        """Hands changed settings on. Where bills go stays as it was at the start: the server
+        itself uses it as it was."""
         with self._lock:
             before = self._settings
-            self._settings = replace(settings, queue=before.queue, exports=before.exports)
+            self._settings = replace(settings, exports=before.exports)
             if self._process is not None:
                 _tell(self._process, self._settings)
 

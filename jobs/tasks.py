@@ -14,7 +14,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone, tzinfo
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ _SAY_AGAIN_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """What the worker has to know of the config. The queue's URL may hold a password."""
+    """What the worker has to know of the config."""
 
     data_dir: Path
     log_level: str
@@ -47,7 +47,6 @@ class WorkerSettings:
     currency: str
     request_retention_days: int
     exports: Path
-    queue: str | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, program: Program, data_dir: Path) -> WorkerSettings:
@@ -58,7 +57,6 @@ class WorkerSettings:
             currency=program.currency,
             request_retention_days=program.request_retention_days,
             exports=statements.directory(program, data_dir).resolve(),
-            queue=program.queue,
         )
 
     @classmethod

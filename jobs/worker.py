@@ -17,7 +17,6 @@ import threading
 import psutil
 
 from jobs import queue, tasks
-from jobs.queue import QueueError
 
 log = logging.getLogger("manager.worker")
 
@@ -52,11 +51,7 @@ def _work(settings: tasks.WorkerSettings, work: tasks.TaskRunner) -> int:
         if not is_ours:
             log.error("another worker is at work on %s", settings.data_dir)
             return 1
-        try:
-            huey = queue.connect(settings.data_dir, settings.queue)
-        except QueueError as error:
-            log.error("%s", error)
-            return 1
+        huey = queue.connect(settings.data_dir)
         tasks.declare(huey, work.run)
         consumer = huey.create_consumer(
             workers=1,
@@ -95,7 +90,7 @@ def _begin_log(settings: tasks.WorkerSettings) -> None:
         ),
     ]
     for handler in handlers:
-        handler.setFormatter(queue.Discreet(_FORMAT, settings.queue))
+        handler.setFormatter(logging.Formatter(_FORMAT))
     logging.basicConfig(handlers=handlers, force=True)
     logging.getLogger("manager").setLevel(settings.log_level)
     logging.getLogger("huey").setLevel(logging.WARNING)
@@ -105,7 +100,7 @@ def _begin_log(settings: tasks.WorkerSettings) -> None:
 
 
 class _Calm(logging.Filter):
-    """Each of Huey's threads tells a server that is away with a traceback each time it looks."""
+    """Each of Huey's threads logs a queue that fails with a traceback at every poll."""
 
     def __init__(self) -> None:
         super().__init__()

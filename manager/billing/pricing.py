@@ -7,7 +7,8 @@ import itertools
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 PER_UNIT = 1_000_000_000
 """Billionths in one of the currency."""
@@ -31,23 +32,29 @@ _AMOUNT = re.compile(r"[+-]?([0-9][0-9_]*\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4}
 _EXACT = decimal.Context(prec=40, traps=[decimal.Inexact, decimal.InvalidOperation])
 
 
+def _declared(unit: str, default: int | None) -> Any:
+    return field(metadata={"unit": unit, "default": default})
+
+
 @dataclass(frozen=True)
 class Tier:
     """A price per million tokens for requests whose token counts lie in its ranges.
 
     `min < tokens <= max` on input and on output; a min of 0 includes 0, a max of -1 is open.
-    Amounts are billionths of the currency per million tokens.
+    Amounts are billionths of the currency per million tokens. Of each field the metadata has the
+    unit (`tokens`, `amount` or `flag`) and the default (None: it has to be given); the default of
+    token counts is the least that they may be.
     """
 
-    min_input: int
-    max_input: int
-    min_output: int
-    max_output: int
-    input: int
-    output: int
-    cache_read: int
-    cache_write: int
-    support_cache: bool
+    min_input: int = _declared("tokens", 0)
+    max_input: int = _declared("tokens", OPEN)
+    min_output: int = _declared("tokens", 0)
+    max_output: int = _declared("tokens", OPEN)
+    input: int = _declared("amount", None)
+    output: int = _declared("amount", None)
+    cache_read: int = _declared("amount", 0)
+    cache_write: int = _declared("amount", 0)
+    support_cache: bool = _declared("flag", False)
 
 
 @dataclass(frozen=True)

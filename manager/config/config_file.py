@@ -1,4 +1,4 @@
-"""config.yaml as a file that a page edits: what it has in it, and writing it anew."""
+"""config.yaml as a file that a page edits: what it has in it, and replacing it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from pathlib import Path
 
 from manager.config import loader
 from manager.config.loader import ConfigError
-from manager.config.maskedtext import mask, unmask
 from manager.config.settings import Config
-from manager.config.yaml_reader import Problem, Unreadable
+from manager.config.yaml_reader import Problem, UnreadableFile
 
 _BOM = b"\xef\xbb\xbf"
-# Without a key, whoever sees a version and the masked text could try passwords until one fits.
+# A version may be shown where the text is not: without a key, passwords in it could be guessed.
 _VERSION_KEY = secrets.token_bytes(32)
 
 Modes = Callable[[Path | None], Collection[str]]
@@ -28,7 +27,7 @@ Modes = Callable[[Path | None], Collection[str]]
 
 @dataclass(frozen=True)
 class Edited:
-    """An edited text with its secrets, the config in it or None, and what is wrong with it."""
+    """An edited text, the config in it or None, and what is wrong with it."""
 
     text: str
     config: Config | None
@@ -53,59 +52,35 @@ class ConfigFile:
 
     @property
     def text(self) -> str:
-        """All of it that can be read, with its secrets."""
+        """All of it that can be read."""
         return (self.content or b"").removeprefix(_BOM).decode("utf-8", "replace")
 
-    def masked(self, modes: Modes) -> tuple[str, tuple[Problem, ...]]:
-        """The text without its secrets, and what is wrong with it. No problem tells a secret."""
-        shown = mask(self.text)
-        if self.problem:
-            return shown, (self.problem,)
-        return shown, self._checked(self.text, modes).problems
+    def problems(self, modes: Modes) -> tuple[Problem, ...]:
+        """What is wrong with the file as it is."""
+        return (self.problem,) if self.problem else self._checked(self.text, modes).problems
 
-    def with_secrets(self, edited: str, modes: Modes) -> Edited:
-        """A text that was shown without secrets and came back, with this file's and checked."""
-        content = self.content or b""
-        if b"\r\n" in content and "\r" not in edited:  # a page's text has other line ends
-            edited = edited.replace("\n", "\r\n")
-        text, unknown = unmask(edited, self.text)
-        if unknown:
-            others = self._checked(edited, modes).problems
-            return Edited(text, None, tuple(sorted({*unknown, *others})))
+    def edited(self, text: str, modes: Modes) -> Edited:
+        """A text that this file's was changed to, checked, with the file's ends of line."""
+        if b"\r\n" in (self.content or b"") and "\r" not in text:  # as a page's text has them
+            text = text.replace("\n", "\r\n")
         return self._checked(text, modes)
 
     def _checked(self, text: str, modes: Modes) -> Edited:
         try:
             return Edited(text, loader.parse(text, self.path, modes), ())
         except ConfigError as error:
-            return Edited(text, None, self._told(text, error.problems, modes))
-
-    def _told(self, text: str, problems: tuple[Problem, ...], modes: Modes) -> tuple[Problem, ...]:
-        """The problems of a text without a secret in them: a message that is another one where
-        secrets are masked may tell one."""
-        try:
-            loader.parse(mask(text), self.path, modes)
-            same: tuple[Problem, ...] = ()
-        except ConfigError as error:
-            same = error.problems
-        by_line = {problem.line: problem for problem in same}
-        result: dict[Problem, None] = {}
-        for problem in problems:
-            label = problem.message.partition(":")[0]
-            hidden = Problem(problem.line, f"{label}: what is hidden here is wrong: write it anew")
-            result[problem if problem in same else by_line.get(problem.line, hidden)] = None
-        return tuple(result)
+            return Edited(text, None, error.problems)
 
 
 def read_file(path: Path) -> ConfigFile:
     """The file as it is now."""
     try:
         content = loader.read(path)
-    except Unreadable as error:
+    except UnreadableFile as error:
         return ConfigFile(path, None, error.problem)
     try:
-        loader.decoded(content)
-    except Unreadable as error:
+        loader.decode(content)
+    except UnreadableFile as error:
         return ConfigFile(path, content, error.problem)
     return ConfigFile(path, content)
 

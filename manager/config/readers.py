@@ -1,127 +1,299 @@
-"""Readers for what config.yaml says of the edge: the names of this machine, the web pages that may
-use it, the proxies that are believed."""
+"""Readers for what stands under the config's keys: scalars, lists, paths, times, prices."""
 
 from __future__ import annotations
 
-import ipaddress
+import dataclasses
+import os
 import re
+import zoneinfo
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, TypeVar
 
-from manager.config.settings import Network
-from manager.config.yaml_reader import Value, Wrong, text
+import yaml
 
-_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
-_LIKE_A_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
-_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
-_PLACE = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]]+)(?::([0-9]{1,5}))?")
-_PLACE_OF_AN_APP = re.compile(r"[a-z0-9._-]+")
-_DEFAULT_PORTS = {"http": 80, "https": 443}
-_IPV4_IN_IPV6 = ipaddress.IPv6Network("::ffff:0:0/96")
+from manager.billing import pricing
+from manager.billing.pricing import Price, Tier, billionths
+from manager.config import schedule, variables
+from manager.config.variables import Expanded
+from manager.config.yaml_reader import (
+    TAG,
+    InvalidValue,
+    Reader,
+    Value,
+    has_control,
+    nearest,
+    reader,
+    section,
+)
+
+T = TypeVar("T")
+
+SCRIPT_SUFFIXES = (".sh", ".bat", ".cmd", ".ps1", ".py")
+_MAX_TOKENS = 1_000_000_000_000
+_SCALAR = ["string", "number", "boolean"]
+_NUMBERS = (TAG + "int", TAG + "float")
+_BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+# YAML 1.1 also has octal (010), hexadecimal and sexagesimal (1:30) numbers: nobody means them here.
+_DECIMAL_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
+_DECIMAL_NUMBER = re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?")
 
 
-def host(value: Value) -> str:
-    """A DNS name by which this machine is called: what a Host header has, without its port."""
-    written = _in_ascii(text(value))
-    if "*" in written:
-        raise Wrong(
-            "a * would let every web page in that takes such a name for itself:"
-            " write each name, such as llm.example.org"
+@reader(type="string")
+def text(value: Value) -> str:
+    """Text on one line, not empty."""
+    if isinstance(value.node, yaml.ScalarNode) and value.node.tag != TAG + "str":
+        raise InvalidValue(f"expected text, found {value.found}: put it in quotes if that is meant")
+    return single_line(value)
+
+
+@reader(type=_SCALAR)
+def single_line(value: Value) -> str:
+    """Any scalar as it was written, on one line, not empty: `3.10` and `on` are names here."""
+    written = scalar_text(value)
+    if not written.strip():
+        raise InvalidValue("expected text, found none")
+    if has_control(written):
+        raise InvalidValue(
+            "has a control character in it; in double quotes \\ begins an escape: "
+            "write / instead, or use single quotes"
         )
-    name = written.partition("://")[2] or written
-    name = re.split("[/?#]", name)[0]
-    if match := _PLACE.fullmatch(name):
-        name = match[1]
-    name = name.strip("[]").removesuffix(".")
-    if _address(name):
-        raise Wrong("addresses are let in as they are: take this out, it need not be listed")
-    if not _is_name(name):
-        raise Wrong(f"expected a DNS name such as llm.example.org, found {value.found}")
-    if name != written.removesuffix("."):
-        raise Wrong(f"expected a name without scheme, port and path: write {name}")
+    return written
+
+
+@reader(type=_SCALAR)
+def scalar_text(value: Value) -> str:
+    """Any scalar as it was written, whatever YAML takes it for; it may be empty or have lines."""
+    if not isinstance(value.node, yaml.ScalarNode):
+        raise InvalidValue(f"expected text, found {value.kind}")
+    if value.is_null:
+        raise InvalidValue('expected text, found nothing: write "" for an empty one')
+    written: str = value.node.value
+    if "\0" in written or any("\ud800" <= character <= "\udfff" for character in written):
+        raise InvalidValue("take out the character that no program can be given (NUL, surrogate)")
+    return written
+
+
+@reader(type="boolean")
+def boolean(value: Value) -> bool:
+    """true or false."""
+    if value.node.tag != TAG + "bool" or value.node.value.lower() not in _BOOLEANS:
+        raise InvalidValue(f"expected true or false without quotes, found {value.found}")
+    return _BOOLEANS[value.node.value.lower()]
+
+
+def integer(low: int, high: int) -> Reader[int]:
+    """A whole number in low..high."""
+
+    @reader(type="integer", minimum=low, maximum=high)
+    def read(value: Value) -> int:
+        if value.node.tag == TAG + "int" and _DECIMAL_INTEGER.fullmatch(value.node.value):
+            digits = value.node.value.replace("_", "")
+            # Python refuses to convert thousands of digits; that many are out of range anyway.
+            if len(digits) <= 20 and low <= int(digits) <= high:
+                return int(digits)
+        raise InvalidValue(f"expected a whole number from {low} to {high}, found {value.found}")
+
+    return read
+
+
+def number(high: float, *, zero: bool = False) -> Reader[float]:
+    """A number above 0, or from 0 with `zero`, up to `high`."""
+
+    @reader(type="number", maximum=high, **{"minimum" if zero else "exclusiveMinimum": 0})
+    def read(value: Value) -> float:
+        if value.node.tag in _NUMBERS and _DECIMAL_NUMBER.fullmatch(value.node.value):
+            result = abs(float(value.node.value.replace("_", "")))  # abs: no -0.0
+            negative = value.node.value.startswith("-") and result > 0
+            if result <= high and not negative and (result > 0 or zero):
+                return result
+        least = "from 0" if zero else "above 0"
+        raise InvalidValue(f"expected a number {least} up to {high:.0f}, found {value.found}")
+
+    return read
+
+
+def choice(what: str, names: Collection[str], *, any_case: bool = False) -> Reader[str]:
+    """One of `names`, which are the known `what`s."""
+
+    @reader(enum=list(names))
+    def read(value: Value) -> str:
+        word = text(value)
+        return _known(what, word.upper() if any_case else word, names)
+
+    return read
+
+
+@reader(type="string")
+def mode(value: Value) -> str:
+    """A mode of the shipped interfaces or of a plugin's."""
+    return _known("mode", text(value), value.document.modes)
+
+
+def _known(what: str, word: str, names: Collection[str]) -> str:
+    if word not in names:
+        near = nearest(word, names)
+        hint = f"; did you mean {near}?" if near else ""
+        raise InvalidValue(f"unknown {what} {word!r}; known: {', '.join(names)}{hint}")
+    return word
+
+
+def listed(item: Reader[T]) -> Reader[tuple[T, ...]]:
+    """A list of what `item` reads; the good items where some are bad."""
+
+    @reader(type="array", items=item.schema)
+    def read(value: Value) -> tuple[T, ...]:
+        if not isinstance(value.node, yaml.SequenceNode):
+            raise InvalidValue(f"expected a list, found {value.kind}: write [one, two]")
+        results = (one.read(item, None) for one in value.items())
+        return tuple(result for result in results if result is not None)
+
+    return read
+
+
+def mapped(item: Reader[T]) -> Reader[dict[str, T]]:
+    """A mapping from names to what `item` reads; the good entries where some are bad."""
+
+    @reader(type="object", additionalProperties=item.schema)
+    def read(value: Value) -> dict[str, T]:
+        results = {key: entry.read(item, None) for key, entry in section(value).unread()}
+        return {key: result for key, result in results.items() if result is not None}
+
+    return read
+
+
+@reader(type="string")
+def path(value: Value) -> Path:
+    """A path with either slash, relative to the file's folder; it need not exist."""
+    return value.document.folder / text(value).replace("\\", "/")
+
+
+@reader(type="string")
+def folder(value: Value) -> Path:
+    """An existing folder."""
+    result = path(value)
+    # os.path answers False where pathlib raises (no right to read, a name too long).
+    if not os.path.isdir(result):
+        raise InvalidValue(f"there is no folder {result}")
+    return result
+
+
+@reader(type="string")
+def timezone(value: Value) -> str:
+    name = text(value)
+    try:
+        zoneinfo.ZoneInfo(name)
+    # OSError: the name of a folder of zones, such as America.
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+        known = zoneinfo.available_timezones()
+        if not known:
+            raise InvalidValue(
+                "this system has no time zone data: `pip install tzdata`, or leave this out"
+            ) from None
+        near = nearest(name, known) or "Europe/Berlin"
+        raise InvalidValue(f"unknown time zone {name!r}; did you mean {near}?") from None
     return name
 
 
-def origin(value: Value) -> str:
-    """The origin of a web page as browsers send it, or ``*``."""
-    written = _in_ascii(text(value))
-    if written == "*":
-        return written
-    if "*" in written:
-        raise Wrong('write each origin, or "*" alone for every web page there is')
-    if written == "null":
-        raise Wrong(
-            "null is what any file and any frame without rights says of itself:"
-            ' write the origin of a page, or "*" for every web page there is'
-        )
-    scheme, separator, place = written.partition("://")
-    if not separator or not _SCHEME.fullmatch(scheme):
-        raise Wrong("expected an origin such as https://chat.example.org or http://localhost:3000")
-    if "@" in place:  # what is before it may be a password
-        raise Wrong("an origin has no user: write what is behind the @ alone")
-    alone = re.split("[/?#]", place)[0]
-    if place not in (alone, f"{alone}/"):
-        raise Wrong(f"an origin has no path: write {scheme}://{alone}")
-    match = _PLACE.fullmatch(alone)
-    name = _place(scheme, match[1]) if match else None
-    if match is None or name is None:
-        raise Wrong(f"expected {scheme}://, a name and perhaps :port, found {value.found}")
-    port = int(match[2] or _DEFAULT_PORTS.get(scheme, 1))
-    if not 0 < port < 65536:
-        raise Wrong(f"there is no port {port}: write one from 1 to 65535")
-    is_told = match[2] and port != _DEFAULT_PORTS.get(scheme)
-    return f"{scheme}://{name}:{port}" if is_told else f"{scheme}://{name}"
-
-
-def network(value: Value) -> Network:
-    """The address or the network of a proxy."""
-    written = text(value)
+@reader(type="string")
+def cron_expression(value: Value) -> str:
+    expression = text(value)
     try:
-        given = ipaddress.ip_interface(written)
-    except ValueError:
-        given = None
-    if given is None or "%" in written:
-        raise Wrong(
-            "expected an address or a network, such as 127.0.0.1 or 10.1.0.0/16,"
-            f" found {value.found}"
-        )
-    found = given.network
-    if isinstance(found, ipaddress.IPv6Network) and found.subnet_of(_IPV4_IN_IPV6):
-        bits = int(found.network_address) & 0xFFFFFFFF
-        raise Wrong(f"write it as {ipaddress.IPv4Network((bits, found.prefixlen - 96))}")
-    if found.prefixlen == 0:
-        raise Wrong(
-            f"{found} is everybody, and who is believed can pass for any other: write the"
-            " address of your proxy, such as 127.0.0.1"
-        )
-    if given.ip != found.network_address:
-        raise Wrong(f"write {found} for the whole network, or {given.ip} for this address alone")
-    return found
+        schedule.check(expression)
+    except ValueError as error:
+        raise InvalidValue(str(error)) from None
+    return expression
 
 
-def _in_ascii(written: str) -> str:
-    if not written.isascii():
-        raise Wrong("write it as browsers send it, in ASCII: other scripts begin with xn-- there")
-    return written.lower()
+@reader(type="string")
+def script(value: Value) -> Path:
+    """An existing file that can be started."""
+    result = path(value)
+    if result.suffix.lower() not in SCRIPT_SUFFIXES:
+        value.problem(f"a script ends in {', '.join(SCRIPT_SUFFIXES)}; for others use command")
+    if not os.path.isfile(result):
+        raise InvalidValue(f"there is no file {result}")
+    return result
 
 
-def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+@reader(type="array", items=scalar_text.schema, minItems=1)
+def command(value: Value) -> tuple[str, ...]:
+    arguments = listed(scalar_text)(value)
+    if not arguments or not arguments[0].strip():
+        raise InvalidValue("expected a list that begins with the program to run")
+    return arguments
+
+
+@reader(type="object", additionalProperties=scalar_text.schema)
+def environment(value: Value) -> dict[str, Expanded]:
+    for name, entry in section(value).unread():
+        if not name or "=" in name or "\0" in name:
+            entry.problem("an environment variable's name cannot be empty or have a = in it")
+    return mapped(_expanded)(value)
+
+
+@reader(**scalar_text.schema)
+def _expanded(value: Value) -> Expanded:
+    return variables.expand(scalar_text(value))
+
+
+@reader(type=["number", "string"])
+def amount(value: Value) -> int:
+    """An amount of the currency, in billionths."""
     try:
-        return ipaddress.ip_address(name)
-    except ValueError:
-        return None
+        return billionths(scalar_text(value))
+    except ValueError as error:
+        raise InvalidValue(str(error)) from error
 
 
-def _is_name(name: str) -> bool:
-    """Browsers take a name for an address if its last part is like a number."""
-    labels = name.split(".")
-    is_number = _LIKE_A_NUMBER.fullmatch(labels[-1])
-    return len(name) <= 253 and not is_number and all(map(_LABEL.fullmatch, labels))
+PORT = integer(1, 65535)
+MEGABYTES = integer(1, 1_000_000_000)
+
+_TIER_READERS: dict[str, Reader[Any]] = {"amount": amount, "flag": boolean}
 
 
-def _place(scheme: str, name: str) -> str | None:
-    """A host as browsers write it, None where it is none."""
-    if name.startswith("["):
-        address = _address(name[1:-1])
-        return f"[{address}]" if isinstance(address, ipaddress.IPv6Address) else None
-    if scheme in _DEFAULT_PORTS:
-        return name if _address(name) or _is_name(name) else None
-    return name if _PLACE_OF_AN_APP.fullmatch(name) else None
+def _tier_reader(field: dataclasses.Field[Any]) -> Reader[Any]:
+    unit, default = field.metadata["unit"], field.metadata["default"]
+    return integer(default, _MAX_TOKENS) if unit == "tokens" else _TIER_READERS[unit]
+
+
+@reader(
+    type="object",
+    properties={field.name: _tier_reader(field).schema for field in dataclasses.fields(Tier)},
+    required=[one.name for one in dataclasses.fields(Tier) if one.metadata["default"] is None],
+    additionalProperties=False,
+)
+def tier(value: Value) -> Tier:
+    """A price for requests of some size."""
+    given = section(value)
+    for field in dataclasses.fields(Tier):
+        if field.metadata["default"] is None:
+            given.require(field.name, "a price per million tokens, 0 if free")
+    values: dict[str, Any] = {
+        field.name: given.read(field.name, _tier_reader(field), field.metadata["default"] or 0)
+        for field in dataclasses.fields(Tier)
+    }
+    read = Tier(**values)
+    for fault in pricing.faults(Price(None, (read,))):
+        value.problem(fault.removeprefix("tier 1: "))
+    given.reject_unread()
+    return read
+
+
+@reader(
+    type="object",
+    properties={
+        "per_hour": amount.schema,
+        "tiers": {"type": "array", "items": tier.schema},
+    },
+    additionalProperties=False,
+)
+def price(value: Value) -> Price:
+    """What a model costs."""
+    given = section(value)
+    read = Price(given.read("per_hour", amount, None), given.read("tiers", listed(tier), ()))
+    if given.get("per_hour") is None and given.get("tiers") is None:
+        value.problem("a price has per_hour, tiers or both", value.key_line)
+    given.reject_unread()
+    return read

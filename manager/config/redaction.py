@@ -5,31 +5,24 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from manager.config.variables import NAME
-
 MASK = "***"
 
 Spans = list[tuple[int, int]]
 """Parts of a text, from and to, in order."""
 
-SECRET = r"(?<!require_)key|token|secret|pass(?!ed|ing|ive)|pwd|_pat\b|bearer|credential|auth|密码"  # nosec B105
-"""A pattern of words that tell that a secret may follow, in any case."""
-_SECRET = re.compile(SECRET, re.IGNORECASE)
+_SECRET = re.compile(
+    r"(?<!require_)key|token|secret|pass(?!ed|ing|ive)|pwd|_pat\b|bearer|credential|auth|密码",  # nosec B105
+    re.IGNORECASE,
+)
+"""Words after which a secret may follow."""
 _WORD = re.compile(r"[\w-]+")
 _BEFORE_VALUE = re.compile(r"[\"']?(?:\s*[=:]\s*|\s+)(?=\S)")
-_REFERENCE = re.compile(rf"[\"']?\$\{{{NAME}\}}[\"']?[\s,\]}}]*")
 _PASSWORD_IN_URL = re.compile(r"(://(?:[^/\s:@]*:)?)([^/\s]*)@")  # or a token, without a user
 
 
 def is_secret_name(name: str) -> bool:
     """Whether what stands under that name, or behind that option, may be a secret."""
     return bool(_SECRET.search(name))
-
-
-def is_reference(text: str) -> bool:
-    """Whether it is no more than the name of a variable, such as ``${HF_TOKEN}``, which is no
-    secret; brackets and a comma of YAML's may follow."""
-    return bool(_REFERENCE.fullmatch(text))
 
 
 def secret_spans(text: str) -> Spans:

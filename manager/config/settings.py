@@ -1,66 +1,178 @@
-"""What config.yaml can set, with the defaults."""
+"""What config.yaml can set. Each key is declared here, and nowhere else: the loader's checks, the
+keys that need a restart, config.schema.json and the tables of docs/config.md come from here."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 from manager.billing.pricing import Price
+from manager.config import hosts, readers
+from manager.config.declaration import inherited, key, record
+from manager.config.hosts import Network
+from manager.config.readers import (
+    boolean,
+    choice,
+    integer,
+    listed,
+    mapped,
+    number,
+    single_line,
+    text,
+)
+from manager.config.yaml_reader import Problem
 
-Network = IPv4Network | IPv6Network
+REMOVED_KEYS = {"queue": "tasks are kept in queue.db in the data folder; take this key out"}
+"""Keys of `program` that an earlier version had, and what holds now: each is a warning."""
+
+_COUNT = integer(1, 1_000_000)
+_DAYS = integer(0, 36_500)
+# 32 are kept for pages and health, so that one more is the least that proxies anything.
+_THREADS = integer(33, 10_000)
+# Windows cannot wait longer than 2**32 ms, which is 49 days.
+_SECONDS = number(4_000_000)
+_MINUTES = number(10 * 366 * 24 * 60, zero=True)
+_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
 
 @dataclass(frozen=True)
 class Export:
     """When bills are written, for which span (`day` or `month`), and where (None: the data dir)."""
 
-    schedule: str
-    period: str
-    directory: Path | None
+    schedule: str = key(
+        "",
+        readers.cron_expression,
+        "When a bill is written: a cron expression of five fields, in quotes.",
+        required="five fields in quotes, such as '0 3 1 * *'",
+    )
+    period: str = key("day", choice("period", ("day", "month")), "What a bill is of.")
+    directory: Path | None = key(
+        None, readers.path, "Where bills are written.", absent="`exports` in the data folder"
+    )
 
 
 @dataclass(frozen=True)
 class Program:
     """The `program` section. Times are seconds, except `alive_time`, which is minutes."""
 
-    host: str = "127.0.0.1"
-    port: int = 8080
-    log_level: str = "INFO"
-    alive_time: float = 15.0
-    disable_gpu_monitoring: bool = False
-    token_tracker: tuple[str, ...] = ("Chat", "Base", "Embedding", "Reranker")
-    device_plugin_dir: Path | None = None
-    interface_plugin_dir: Path | None = None
-    device_memory_mb: Mapping[str, int] = field(default_factory=dict)
-    threads: int = 512
-    start_timeout: float = 300.0
-    stop_timeout: float = 10.0
-    queue_timeout: float = 300.0
-    max_waiting: int = 320
-    max_body_mb: int = 64
-    list_aliases: bool = False
-    upstream_timeout: float = 600.0
-    currency: str = "CNY"
-    timezone: str | None = None
-    log_retention_days: int = 30
-    request_retention_days: int = 0
-    export: Export | None = None
-    # The URL may hold a password.
-    queue: str | None = field(default=None, repr=False)
+    host: str = key(
+        "127.0.0.1",
+        text,
+        "The address to listen on; `0.0.0.0` lets other machines in.",
+        restart=True,
+    )
+    port: int = key(8080, readers.PORT, "The port to listen on.", restart=True)
+    log_level: str = key(
+        "INFO", choice("level", _LEVELS, any_case=True), "What the log has in it.", restart=True
+    )
+    alive_time: float = key(
+        15.0,
+        _MINUTES,
+        "How long a model is idle before it is stopped; 0: it never is.",
+        unit="minutes",
+    )
+    disable_gpu_monitoring: bool = key(
+        False,
+        boolean,
+        "No device is polled and no memory checked; every required device counts as online.",
+        name="Disable_GPU_monitoring",
+    )
+    token_tracker: tuple[str, ...] = key(
+        ("Chat", "Base", "Embedding", "Reranker"),
+        listed(readers.mode),
+        "The modes whose requests are kept as rows.",
+        name="TokenTracker",
+    )
+    device_plugin_dir: Path | None = key(
+        None, readers.folder, "A folder with further device plugins.", restart=True
+    )
+    interface_plugin_dir: Path | None = key(
+        None, readers.folder, "A folder with further interface plugins.", restart=True
+    )
+    device_memory_mb: Mapping[str, int] = key(
+        {},
+        mapped(readers.MEGABYTES),
+        "How much of a device may be used; one that no driver reports is there with that much.",
+        unit="MB",
+    )
+    threads: int = key(
+        512, _THREADS, "Requests at a time; 32 are kept for pages and health.", restart=True
+    )
+    start_timeout: float = key(
+        300.0, _SECONDS, "How long a model may take until it answers.", unit="seconds"
+    )
+    stop_timeout: float = key(
+        10.0,
+        _SECONDS,
+        "How long requests under way may take to end before a model is killed.",
+        unit="seconds",
+    )
+    queue_timeout: float = key(
+        300.0, _SECONDS, "How long a request may wait for a model.", unit="seconds"
+    )
+    max_waiting: int = key(
+        320, _COUNT, "Requests that may wait for one model; the next is refused with 429."
+    )
+    max_body_mb: int = key(64, integer(1, 100_000), "The largest request.", unit="MB", restart=True)
+    list_aliases: bool = key(
+        False, boolean, "`GET /v1/models` lists aliases as models of their own."
+    )
+    upstream_timeout: float = key(
+        600.0,
+        _SECONDS,
+        "How long a model may be silent before its request ends with 504.",
+        unit="seconds",
+    )
+    currency: str = key("CNY", single_line, "The currency that prices and bills are in.")
+    timezone: str | None = key(
+        None,
+        readers.timezone,
+        "The time zone of days, months and schedules, such as `Asia/Shanghai`.",
+        absent="the system's",
+    )
+    log_retention_days: int = key(
+        30, _DAYS, "How long models' logs are kept; 0: for ever.", unit="days"
+    )
+    request_retention_days: int = key(
+        0, _DAYS, "How long rows of requests are kept; 0: for ever.", unit="days"
+    )
+    export: Export | None = key(
+        None, record(Export), "Bills as CSV files, by a schedule.", absent="off", restart=True
+    )
     # None: /v1 asks for a key once one is defined. False: never, keys then only tell who sends.
-    require_key: bool | None = None
+    require_key: bool | None = key(
+        None,
+        boolean,
+        "Whether `/v1` asks for an API key; with `false` keys only tell who sends.",
+        absent="once a key exists",
+    )
     # In lower case, without a port; addresses are never among them.
-    allowed_hosts: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = key(
+        (),
+        listed(hosts.host),
+        "Further DNS names of this machine, such as `llm.example.org`; a call to any other name is"
+        " refused. Addresses need not be listed.",
+    )
     # As browsers send them; "*" is every page.
-    cors_origins: tuple[str, ...] = ()
-    # Whose X-Forwarded-For and X-Forwarded-Proto are believed.
-    trusted_proxies: tuple[Network, ...] = ()
-    # On a page, from other machines, too.
-    allow_config_edit: bool = False
-    # Those of our environment that `queue` has the values of.
-    variables: frozenset[str] = frozenset()
+    cors_origins: tuple[str, ...] = key(
+        (),
+        listed(hosts.origin),
+        "Web pages that may use `/v1`, by their origin, such as `https://chat.example.org`;"
+        ' `"*"` is every page.',
+    )
+    trusted_proxies: tuple[Network, ...] = key(
+        (),
+        listed(hosts.network),
+        "Addresses or networks of proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are"
+        " believed.",
+    )
+    allow_config_edit: bool = key(
+        False,
+        boolean,
+        "An admin may read and change the config, which names programs to run, from other machines"
+        " too.",
+    )
 
 
 @dataclass(frozen=True)
@@ -73,13 +185,43 @@ class Scheme:
     """
 
     name: str
-    required_devices: tuple[str, ...]
-    script_path: Path | None
-    command: tuple[str, ...]
-    memory_mb: Mapping[str, int]
+    required_devices: tuple[str, ...] = key(
+        (),
+        listed(single_line),
+        "Devices that all have to be online; the same name twice means two such devices.",
+    )
+    script_path: Path | None = key(
+        None,
+        readers.script,
+        f"What starts the model: a file that ends in {', '.join(readers.SCRIPT_SUFFIXES)}. A scheme"
+        " has this or `command`.",
+    )
+    command: tuple[str, ...] = key(
+        (),
+        readers.command,
+        "The program to run and its arguments, with what `${NAME}` stands for: `${PORT}`,"
+        " `${MODEL}`, `${SCHEME}`, `${DEVICES}` (as in `CUDA_VISIBLE_DEVICES`), then what `env` or"
+        " the program's own environment has. A leading `~` is the home directory, `$${` is `${`; a"
+        " name without a value stays as it is, with a warning. The system's list of processes"
+        " shows a command: secrets belong in `env`.",
+    )
+    memory_mb: Mapping[str, int] = key(
+        {},
+        mapped(readers.MEGABYTES),
+        "What the model takes of each of `required_devices`.",
+        unit="MB",
+    )
     # Values may be keys and tokens.
-    env: Mapping[str, str] = field(repr=False)
-    cwd: Path
+    env: Mapping[str, str] = key(
+        {},
+        readers.environment,
+        "Further environment variables. `${NAME}` is the value that NAME has in the program's own"
+        " environment, `$${` is `${`. Secrets belong here.",
+        repr=False,
+    )
+    cwd: Path = key(
+        None, readers.folder, "The folder to run in.", absent="the folder of the config"
+    )
     expanded: frozenset[str] = frozenset()
 
 
@@ -92,30 +234,49 @@ class Model:
     """
 
     name: str
-    aliases: tuple[str, ...] = ()
-    mode: str = "Chat"
-    port: int | None = None
-    auto_start: bool = False
-    alive_time: float = Program.alive_time
-    start_timeout: float = Program.start_timeout
-    stop_timeout: float = Program.stop_timeout
-    max_waiting: int = Program.max_waiting
-    max_concurrency: int | None = None
-    pinned: bool = False
-    served_model_name: str | None = None
-    unlisted: bool = False
-    ask_usage: bool = True
-    price: Price | None = None
+    aliases: tuple[str, ...] = key(
+        (), listed(single_line), "Further names that requests may use, each of one model only."
+    )
+    mode: str = key("Chat", readers.mode, "`Chat`, `Base`, `Embedding`, `Reranker` or a plugin's.")
+    port: int | None = key(
+        None, readers.PORT, "Where its server listens, on loopback.", absent="any free one"
+    )
+    auto_start: bool = key(False, boolean, "It is started together with the program.")
+    alive_time: float = inherited(Program, "alive_time")
+    start_timeout: float = inherited(Program, "start_timeout")
+    stop_timeout: float = inherited(Program, "stop_timeout")
+    max_waiting: int = inherited(Program, "max_waiting")
+    max_concurrency: int | None = key(
+        None,
+        _COUNT,
+        "Requests under way at once; further ones are queued.",
+        absent="any number",
+    )
+    pinned: bool = key(False, boolean, "It is never stopped to free memory for another.")
+    served_model_name: str | None = key(
+        None,
+        single_line,
+        "What its server calls the model; replaces `model` in what is forwarded.",
+    )
+    unlisted: bool = key(False, boolean, "It can be used, but is not in `/v1/models`.")
+    ask_usage: bool = key(
+        True,
+        boolean,
+        "Its server is asked for usage in streams; `false` for one that refuses the field.",
+    )
+    price: Price | None = key(None, readers.price, "The first price of a model that has none yet.")
     schemes: tuple[Scheme, ...] = ()
 
 
 @dataclass(frozen=True)
 class Config:
-    """A whole config.yaml; `models` are by name, in file order."""
+    """A whole config.yaml; `models` are by name, in file order. `warnings` are what is odd in the
+    file, yet keeps no program from starting."""
 
     path: Path
     program: Program
     models: Mapping[str, Model]
+    warnings: tuple[Problem, ...] = ()
     _named: Mapping[str, Model] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -1,31 +1,27 @@
 """YAML read as values that know their line, with every problem collected.
 
-YAML guesses types and hides duplicate keys; the readers here look at what was written instead. A
-reader takes a `Value` and returns what it read or raises `Wrong`; whoever called it through
-`Value.read` or `Section.read` gets a default, and the document has one `Problem` more.
+YAML guesses types and hides duplicate keys; readers see what was written instead. A reader takes a
+`Value` and returns what it read or raises `InvalidValue`; whoever called it through `Value.read` or
+`Section.read` gets a default, and the document has one `Problem` more.
 """
 
 from __future__ import annotations
 
 import difflib
-import os
-import re
 import unicodedata
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 import yaml
 
 T = TypeVar("T")
 D = TypeVar("D")
-Reader = Callable[["Value"], T]
 
 LOADER = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
 
 TAG = "tag:yaml.org,2002:"
-NUMBERS = (TAG + "int", TAG + "float")
 KINDS = {
     TAG + "str": "text",
     TAG + "int": "a number",
@@ -36,32 +32,27 @@ KINDS = {
     TAG + "seq": "a list",
     TAG + "map": "a mapping",
 }
-BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 # A text may come from a page. Deeper than this it could end the program, since libyaml's nodes are
 # built by recursion; and with aliases a small text can stand for more than a computer can hold.
-DEEPEST = 100
-MOST_VALUES = 200_000
-MOST_PROBLEMS = 1000
-
-# YAML 1.1 also has octal (010), hexadecimal and sexagesimal (1:30) numbers: nobody means them here.
-DECIMAL_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
-DECIMAL_NUMBER = re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?")
+MAX_DEPTH = 100
+MAX_VALUES = 200_000
+MAX_PROBLEMS = 1000
 
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """What is wrong on a line (1-based) and how to mend it."""
+    """What is wrong on a line (1-based) and how to fix it."""
 
     line: int
     message: str
 
 
-class Wrong(Exception):
+class InvalidValue(Exception):
     """A value is not what its reader expected; the message says what to write instead."""
 
 
-class Unreadable(Exception):
+class UnreadableFile(Exception):
     """The text is not YAML, so that nothing more can be said about it than `problem`."""
 
     def __init__(self, problem: Problem) -> None:
@@ -69,38 +60,41 @@ class Unreadable(Exception):
         self.problem = problem
 
 
-class Enough(Exception):
+class TooManyProblems(Exception):
     """There is too much of it to read on; what was found is among the document's problems."""
 
 
-def parse(text: str, label: str) -> tuple[Value, list[Problem]]:
+def parse(text: str, label: str, folder: Path) -> tuple[Value, list[Problem]]:
     """The document in `text`, named `label` in messages, and the list its problems will go to.
+    Relative paths in it begin at `folder`.
 
-    Raises Unreadable. An empty document is a Value that `is_null`. Whoever reads it gets Enough
-    where it is too much.
+    Raises UnreadableFile. An empty document is a Value that `is_null`. Whoever reads it gets
+    TooManyProblems where it is too much.
     """
     node = compose(text)
     if node is None or node.tag == TAG + "null":
         node = _nothing()
-    document = _Document()
+    document = _Document(folder)
     return Value(label, 1, node, document), document.problems
 
 
 def compose(text: str) -> yaml.Node | None:
-    """The document's root, None where it is empty. Raises Unreadable."""
+    """The document's root, None where it is empty. Raises UnreadableFile."""
     try:
         _require_shallow(text)
         return yaml.compose(text, Loader=LOADER)
     except UnicodeEncodeError as error:
         line = text.count("\n", 0, error.start) + 1
         problem = Problem(line, "take out the half of a character (a lone surrogate)")
-        raise Unreadable(problem) from error
+        raise UnreadableFile(problem) from error
     except yaml.reader.ReaderError as error:
         character = chr(int(error.character))
         line = text.count("\n", 0, text.find(character)) + 1
-        raise Unreadable(Problem(line, f"take out the control character {character!r}")) from error
+        raise UnreadableFile(
+            Problem(line, f"take out the control character {character!r}")
+        ) from error
     except yaml.MarkedYAMLError as error:
-        raise Unreadable(_syntax_problem(text, error)) from error
+        raise UnreadableFile(_syntax_problem(text, error)) from error
 
 
 def _require_shallow(text: str) -> None:
@@ -108,10 +102,10 @@ def _require_shallow(text: str) -> None:
     for event in yaml.parse(text, Loader=LOADER):
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
-            if depth > DEEPEST:
+            if depth > MAX_DEPTH:
                 line = event.start_mark.line + 1 if event.start_mark else 1
-                raise Unreadable(
-                    Problem(line, f"more than {DEEPEST} levels deep: write it flatter")
+                raise UnreadableFile(
+                    Problem(line, f"more than {MAX_DEPTH} levels deep: write it flatter")
                 )
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
@@ -164,20 +158,23 @@ def _syntax_problem(text: str, error: yaml.MarkedYAMLError) -> Problem:
 class _Document:
     """What all values of one file share."""
 
+    folder: Path
+    modes: Collection[str] = ()  # the known ones
     problems: list[Problem] = field(default_factory=list)
+    warnings: set[Problem] = field(default_factory=set)
     noted: set[Problem] = field(default_factory=set)
     values: int = 0  # looked at, and so often
     complaints: int = 0  # a problem may be noted again for each that merges it
     # By the node's id, so that a base that many models merge is looked through once.
     entries: dict[int, dict[str, Value]] = field(default_factory=dict)
 
-    def look(self, values: int, line: int) -> None:
-        """Counts them. Raises Enough."""
+    def count(self, values: int, line: int) -> None:
+        """Counts them. Raises TooManyProblems."""
         self.values += values
-        if self.values > MOST_VALUES:
-            message = f"more than {MOST_VALUES} values, those of aliases counted: write fewer"
+        if self.values > MAX_VALUES:
+            message = f"more than {MAX_VALUES} values, those of aliases counted: write fewer"
             self.problems.append(Problem(line, message))
-            raise Enough
+            raise TooManyProblems
 
 
 @dataclass(frozen=True)
@@ -214,25 +211,57 @@ class Value:
         shown = self.node.value if len(self.node.value) <= 60 else self.node.value[:57] + "..."
         return f"the text {shown!r}" if self.node.tag == TAG + "str" else shown
 
-    def read(self, reader: Reader[T], default: D) -> T | D:
-        """What `reader` makes of this, or `default` after noting the problem. Raises Enough."""
-        self.document.look(1, self.line)
+    def items(self) -> Iterator[Value]:
+        """What a list has in it."""
+        for number, node in enumerate(self.node.value, 1):
+            yield Value(f"{self.label}, item {number}", _line(node), node, self.document)
+
+    def read(self, reader: Callable[[Value], T], default: D) -> T | D:
+        """What `reader` makes of this, or `default` after noting the problem.
+
+        Raises TooManyProblems.
+        """
+        self.document.count(1, self.line)
         try:
             return reader(self)
-        except Wrong as wrong:
+        except InvalidValue as wrong:
             self.problem(str(wrong))
             return default
 
     def problem(self, message: str, line: int | None = None) -> None:
-        """Note a problem with this value, on its own line unless told otherwise. Raises Enough."""
+        """Note a problem with this value, on its own line unless `line` is given.
+
+        Raises TooManyProblems.
+        """
         problem = Problem(self.line if line is None else line, f"{self.label}: {message}")
         # A base that several models merge is read once for each of them.
         if problem not in self.document.noted:
             self.document.noted.add(problem)
             self.document.problems.append(problem)
         self.document.complaints += 1
-        if self.document.complaints >= MOST_PROBLEMS:
-            raise Enough
+        if self.document.complaints >= MAX_PROBLEMS:
+            raise TooManyProblems
+
+    def warn(self, message: str, line: int | None = None) -> None:
+        """Note what is odd about this value, yet keeps no program from starting."""
+        problem = Problem(self.line if line is None else line, f"{self.label}: {message}")
+        self.document.warnings.add(problem)
+
+
+@dataclass(frozen=True)
+class Reader(Generic[T]):
+    """Makes a `T` of a value, or raises InvalidValue; `schema` is what it takes, as JSON Schema."""
+
+    function: Callable[[Value], T]
+    schema: Mapping[str, Any]
+
+    def __call__(self, value: Value) -> T:
+        return self.function(value)
+
+
+def reader(**schema: Any) -> Callable[[Callable[[Value], T]], Reader[T]]:
+    """Makes a function a reader of what the JSON Schema describes."""
+    return lambda function: Reader(function, schema)
 
 
 class Section:
@@ -252,7 +281,7 @@ class Section:
         value = self._entries.get(key)
         return None if value is None or value.is_null else value
 
-    def read(self, key: str, reader: Reader[T], default: D) -> T | D:
+    def read(self, key: str, reader: Callable[[Value], T], default: D) -> T | D:
         """What `reader` makes of the key, or `default` where it is absent or wrong."""
         value = self.get(key)
         return default if value is None else value.read(reader, default)
@@ -262,11 +291,11 @@ class Section:
         absent = Value(key, self.value.key_line, _nothing(), self.value.document)
         return self.read(key, section, Section(absent))
 
-    def rest(self) -> Iterator[tuple[str, Value]]:
+    def unread(self) -> Iterator[tuple[str, Value]]:
         """The entries that nobody has read, in file order."""
         for key, value in self._entries.items():
             if key not in self._known:
-                self.value.document.look(1, value.key_line)
+                self.value.document.count(1, value.key_line)
                 yield key, value
 
     def unknown(self, key: str) -> None:
@@ -275,9 +304,9 @@ class Section:
             f"unknown key{did_you_mean(key, self._known)}", self._entries[key].key_line
         )
 
-    def refuse_rest(self) -> None:
+    def reject_unread(self) -> None:
         """Report every key that nobody has read."""
-        for key, _ in self.rest():
+        for key, _ in self.unread():
             self.unknown(key)
 
     def require(self, key: str, how: str) -> None:
@@ -311,7 +340,7 @@ def _entries(value: Value, under_way: set[int]) -> dict[str, Value]:
         own[key] = entry
         if key_node.tag == TAG + "merge":
             for merged in _merged(entry, under_way):
-                document.look(len(merged), line)
+                document.count(len(merged), line)
                 for name, inherited in merged.items():
                     result.setdefault(name, inherited)
         else:
@@ -327,8 +356,8 @@ def _merged(entry: Value, under_way: set[int]) -> Iterator[dict[str, Value]]:
             entry.problem("merges mappings only: write `<<: *name` or `<<: [*one, *two]`")
         elif id(node) in under_way:
             entry.problem("a mapping cannot merge itself: take this line out")
-        elif len(under_way) > DEEPEST:
-            entry.problem(f"more than {DEEPEST} mappings, each merged into the next: merge fewer")
+        elif len(under_way) > MAX_DEPTH:
+            entry.problem(f"more than {MAX_DEPTH} mappings, each merged into the next: merge fewer")
         else:
             yield _entries(Value(entry.label, entry.key_line, node, entry.document), under_way)
 
@@ -353,139 +382,8 @@ def has_control(text: str) -> bool:
     return any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text)
 
 
-# Readers.
-
-
 def section(value: Value) -> Section:
     """A mapping; nothing at all is an empty one."""
     if not value.is_mapping and not value.is_null:
-        raise Wrong(f"expected a mapping (lines of `key: value`), found {value.kind}")
+        raise InvalidValue(f"expected a mapping (lines of `key: value`), found {value.kind}")
     return Section(value)
-
-
-def text(value: Value) -> str:
-    """Text on one line, not empty."""
-    if isinstance(value.node, yaml.ScalarNode) and value.node.tag != TAG + "str":
-        raise Wrong(f"expected text, found {value.found}: put it in quotes if that is meant")
-    return plain(value)
-
-
-def plain(value: Value) -> str:
-    """Any scalar as it was written, on one line, not empty: `3.10` and `on` are names here."""
-    written = as_written(value)
-    if not written.strip():
-        raise Wrong("expected text, found none")
-    if has_control(written):
-        raise Wrong(
-            "has a control character in it; in double quotes \\ begins an escape: "
-            "write / instead, or use single quotes"
-        )
-    return written
-
-
-def as_written(value: Value) -> str:
-    """Any scalar as it was written, whatever YAML takes it for; it may be empty or have lines."""
-    if not isinstance(value.node, yaml.ScalarNode):
-        raise Wrong(f"expected text, found {value.kind}")
-    if value.is_null:
-        raise Wrong('expected text, found nothing: write "" for an empty one')
-    written: str = value.node.value
-    if "\0" in written or any("\ud800" <= character <= "\udfff" for character in written):
-        raise Wrong("take out the character that no program can be given (NUL, surrogate)")
-    return written
-
-
-def boolean(value: Value) -> bool:
-    """true or false."""
-    if value.node.tag != TAG + "bool" or value.node.value.lower() not in BOOLEANS:
-        raise Wrong(f"expected true or false without quotes, found {value.found}")
-    return BOOLEANS[value.node.value.lower()]
-
-
-def integer(low: int, high: int) -> Reader[int]:
-    """A whole number in low..high."""
-
-    def read(value: Value) -> int:
-        if value.node.tag == TAG + "int" and DECIMAL_INTEGER.fullmatch(value.node.value):
-            digits = value.node.value.replace("_", "")
-            # Python refuses to convert thousands of digits; that many are out of range anyway.
-            if len(digits) <= 20 and low <= int(digits) <= high:
-                return int(digits)
-        raise Wrong(f"expected a whole number from {low} to {high}, found {value.found}")
-
-    return read
-
-
-def number(high: float, *, zero: bool = False) -> Reader[float]:
-    """A number above 0, or from 0 with `zero`, up to `high`."""
-
-    def read(value: Value) -> float:
-        if value.node.tag in NUMBERS and DECIMAL_NUMBER.fullmatch(value.node.value):
-            result = abs(float(value.node.value.replace("_", "")))  # abs: no -0.0
-            negative = value.node.value.startswith("-") and result > 0
-            if result <= high and not negative and (result > 0 or zero):
-                return result
-        least = "from 0" if zero else "above 0"
-        raise Wrong(f"expected a number {least} up to {high:.0f}, found {value.found}")
-
-    return read
-
-
-def choice(what: str, names: Collection[str], *, any_case: bool = False) -> Reader[str]:
-    """One of `names`, which are the known `what`s."""
-
-    def read(value: Value) -> str:
-        word = text(value)
-        if any_case:
-            word = word.upper()
-        if word not in names:
-            near = nearest(word, names)
-            hint = f"; did you mean {near}?" if near else ""
-            raise Wrong(f"unknown {what} {word!r}; known: {', '.join(names)}{hint}")
-        return word
-
-    return read
-
-
-def listed(reader: Reader[T]) -> Reader[tuple[T, ...]]:
-    """A list of what `reader` reads; the good items where some are bad."""
-
-    def read(value: Value) -> tuple[T, ...]:
-        if not isinstance(value.node, yaml.SequenceNode):
-            raise Wrong(f"expected a list, found {value.kind}: write [one, two]")
-        items = (
-            Value(f"{value.label}, item {index}", _line(node), node, value.document)
-            for index, node in enumerate(value.node.value, 1)
-        )
-        results = (item.read(reader, None) for item in items)
-        return tuple(result for result in results if result is not None)
-
-    return read
-
-
-def mapped(reader: Reader[T]) -> Reader[dict[str, T]]:
-    """A mapping from names to what `reader` reads; the good entries where some are bad."""
-
-    def read(value: Value) -> dict[str, T]:
-        results = {key: entry.read(reader, None) for key, entry in section(value).rest()}
-        return {key: result for key, result in results.items() if result is not None}
-
-    return read
-
-
-def path(base: Path) -> Reader[Path]:
-    """A path with either slash, relative to `base`; it need not exist."""
-    return lambda value: base / text(value).replace("\\", "/")
-
-
-def folder(base: Path) -> Reader[Path]:
-    """An existing folder."""
-
-    def read(value: Value) -> Path:
-        result = path(base)(value)
-        # os.path answers False where pathlib raises (no right to look, a name too long).
-        if not os.path.isdir(result):
-            raise Wrong(f"there is no folder {result}")
-        return result
-
-    return read

@@ -61,7 +61,6 @@ class Fleet:
         with self._lock:
             if self._closed:
                 raise _shutting_down()
-            self._shared.secrets.update(settings.program.variables)
             before = self._models
             after: dict[str, Model] = {}
             for name, model_settings in settings.models.items():

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from manager.clock import Clock
-from manager.config import loader
+from manager.config import loader, variables
 from manager.events import Events
 from manager.interfaces import Interface
 from manager.models import process_tree
@@ -29,9 +29,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ModelDependencies:
-    """What all models share. ``connections`` is how many are kept to one server; ``secrets`` names
-    the variables of our environment that no server inherits, and only grows: what a config has
-    named before may still be in use."""
+    """What all models share. ``connections`` is how many are kept to one server."""
 
     store: Store
     logs: ModelLogs
@@ -41,7 +39,6 @@ class ModelDependencies:
     placement: Placement
     clock: Clock
     connections: int
-    secrets: set[str] = field(default_factory=set)
 
 
 class StartFailedError(Exception):
@@ -122,7 +119,7 @@ def launch_fingerprint(settings: loader.Model, scheme: loader.Scheme) -> str:
         settings.port,
         scheme.name,
         str(scheme.script_path),
-        list(scheme.command),
+        variables.expand_command(scheme.command, variables.known_values(scheme.env)),
         sorted(scheme.env.items()),
         str(scheme.cwd),
         *scheme.required_devices,

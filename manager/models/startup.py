@@ -206,8 +206,26 @@ class Start:
             mode=settings.mode,
             memory_mb=place.memory_mb,
         )
+        env = {
+            **variables.child_environment(),
+            **place.environment,
+            **scheme.env,
+            "LLM_MANAGER_MODEL": run.model,
+            "LLM_MANAGER_SCHEME": scheme.name,
+            "LLM_MANAGER_PORT": str(port),
+            "PORT": str(port),
+        }
+        command = variables.expand_command(
+            scheme.command,
+            {
+                **env,
+                "MODEL": run.model,
+                "SCHEME": scheme.name,
+                "DEVICES": place.environment.get("CUDA_VISIBLE_DEVICES", ""),
+            },
+        )
         try:
-            arguments = process_tree.command_line(scheme.script_path, scheme.command)
+            arguments = process_tree.command_line(scheme.script_path, command)
             # Before the launch: if we are killed in between, the mark still finds the process.
             shared.store.begin_run(run)
         except LaunchError as error:
@@ -215,7 +233,7 @@ class Start:
         except sqlite3.Error as error:
             raise StartFailedError(f"its start cannot be recorded in usage.db: {error}") from error
         try:
-            tree = self._spawn(run, scheme, place, arguments)
+            tree = self._spawn(run, scheme, arguments, env)
         except BaseException as error:
             end_run(self._shared, run.id, str(error))
             raise
@@ -255,7 +273,7 @@ class Start:
         )
 
     def _spawn(
-        self, run: Run, scheme: loader.Scheme, place: DeviceAssignment, arguments: list[str]
+        self, run: Run, scheme: loader.Scheme, arguments: list[str], env: dict[str, str]
     ) -> ProcessTree:
         try:
             path, output = self._shared.logs.create(
@@ -263,15 +281,6 @@ class Start:
             )
         except OSError as error:
             raise StartFailedError(f"its log cannot be written: {error}") from error
-        env = {
-            **variables.child_environment(self._shared.secrets),
-            **place.environment,
-            **scheme.env,
-            "LLM_MANAGER_MODEL": run.model,
-            "LLM_MANAGER_SCHEME": scheme.name,
-            "LLM_MANAGER_PORT": str(run.port),
-            "PORT": str(run.port),
-        }
         try:
             return ProcessTree.start(run.id, arguments, cwd=scheme.cwd, env=env, output=output)
         except LaunchError as error:

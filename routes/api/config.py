@@ -1,4 +1,4 @@
-"""``/api/config``: what the program runs with, its file as a text to edit, and reading it anew."""
+"""``/api/config``: what the program runs with, its file as a text to edit, and reloading it."""
 
 from __future__ import annotations
 
@@ -15,26 +15,16 @@ from flask import Blueprint, Response, g, jsonify
 
 from jobs.tasks import WorkerSettings
 from manager.config import config_file, loader
+from manager.config.declaration import keys
 from manager.config.loader import ConfigError, Problem
-from manager.config.redaction import MASK, argument_spans, redact, redact_spans
+from manager.config.redaction import MASK, argument_spans, redact_spans
+from manager.config.settings import Program
 from manager.errors import ApiError
 from routes.request import Number, bad, body, refuse_unknown
 from routes.services import Services
 
 _LONGEST_TEXT = 200_000  # some hundred models; one as long as that takes seconds
 _applying = threading.Lock()
-# What is built once, at the program's start.
-_AT_START = [
-    "host",
-    "port",
-    "log_level",
-    "device_plugin_dir",
-    "interface_plugin_dir",
-    "threads",
-    "max_body_mb",
-    "export",
-    "queue",
-]
 
 
 def blueprint(services: Services) -> Blueprint:
@@ -56,13 +46,12 @@ def blueprint(services: Services) -> Blueprint:
     def text() -> Response:
         path = services.fleet.config.path
         found = config_file.read_file(path)
-        shown, problems = found.masked(modes)
         return jsonify(
             {
                 "path": str(path),
-                "text": shown,
+                "text": found.text,
                 "version": found.version,
-                "problems": _listed(problems),
+                "problems": _listed(found.problems(modes)),
                 "writable": config_file.is_writable(path),
             }
         )
@@ -72,7 +61,7 @@ def blueprint(services: Services) -> Blueprint:
         given = body()
         refuse_unknown(given, ("text",))
         found = config_file.read_file(services.fleet.config.path)
-        edited = found.with_secrets(_text(given), modes)
+        edited = found.edited(_text(given), modes)
         names = list(edited.config.models) if edited.config else []
         return jsonify({"problems": _listed(edited.problems), "models": names})
 
@@ -84,7 +73,7 @@ def blueprint(services: Services) -> Blueprint:
         path = services.fleet.config.path
         found = config_file.read_file(path)
         _require_version(found, version)
-        edited = found.with_secrets(text, modes)
+        edited = found.edited(text, modes)
         if edited.problems:
             raise ApiError(
                 400,
@@ -170,6 +159,7 @@ def apply(services: Services) -> dict[str, Any]:
             raise refusal from error
         services.fleet.apply(after)
         services.worker.update(WorkerSettings.of(after.program, services.data_dir))
+    loader.log_warnings(after)
     try:
         services.prices.seed(after.models.values())
     except sqlite3.Error as error:
@@ -180,7 +170,9 @@ def apply(services: Services) -> dict[str, Any]:
             retry_after=5,
         ) from error
     changed = [
-        key for key in _AT_START if getattr(before.program, key) != getattr(after.program, key)
+        key.name
+        for key in keys(Program)
+        if key.restart and getattr(before.program, key.field) != getattr(after.program, key.field)
     ]
     if after.program.export and before.program.timezone != after.program.timezone:
         changed.append("timezone")  # of the schedule: all else has it now
@@ -190,9 +182,6 @@ def apply(services: Services) -> dict[str, Any]:
 def masked(settings: loader.Config) -> dict[str, Any]:
     """The config as JSON, with every value that may be a secret replaced by asterisks."""
     program = _plain(dataclasses.asdict(settings.program))
-    if settings.program.queue:
-        is_expanded = bool(settings.program.variables)
-        program["queue"] = MASK if is_expanded else redact(settings.program.queue)
     models = []
     for model in settings.models.values():
         shown = _plain(dataclasses.asdict(model))

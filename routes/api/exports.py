@@ -9,10 +9,10 @@ from typing import Any
 
 from flask import Blueprint, Response, jsonify
 
-from jobs import crontab
 from manager.billing import calendar, statements
 from manager.billing.calendar import iso
 from manager.billing.statements import Period
+from manager.config.schedule import next_time
 from manager.config.settings import Export
 from manager.errors import ApiError
 from routes.api.data import run_task, task_to_json
@@ -62,9 +62,7 @@ def blueprint(services: Services) -> Blueprint:
 
 
 def _schedule(export: Export, folder: Path, zone: tzinfo, now_ms: int) -> dict[str, Any]:
-    # A trigger's next moment may be the one that it is asked at.
-    after = calendar.local(now_ms + 1, zone)
-    next_at = crontab.trigger(export.schedule, zone).get_next_fire_time(None, after)
+    next_at = next_time(export.schedule, calendar.local(now_ms + 1, zone))
     utc = next_at and next_at.astimezone(timezone.utc)
     return {
         "schedule": export.schedule,

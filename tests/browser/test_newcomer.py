@@ -98,14 +98,12 @@ def test_every_mode_can_be_tried(demo: Program, read: OpenBrowser) -> None:
 
 
 def test_the_config_is_edited_checked_and_applied(launch: Launch, read: OpenBrowser) -> None:
-    model = fake()
-    model["Default"]["env"] = {"A_KEY": "s3cr3t"}
-    program = launch({"Model": model})
+    program = launch({"Model": fake()})
     reader = read(program)
     reader.expects("400 .BAD REQUEST")
     tab = reader.open("/settings")
     text = tab.get_by_label("The text of config.yaml")
-    assert "s3cr3t" not in text.input_value()
+    assert text.input_value() == program.config.read_text()
     right = text.input_value().replace("Model:", "Renamed:")
 
     text.fill(right.replace("threads:", "treads:"))
@@ -119,5 +117,4 @@ def test_the_config_is_edited_checked_and_applied(launch: Launch, read: OpenBrow
     tab.get_by_role("button", name="Save and apply").click()
     shows(tab, "Applied. Models: 1")
     assert program.model("Renamed")["state"] == "stopped"
-    assert "s3cr3t" in program.config.read_text()
     assert violations(tab) == []

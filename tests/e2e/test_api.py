@@ -64,7 +64,6 @@ def program(launch_once: Launch, gates: Path) -> Program:
             "Broken": fake("--crash-after-boot", 4),
         },
         threads=FEW_THREADS,
-        queue="redis://user:redis-secret@localhost:6379/0",
     )
 
 
@@ -250,13 +249,7 @@ def test_a_page_that_is_closed_gives_its_place_back_and_pages_never_take_all(
 def test_the_config_is_told_without_its_secrets(program: Program) -> None:
     response = program.get("/api/config")
     assert response.status_code == 200
-    for secret in (
-        "hf-secret",
-        "not-shown",
-        "sk-in-argument",
-        "sk-behind-argument",
-        "redis-secret",
-    ):
+    for secret in ("hf-secret", "not-shown", "sk-in-argument", "sk-behind-argument"):
         assert secret not in response.text
     config = response.json()
     assert config["program"]["threads"] == FEW_THREADS
@@ -267,8 +260,7 @@ def test_the_config_is_told_without_its_secrets(program: Program) -> None:
 def test_no_secret_is_in_the_log_or_in_an_error(program: Program) -> None:
     error = error_of(program.ask("Secretive"))  # its server does not know --api-key
     assert error["code"] == "start_failed"
-    for secret in ("hf-secret", "redis-secret"):
-        assert secret not in error["message"] + program.output
+    assert "hf-secret" not in error["message"] + program.output
 
 
 # --- metrics ----------------------------------------------------------------------------

@@ -62,6 +62,16 @@ def test_check_says_that_a_good_config_has_no_problems(program: Program) -> None
     assert "6 models, no problems" in done.stdout
 
 
+def test_check_names_what_is_odd_and_is_content(tmp_path: Path) -> None:
+    text = "program:\n  queue: redis://:hunter2@cache:6379/0\nLocal-Models:\n"
+    (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
+    done = run("--config", tmp_path / "config.yaml", "--check")
+    assert done.returncode == 0, done.stderr
+    assert "0 models, no problems" in done.stdout
+    assert done.stderr.startswith("config.yaml:2: queue: this key is ignored")
+    assert "hunter2" not in done.stderr
+
+
 @pytest.mark.parametrize("arguments", [["--check"], ["--port", "0"]])
 def test_a_bad_config_is_refused_with_every_problem_and_its_line(
     tmp_path: Path, arguments: list[str]

@@ -146,42 +146,41 @@ def test_a_script_is_told_its_model_its_scheme_and_its_port(launch: Launch, tmp_
     assert f"I am org/m:7b Scripted {view['port']} {view['port']} mine" in program.log("org/m:7b")
 
 
+def test_a_command_gets_its_port_its_names_and_what_the_environment_has(launch: Launch) -> None:
+    command = ["sh", "-c", f'echo "I am $0"; exec python3 {FAKE}']
+    told = "${MODEL} ${SCHEME} ${PORT} [${DEVICES}] ${FOR_MODELS} ${FLAVOUR} ${NOT_THERE}"
+    program = launch(
+        {"org/m:7b": {"Plain": {"command": [*command, told], "env": {"FLAVOUR": "ice"}}}},
+        env={"FOR_MODELS": "s3cr3t", "PORT": "1"},
+    )
+    assert program.ask("org/m:7b").status_code == 200
+    port = program.model("org/m:7b")["port"]
+    assert f"I am org/m:7b Plain {port} [] s3cr3t ice ${{NOT_THERE}}" in program.log("org/m:7b")
+    assert "the environment has no NOT_THERE: ${NOT_THERE} stays as it is" in program.output
+    assert "s3cr3t" not in program.output + program.get("/api/config").text
+
+
 def test_a_model_gets_what_its_scheme_names_and_no_secret_of_the_programs(
     launch: Launch, tmp_path: Path
 ) -> None:
     script = tmp_path / "serve.sh"
     script.write_text(f"#!/bin/sh\nexec python3 {FAKE}\n")
     script.chmod(0o755)
-    named = {"HF_TOKEN": "${FOR_MODELS}", "QUEUE_PASSWORD": "mine", "LLM_MANAGER_OWN": "mine"}
+    named = {"HF_TOKEN": "${FOR_MODELS}", "LLM_MANAGER_OWN": "mine"}
     program = launch(
         {
             "Plain": {"Scripted": {"script_path": str(script)}},
             "Named": {"Scripted": {"script_path": str(script), "env": named}},
         },
-        queue="redis://:${QUEUE_PASSWORD}@127.0.0.1:1/0",
-        env={
-            "QUEUE_PASSWORD": "hunter2",
-            "LLM_MANAGER_ADMIN": "hunter2",
-            "LLM_MANAGER_PORT": "1",
-            "FOR_MODELS": "s3cr3t",
-        },
+        env={"LLM_MANAGER_ADMIN": "hunter2", "LLM_MANAGER_PORT": "1", "FOR_MODELS": "s3cr3t"},
     )
     for name in ("Plain", "Named"):
         assert program.ask(name).status_code == 200
     plain, named = (program.processes(name)[0].environ() for name in ("Plain", "Named"))
     assert "hunter2" not in [*plain.values(), *named.values()]
-    assert not {"QUEUE_PASSWORD", "LLM_MANAGER_ADMIN", "HF_TOKEN"} & set(plain)
-    assert plain["FOR_MODELS"] == "s3cr3t"  # not the program's: it stands in a scheme only
+    assert not {"LLM_MANAGER_ADMIN", "HF_TOKEN"} & set(plain)
     assert plain["LLM_MANAGER_PORT"] == plain["PORT"] != "1"
-    assert named["HF_TOKEN"] == "s3cr3t"
-    assert (named["QUEUE_PASSWORD"], named["LLM_MANAGER_OWN"]) == ("mine", "mine")
-    assert program.workers()[0].environ()["QUEUE_PASSWORD"] == "hunter2"
-
-    assert reload(program)["restart_needed_for"] == []
-    program.configure({"Plain": {"Scripted": {"script_path": str(script)}}})
-    assert reload(program)["restart_needed_for"] == ["queue"]  # so that it is still in use
-    program.command("Plain", "restart")
-    assert "QUEUE_PASSWORD" not in program.processes("Plain")[0].environ()
+    assert (named["HF_TOKEN"], named["LLM_MANAGER_OWN"]) == ("s3cr3t", "mine")
 
     assert program.get("/api/config").status_code == 200
     shown = [program.output, program.get("/api/config").text]
@@ -548,13 +547,13 @@ def test_a_bad_config_changes_nothing_and_is_told_with_its_lines(launch: Launch)
     assert len(program.logs("Steady")) == 1
 
 
-def test_a_config_that_is_saved_on_a_page_is_in_use_and_keeps_its_secrets(launch: Launch) -> None:
+def test_a_config_that_is_saved_on_a_page_is_in_use(launch: Launch) -> None:
     program = launch({"One": fake()})
     model = fake()
     model["Default"]["env"] = {"HF_TOKEN": "s3cr3t"}
     program.configure({"One": model})
     shown = program.get("/api/config/text").json()
-    assert "s3cr3t" not in shown["text"]
+    assert "HF_TOKEN: s3cr3t" in shown["text"]
     edited = shown["text"].replace("One:", "One:\n    aliases: [first]")
     body = {"text": edited, "version": shown["version"]}
     saved = program.request("PUT", "/api/config/text", json=body)

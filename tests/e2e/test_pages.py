@@ -18,7 +18,7 @@ from tests.support.fixtures import Launch
 from tests.support.program import FEW_THREADS, Program, error_of, fake
 
 WEIGHT = 150_000  # bytes over the wire; the browser's tests count what the API adds
-SECRETS = ("hf-secret", "sk-in-argument", "sk-behind-argument", "redis-secret", "env-secret")
+SECRETS = ("hf-secret", "sk-in-argument", "sk-behind-argument", "env-secret")
 HTML = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
 _IMPORT = re.compile(r"""(?:from|import)\s*\(?["'](\.{1,2}/[^"']+)["']""")
 _URL = re.compile(r"""url\(["']?([^"')]+)["']?\)""")
@@ -32,7 +32,6 @@ def program(launch_once: Launch) -> Program:
     return launch_once(
         {"Model": fake(), "Secretive": model},
         threads=FEW_THREADS,
-        queue="redis://user:redis-secret@localhost:6379/0",
     )
 
 

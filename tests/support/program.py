@@ -33,7 +33,6 @@ from tests.support.cards import Cards
 ROOT = Path(__file__).resolve().parents[2]
 FAKE = ROOT / "tests" / "support" / "fake_upstream.py"
 PLAIN = Path(__file__).with_name("plain_server.py")
-NOT_INSTALLED = ROOT / "tests" / "not_installed"
 CHAT = "/v1/chat/completions"
 PASSWORD = "a long secret word"
 NOBODY = {"Authorization": None}
@@ -240,9 +239,6 @@ class Program:
         self._wrapper = wrapper
         self._arguments = arguments
         self._env = dict(env or {})
-        if "queue" not in settings:
-            places = [self._env.get("PYTHONPATH"), str(NOT_INSTALLED)]
-            self._env["PYTHONPATH"] = os.pathsep.join(filter(None, places))
         self.mark = uuid.uuid4().hex
         self._output: list[str] = []
         folder.mkdir(parents=True, exist_ok=True)

@@ -42,13 +42,6 @@ COST = 2_000_000  # billionths: what a row of `a_request` costs, 1,000 and 500 t
 Eventually = Callable[[Callable[[], Any]], Any]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _no_servers() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests" / "not_installed"))
-        yield
-
-
 @dataclass
 class House:
     """A data folder, its server's part in bills, and the worker."""
@@ -71,7 +64,7 @@ class House:
 def running(folder: Path, eventually: Eventually) -> Iterator[House]:
     store = new_store(folder / "usage.db")
     add_price(store)
-    services = House(folder, store, Supervisor(settings(folder), Clock()), TaskQueue(folder, None))
+    services = House(folder, store, Supervisor(settings(folder), Clock()), TaskQueue(folder))
     services.supervisor.start()
     eventually(services.pid)  # later it would write to pytest's own terminal
     yield services
@@ -275,7 +268,7 @@ def _close_pipes() -> Iterator[None]:
 
 def test_the_server_needs_no_pandas() -> None:
     command = (
-        "import sys; import jobs.queue, jobs.tasks, jobs.supervisor, jobs.crontab,"
+        "import sys; import jobs.queue, jobs.tasks, jobs.supervisor,"
         " routes.api.exports, routes.api.data; raise SystemExit('pandas' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", command], cwd=ROOT, check=False).returncode == 0
@@ -335,7 +328,7 @@ def test_what_a_lost_queue_asked_for_is_done_all_the_same(shared: House) -> None
 @pytest.mark.usefixtures("store")
 def test_a_damaged_queue_is_made_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "queue.db").write_bytes(b"no database " * 1000)
-    tasks = TaskQueue(tmp_path, None)
+    tasks = TaskQueue(tmp_path)
     tasks.enqueue("bill")
     assert "damaged" in caplog.text
     assert one(tmp_path / "queue.db", "SELECT count(*) FROM task") == 1
@@ -343,7 +336,7 @@ def test_a_damaged_queue_is_made_anew(tmp_path: Path, caplog: pytest.LogCaptureF
 
 
 def test_a_worker_that_is_away_leaves_a_short_queue(tmp_path: Path) -> None:
-    tasks = TaskQueue(tmp_path, None)
+    tasks = TaskQueue(tmp_path)
     for _ in range(200):
         tasks.enqueue("bill")
     assert one(tmp_path / "queue.db", "SELECT count(*) FROM task") == 50

@@ -66,6 +66,96 @@ def test_the_config_is_shown_as_plain_json(loaded: loader.Config) -> None:
     assert scheme["memory_mb"] == {"rtx 4060": 6000}
 
 
+def test_the_names_that_scripts_rely_on_stay(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "program: {threads: 64}\n"
+        "Local-Models:\n"
+        "  m:\n"
+        "    price: {per_hour: 1, tiers: [{input: 2, output: 8}]}\n"
+        "    s: {command: [serve], env: {A: b}}\n",
+        encoding="utf-8",
+    )
+    assert masked(loader.load(path, lambda _: ["Chat"])) == {
+        "path": str(path),
+        "program": {
+            "host": "127.0.0.1",
+            "port": 8080,
+            "log_level": "INFO",
+            "alive_time": 15.0,
+            "disable_gpu_monitoring": False,
+            "token_tracker": ["Chat", "Base", "Embedding", "Reranker"],
+            "device_plugin_dir": None,
+            "interface_plugin_dir": None,
+            "device_memory_mb": {},
+            "threads": 64,
+            "start_timeout": 300.0,
+            "stop_timeout": 10.0,
+            "queue_timeout": 300.0,
+            "max_waiting": 320,
+            "max_body_mb": 64,
+            "list_aliases": False,
+            "upstream_timeout": 600.0,
+            "currency": "CNY",
+            "timezone": None,
+            "log_retention_days": 30,
+            "request_retention_days": 0,
+            "export": None,
+            "require_key": None,
+            "allowed_hosts": [],
+            "cors_origins": [],
+            "trusted_proxies": [],
+            "allow_config_edit": False,
+        },
+        "models": [
+            {
+                "name": "m",
+                "aliases": [],
+                "mode": "Chat",
+                "port": None,
+                "auto_start": False,
+                "alive_time": 15.0,
+                "start_timeout": 300.0,
+                "stop_timeout": 10.0,
+                "max_waiting": 320,
+                "max_concurrency": None,
+                "pinned": False,
+                "served_model_name": None,
+                "unlisted": False,
+                "ask_usage": True,
+                "price": {
+                    "per_hour": 1_000_000_000,
+                    "tiers": [
+                        {
+                            "min_input": 0,
+                            "max_input": -1,
+                            "min_output": 0,
+                            "max_output": -1,
+                            "input": 2_000_000_000,
+                            "output": 8_000_000_000,
+                            "cache_read": 0,
+                            "cache_write": 0,
+                            "support_cache": False,
+                        }
+                    ],
+                },
+                "schemes": [
+                    {
+                        "name": "s",
+                        "required_devices": [],
+                        "script_path": None,
+                        "command": ["serve"],
+                        "memory_mb": {},
+                        "env": {"A": "***"},
+                        "cwd": str(tmp_path),
+                        "expanded": [],
+                    }
+                ],
+            }
+        ],
+    }
+
+
 def test_no_value_of_a_variable_is_shown(loaded: loader.Config) -> None:
     shown = shown_with(loaded, env={"DSN": "s3cr3t"})
     assert "s3cr3t" not in shown
@@ -112,45 +202,15 @@ def test_a_secret_inside_of_an_argument_is_masked(
     assert "s3cr3t" not in shown_with(loaded, command=tuple(command))
 
 
-@pytest.mark.parametrize(
-    ("url", "still_shown"),
-    [
-        ("redis://:s3cr3t@cache:6379/0", "cache:6379/0"),
-        ("redis://worker:s3cr3t@cache:6379/0", "worker"),
-        ("postgresql://worker:s3cr3t@db/queue?sslmode=require", "db/queue?sslmode=require"),
-        ("postgresql://worker:s3cr3t@[::1]:5432/queue", "[::1]:5432/queue"),
-        ("postgresql://db/queue?user=worker&password=s3cr3t", "db/queue"),
-        ("redis://cache:6379/0?password=s3cr3t", "cache:6379/0"),
-        ("redis://:a@s3cr3t@cache:6379/0", "cache:6379/0"),
-    ],
-)
-def test_the_queues_password_is_masked_and_the_rest_of_its_url_is_shown(
-    loaded: loader.Config, url: str, still_shown: str
-) -> None:
-    with_queue = replace(loaded, program=replace(loaded.program, queue=url))
-    shown = json.dumps(masked(with_queue))
-    assert "s3cr3t" not in shown
-    assert still_shown in shown
-
-
-def test_a_queue_without_a_password_is_shown_as_it_is(loaded: loader.Config) -> None:
-    url = "redis://cache:6379/0"
-    with_queue = replace(loaded, program=replace(loaded.program, queue=url))
-    assert masked(with_queue)["program"]["queue"] == url
-
-
 def test_what_comes_from_the_environment_is_masked_whatever_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("QUEUE_HOST", "s3cr3t.example")
     monkeypatch.setenv("FLAVOUR", "s3cr3t")
     path = tmp_path / "config.yaml"
-    text = TEXT.replace("program:", "program:\n  queue: redis://${QUEUE_HOST}:6379/0")
-    text = text.replace('BLOCKING: "1"', 'BLOCKING: "1", A: "${FLAVOUR} ice", B: "$${FLAVOUR}"')
+    text = TEXT.replace('BLOCKING: "1"', 'BLOCKING: "1", A: "${FLAVOUR} ice", B: "$${FLAVOUR}"')
     path.write_text(text, encoding="utf-8")
     shown = json.loads(json.dumps(masked(loader.load(path, lambda _: ["Chat"]))))
     assert "s3cr3t" not in str(shown)
-    assert (shown["program"]["queue"], shown["program"]["variables"]) == ("***", ["QUEUE_HOST"])
     (scheme,) = shown["models"][0]["schemes"]
     assert set(scheme["env"].values()) == {"***"}
     assert scheme["expanded"] == ["A"]
