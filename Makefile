@@ -24,7 +24,7 @@ lint: setup-dev ## ruff, mypy and bandit
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
 	$(VENV)/mypy
-	$(VENV)/bandit -q -c pyproject.toml -r manager routes jobs scripts wsgi.py tray.py
+	$(VENV)/bandit -q -c pyproject.toml -r manager routes jobs commands scripts wsgi.py
 
 audit: setup ## look for known holes in what the program runs on; asks pypi.org
 	$(VENV)/python -m pip install -q pip-audit
@@ -36,8 +36,9 @@ bench: setup ## measure the program beside its upstream and nginx
 translations: setup-dev ## take new words of the pages into translations/
 	@$(VENV)/python scripts/translations.py
 
-reference: setup ## make config.schema.json and the tables of docs/config.md
+reference: setup ## make config.schema.json and the tables of docs/config.md, docs/commands.md
 	@$(VENV)/python -m scripts.config_reference
+	@$(VENV)/python -m scripts.command_reference
 
 screenshots: setup-dev ## take docs/pages/*.png of a small house that is played
 	@$(VENV)/python scripts/screenshots.py

@@ -520,7 +520,7 @@ class Fuzz:
         self._data = folder / "data"
         self._tokens = itertools.count(1)
         self._token = self._new_token()
-        self._key = self._shell("commands.keys", "add", "the-fuzz")
+        self._key = self._shell("keys", "add", "the-fuzz")
         document = self._get("/openapi.json")
         self._sender = Sender(program.port, self.tally)
         self._cases = {
@@ -606,7 +606,7 @@ class Fuzz:
     def _new_token(self) -> str:
         """Works once the program has seen it, which it looks for each second."""
         name = f"the-fuzz-{next(self._tokens)}"
-        token = self._shell("commands.users", "add-token", name, "--role", "admin")
+        token = self._shell("users", "add-token", name, "--role", "admin")
         deadline = time.monotonic() + PATIENCE
         headers = {"Authorization": f"Bearer {token}"}
         url = f"{self._base}/api/session"
@@ -617,7 +617,7 @@ class Fuzz:
         return token
 
     def _shell(self, *arguments: str) -> str:
-        command = [sys.executable, "-m", *arguments, "--data-dir", str(self._data)]
+        command = [sys.executable, "-m", "commands", *arguments, "--data-dir", str(self._data)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
         if done.returncode:
             raise BenchError(f"{' '.join(arguments)}: {done.stderr}")

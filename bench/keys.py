@@ -57,7 +57,7 @@ def main() -> int:
 
 
 def _make_key(root: Path, data_dir: Path, limits: Sequence[str]) -> str:
-    command = [sys.executable, "-m", "commands.keys", "add", "bench", *limits]
+    command = [sys.executable, "-m", "commands", "keys", "add", "bench", *limits]
     made = subprocess.run(
         [*command, "--data-dir", str(data_dir)], cwd=root, capture_output=True, text=True
     )

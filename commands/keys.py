@@ -1,4 +1,4 @@
-"""API keys from a shell, also while the program runs: `python -m commands.keys add NAME`"""
+"""`llm-manager keys`: API keys, also while the program runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from commands import offline
+from commands import offline, options
 from commands.offline import OfflineDatabase
 from manager.access import api_keys
 from manager.access.api_keys import Budget, Key
@@ -20,40 +20,36 @@ _FIELDS = (
 )
 
 
-def main() -> int:
-    """The exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m commands.keys",
-        description="API keys, which let their owners use the models.",
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    offline.command(commands, "list", _list, "all keys and their limits")
-    for name, act, help_text in (
-        ("add", _add, "make a key, and show its secret, once"),
+def add_to(commands: Any) -> None:
+    """Adds the command to those of `add_subparsers`."""
+    keys = options.group(commands, "keys", "API keys, with which their owners use the models")
+    _command(keys, "list", _list, "list all keys and their limits")
+    for name, act, summary in (
+        ("add", _add, "make a key, and print its secret, once"),
         ("change", _change, "set limits of a key; `none` takes one away"),
     ):
-        command = offline.command(commands, name, act, help_text)
-        command.add_argument("name", metavar="NAME")
-        _add_limits(command)
-    rotate = offline.command(
-        commands, "rotate", _rotate, "a new secret; the old one stays for a while"
-    )
-    rotate.add_argument("name", metavar="NAME")
+        _add_limits(_command(keys, name, act, summary))
+    rotate = _command(keys, "rotate", _rotate, "give a key a new secret, and print it, once")
     rotate.add_argument(
         "--keep-old-hours",
         type=_hours,
         default=24,
         metavar="HOURS",
-        help="how long the old one stays valid (24)",
+        help="how long the old secret stays valid (default: %(default)s)",
     )
-    revoke = offline.command(commands, "revoke", _revoke, "end a key for ever")
-    revoke.add_argument("name", metavar="NAME")
-    return offline.run(parser)
+    _command(keys, "revoke", _revoke, "end a key for ever")
+
+
+def _command(keys: Any, name: str, act: offline.Act, summary: str) -> argparse.ArgumentParser:
+    parser = offline.command(keys, name, act, summary)
+    if act is not _list:
+        parser.add_argument("name", metavar="NAME")
+    return parser
 
 
 def _add_limits(command: argparse.ArgumentParser) -> None:
     # What is not given is not set: a change leaves it as it is.
-    options: tuple[tuple[str, Any, str, str], ...] = (
+    limits: tuple[tuple[str, Any, str, str], ...] = (
         ("--owner", str, "WHO", "whose it is"),
         ("--models", _models, "A,B", "names or aliases of the models it may use"),
         ("--requests-per-minute", _limit, "N", "requests in any sixty seconds"),
@@ -62,25 +58,26 @@ def _add_limits(command: argparse.ArgumentParser) -> None:
         ("--budget", _budget, "10/month", "money a day or a month"),
         ("--priority", int, "0-10", "the higher the sooner, where requests wait"),
     )
-    for option, kind, metavar, help_text in options:
+    for option, kind, metavar, help_text in limits:
         command.add_argument(
             option, type=kind, metavar=metavar, help=help_text, default=argparse.SUPPRESS
         )
     command.add_argument(
         "--expires",
         dest="expires_ms",
-        type=lambda text: None if text == "none" else offline.moment_ms(text),
+        type=lambda text: None if text == "none" else options.moment_ms(text),
         metavar="2027-01-31",
+        help="when it ends",
         default=argparse.SUPPRESS,
     )
 
 
-def _list(_arguments: argparse.Namespace, its: OfflineDatabase) -> None:
-    now_ms = offline.now_ms()
+def _list(_arguments: argparse.Namespace, database: OfflineDatabase) -> None:
+    now_ms = options.now_ms()
     rows: list[tuple[str, ...]] = [
         ("NAME", "STATE", "OWNER", "MODELS", "REQ/MIN", "TOK/MIN", "AT ONCE", "BUDGET")
     ]
-    for key in its.read(api_keys.load):
+    for key in database.read(api_keys.load):
         limits = (key.requests_per_minute, key.tokens_per_minute, key.max_concurrency)
         budget = key.budget
         rows.append(
@@ -96,42 +93,42 @@ def _list(_arguments: argparse.Namespace, its: OfflineDatabase) -> None:
     offline.table(rows)
 
 
-def _add(arguments: argparse.Namespace, its: OfflineDatabase) -> None:
+def _add(arguments: argparse.Namespace, database: OfflineDatabase) -> None:
     given = _given(arguments)
     key = Key(arguments.name, **given)
-    made, secret = its.change(
-        "add key", key.name, _told(given), lambda c: api_keys.add(c, key, offline.now_ms())
+    made, secret = database.change(
+        "add key", key.name, _as_json(given), lambda c: api_keys.add(c, key, options.now_ms())
     )
     _show(made, secret)
 
 
-def _change(arguments: argparse.Namespace, its: OfflineDatabase) -> None:
+def _change(arguments: argparse.Namespace, database: OfflineDatabase) -> None:
     given = _given(arguments)
-    its.change(
+    database.change(
         "change key",
         arguments.name,
-        _told(given),
+        _as_json(given),
         lambda c: api_keys.change(c, arguments.name, given),
     )
 
 
-def _rotate(arguments: argparse.Namespace, its: OfflineDatabase) -> None:
+def _rotate(arguments: argparse.Namespace, database: OfflineDatabase) -> None:
     keep_ms = arguments.keep_old_hours * _HOUR_MS
-    key, secret = its.change(
+    key, secret = database.change(
         "rotate key",
         arguments.name,
         {"keep_old_hours": arguments.keep_old_hours},
-        lambda c: api_keys.rotate(c, arguments.name, keep_ms, offline.now_ms()),
+        lambda c: api_keys.rotate(c, arguments.name, keep_ms, options.now_ms()),
     )
     _show(key, secret)
 
 
-def _revoke(arguments: argparse.Namespace, its: OfflineDatabase) -> None:
-    its.change(
+def _revoke(arguments: argparse.Namespace, database: OfflineDatabase) -> None:
+    database.change(
         "revoke key",
         arguments.name,
         {},
-        lambda c: api_keys.revoke(c, arguments.name, offline.now_ms()),
+        lambda c: api_keys.revoke(c, arguments.name, options.now_ms()),
     )
 
 
@@ -144,7 +141,7 @@ def _given(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in _FIELDS if hasattr(arguments, name)}
 
 
-def _told(given: dict[str, Any]) -> dict[str, Any]:
+def _as_json(given: dict[str, Any]) -> dict[str, Any]:
     budget = given.get("budget")
     if budget is None:
         return given
@@ -179,7 +176,3 @@ def _hours(text: str) -> int:
     if not text.isdecimal() or int(text) > api_keys.MAX_GRACE_HOURS:
         raise argparse.ArgumentTypeError(f"expected 0 to {api_keys.MAX_GRACE_HOURS} hours")
     return int(text)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""The front door: arguments, config, everything built once, served with waitress."""
+"""`llm-manager serve`: builds every part once, serves with waitress, ends in order."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import ctypes
 import logging
 import queue
 import signal
-import sqlite3
+import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 if sys.platform != "win32":
     import resource
 
-from commands.tray import Tray, pages
+from commands import tray
+from commands.client import pages_url
+from commands.options import CommandError, ConfigLoader
 from jobs import log_setup, schedule
 from jobs.queue import TaskQueue
 from jobs.supervisor import Supervisor
@@ -29,22 +30,19 @@ from manager.billing import calendar
 from manager.billing.price_versions import Prices
 from manager.clock import Clock
 from manager.config import loader, plugins
-from manager.config.loader import ConfigError
 from manager.devices import Monitor
 from manager.errors import ApiError
 from manager.events import Events
-from manager.interfaces import Interface
 from manager.models.fleet import Fleet
 from manager.models.ports import Ports
 from manager.models.server import ModelDependencies
 from manager.placement.placement import Placement
 from manager.relay.watcher import Watcher
 from manager.storage import data_dir as datadir
-from manager.storage.data_dir import DataDirInUse
 from manager.storage.logs import ModelLogs
 from manager.storage.maintenance_tasks import Orders
 from manager.storage.spool import Spool
-from manager.storage.store import Store, StoreError
+from manager.storage.store import Store
 from manager.usage.activity import Activity
 from manager.usage.reports import Reports
 from routes import create_app
@@ -62,168 +60,157 @@ _RELOAD, _STOP = "reload", "stop"
 _ANSWER_GRACE = 5.0  # seconds that answers have to reach their clients at the end
 
 
-def main() -> int:
-    """Runs the program; the exit code."""
+def run(arguments: argparse.Namespace) -> None:
+    """Serves until SIGTERM or SIGINT. Raises CommandError, ConfigError, DataDirInUse, StoreError,
+    sqlite3.Error, OSError where it cannot start."""
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
     _use_one_heap()
     _raise_file_limit()
-    arguments = _arguments()
-    interfaces: dict[str, Interface] = {}
-
-    def modes(folder: Path | None) -> list[str]:
-        if not interfaces:  # plugins are loaded once, at the program's start
-            interfaces.update(plugins.interfaces(folder))
-        return list(interfaces)
-
-    def load() -> loader.Config:
-        return loader.load(arguments.config, modes)
-
+    load = ConfigLoader(arguments.config)
+    config = load()
+    program = Program(config, load, arguments.data_dir, arguments.host or config.program.host)
+    port = config.program.port if arguments.port is None else arguments.port
     try:
-        loaded = load()
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 1
-    if arguments.check:
-        for line in loader.located(loaded.path, loaded.warnings):
-            print(f"{line} (warning)", file=sys.stderr)
-        print(f"{arguments.config}: {len(loaded.models)} models, no problems")
-        return 0
-    try:
-        return _serve(arguments, loaded, interfaces, load)
-    except (ListenError, DataDirInUse, StoreError, sqlite3.Error, OSError) as error:
-        print(f"LLM-Manager cannot start: {error}", file=sys.stderr)
-        return 1
+        program.listen(port)
+    except ListenError as error:
+        raise CommandError(str(error)) from error
+    signals = _signals()
+    program.start()
+    icon = tray.start(arguments.data_dir) if arguments.tray else None
 
-
-def _serve(
-    arguments: argparse.Namespace,
-    loaded: loader.Config,
-    interfaces: dict[str, Interface],
-    load: Callable[[], loader.Config],
-) -> int:
-    program = loaded.program
-    host = arguments.host or program.host
-    data_dir: Path = arguments.data_dir
-    claimed = datadir.lock(data_dir)
-    log_journal = log_setup.configure(data_dir / "logs", program.log_level)
-    loader.log_warnings(loaded)
-    datadir.restrict_permissions(data_dir)
-    clock, events, metrics = Clock(), Events(), Metrics()
-    monitor = Monitor(
-        plugins.devices(program.device_plugin_dir),
-        clock,
-        pids=lambda: placement.pids(),
-        watched=lambda: events.has_subscribers("devices") or placement.has_waiting(),
-    )
-    monitor.set_enabled(not program.disable_gpu_monitoring)
-    placement = Placement(monitor, clock, events, metrics, program)
-    shared = ModelDependencies(
-        store=Store(data_dir / "usage.db"),
-        logs=ModelLogs(data_dir / "logs"),
-        events=events,
-        watch=Watcher(),
-        ports=Ports(),
-        placement=placement,
-        clock=clock,
-        connections=program.threads,
-    )
-    fleet = Fleet(loaded, interfaces, shared)
-    usage_db = data_dir / "usage.db"
-    tasks = TaskQueue(data_dir)
-    prices = Prices(shared.store, usage_db, clock)
-    reports = Reports(usage_db)
-    Spool(data_dir, shared.store.add_requests).close()  # what a killed program has left counts
-    limits = KeyLimits(clock, lambda: calendar.zone(fleet.config.program.timezone), prices.cost)
-    limits.load(usage_db, reports)
-    spool = Spool(data_dir, shared.store.add_requests)
-    worker = Supervisor(WorkerSettings.of(program, data_dir), clock)
-    orders = Orders(shared.store, usage_db, clock, tasks.enqueue)
-    services = Services(
-        fleet=fleet,
-        interfaces=interfaces,
-        watch=shared.watch,
-        events=events,
-        activity=Activity(clock, events),
-        monitor=monitor,
-        placement=placement,
-        clock=clock,
-        logs=shared.logs,
-        spool=spool,
-        slots=Slots(program.threads),
-        metrics=metrics,
-        data_dir=data_dir,
-        closing=threading.Event(),
-        load=load,
-        reports=reports,
-        prices=prices,
-        orders=orders,
-        worker=worker,
-        access=AccessRegistry(shared.store, usage_db, clock),
-        limits=limits,
-        local_token=LocalToken(data_dir),
-        host=host,
-    )
-    # Before any model is touched: a port in use ends the program, and nothing else.
-    server = HttpServer(
-        create_app(services, datadir.session_secret(data_dir)),
-        host,
-        program.port if arguments.port is None else arguments.port,
-        program.threads,
-        program.max_body_mb,
-        trusted_proxies=program.trusted_proxies,
-    )
-    wishes = _signals()
-    shared.watch.start()
-    monitor.start()
-    services.prices.seed(loaded.models.values())
-    fleet.adopt()
-    worker.start()
-    scheduler = schedule.start(
-        services.access,
-        services.activity,
-        fleet,
-        monitor,
-        shared.logs,
-        log_journal,
-        tasks,
-        orders,
-        clock,
-        data_dir,
-    )
-    server.start()
-    # One write, end of line included: a log that shares the terminal must not come between.
-    sys.stdout.write(f"Listening on http://{_address(host)}:{server.port}\n")
-    sys.stdout.flush()
-    if sys.stdout.isatty():  # nowhere that is kept, such as a service's log
-        _print_link(services, pages(host, server.port))
-    _warn(services)
-    fleet.start_auto_start()
-    tray = None
-    if arguments.tray:
-        tray = Tray(pages(host, server.port), fleet, monitor, lambda: wishes.put(_STOP))
-        tray.start()
-
-    while _next(wishes) == _RELOAD:
-        _reload(services)
-
+    while _next(signals, icon) == _RELOAD:
+        _reload(program.services)
     log.info("stopping the models; once more leaves at once and lets them run on")
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    services.closing.set()
-    fleet.close()
-    server.close(_ANSWER_GRACE)
-    shared.watch.stop()
-    monitor.stop()  # before the scheduler, which it wakes
-    scheduler.shutdown()
-    if tray is not None:
-        tray.stop()  # now that all models are stopped
-    worker.stop()
-    tasks.close()
-    spool.close()
-    shared.store.close()
-    claimed.close()
-    return 0
+    program.stop()
+    if icon is not None:
+        tray.stop(icon)
+
+
+class Program:
+    """Every part of the program, built once: `listen`, `start`, `stop`."""
+
+    def __init__(
+        self, config: loader.Config, load: ConfigLoader, data_dir: Path, host: str
+    ) -> None:
+        program = config.program
+        usage_db = data_dir / "usage.db"
+        self._config = config
+        self._lock = datadir.lock(data_dir)
+        self._log_buffer = log_setup.configure(data_dir / "logs", program.log_level)
+        loader.log_warnings(config)
+        datadir.restrict_permissions(data_dir)
+        clock, events, metrics = Clock(), Events(), Metrics()
+        monitor = Monitor(
+            plugins.devices(program.device_plugin_dir),
+            clock,
+            pids=lambda: placement.pids(),
+            watched=lambda: events.has_subscribers("devices") or placement.has_waiting(),
+        )
+        monitor.set_enabled(not program.disable_gpu_monitoring)
+        placement = Placement(monitor, clock, events, metrics, program)
+        self._store = store = Store(usage_db)
+        shared = ModelDependencies(
+            store=store,
+            logs=ModelLogs(data_dir / "logs"),
+            events=events,
+            watch=Watcher(),
+            ports=Ports(),
+            placement=placement,
+            clock=clock,
+            connections=program.threads,
+        )
+        fleet = Fleet(config, load.interfaces, shared)
+        self._tasks = TaskQueue(data_dir)
+        prices = Prices(store, usage_db, clock)
+        reports = Reports(usage_db)
+        Spool(data_dir, store.add_requests).close()  # what a killed program has left counts
+        limits = KeyLimits(clock, lambda: calendar.zone(fleet.config.program.timezone), prices.cost)
+        limits.load(usage_db, reports)
+        self.services = Services(
+            fleet=fleet,
+            interfaces=load.interfaces,
+            watch=shared.watch,
+            events=events,
+            activity=Activity(clock, events),
+            monitor=monitor,
+            placement=placement,
+            clock=clock,
+            logs=shared.logs,
+            spool=Spool(data_dir, store.add_requests),
+            slots=Slots(program.threads),
+            metrics=metrics,
+            data_dir=data_dir,
+            closing=threading.Event(),
+            load=load,
+            reports=reports,
+            prices=prices,
+            orders=Orders(store, usage_db, clock, self._tasks.enqueue),
+            worker=Supervisor(WorkerSettings.of(program, data_dir), clock),
+            access=AccessRegistry(store, usage_db, clock),
+            limits=limits,
+            local_token=LocalToken(data_dir),
+            host=host,
+        )
+
+    def listen(self, port: int) -> None:
+        """Before any model is touched: a port in use ends the program, and nothing else. Raises
+        ListenError."""
+        services, program = self.services, self._config.program
+        self._server = HttpServer(
+            create_app(services, datadir.session_secret(services.data_dir)),
+            services.host,
+            port,
+            program.threads,
+            program.max_body_mb,
+            trusted_proxies=program.trusted_proxies,
+        )
+
+    def start(self) -> None:
+        services = self.services
+        services.watch.start()
+        services.monitor.start()
+        services.prices.seed(self._config.models.values())
+        services.fleet.adopt()
+        services.worker.start()
+        self._scheduler = schedule.start(
+            services.access,
+            services.activity,
+            services.fleet,
+            services.monitor,
+            services.logs,
+            self._log_buffer,
+            self._tasks,
+            services.orders,
+            services.clock,
+            services.data_dir,
+        )
+        self._server.start()
+        # One write, end of line included: a log that shares the terminal must not come between.
+        address = f"[{services.host}]" if ":" in services.host else services.host
+        sys.stdout.write(f"Listening on http://{address}:{self._server.port}\n")
+        sys.stdout.flush()
+        if sys.stdout.isatty():  # nowhere that is kept, such as a service's log
+            _print_link(services, pages_url(services.host, self._server.port))
+        _warn(services)
+        services.fleet.start_auto_start()
+
+    def stop(self) -> None:
+        """Refuses new work, ends the models, then what they and their requests were using."""
+        services = self.services
+        services.closing.set()
+        services.fleet.close()
+        self._server.close(_ANSWER_GRACE)
+        services.watch.stop()
+        services.monitor.stop()  # before the scheduler, which it wakes
+        self._scheduler.shutdown()
+        services.worker.stop()
+        self._tasks.close()
+        services.spool.close()
+        self._store.close()
+        self._lock.close()
 
 
 def _print_link(services: Services, address: str) -> None:
@@ -248,7 +235,7 @@ def _warn(services: Services) -> None:
     if services.models_are_open:
         log.warning(
             "no API key is asked for: whoever reaches this address may use the models. Make a key"
-            " on the page Keys or by `python -m commands.keys add NAME`, or set require_key in the"
+            " on the page Keys or by `llm-manager keys add NAME`, or set require_key in the"
             " config"
         )
     if not known.accounts:
@@ -261,8 +248,8 @@ def _warn(services: Services) -> None:
 
 def _use_one_heap() -> None:
     """glibc gives its threads up to eight heaps a core, for programs whose threads allocate at
-    the same time. Ours hold the interpreter's lock meanwhile: more heaps are only more memory
-    that is never given back."""
+    the same time. Ours hold the GIL meanwhile: more heaps are only more memory that is never
+    returned."""
     if sys.platform == "linux":
         set_option = getattr(ctypes.CDLL(None), "mallopt", None)  # not every libc has it
         if set_option is not None:
@@ -270,7 +257,7 @@ def _use_one_heap() -> None:
 
 
 def _raise_file_limit() -> None:
-    """A request under way holds two descriptors, and many systems allow 1,024 unless asked."""
+    """A request holds two descriptors, and many systems allow 1,024 unless asked."""
     if sys.platform != "win32":
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         wanted = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
@@ -278,37 +265,26 @@ def _raise_file_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="One OpenAI-compatible address in front of every model on this machine."
-    )
-    parser.add_argument("--config", type=Path, default=Path("config.yaml"), metavar="FILE")
-    parser.add_argument("--host", help="instead of the config's")
-    parser.add_argument("--port", type=int, help="instead of the config's; 0 takes a free one")
-    parser.add_argument("--data-dir", type=Path, default=Path("data"), metavar="DIR")
-    parser.add_argument("--tray", action="store_true", help="show an icon in the desktop's tray")
-    parser.add_argument("--check", action="store_true", help="only check the config")
-    return parser.parse_args()
-
-
 def _signals() -> queue.SimpleQueue[str]:
-    """What the signals ask for. A handler only takes a note: it may run in the middle of
+    """What the signals ask for. A handler only puts it into a queue: it may run in the middle of
     anything, so that it must not take locks."""
-    wishes: queue.SimpleQueue[str] = queue.SimpleQueue()
-    signal.signal(signal.SIGTERM, lambda *_: wishes.put(_STOP))
-    signal.signal(signal.SIGINT, lambda *_: wishes.put(_STOP))
+    signals: queue.SimpleQueue[str] = queue.SimpleQueue()
+    signal.signal(signal.SIGTERM, lambda *_: signals.put(_STOP))
+    signal.signal(signal.SIGINT, lambda *_: signals.put(_STOP))
     if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, lambda *_: wishes.put(_RELOAD))
-    return wishes
+        signal.signal(signal.SIGHUP, lambda *_: signals.put(_RELOAD))
+    return signals
 
 
-def _next(wishes: queue.SimpleQueue[str]) -> str:
+def _next(signals: queue.SimpleQueue[str], icon: subprocess.Popen[bytes] | None) -> str:
+    """What the program is asked for next, by a signal or by the tray."""
     while True:
         try:
             # On Windows a wait with no end would not let a handler run.
-            return wishes.get(timeout=1.0)
+            return signals.get(timeout=1.0)
         except queue.Empty:
-            continue
+            if icon is not None and icon.poll() == tray.QUIT:
+                return _STOP
 
 
 def _reload(services: Services) -> None:
@@ -320,11 +296,3 @@ def _reload(services: Services) -> None:
     log.info("the config was reloaded: %d models", len(done["models"]))
     if done["restart_needed_for"]:
         log.warning("a restart is needed for: %s", ", ".join(done["restart_needed_for"]))
-
-
-def _address(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,5 +1,4 @@
-"""Passwords and tokens from a shell, also while the program runs:
-`python -m commands.users password`"""
+"""`llm-manager users`: accounts and tokens, also while the program runs."""
 
 from __future__ import annotations
 
@@ -8,105 +7,125 @@ import getpass
 import sys
 from typing import Any
 
-from commands import offline
+from commands import offline, options
 from commands.offline import OfflineDatabase
+from commands.options import CommandError
 from manager.access import accounts, credentials
-from manager.errors import ApiError
 
 
-def main() -> int:
-    """The exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m commands.users", description="Who may see the pages, and steer."
+def add_to(commands: Any) -> None:
+    """Adds the command to those of `add_subparsers`."""
+    users = options.group(commands, "users", "accounts of people and tokens of scripts")
+    offline.command(users, "list", _list, "list the accounts and tokens")
+    add = _command(users, "add", _add, "make an account; the first one is an admin's")
+    _add_role(add, accounts.ADMIN)
+    _add_password(add)
+    _add_password(_command(users, "password", _password, "set the password of an account"))
+    _command(users, "sign-out", _sign_out, "end all sessions of an account")
+    _command(users, "remove", _remove, "remove an account")
+    token = _command(users, "add-token", _add_token, "make a token, and print it, once")
+    _add_role(token, accounts.VIEWER)
+    token.add_argument(
+        "--expires", type=options.moment_ms, metavar="2027-01-31", help="when it ends"
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    offline.command(commands, "list", _list, "accounts and tokens")
-    password = _named(commands, "password", _password, "set a password; makes the account")
-    password.add_argument("--role", choices=accounts.ROLES, help="admin, for a new account")
-    password.add_argument(
-        "--stdin", action="store_true", help="read the password from there, instead of asking"
+    _command(users, "remove-token", _remove_token, "remove a token")
+
+
+def _command(users: Any, name: str, act: offline.Act, summary: str) -> argparse.ArgumentParser:
+    parser = offline.command(users, name, act, summary)
+    parser.add_argument("name", metavar="NAME")
+    return parser
+
+
+def _add_role(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        "--role",
+        choices=accounts.ROLES,
+        default=default,
+        help="a viewer may look, an admin change things (default: %(default)s)",
     )
-    _named(commands, "sign-out", _sign_out, "end all sessions of an account")
-    _named(commands, "remove", _remove, "remove an account")
-    token = _named(commands, "add-token", _add_token, "make a token, and show it, once")
-    token.add_argument("--role", choices=accounts.ROLES, default=accounts.VIEWER)
-    token.add_argument("--expires", type=offline.moment_ms, metavar="2027-01-31")
-    _named(commands, "remove-token", _remove_token, "remove a token")
-    return offline.run(parser)
 
 
-def _named(commands: Any, name: str, act: Any, help_text: str) -> argparse.ArgumentParser:
-    command = offline.command(commands, name, act, help_text)
-    if name == "password":
-        command.add_argument("name", nargs="?", default=accounts.FIRST, metavar="NAME")
-    else:
-        command.add_argument("name", metavar="NAME")
-    return command
+def _add_password(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--password-stdin",
+        action="store_true",
+        help="read the password from standard input, instead of asking for it",
+    )
 
 
-def _list(_arguments: argparse.Namespace, its: OfflineDatabase) -> None:
+def _list(_arguments: argparse.Namespace, database: OfflineDatabase) -> None:
     people = [("ACCOUNT", "ROLE", "SINCE")]
-    people += [(a.name, a.role, offline.iso(a.created_ms)) for a in its.read(accounts.accounts)]
+    people += [
+        (account.name, account.role, offline.iso(account.created_ms))
+        for account in database.read(accounts.accounts)
+    ]
     offline.table(people)
     scripts = [("TOKEN", "ROLE", "ENDS IN", "EXPIRES")]
     scripts += [
-        (t.name, t.role, t.hint, offline.iso(t.expires_ms)) for t in its.read(accounts.tokens)
+        (token.name, token.role, token.hint, offline.iso(token.expires_ms))
+        for token in database.read(accounts.tokens)
     ]
     print()
     offline.table(scripts)
 
 
-def _password(arguments: argparse.Namespace, its: OfflineDatabase) -> None:
+def _add(arguments: argparse.Namespace, database: OfflineDatabase) -> None:
     name, role = arguments.name, arguments.role
-    hashed = credentials.password_hash(_ask(arguments.stdin))
-
-    def put(connection: Any) -> None:
-        if any(account.name == name for account in accounts.accounts(connection)):
-            accounts.set_password(connection, name, hashed)
-            if role is not None:
-                accounts.set_role(connection, name, role)
-        else:
-            accounts.add(connection, name, role or accounts.ADMIN, hashed, offline.now_ms())
-
-    its.change("set password", name, {} if role is None else {"role": role}, put)
+    hashed = credentials.password_hash(_read_password(arguments))
+    database.change(
+        "add account",
+        name,
+        {"role": role},
+        lambda connection: accounts.add(connection, name, role, hashed, options.now_ms()),
+    )
 
 
-def _ask(from_stdin: bool) -> str:
-    if from_stdin:
+def _password(arguments: argparse.Namespace, database: OfflineDatabase) -> None:
+    name = arguments.name
+    database.read(lambda connection: accounts.find(connection, name))  # before it is asked for
+    hashed = credentials.password_hash(_read_password(arguments))
+    database.change(
+        "set password",
+        name,
+        {},
+        lambda connection: accounts.set_password(connection, name, hashed),
+    )
+
+
+def _read_password(arguments: argparse.Namespace) -> str:
+    if arguments.password_stdin:
         return sys.stdin.readline().rstrip("\r\n")
     password = getpass.getpass("Password: ")
     if getpass.getpass("Once more: ") != password:
-        raise ApiError(400, "bad_parameter", "The two passwords are not the same")
+        raise CommandError("the two passwords are not the same")
     return password
 
 
-def _sign_out(arguments: argparse.Namespace, its: OfflineDatabase) -> None:
-    its.change("sign out", arguments.name, {}, lambda c: accounts.sign_out(c, arguments.name))
+def _sign_out(arguments: argparse.Namespace, database: OfflineDatabase) -> None:
+    name = arguments.name
+    database.change("sign out", name, {}, lambda c: accounts.sign_out(c, name))
 
 
-def _remove(arguments: argparse.Namespace, its: OfflineDatabase) -> None:
-    its.change("remove account", arguments.name, {}, lambda c: accounts.remove(c, arguments.name))
+def _remove(arguments: argparse.Namespace, database: OfflineDatabase) -> None:
+    name = arguments.name
+    database.change("remove account", name, {}, lambda c: accounts.remove(c, name))
 
 
-def _add_token(arguments: argparse.Namespace, its: OfflineDatabase) -> None:
-    by = offline.who()
-    _, secret = its.change(
+def _add_token(arguments: argparse.Namespace, database: OfflineDatabase) -> None:
+    name, role, by = arguments.name, arguments.role, offline.who()
+    _, secret = database.change(
         "add token",
-        arguments.name,
-        {"role": arguments.role},
-        lambda c: accounts.add_token(
-            c, arguments.name, arguments.role, by, arguments.expires, offline.now_ms()
+        name,
+        {"role": role},
+        lambda connection: accounts.add_token(
+            connection, name, role, by, arguments.expires, options.now_ms()
         ),
     )
-    print(f"The token {arguments.name}. It is not shown again:", file=sys.stderr)
+    print(f"The token {name}. It is not shown again:", file=sys.stderr)
     print(secret)
 
 
-def _remove_token(arguments: argparse.Namespace, its: OfflineDatabase) -> None:
-    its.change(
-        "remove token", arguments.name, {}, lambda c: accounts.remove_token(c, arguments.name)
-    )
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def _remove_token(arguments: argparse.Namespace, database: OfflineDatabase) -> None:
+    name = arguments.name
+    database.change("remove token", name, {}, lambda c: accounts.remove_token(c, name))

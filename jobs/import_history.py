@@ -1,4 +1,4 @@
-"""Takes over the history of LLM-Manager 2.2: `python -m jobs.import_history monitoring.db`
+"""Takes over the history of LLM-Manager 2.2.
 
 Of its database, for each model: requests, run times, and the price where ours has none that far
 back. A second import of the same file, or of a later copy of it, adds only what is new: each row's
@@ -7,12 +7,10 @@ id is made of its content. Rows that make no sense are named and left out.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import math
 import re
 import sqlite3
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -21,14 +19,13 @@ from pathlib import Path
 
 from manager.billing import pricing
 from manager.billing.pricing import OPEN, Price, Tier, billionths, tiers_to_json
-from manager.storage import data_dir, maintenance
-from manager.storage.store import Store, StoreError
+from manager.storage import maintenance
+from manager.storage.store import Store
 
 _SAFE_NAME = re.compile(r"\w+", re.ASCII)
 _ROWS = 500  # in one transaction
 _MOST_TOKENS = 2**31 - 1
 _LATEST_MS = 253_339_228_800_000  # the year 9998, as far as the calendar goes
-_MOST_NAMED = 20  # rows left out that are named one by one
 _EARLIEST = 0  # ms: the price of 2.2 held for all that there was
 
 _COLUMNS = {
@@ -59,34 +56,6 @@ class Report:
     prices: int = 0
     known: int = 0
     left_out: list[str] = field(default_factory=list)
-
-
-def main() -> int:
-    """The exit code: 1 where something was left out."""
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.import_history",
-        description="Adds the requests, run times and prices of LLM-Manager 2.2 to ours. The"
-        " program may run meanwhile.",
-    )
-    parser.add_argument("file", type=Path, metavar="monitoring.db")
-    parser.add_argument("--data-dir", type=Path, default=Path("data"), metavar="DIR")
-    arguments = parser.parse_args()
-    try:
-        data_dir.create(arguments.data_dir)
-        report = import_file(arguments.file, arguments.data_dir / "usage.db")
-    except (NotReadable, StoreError, OSError, sqlite3.Error) as error:
-        print(f"The import ended: {error}", file=sys.stderr)
-        return 1
-    print(
-        f"{report.requests} requests, {report.runs} runs and {report.prices} prices added;"
-        f" {report.known} rows were there already"
-    )
-    for line in report.left_out[:_MOST_NAMED]:
-        print(f"left out: {line}", file=sys.stderr)
-    more = len(report.left_out) - _MOST_NAMED
-    if more > 0:
-        print(f"left out: {more} more", file=sys.stderr)
-    return 1 if report.left_out else 0
 
 
 def import_file(source: Path, target: Path) -> Report:
@@ -352,7 +321,3 @@ def _amount(name: str, amount: object) -> int:
         return billionths(repr(amount))  # the shortest decimal that is this number
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -112,8 +112,6 @@ def check_llama():
 
 def write_launcher():
     """Put the command llm-manager into .venv: it runs this checkout from any folder."""
-    if not (ROOT / "commands" / "__main__.py").exists():
-        return
     code = (
         f"import sys; sys.argv[0] = 'llm-manager'; sys.path[0] = {str(ROOT)!r}; "
         "from commands.__main__ import main; sys.exit(main())"

@@ -92,7 +92,7 @@ def invalid_key_error(why: str) -> ApiError:
         401,
         "invalid_api_key",
         f"{why}. Send a valid one as `Authorization: Bearer …`; who runs this LLM-Manager makes"
-        " them on the page Keys, or with `python -m commands.keys add NAME`",
+        " them on the page Keys, or with `llm-manager keys add NAME`",
     )
 
 
@@ -128,7 +128,7 @@ class AccessRegistry:
         self._store.transact(function)
 
     def refresh(self) -> None:
-        """Sees what another process has changed, such as `python -m commands.keys`. Raises
+        """Sees what another process has changed, such as `llm-manager keys`. Raises
         sqlite3.Error."""
         with reading(self._path) as connection:
             known = (

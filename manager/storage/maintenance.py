@@ -241,7 +241,7 @@ def shrink(connection: sqlite3.Connection, rest: Rest = time.sleep) -> int:
     if mode != _INCREMENTAL:
         raise StoreError(
             "the database was made without incremental vacuum: stop the program and run"
-            " `python -m jobs.backup FILE`, whose copy has no free room, then use that copy"
+            " `llm-manager backup FILE`, whose copy has no free room, then use that copy"
         )
     (page_size,) = connection.execute("PRAGMA page_size").fetchone()
     before = _free_pages(connection)

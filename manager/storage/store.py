@@ -336,6 +336,15 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
+@contextmanager
+def sqlite_errors() -> Iterator[None]:
+    """Raises StoreError for what SQLite raises inside, for callers that do not know SQLite."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise StoreError(f"the database cannot be used: {error}") from error
+
+
 def _roll_back(connection: sqlite3.Connection) -> None:
     try:
         if connection.in_transaction:

@@ -119,6 +119,26 @@ def test_a_port_in_use_ends_the_program_with_the_name_of_the_holder(
     assert "Traceback" not in done.stderr
 
 
+def test_open_shows_the_pages_of_the_program_signed_in(program: Program, tmp_path: Path) -> None:
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" >"{tmp_path / "opened"}"\n')
+    browser.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-m", "commands", "open", "--data-dir", str(program.data)],
+        cwd=ROOT,
+        env={**os.environ, "BROWSER": str(browser)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    page = program.data / "open.html"
+    assert (tmp_path / "opened").read_text().strip() == page.as_uri()
+    assert f"{program.url}/login/link#" in page.read_text()
+    assert done.stdout == f"opened {program.url}/ in a browser\n"
+
+
 # --- plain HTTP -------------------------------------------------------------------------
 
 

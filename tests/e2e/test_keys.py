@@ -82,9 +82,9 @@ def statuses(answers: list[requests.Response]) -> Counter[int]:
 
 
 def shell(program: Program, *arguments: str, text: str = "") -> str:
-    """What one of the program's commands prints."""
+    """What a command of `llm-manager` prints."""
     done = subprocess.run(
-        [sys.executable, "-m", *arguments, "--data-dir", str(program.data)],
+        [sys.executable, "-m", "commands", *arguments, "--data-dir", str(program.data)],
         cwd=ROOT,
         input=text,
         capture_output=True,
@@ -283,32 +283,32 @@ def test_a_key_of_higher_priority_goes_first_and_equal_ones_in_their_order(launc
 
 def test_keys_of_the_shell_are_known_within_a_moment(program: Program) -> None:
     assert program.ask("Model").status_code == 200  # open, as none is defined
-    secret = shell(program, "commands.keys", "add", "ann", "--max-concurrency", "2")
+    secret = shell(program, "keys", "add", "ann", "--max-concurrency", "2")
     ann = Client(program, secret)
     eventually(lambda: program.ask("Model").status_code == 401)
     assert ann.ask().status_code == 200
-    new = Client(program, shell(program, "commands.keys", "rotate", "ann"))
+    new = Client(program, shell(program, "keys", "rotate", "ann"))
     eventually(lambda: new.ask().status_code == 200)
     assert ann.ask().status_code == 200
-    shell(program, "commands.keys", "rotate", "ann", "--keep-old-hours", "0")
+    shell(program, "keys", "rotate", "ann", "--keep-old-hours", "0")
     eventually(lambda: new.ask().status_code == 401)
     eventually(lambda: ann.ask().status_code == 401)
-    newest = Client(program, shell(program, "commands.keys", "rotate", "ann"))
+    newest = Client(program, shell(program, "keys", "rotate", "ann"))
     eventually(lambda: newest.ask().status_code == 200)
-    shell(program, "commands.keys", "revoke", "ann")
+    shell(program, "keys", "revoke", "ann")
     eventually(lambda: newest.ask().status_code == 401)
-    assert "revoked" in shell(program, "commands.keys", "list")
+    assert "revoked" in shell(program, "keys", "list")
 
 
 def test_what_goes_wrong_in_the_shell_is_said(program: Program) -> None:
     for arguments, said in (
-        (("commands.keys", "revoke", "nobody"), "no key"),
-        (("commands.keys", "add", "*"), "cannot be named"),
-        (("commands.keys", "add", "a", "--budget", "10/year"), "day or a month"),
-        (("commands.users", "remove", "nobody"), "no account"),
+        (("keys", "revoke", "nobody"), "no key"),
+        (("keys", "add", "*"), "cannot be named"),
+        (("keys", "add", "a", "--budget", "10/year"), "day or a month"),
+        (("users", "remove", "nobody"), "no account"),
     ):
         done = subprocess.run(
-            [sys.executable, "-m", *arguments, "--data-dir", str(program.data)],
+            [sys.executable, "-m", "commands", *arguments, "--data-dir", str(program.data)],
             cwd=ROOT,
             capture_output=True,
             text=True,
@@ -324,9 +324,9 @@ def test_a_password_of_the_shell_locks_the_pages_and_a_token_opens_the_api(
     program: Program,
 ) -> None:
     assert program.get("/api/models", headers=NOBODY).status_code == 200
-    shell(program, "commands.users", "password", "--stdin", text="correct horse\n")
+    shell(program, "users", "add", "ann", "--password-stdin", text="correct horse\n")
     eventually(lambda: program.get("/api/models", headers=NOBODY).status_code == 401)
-    token = shell(program, "commands.users", "add-token", "prom")
+    token = shell(program, "users", "add-token", "prom")
     headers = {"Authorization": f"Bearer {token}"}
     eventually(lambda: program.get("/metrics", headers=headers).status_code == 200)
     refused = program.post("/api/models/stop", headers=headers)
@@ -335,15 +335,15 @@ def test_a_password_of_the_shell_locks_the_pages_and_a_token_opens_the_api(
 
 
 def test_who_is_signed_out_sees_no_more_of_a_stream(program: Program) -> None:
-    shell(program, "commands.users", "password", "--stdin", text="correct horse\n")
+    shell(program, "users", "add", "ann", "--password-stdin", text="correct horse\n")
     eventually(lambda: program.get("/api/models", headers=NOBODY).status_code == 401)
-    token = shell(program, "commands.users", "add-token", "watcher")
+    token = shell(program, "users", "add-token", "watcher")
     headers = {"Authorization": f"Bearer {token}"}
     eventually(lambda: program.get("/api/session", headers=headers).status_code == 200)
     with program.get("/api/events", headers=headers, stream=True) as stream:
         lines = stream.iter_lines()
         next(lines)
-        shell(program, "commands.users", "remove-token", "watcher")
+        shell(program, "users", "remove-token", "watcher")
         assert list(lines)  # what was on its way, and then its end
 
 
@@ -371,7 +371,7 @@ def test_openais_own_library_takes_the_refusals_for_what_they_are(program: Progr
 
 def test_no_secret_is_in_any_file_or_output(program: Program) -> None:
     ann = make(program)
-    shell(program, "commands.users", "password", "--stdin", text="correct horse\n")
+    shell(program, "users", "add", "ann", "--password-stdin", text="correct horse\n")
     secret = ann.headers["Authorization"].split()[1]
     ann.ask()
     bad = {"Authorization": "Bearer sk-llm-mistyped-but-nearly-right"}

@@ -63,9 +63,6 @@ def test_the_command_runs_this_checkout_from_any_folder(
     folder.mkdir()
     (folder / "python").symlink_to(sys.executable)
     monkeypatch.setattr(setup, "PYTHON", folder / "python")
-    setup.write_launcher()
-    assert not (folder / "llm-manager").exists()  # nothing to run yet
-
     (tmp_path / "commands").mkdir()
     (tmp_path / "commands" / "__main__.py").write_text(
         "import sys\ndef main():\n    print(sys.argv)\n    return 3\n"

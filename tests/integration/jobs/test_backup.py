@@ -27,7 +27,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 def command(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "jobs.backup", *map(str, arguments)],
+        [sys.executable, "-m", "commands", "backup", *map(str, arguments)],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -26,6 +26,7 @@ from flask import Flask
 from hypothesis import given
 from hypothesis import strategies as st
 
+from commands.__main__ import main
 from jobs import export
 from jobs.schedule import CronTrigger, ScheduledExport
 from jobs.tasks import TaskRunner, WorkerSettings, lock_billing
@@ -407,13 +408,13 @@ def arguments(folder: Path, *period: str) -> list[str]:
     config = folder / "config.yaml"
     program = {"timezone": "UTC", "currency": "EUR"}
     config.write_text(yaml.safe_dump({"program": program, "Local-Models": {}}))
-    return ["jobs.export", "--data-dir", str(folder), "--config", str(config), *period]
+    return ["export", "--data-dir", str(folder), "--config", str(config), *period]
 
 
 def test_a_shell_gets_a_bill_with_everything_priced(tmp_path: Path, store: Store) -> None:
     add_request(store, a_request())
     done = subprocess.run(
-        [sys.executable, "-m", *arguments(tmp_path, "--month", "2026-11")],
+        [sys.executable, "-m", "commands", *arguments(tmp_path, "--month", "2026-11")],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -428,7 +429,6 @@ def test_a_shell_gets_a_bill_with_everything_priced(tmp_path: Path, store: Store
 def test_a_shell_bills_what_a_killed_program_has_left_beside_the_database(
     tmp_path: Path,
     store: Store,  # noqa: ARG001 - makes the database
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def refuse(_rows: object) -> None:
@@ -437,10 +437,10 @@ def test_a_shell_bills_what_a_killed_program_has_left_beside_the_database(
     left = Spool(tmp_path, refuse)
     left.add(a_request())
     left.close()
-    monkeypatch.setattr(sys, "argv", arguments(tmp_path, "--month", "2026-11"))
+    given = arguments(tmp_path, "--month", "2026-11")
 
     def total() -> dict[str, str]:
-        assert export.main() == 0
+        assert main(given) == 0
         return rows_of(Path(capsys.readouterr().out.strip()).read_bytes())[-1]
 
     with data_dir.lock(tmp_path):  # while another program runs, it is that one's
@@ -458,13 +458,13 @@ def test_beside_a_worker_it_waits_until_that_has_priced_what_is_there(
 ) -> None:
     """The two never add up at the same time."""
     monkeypatch.setattr(export, "_WORKER_SECONDS", 0.2)
-    monkeypatch.setattr(sys, "argv", arguments(tmp_path, "--day", "2026-11-05"))
+    given = arguments(tmp_path, "--day", "2026-11-05")
     add_request(store, a_request())
     with lock_billing(tmp_path, 0), closing(maintenance.connect(work.path)) as connection:
-        assert export.main() == 1
+        assert main(given) == 1
         assert "has not priced all requests" in capsys.readouterr().err
         work.bring_up_to_date(connection)
-        assert export.main() == 0
+        assert main(given) == 0
     bill = Path(capsys.readouterr().out.strip())
     assert rows_of(bill.read_bytes())[-1]["cost"] == "0.002"
 
@@ -479,21 +479,16 @@ def test_beside_a_worker_it_waits_until_that_has_priced_what_is_there(
 )
 def test_a_wrong_period_is_told(
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     period: tuple[str, ...],
     message: str,
 ) -> None:
-    monkeypatch.setattr(sys, "argv", arguments(tmp_path, *period))
     with pytest.raises(SystemExit) as ended:
-        export.main()
+        main(arguments(tmp_path, *period))
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
 
 
-def test_a_folder_without_data_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", arguments(tmp_path, "--month", "2026-11"))
-    assert export.main() == 1
+def test_a_folder_without_data_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments(tmp_path, "--month", "2026-11")) == 1
     assert "usage.db is missing" in capsys.readouterr().err

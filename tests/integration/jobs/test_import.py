@@ -315,7 +315,7 @@ def test_it_works_from_a_shell_beside_a_running_program(tmp_path: Path, old: Pat
     change(old, f"UPDATE {safe_name(CHAT)}_requests SET input_tokens = -1 WHERE id = 2")
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "jobs.import_history", str(old)),
+            *(sys.executable, "-m", "commands", "import", "usage", str(old)),
             *("--data-dir", str(tmp_path / "data")),
         ],
         cwd=ROOT,

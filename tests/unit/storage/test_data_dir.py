@@ -75,7 +75,7 @@ def test_a_copy_of_the_database_is_its_owners_also_where_it_replaces_another(
     target = tmp_path / "copy.db"
     target.touch(0o644)
     done = subprocess.run(
-        [sys.executable, "-m", "jobs.backup", str(target), "--data-dir", str(tmp_path)],
+        [sys.executable, "-m", "commands", "backup", str(target), "--data-dir", str(tmp_path)],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -1,0 +1,107 @@
+"""The running program of a data folder, as its owner's commands see it: over HTTP, as the admin
+that the local token makes. `http.client` is enough for that: no proxy and no redirect is followed.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import psutil
+
+from commands import options
+from commands.options import CommandError
+from manager.access import local_token
+from manager.access.local_token import LocalTokenError
+from manager.storage import data_dir
+
+_TIMEOUT_SECONDS = 10.0
+_ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "127.0.0.1"}
+
+
+class Client:
+    """Calls of the API. The address is that on which the program of the folder's lock listens: the
+    token is sent to nobody else."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises CommandError where no program runs on the folder, or its token cannot be read."""
+        self._folder = folder
+        pid = data_dir.owner(folder)
+        if pid is None:
+            raise CommandError(f"LLM-Manager does not run on {folder}: start it, or say --data-dir")
+        self._process, self._address = find_listener(pid)
+        try:
+            self._token = local_token.read(folder)
+        except LocalTokenError as error:
+            raise CommandError(str(error)) from error
+
+    @property
+    def url(self) -> str:
+        """Where a browser of this machine finds the pages, with a slash at the end."""
+        return pages_url(*self._address)
+
+    def is_running(self) -> bool:
+        return self._process.is_running()
+
+    def sign_in_page(self) -> tuple[str, Path]:
+        """A link that signs a browser in as admin, and a private file that leads a browser there.
+        Raises OSError."""
+        link = local_token.sign_in_link(self.url, self._token, options.now_ms())
+        return link, local_token.redirect_page(self._folder, link)
+
+    def models(self) -> list[dict[str, Any]]:
+        """Raises CommandError, as all calls do."""
+        found: list[dict[str, Any]] = self._call("GET", "/api/models")["models"]
+        return found
+
+    def refresh_devices(self) -> None:
+        self._call("GET", "/api/devices")
+
+    def start_auto_start(self) -> None:
+        for model in self._call("GET", "/api/config")["models"]:
+            if model["auto_start"]:
+                self._call("POST", f"/api/models/{quote(model['name'], safe='')}/start")
+
+    def stop_all(self) -> None:
+        self._call("POST", "/api/models/stop")
+
+    def _call(self, method: str, path: str) -> Any:
+        connection = http.client.HTTPConnection(*self._address, timeout=_TIMEOUT_SECONDS)
+        headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
+        try:
+            connection.request(
+                method, path, body="{}" if method == "POST" else None, headers=headers
+            )
+            response = connection.getresponse()
+            answer = json.loads(response.read())
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise CommandError(f"{self.url} does not answer: {error}") from error
+        finally:
+            connection.close()
+        if response.status >= 400:
+            raise CommandError(answer["error"]["message"])
+        return answer
+
+
+def pages_url(host: str, port: int) -> str:
+    """Where a browser on this machine finds the program that listens there."""
+    host = _ANY_HOST.get(host, host)
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+
+
+def find_listener(pid: int) -> tuple[psutil.Process, tuple[str, int]]:
+    """The process, and the address where this machine reaches it. Raises CommandError."""
+    try:
+        process = psutil.Process(pid)
+        is_new = hasattr(process, "net_connections")  # since psutil 6
+        sockets = (process.net_connections if is_new else process.connections)("inet")
+    except psutil.Error as error:
+        raise CommandError(f"LLM-Manager (pid {pid}) cannot be examined: {error}") from None
+    for socket in sockets:
+        if socket.status == psutil.CONN_LISTEN:
+            host, port = socket.laddr
+            return process, (_ANY_HOST.get(host, host), port)
+    raise CommandError(f"LLM-Manager (pid {pid}) does not listen yet: try again in a moment")
