@@ -33,14 +33,19 @@ audit: setup ## look for known holes in what the program runs on; asks pypi.org
 bench: setup ## measure the program beside its upstream and nginx
 	@$(VENV)/python -m bench
 
-translations: setup-dev ## take new words of the pages into translations/
-	@$(VENV)/python scripts/translations.py
+translations: setup-dev ## take new texts of the pages into translations/
+	$(VENV)/pybabel -q extract -F pyproject.toml -w 100 --no-location --sort-output \
+		-o translations/messages.pot routes templates
+	$(VENV)/pybabel -q update -i translations/messages.pot -d translations -w 100 \
+		--no-fuzzy-matching --ignore-obsolete --ignore-pot-creation-date
+	rm translations/messages.pot
+	$(VENV)/pybabel compile -d translations --statistics
 
 reference: setup ## make config.schema.json and the tables of docs/config.md, docs/commands.md
 	@$(VENV)/python -m scripts.config_reference
 	@$(VENV)/python -m scripts.command_reference
 
-screenshots: setup-dev ## take docs/pages/*.png of a small house that is played
+screenshots: setup-dev ## take docs/pages/*.png of a program with simulated models
 	@$(VENV)/python scripts/screenshots.py
 
 clean: ## remove .venv and caches; data/ stays

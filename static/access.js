@@ -1,5 +1,5 @@
 import { Live, agreed, api, attempt, copy, every, fill, find, isAdmin, list, notice, onAct, path, query,
-  say, settings, time } from "./core.js";
+  say, settings, table, time } from "./core.js";
 import { Form, momentOf } from "./form.js";
 
 // --- accounts --------------------------------------------------------------------------------
@@ -85,21 +85,16 @@ const accountActs = {
 
 async function loadTokens() {
   const { tokens } = await api("/api/tokens");
-  find("#tokens").hidden = !tokens.length;
-  find("#no-tokens").hidden = tokens.length > 0;
-  list(find("#tokens tbody"), tokens, (one) => one.name, () => copy("token-row"), (row, one) => {
-    const { name } = one;
-    fill(row, {
-      name,
-      hint: `…${one.hint}`,
-      role: say(one.role),
-      by: one.created_by,
-      since: time(one.created_at, "date"),
-      expires: one.expires_at ? time(one.expires_at) : say("never"),
-      is_expired: one.is_expired,
-      revoke_title: say("revoke_key", { name }),
-    });
-  });
+  table("tokens", tokens, (one) => one.name, "token-row", (one) => ({
+    name: one.name,
+    hint: `…${one.hint}`,
+    role: say(one.role),
+    by: one.created_by,
+    since: time(one.created_at, "date"),
+    expires: one.expires_at ? time(one.expires_at) : say("never"),
+    is_expired: one.is_expired,
+    revoke_title: say("revoke_key", { name: one.name }),
+  }));
 }
 
 function tokenForm(showSecret) {
@@ -128,7 +123,7 @@ async function revokeToken(name) {
 
 // --- who changed what ------------------------------------------------------------------------
 
-// What is done by each call, in words; what is done from a shell is told in words as it is.
+// What each call does, in words; what is done from a shell is recorded in words.
 const DONE = {
   "signed in": "did_sign_in",
   "first password": "did_first_password",
@@ -187,20 +182,16 @@ async function loadOlder() {
 }
 
 function showAudit() {
-  find("#audit").hidden = !entries.length;
-  find("#no-audit").hidden = entries.length > 0;
   find("#older").hidden = next === null;
-  list(find("#audit tbody"), entries, (one) => one.id, () => copy("audit-row"), (row, one) => {
-    fill(row, {
-      at: time(one.at),
-      who: one.who,
-      address: one.address,
-      what: one.action in DONE ? say(DONE[one.action]) : one.action,
-      action: one.action,
-      subject: one.subject,
-      detail: lines(one.detail).join("\n"),
-    });
-  });
+  table("audit", entries, (one) => one.id, "audit-row", (one) => ({
+    at: time(one.at),
+    who: one.who,
+    address: one.address,
+    what: one.action in DONE ? say(DONE[one.action]) : one.action,
+    action: one.action,
+    subject: one.subject,
+    detail: lines(one.detail).join("\n"),
+  }));
 }
 
 // --- the page --------------------------------------------------------------------------------
@@ -223,6 +214,6 @@ if (isAdmin) {
     }
   }, button));
   onAct(find("#tokens"), (_, name, button) => attempt(() => revokeToken(name), button));
-  every(10, () => loadAll().catch(() => {})); // the stream tells when nothing answers
+  every(10, () => loadAll().catch(() => {})); // the stream shows when nothing answers
 }
 new Live([], {}, isAdmin ? loadAll : undefined);

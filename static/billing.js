@@ -1,7 +1,8 @@
 import { Live, all, api, attempt, bytes, copy, dateOf, daysAfter, every, fill, find, list, money, notice, number,
-  onAct, path, query, say, short, span, time } from "./core.js";
+  offer, onAct, path, query, say, short, span, table, time } from "./core.js";
+import { integerOf } from "./form.js";
 
-const MOST_MONTHS = 60;
+const MAX_MONTHS = 60;
 const editor = find("#editor");
 let models = [];
 let versions = [];
@@ -19,13 +20,12 @@ const before = (text) => daysAfter(`${text}-01`, -1).slice(0, 7);
 function showMonths(oldest) {
   const last = dateOf(Date.now()).slice(0, 7);
   const found = [];
-  for (let one = last; one >= oldest && found.length < MOST_MONTHS; one = before(one)) found.push(one);
+  for (let one = last; one >= oldest && found.length < MAX_MONTHS; one = before(one)) found.push(one);
   const name = new Intl.DateTimeFormat(document.documentElement.lang,
     { year: "numeric", month: "long", timeZone: "UTC" });
-  const chosen = month.value || new URLSearchParams(location.search).get("month");
-  month.replaceChildren(...found.map((one) =>
-    new Option(name.format(new Date(`${one}-15T00:00:00Z`)), one)));
-  if (found.includes(chosen)) month.value = chosen;
+  const chosen = new URLSearchParams(location.search).get("month");
+  offer(month, found.map((one) =>
+    new Option(name.format(new Date(`${one}-15T00:00:00Z`)), one)), 0, chosen);
 }
 
 const range = () => ({ start: `${month.value}-01`, end: `${after(month.value)}-01` });
@@ -35,10 +35,8 @@ async function loadStatement() {
   const rows = sums.groups.map((row) => ({ ...row, key: row.model, name: row.model || say("no_model") }));
   const whole = { ...sums, key: "\n", name: say("in_all") };
   const isEmpty = !rows.length;
-  find("#statement").hidden = isEmpty;
-  find("#no-statement").hidden = !isEmpty;
-  list(find("#statement tbody"), isEmpty ? [] : [...rows, whole], (row) => row.key,
-    () => copy("statement-row"), (element, row) => fill(element, {
+  table("statement", isEmpty ? [] : [...rows, whole], (row) => row.key, "statement-row",
+    (row) => ({
       name: row.name,
       requests: number(row.requests),
       prompt: number(row.prompt_tokens),
@@ -89,12 +87,12 @@ async function loadExports() {
         ? say("bill_failed", { subject: order.subject, error: order.error })
         : say("bill_ordered", { subject: order.subject });
     });
-  find("#exports").hidden = !exports.length;
-  find("#no-exports").hidden = exports.length > 0;
-  list(find("#exports tbody"), exports, (one) => one.file, () => copy("export-row"), (row, one) => {
-    fill(row, { period: one.period || one.file, link: `/api/exports${path(one.file)}`,
-      made: time(one.made_at), size: bytes(one.bytes) });
-  });
+  table("exports", exports, (one) => one.file, "export-row", (one) => ({
+    period: one.period || one.file,
+    link: `/api/exports${path(one.file)}`,
+    made: time(one.made_at),
+    size: bytes(one.bytes),
+  }));
 }
 
 // --- prices ----------------------------------------------------------------------------------
@@ -183,18 +181,17 @@ function valuesOf(element) {
 
 /** What was typed in, as the API takes it; what is no number is sent as it is, to be refused. */
 function price() {
-  const whole = (text, empty) => (text === "" ? empty : /^\d{1,15}$/.test(text) ? Number(text) : text);
   const tiers = all("#tiers > .tier").map((element) => {
     const tier = valuesOf(element);
     return { ...tier,
-      min_input: whole(tier.min_input, 0), max_input: whole(tier.max_input, -1),
-      min_output: whole(tier.min_output, 0), max_output: whole(tier.max_output, -1) };
+      min_input: integerOf(tier.min_input, 0), max_input: integerOf(tier.max_input, -1),
+      min_output: integerOf(tier.min_output, 0), max_output: integerOf(tier.max_output, -1) };
   });
   const perHour = editor.elements.per_hour.value.trim();
   return { ...(perHour ? { per_hour: perHour } : {}), ...(tiers.length ? { tiers } : {}) };
 }
 
-function showFault(error) {
+function showError(error) {
   const box = find("#price-error");
   box.hidden = !error;
   box.textContent = error?.message ?? "";
@@ -216,8 +213,8 @@ async function quote() {
   const given = price();
   const isWhole = (given.tiers ?? []).every((tier) => tier.input && tier.output);
   if (!isWhole || Object.keys(given).length === 0) {
-    // Half written yet: no fault to be found with it.
-    showFault(null);
+    // Incomplete as yet, which is no error.
+    showError(null);
     find("#quote").textContent = "–";
     return;
   }
@@ -229,7 +226,7 @@ async function quote() {
   try {
     const answer = await api("/api/prices/quote", { method: "POST", body: { ...given, ...sample } });
     if (ours !== quoted) return;
-    showFault(null);
+    showError(null);
     const tier = answer.tier === null ? say("no_tier") : say("tier_number", { number: answer.tier + 1 });
     const parts = say("quote", { cost: money(answer.cost, answer.currency), tier,
       tokens: money(answer.cost_tokens, answer.currency),
@@ -238,7 +235,7 @@ async function quote() {
   } catch (error) {
     if (ours !== quoted) return;
     find("#quote").textContent = "–";
-    showFault(error);
+    showError(error);
   }
 }
 
@@ -247,12 +244,12 @@ async function save() {
   const body = { ...price(), ...(from ? { effective_from: new Date(from).toISOString() } : {}) };
   try {
     const made = await api(`/api/models${path(model.value)}/price`, { method: "PUT", body });
-    showFault(null);
+    showError(null);
     notice([say("price_saved", { id: made.id }), ...made.warnings].join("\n"),
       made.warnings.length ? "warn" : "good");
     await loadPrices();
   } catch (error) {
-    showFault(error);
+    showError(error);
   }
 }
 
@@ -288,16 +285,13 @@ const adjust = find("#adjust");
 
 async function loadAdjustments() {
   const { adjustments, currency } = await api(`/api/adjustments${query(range())}`);
-  find("#adjustments").hidden = !adjustments.length;
-  find("#no-adjustments").hidden = adjustments.length > 0;
-  list(find("#adjustments tbody"), adjustments, (one) => one.id, () => copy("adjustment-row"),
-    (row, one) => fill(row, {
-      at: time(one.at, "date"),
-      whose: [one.model, one.key].filter(Boolean).join(", ") || "–",
-      note: one.note,
-      amount: money(one.amount, currency),
-      exact: one.amount,
-    }));
+  table("adjustments", adjustments, (one) => one.id, "adjustment-row", (one) => ({
+    at: time(one.at, "date"),
+    whose: [one.model, one.key].filter(Boolean).join(", ") || "–",
+    note: one.note,
+    amount: money(one.amount, currency),
+    exact: one.amount,
+  }));
 }
 
 adjust.addEventListener("submit", (event) => {
@@ -336,10 +330,8 @@ new Live(["throughput"], {
   find("#no-models").hidden = models.length > 0;
   editor.hidden = !models.length;
   for (const select of [model, adjust.elements.model]) {
-    const chosen = select.value || (select === model ? new URLSearchParams(location.search).get("model") : "");
-    const options = models.map((name) => new Option(name, name));
-    select.replaceChildren(...all("option[value='']", select), ...options);
-    if (models.includes(chosen)) select.value = chosen;
+    const chosen = select === model ? new URLSearchParams(location.search).get("model") : "";
+    offer(select, models.map((name) => new Option(name, name)), select === model ? 0 : 1, chosen);
   }
   await Promise.all([loadMonth(), loadExports()]);
   // What is being typed in outlives a lost connection.

@@ -85,7 +85,7 @@ export class Chart {
         height: this.#height(),
         legend: { show: false },
         cursor: { show: false },
-        scales: { x: { range: withRoom(series.some((one) => one.bars)) }, y: { range: (_, low, high) => [Math.min(0, low), high > 0 ? high * 1.08 : 1] } },
+        scales: { x: { range: withPadding(series.some((one) => one.bars)) }, y: { range: (_, low, high) => [Math.min(0, low), high > 0 ? high * 1.08 : 1] } },
         axes: [
           { ...axis, space: 90, values: timeLabels },
           { ...axis, size: 62, values: (_, ticks) => ticks.map((tick) => format(tick)) },
@@ -107,11 +107,11 @@ export class Chart {
 }
 
 /** Bars stand on their moments: the first and the last need half of their width beside them. */
-function withRoom(hasBars) {
+function withPadding(hasBars) {
   return (plot, low, high) => {
     const [times] = plot.data;
-    const room = hasBars && times.length > 1 ? (times[1] - times[0]) / 2 : 0;
-    return low === null ? [0, 1] : [low - room, high + room];
+    const padding = hasBars && times.length > 1 ? (times[1] - times[0]) / 2 : 0;
+    return low === null ? [0, 1] : [low - padding, high + padding];
   };
 }
 
@@ -140,7 +140,7 @@ function timeLabels(plot, ticks, _axis, _space, step) {
 }
 
 /** What a chart shows in a few words: the sum and the highest of its values. */
-export function told(values) {
+export function summarize(values) {
   const flat = values.flat().map((value) => value ?? 0);
   const sum = flat.reduce((one, other) => one + other, 0);
   return { sum: number(sum, 2), highest: number(flat.length ? Math.max(...flat) : 0, 2) };

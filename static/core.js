@@ -1,115 +1,8 @@
-// What all pages share: words, numbers, times, asking the API, filling templates, live events.
+// What all pages share: requests to the API, filling templates, live events.
 
-const json = (id) => JSON.parse(document.getElementById(id).textContent);
-const words = json("words");
-export const settings = json("settings");
-export const isAdmin = settings.role === "admin";
-const language = document.documentElement.lang;
+import { none, say } from "./format.js";
 
-/** The words for a key in the page's language; `{name}` is replaced by a value of that name. */
-export function say(key, values = {}) {
-  const text = words[key] ?? key;
-  return text.replace(/\{(\w+)\}/g, (_, name) => values[name] ?? "");
-}
-
-// --- numbers and times ---------------------------------------------------------------------
-
-const none = "–";
-const formats = new Map();
-
-function format(value, options) {
-  const key = JSON.stringify(options);
-  if (!formats.has(key)) formats.set(key, new Intl.NumberFormat(language, options));
-  return formats.get(key).format(value);
-}
-
-export function number(value, digits = 0) {
-  if (value === null || value === undefined) return none;
-  return format(value, { maximumFractionDigits: digits });
-}
-
-/** A large number in short, as 1.2M. */
-export function short(value) {
-  if (value === null || value === undefined) return none;
-  if (Math.abs(value) < 10_000) return number(value, value < 10 ? 2 : 0);
-  return format(value, { notation: "compact", maximumFractionDigits: 2 });
-}
-
-/** An exact decimal string as money. Small sums keep the digits that tell them apart. */
-export function money(amount, currency = settings.currency) {
-  if (amount === null || amount === undefined) return none;
-  const size = Math.abs(Number(amount));
-  const digits = size === 0 || size >= 1 ? 2 : Math.min(9, 2 + Math.ceil(-Math.log10(size)));
-  const options = { minimumFractionDigits: 2, maximumFractionDigits: Math.max(2, digits) };
-  try {
-    return format(amount, { ...options, style: "currency", currency,
-      currencyDisplay: "narrowSymbol" });
-  } catch {
-    return `${format(amount, options)} ${currency}`; // no code that Intl knows, such as "points"
-  }
-}
-
-export function bytes(value) {
-  if (value === null || value === undefined) return none;
-  const units = ["byte", "kilobyte", "megabyte", "gigabyte", "terabyte"];
-  let size = value;
-  let unit = 0;
-  for (; size >= 1000 && unit < units.length - 1; unit++) size /= 1000;
-  const digits = size < 10 && unit ? 1 : 0;
-  return format(size, { style: "unit", unit: units[unit], maximumFractionDigits: digits });
-}
-
-export const megabytes = (mb) => bytes(mb === null || mb === undefined ? mb : mb * 1_000_000);
-
-/** A span in its two largest units, as 3 min 5 s. */
-export function span(seconds) {
-  if (seconds === null || seconds === undefined) return none;
-  const unit = (value, name, digits = 0) =>
-    format(value, { style: "unit", unit: name, maximumFractionDigits: digits });
-  if (seconds < 1) return unit(seconds * 1000, "millisecond");
-  if (seconds < 10) return unit(seconds, "second", 2);
-  const whole = Math.round(seconds);
-  const parts = [
-    [Math.floor(whole / 86400), "day"],
-    [Math.floor(whole / 3600) % 24, "hour"],
-    [Math.floor(whole / 60) % 60, "minute"],
-    [whole % 60, "second"],
-  ];
-  const first = parts.findIndex(([value]) => value > 0);
-  const shown = parts.slice(first, first + 2).filter(([value]) => value > 0);
-  return shown.map(([value, name]) => unit(value, name)).join(" ");
-}
-
-const asTime = (options) => new Intl.DateTimeFormat(language, options);
-const timeFormats = {
-  full: asTime({ dateStyle: "medium", timeStyle: "medium" }),
-  clock: asTime({ timeStyle: "medium" }),
-  date: asTime({ dateStyle: "medium" }),
-};
-
-/** A moment in the reader's zone, as an element that knows the exact one. */
-export function time(iso, kind = "full") {
-  if (!iso) return none;
-  const element = document.createElement("time");
-  element.dateTime = iso;
-  element.title = iso;
-  element.textContent = timeFormats[kind].format(new Date(iso));
-  return element;
-}
-
-/** The date of a moment (ms) in the zone that bills are made in, as 2026-11-23. */
-export function dateOf(ms) {
-  return new Intl.DateTimeFormat("sv-SE", { timeZone: settings.timezone, dateStyle: "short" })
-    .format(ms);
-}
-
-/** A date so many days after another one, or before; both as 2026-11-23. */
-export function daysAfter(date, days) {
-  const noon = Date.parse(`${date}T12:00:00Z`); // no zone's clocks change a date by their hour
-  return new Date(noon + days * 86_400_000).toISOString().slice(0, 10);
-}
-
-export const secondsSince = (iso) => (Date.now() - Date.parse(iso)) / 1000;
+export * from "./format.js";
 
 // --- the API ---------------------------------------------------------------------------------
 
@@ -117,11 +10,11 @@ let token = document.querySelector("meta[name=csrf-token]").content;
 
 // The page's stream of events, and whether its session has ended.
 let live = null;
-let isOut = false;
+let isSignedOut = false;
 
-/** Says so, once, and asks nothing more: all of it would be refused. */
-function leave() {
-  if (isOut) return;
+/** Shows, once, that the session has ended, and ends all requests: they would be refused. */
+function showSignedOut() {
+  if (isSignedOut) return;
   const link = document.createElement("a");
   link.href = `/login?next=${encodeURIComponent(location.pathname + location.search)}`;
   link.textContent = say("sign_in");
@@ -129,14 +22,14 @@ function leave() {
   element.className = "notice warn";
   element.append(`${say("session_ended")} `, link);
   find("#notices").replaceChildren(element);
-  isOut = true;
+  isSignedOut = true;
   live?.end();
 }
 
-/** As `fetch`; sees that the session has ended. */
+/** As `fetch`; notices that the session has ended. */
 async function ask(path, options) {
   const answer = await fetch(path, options);
-  if (answer.status === 401 && (await codeOf(answer)) === "sign_in_needed") leave();
+  if (answer.status === 401 && (await codeOf(answer)) === "sign_in_needed") showSignedOut();
   return answer;
 }
 
@@ -164,7 +57,7 @@ export async function send(path, options) {
 
 /** What the API answers with; an Error with its message where it refuses or cannot be reached. */
 export async function api(path, { method = "GET", body, signal } = {}) {
-  if (isOut) throw new Error(say("session_ended"));
+  if (isSignedOut) throw new Error(say("session_ended"));
   let answer;
   try {
     answer = await (method === "GET" ? ask(path, { signal }) : send(path, { method, signal,
@@ -238,12 +131,43 @@ export function list(parent, items, key, make, show) {
     if (next !== element) parent.insertBefore(element, next);
     last = element;
   }
-  for (const gone of before.values()) gone.remove();
+  for (const stale of before.values()) stale.remove();
 }
 
-/** Tells the outcome of something, where a screen reader hears it. */
+/**
+ * Shows items as the rows of the table `id`; without any, the element `no-id` in its place.
+ * `values(item, row)` are what `fill` puts into a row, which is a copy of the template.
+ */
+export function table(id, items, key, template, values) {
+  find(`#${id}`).hidden = !items.length;
+  const empty = find(`#no-${id}`);
+  if (empty) empty.hidden = items.length > 0;
+  list(find(`#${id} tbody`), items, key, () => copy(template),
+    (row, item) => fill(row, values(item, row)));
+}
+
+/** Explains colours: `parts` are `{name, color, text}`, the colour a class of the style sheet. */
+export function legend(parent, parts) {
+  list(parent, parts, (part) => part.name, () => {
+    const entry = document.createElement("li");
+    entry.append(document.createElement("span"), document.createElement("span"));
+    return entry;
+  }, (entry, part) => {
+    entry.firstChild.className = `swatch ${part.color}`;
+    entry.lastChild.textContent = part.text;
+  });
+}
+
+/** Offers these options behind the first `kept` ones, and keeps what is chosen, else `chosen`. */
+export function offer(select, options, kept = 0, chosen = select.value) {
+  const wanted = select.value || chosen;
+  select.replaceChildren(...[...select.options].slice(0, kept), ...options);
+  if ([...select.options].some((option) => option.value === wanted)) select.value = wanted;
+}
+
+/** Shows the outcome of something, where a screen reader announces it. */
 export function notice(text, kind = "good") {
-  if (isOut) return; // which is told in that place
+  if (isSignedOut) return; // which is shown in that place
   const element = document.createElement("p");
   element.className = `notice ${kind}`;
   element.textContent = text;
@@ -309,7 +233,7 @@ const LOG_LINES = 1000;
 
 /**
  * One stream of events for the page. `handlers` has a function for each kind; `begin` is called
- * each time that it is connected, to ask for what has no events. A tab that nobody looks at holds
+ * each time that it is connected, to ask for what has no events. A hidden tab holds
  * no connection: browsers allow six to a server, and the seventh tab would hang.
  */
 export class Live {
@@ -362,8 +286,8 @@ export class Live {
       source.addEventListener(kind, (event) => handle(JSON.parse(event.data)));
     }
     source.addEventListener("open", () => {
-      if (isOut) find("#notices").replaceChildren();
-      isOut = false;
+      if (isSignedOut) find("#notices").replaceChildren();
+      isSignedOut = false;
       this.#show(true);
       if (this.#log) this.#handlers.log_begins?.();
       attempt(async () => this.#begin());
@@ -373,7 +297,7 @@ export class Live {
       this.#close();
       this.#show(false);
       await api("/api/session").catch(() => {}); // a stream does not say why it is refused
-      if (isOut) return;
+      if (isSignedOut) return;
       clearTimeout(this.#retry);
       this.#retry = setTimeout(() => this.#watch(), 1000);
     });
@@ -389,7 +313,7 @@ export class Live {
     const element = find("#connection");
     if (!connected) this.#lost = true;
     element.dataset.state = connected ? "on" : "off";
-    const text = say(connected ? "live" : isOut ? "signed_out" : "not_connected");
+    const text = say(connected ? "live" : isSignedOut ? "signed_out" : "not_connected");
     if (element.textContent !== text) element.textContent = text;
     document.body.classList.toggle("lost", !connected);
     if (connected && this.#lost) {
@@ -399,7 +323,7 @@ export class Live {
   }
 }
 
-/** Calls it every so many seconds while the page is looked at. */
+/** Calls it every so many seconds while the page is visible. */
 export function every(seconds, act) {
   setInterval(() => document.hidden || act(), seconds * 1000);
 }

@@ -3,7 +3,7 @@
 import { all, attempt, find } from "./core.js";
 
 /** What is no number is sent as it was typed, to be refused. */
-export const asWhole = (text, empty) => {
+export const integerOf = (text, empty) => {
   const typed = text.trim();
   if (typed === "") return empty;
   return /^\d{1,15}$/.test(typed) ? Number(typed) : typed;
@@ -31,7 +31,7 @@ export class Form {
   }
 
   open(first) {
-    this.#tell(null);
+    this.#showError(null);
     this.#dialog.showModal();
     first.focus();
   }
@@ -49,13 +49,13 @@ export class Form {
           await act();
         } catch (error) {
           if (!this.#dialog.open) throw error;
-          this.#tell(error);
+          this.#showError(error);
         }
       }, find("[type=submit]", this.form));
     });
   }
 
-  #tell(error) {
+  #showError(error) {
     this.#error.hidden = !error;
     this.#error.textContent = error?.message ?? "";
     for (const field of all("[aria-invalid]", this.form)) field.removeAttribute("aria-invalid");

@@ -1,6 +1,6 @@
 import { Live, agreed, all, api, attempt, copy, every, fill, find, list, money, notice, number, onAct,
   path, say, time } from "./core.js";
-import { Form, asWhole, momentOf, textOf } from "./form.js";
+import { Form, integerOf, momentOf, textOf } from "./form.js";
 import { showSecret } from "./secret.js";
 
 const STATES = { active: "ok", expired: "stale", revoked: "error" };
@@ -19,7 +19,7 @@ function show() {
   const shown = keys.filter((key) => (isOver || key.state !== "revoked")
     && `${key.name}\n${key.owner}`.toLowerCase().includes(wanted));
   find("#no-keys").hidden = keys.length > 0;
-  find("#sift").hidden = keys.length === 0;
+  find("#filter").hidden = keys.length === 0;
   find("#keys-panel").hidden = keys.length === 0;
   find("#over-label").hidden = !keys.some((key) => key.state === "revoked");
   find("#count").textContent = say("keys_shown", { shown: shown.length, count: keys.length });
@@ -66,7 +66,7 @@ async function load() {
   show();
 }
 
-find("#sift").addEventListener("submit", (event) => event.preventDefault());
+find("#filter").addEventListener("submit", (event) => event.preventDefault());
 find("#wanted").addEventListener("input", show);
 find("#over").addEventListener("change", show);
 
@@ -83,12 +83,12 @@ function values() {
     owner: elements.owner.value.trim(),
     models: elements.every.checked ? null
       : all("#picks input:checked").map((pick) => pick.value),
-    requests_per_minute: asWhole(elements.requests_per_minute.value, null),
-    tokens_per_minute: asWhole(elements.tokens_per_minute.value, null),
-    max_concurrency: asWhole(elements.max_concurrency.value, null),
+    requests_per_minute: integerOf(elements.requests_per_minute.value, null),
+    tokens_per_minute: integerOf(elements.tokens_per_minute.value, null),
+    max_concurrency: integerOf(elements.max_concurrency.value, null),
     budget: amount ? { amount, period } : null,
     expires_at: momentOf(elements.expires_at.value),
-    priority: asWhole(elements.priority.value, 0),
+    priority: integerOf(elements.priority.value, 0),
   };
 }
 
@@ -150,7 +150,7 @@ const rotation = new Form("rotation");
 let rotated = "";
 
 rotation.onSubmit(async () => {
-  const hours = asWhole(rotation.form.elements.keep_old_hours.value, "");
+  const hours = integerOf(rotation.form.elements.keep_old_hours.value, "");
   const made = await api(`/api/keys${path(rotated)}/rotate`,
     { method: "POST", body: { keep_old_hours: hours } });
   rotation.close();
@@ -182,4 +182,4 @@ new Live([], {}, async () => {
   models = configured.models.map((view) => view.name);
   await load();
 });
-every(5, () => load().catch(() => {})); // the stream tells when nothing answers
+every(5, () => load().catch(() => {})); // the stream shows when nothing answers

@@ -1,4 +1,4 @@
-import { Live, api, attempt, find, path, query, say } from "./core.js";
+import { Live, api, attempt, find, offer, path, query, say } from "./core.js";
 import { LogView } from "./logview.js";
 
 const LINES = 2000; // of a run that is over
@@ -37,24 +37,21 @@ async function showRun() {
 async function showRuns() {
   find("#run-label").hidden = model() === null;
   runs = model() === null ? [] : (await api(`/api/models${path(model())}/runs`)).runs;
-  const chosen = run.value;
   const format = new Intl.DateTimeFormat(document.documentElement.lang,
     { dateStyle: "medium", timeStyle: "medium" });
   const options = runs.filter((one) => one.has_log).map((one) => {
     const end = one.ended_at === null ? say("run_goes_on") : one.end_reason.split("\n")[0];
     return new Option(`${format.format(new Date(one.started_at))}: ${end.slice(0, 80)}`, one.id);
   });
-  run.replaceChildren(run.options[0], ...options);
-  run.value = options.some((option) => option.value === chosen) ? chosen : "";
+  offer(run, options, 1);
 }
 
 async function showNames() {
   const { models } = await api("/api/models");
   const chosen = whose.value;
   const options = models.map(({ name }) => new Option(name, `model/${name}`));
-  whose.replaceChildren(whose.options[0], ...options);
-  whose.value = [...whose.options].some((option) => option.value === chosen) ? chosen : "program";
-  if (live && whose.value !== chosen) follow(); // its model is gone
+  offer(whose, options, 1);
+  if (live && whose.value !== chosen) follow(); // its model was removed
 }
 
 const handlers = {

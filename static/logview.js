@@ -2,7 +2,7 @@
 
 import { all, find, say } from "./core.js";
 
-const MOST = 5000;
+const MAX_LINES = 5000;
 const BAD = /\b(error|fatal|critical|exception|traceback|panic|failed)\b/i;
 const WARN = /\b(warn|warning)\b/i;
 
@@ -23,19 +23,19 @@ export class LogView {
     this.#search = find("input[type=search]", root);
     this.#only = find("[data-only]", root);
     this.#pause = find("[data-pause]", root);
-    this.#search.addEventListener("input", () => this.#sift());
-    this.#only.addEventListener("change", () => this.#sift());
+    this.#search.addEventListener("input", () => this.#filter());
+    this.#only.addEventListener("change", () => this.#filter());
     this.#pause.addEventListener("click", () => this.#setPaused(!this.#isPaused()));
     find("[data-save]", root).addEventListener("click", () => this.#save());
   }
 
-  /** Begins anew, of this log; its name is that of the file that is saved. */
+  /** Begins again with this log; its name is that of the file that is saved. */
   clear(name = this.name) {
     this.name = name;
     this.#waiting = [];
     this.#lines.replaceChildren();
     this.#setPaused(false);
-    this.#sift();
+    this.#filter();
   }
 
   /** The same log from its last lines on, after a connection that was lost. A reader who has
@@ -44,22 +44,22 @@ export class LogView {
     this.#waiting = [];
     this.#isStale = this.#isPaused();
     if (!this.#isStale) this.#lines.replaceChildren();
-    this.#tell();
+    this.#showCount();
   }
 
   add(lines) {
     if (this.#isPaused()) {
-      this.#waiting = [...this.#waiting, ...lines].slice(-MOST);
-      this.#tell();
+      this.#waiting = [...this.#waiting, ...lines].slice(-MAX_LINES);
+      this.#showCount();
       return;
     }
     const box = this.#lines;
     const isAtEnd = box.scrollHeight - box.scrollTop - box.clientHeight < 40;
     const added = lines.map((line) => this.#line(line));
     box.append(...added);
-    while (box.childElementCount > MOST) box.firstElementChild.remove();
+    while (box.childElementCount > MAX_LINES) box.firstElementChild.remove();
     if (isAtEnd) box.scrollTop = box.scrollHeight;
-    this.#tell();
+    this.#showCount();
   }
 
   #line(text) {
@@ -68,7 +68,7 @@ export class LogView {
     if (text.startsWith("# ")) line.className = "title";
     else if (BAD.test(text)) line.className = "bad";
     else if (WARN.test(text)) line.className = "warn";
-    this.#siftOne(line);
+    this.#filterLine(line);
     return line;
   }
 
@@ -89,13 +89,13 @@ export class LogView {
     }
   }
 
-  #sift() {
-    for (const line of this.#lines.children) this.#siftOne(line);
+  #filter() {
+    for (const line of this.#lines.children) this.#filterLine(line);
     this.#lines.scrollTop = this.#lines.scrollHeight;
-    this.#tell();
+    this.#showCount();
   }
 
-  #siftOne(line) {
+  #filterLine(line) {
     const wanted = this.#search.value.toLowerCase();
     const text = line.textContent;
     const at = wanted ? text.toLowerCase().indexOf(wanted) : -1;
@@ -111,7 +111,7 @@ export class LogView {
     }
   }
 
-  #tell() {
+  #showCount() {
     const lines = [...this.#lines.children];
     const shown = lines.filter((line) => !line.hidden).length;
     const text = say("lines_shown", { shown, count: lines.length });

@@ -22,7 +22,7 @@ const show = drawn(() => {
     return names.includes(wanted) && isOfState;
   });
   find("#no-models").hidden = models.size > 0;
-  find("#sift").hidden = models.size === 0;
+  find("#filter").hidden = models.size === 0;
   find("#count").textContent = say("models_shown", { shown: views.length, count: models.size });
   list(find("#cards"), views, (view) => view.name, () => copy("card"), showCard);
 });
@@ -86,7 +86,7 @@ function idleOf(view, now) {
   return view.in_flight || view.waiting ? null : say("never_stops");
 }
 
-find("#sift").addEventListener("submit", (event) => event.preventDefault());
+find("#filter").addEventListener("submit", (event) => event.preventDefault());
 find("#wanted").addEventListener("input", show);
 find("#state").addEventListener("change", show);
 find("#stop-all").addEventListener("click", (event) => steering.stopAll(event.currentTarget));
@@ -157,8 +157,8 @@ const live = new Live(["model", "devices", "throughput"], {
     steering.seen(view);
     show();
   },
-  devices(told) {
-    devices = told.devices;
+  devices(snapshot) {
+    devices = snapshot.devices;
     show();
   },
   throughput(now) {
@@ -168,10 +168,10 @@ const live = new Live(["model", "devices", "throughput"], {
   lines: (lines) => log.add(lines),
   log_begins: () => log.begin(),
 }, async () => {
-  await Promise.all([load(), api("/api/devices").then((told) => { devices = told.devices; })]);
+  await Promise.all([load(), api("/api/devices").then((snapshot) => { devices = snapshot.devices; })]);
   if (followed !== null && !models.has(followed)) follow(null);
   show();
 }, logOf(followed));
 if (followed !== null) showLog(followed);
 every(1, show);
-every(5, () => load().catch(() => {})); // the stream tells when nothing answers
+every(5, () => load().catch(() => {})); // the stream shows when nothing answers

@@ -1,9 +1,9 @@
-import { Chart, colorOf, told } from "./chart.js";
-import { Live, api, copy, dateOf, daysAfter, drawn, every, fill, find, list, megabytes, money, number, onAct, query,
-  say, secondsSince, short, span, time } from "./core.js";
+import { Chart, colorOf, summarize } from "./chart.js";
+import { Live, api, copy, dateOf, daysAfter, drawn, every, fill, find, legend, list, megabytes, money, number, onAct, query,
+  say, secondsSince, short, span, table, time } from "./core.js";
 import { Steering, canStart, canStop, pageOf, stateName, why } from "./steering.js";
 
-const KEPT = 600;
+const MAX_SPEEDS = 600;
 const models = new Map();
 let busy = {};
 let failures = [];
@@ -16,11 +16,9 @@ let endOfSpeeds = 0;
 
 const showModels = drawn(() => {
   const views = [...models.values()];
-  find("#models").hidden = !views.length;
-  find("#no-models").hidden = views.length > 0;
-  list(find("#models tbody"), views, (view) => view.name, () => copy("model-row"), (row, view) => {
+  table("models", views, (view) => view.name, "model-row", (view) => {
     const now = busy[view.name] ?? {};
-    fill(row, {
+    return {
       name: view.name,
       link: pageOf(view.name),
       state: view.state,
@@ -33,7 +31,7 @@ const showModels = drawn(() => {
       can_stop: canStop(view),
       start_title: say("start_it", { name: view.name }),
       stop_title: say("stop_it", { name: view.name }),
-    });
+    };
   });
   showTrouble();
 });
@@ -112,14 +110,7 @@ function showShare(item, device, total) {
     bar.className = part.color;
     bar.style.width = `${(part.mb / scale) * 100}%`;
   });
-  list(find("[data-part=key]", item), parts, (part) => part.name, () => {
-    const entry = document.createElement("li");
-    entry.append(document.createElement("span"), document.createElement("span"));
-    return entry;
-  }, (entry, part) => {
-    entry.firstChild.className = `swatch ${part.color}`;
-    entry.lastChild.textContent = part.text;
-  });
+  legend(find("[data-part=key]", item), parts);
 }
 
 // --- speed ---------------------------------------------------------------------------------
@@ -132,10 +123,10 @@ async function beginSpeeds() {
 }
 
 function showSpeeds() {
-  const missing = Array(Math.max(0, KEPT - speeds.length)).fill(0);
-  const values = smooth([...missing, ...speeds].slice(-KEPT));
-  const times = values.map((_, i) => endOfSpeeds - KEPT + 1 + i);
-  const { highest } = told([values]);
+  const missing = Array(Math.max(0, MAX_SPEEDS - speeds.length)).fill(0);
+  const values = smooth([...missing, ...speeds].slice(-MAX_SPEEDS));
+  const times = values.map((_, i) => endOfSpeeds - MAX_SPEEDS + 1 + i);
+  const { highest } = summarize([values]);
   chart.show(times, [values], say("speed_chart", { highest, now: number(values.at(-1), 1) }));
 }
 
@@ -159,7 +150,7 @@ function showThroughput(now) {
   showModels();
   const at = Math.round(Date.parse(now.at) / 1000);
   if (speeds.length && at > endOfSpeeds) {
-    speeds = [...speeds, now.second.completion_tokens].slice(-KEPT);
+    speeds = [...speeds, now.second.completion_tokens].slice(-MAX_SPEEDS);
     endOfSpeeds = at;
     showSpeeds();
   }

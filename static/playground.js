@@ -1,4 +1,4 @@
-import { Live, all, api, copy, fill, find, isAdmin, list, money, number, query, say, send,
+import { Live, all, api, copy, fill, find, isAdmin, list, money, number, offer, query, say, send,
   settings, span, toClipboard } from "./core.js";
 import { stateName, why } from "./steering.js";
 
@@ -42,9 +42,7 @@ class Kind {
   offer(views) {
     const select = this.form.elements.model;
     const names = views.filter((view) => view.mode === this.mode).map((view) => view.name);
-    const chosen = select.value;
-    select.replaceChildren(...names.map((name) => new Option(name, name)));
-    if (names.includes(chosen)) select.value = chosen;
+    offer(select, names.map((name) => new Option(name, name)));
     this.part("none").hidden = names.length > 0;
     this.form.hidden = names.length === 0;
     this.showCurl();
@@ -99,8 +97,8 @@ class Kind {
       if (!answer.ok) throw new Error(await messageOf(answer));
       const usage = answer.headers.get("Content-Type")?.startsWith("text/event-stream")
         ? await this.#readStream(answer) : await this.#readWhole(answer);
-      const told = this.#tell(id, body.model, usage, performance.now() - began);
-      told.catch(() => {}); // the answer is there; that nothing answers now is told by the stream
+      const shown = this.#showFacts(id, body.model, usage, performance.now() - began);
+      shown.catch(() => {}); // the answer is there; the stream shows that nothing answers now
     } catch (error) {
       if (error.name === "AbortError") this.part("progress").textContent = say("halted");
       else this.#fail(error instanceof TypeError ? say("unreachable") : error.message);
@@ -144,7 +142,7 @@ class Kind {
   }
 
   /** First what is known at once; the cost when the worker has counted it. */
-  async #tell(id, model, usage, ms) {
+  async #showFacts(id, model, usage, ms) {
     const facts = this.part("facts");
     const shown = { time: span(ms / 1000), tokens: "–", speed: "–", cost: "…" };
     if (usage) shown.tokens = say("tokens_both", { prompt: number(usage.prompt_tokens ?? 0),

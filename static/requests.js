@@ -1,9 +1,9 @@
-import { Live, api, attempt, copy, every, fill, find, list, money, number, onAct, path, query, say,
-  secondsSince, span, time } from "./core.js";
+import { Live, api, attempt, every, fill, find, legend, list, money, number, onAct, path, query, say,
+  secondsSince, span, table, time } from "./core.js";
 
 const PAGE = 50;
 const form = find("#asked");
-let underWay = [];
+let inFlight = [];
 let past = [];
 let next = null;
 let isFirstPage = true;
@@ -11,25 +11,21 @@ let isFirstPage = true;
 const between = (from, to) => (from && to ? (Date.parse(to) - Date.parse(from)) / 1000 : null);
 const nameOf = (request) => request.model || request.asked_for || say("no_model");
 
-// --- under way -------------------------------------------------------------------------------
+// --- in flight -------------------------------------------------------------------------------
 
 function showNow() {
-  find("#now").hidden = !underWay.length;
-  find("#no-now").hidden = underWay.length > 0;
-  find("#now-count").textContent = underWay.length ? number(underWay.length) : "";
-  const shown = underWay.slice(0, 200);
-  list(find("#now tbody"), shown, (one) => one.id, () => copy("now-row"), (row, one) => {
-    fill(row, {
-      model: nameOf(one),
-      state: one.state,
-      state_name: say(`request_${one.state}`),
-      age: span(Math.max(0, Math.round(secondsSince(one.started_at)))),
-      waited: span(between(one.started_at, one.leased_at)),
-      tokens: one.completion_tokens ? number(one.completion_tokens) : "–",
-      endpoint: one.endpoint,
-      key: one.key,
-    });
-  });
+  find("#now-count").textContent = inFlight.length ? number(inFlight.length) : "";
+  const shown = inFlight.slice(0, 200);
+  table("now", shown, (one) => one.id, "now-row", (one) => ({
+    model: nameOf(one),
+    state: one.state,
+    state_name: say(`request_${one.state}`),
+    age: span(Math.max(0, Math.round(secondsSince(one.started_at)))),
+    waited: span(between(one.started_at, one.leased_at)),
+    tokens: one.completion_tokens ? number(one.completion_tokens) : "–",
+    endpoint: one.endpoint,
+    key: one.key,
+  }));
 }
 
 // --- past ------------------------------------------------------------------------------------
@@ -64,15 +60,13 @@ async function loadOlder() {
 }
 
 function showPast() {
-  find("#past").hidden = !past.length;
-  find("#no-past").hidden = past.length > 0 || next !== null;
   find("#older").hidden = next === null;
-  // A page looks at so many requests and no more: what is rare may be further back.
-  find("#looked").textContent = next === null ? "" : say("requests_shown", { count: past.length });
+  // An answer covers so many requests and no more: what is rare may be further back.
+  find("#searched").textContent = next === null ? "" : say("requests_shown", { count: past.length });
   find("#csv").href = `/api/usage/requests${query({ ...asked(), format: "csv" })}`;
-  list(find("#past tbody"), past, (one) => one.id, () => copy("past-row"), (row, one) => {
+  table("past", past, (one) => one.id, "past-row", (one) => {
     const started = time(one.started_at);
-    fill(row, {
+    return {
       started,
       open_title: `${started.textContent}: ${say("open_request", { name: nameOf(one) })}`,
       model: nameOf(one),
@@ -86,8 +80,9 @@ function showPast() {
       whole: span(between(one.started_at, one.ended_at)),
       cost: money(one.cost),
       cost_exact: one.cost,
-    });
+    };
   });
+  find("#no-past").hidden ||= next !== null;
 }
 
 // --- one of them -----------------------------------------------------------------------------
@@ -129,7 +124,7 @@ function showTimeline(one) {
   ];
   const whole = Math.max(between(one.started_at, one.ended_at), 0.001);
   const parts = ends.filter(([, from, to]) => from && to).map(([what, from, to, color]) => ({
-    what,
+    name: what,
     color: color.replace("s", "c"),
     left: between(one.started_at, from) / whole,
     width: between(from, to) / whole,
@@ -137,23 +132,16 @@ function showTimeline(one) {
   }));
   find("#track").setAttribute("aria-label", parts.map((part) => part.text).join("; "));
   const bar = () => document.createElement("span");
-  list(find("#track"), parts, (part) => part.what, bar, (element, part) => {
+  list(find("#track"), parts, (part) => part.name, bar, (element, part) => {
     element.className = part.color;
     element.style.left = `${part.left * 100}%`;
     element.style.width = `${part.width * 100}%`;
   });
-  list(find("#track-key"), parts, (part) => part.what, () => {
-    const entry = document.createElement("li");
-    entry.append(bar(), bar());
-    return entry;
-  }, (entry, part) => {
-    entry.firstChild.className = `swatch ${part.color}`;
-    entry.lastChild.textContent = part.text;
-  });
+  legend(find("#track-key"), parts);
 }
 
 async function open(id) {
-  // Anew: its cost may be known by now.
+  // Again: its cost may be known by now.
   showOne(await api(`/api/usage/requests${path(id)}`));
 }
 
@@ -183,7 +171,7 @@ if (given.get("id")) attempt(() => open(given.get("id")));
 let isDue = false;
 new Live(["requests", "throughput"], {
   requests(now) {
-    underWay = now;
+    inFlight = now;
     showNow();
   },
   throughput(now) {

@@ -7,7 +7,7 @@ const text = find("#secret-text");
 
 export function showSecret(title, secret) {
   find("#secret-title").textContent = title;
-  find("#secret-told").textContent = "\u00a0";
+  find("#secret-copied").textContent = "\u00a0";
   text.value = secret;
   dialog.showModal();
   text.select();
@@ -21,7 +21,7 @@ find("#secret-copy").addEventListener("click", async () => {
   } catch {
     isCopied = document.execCommand("copy"); // also where there is no https
   }
-  find("#secret-told").textContent = say(isCopied ? "copied" : "not_copied");
+  find("#secret-copied").textContent = say(isCopied ? "copied" : "not_copied");
 });
 // Not by the way: only who says so has it.
 dialog.addEventListener("cancel", (event) => event.preventDefault());

@@ -93,7 +93,7 @@ async function save() {
   text.readOnly = true; // what would be typed meanwhile would be lost
   try {
     const done = await write();
-    tellApplied(done);
+    showApplied(done);
     await loadText();
     await loadData();
   } catch (error) {
@@ -105,7 +105,7 @@ async function save() {
   }
 }
 
-function tellApplied({ models, restart_needed_for: restart }) {
+function showApplied({ models, restart_needed_for: restart }) {
   const applied = say("applied", { count: models.length });
   if (restart.length) notice(`${applied}\n${say("restart_for", { keys: restart.join(", ") })}`, "warn");
   else notice(applied);
@@ -129,7 +129,7 @@ find("#load-again").addEventListener("click", () => attempt(async () => {
 }));
 find("#reload").addEventListener("click", (event) => attempt(async () => {
   if (edited() && !(await agreed(say("agree_reload"), say("discard")))) return;
-  tellApplied(await api("/api/config/reload", { method: "POST" }));
+  showApplied(await api("/api/config/reload", { method: "POST" }));
   await loadText();
 }, event.currentTarget));
 find("#problems").addEventListener("click", (event) => {
@@ -194,19 +194,19 @@ async function loadStored() {
   });
 }
 
-/** Has the worker do something, and waits for that. */
-function order(call, said) {
+/** Has the worker run a task, and waits for that. */
+function runTask(call, outcome) {
   return async (event) => {
     await attempt(async () => {
       const done = await api(`${call}?wait=1`, { method: "POST" });
-      notice(say(done.done ? said : "ordered"), done.done ? "good" : "warn");
+      notice(say(done.done ? outcome : "ordered"), done.done ? "good" : "warn");
       await Promise.all([loadData(), loadAbout()]);
     }, event.currentTarget);
   };
 }
 
-find("#backup").addEventListener("click", order("/api/data/backup", "backed_up"));
-find("#vacuum").addEventListener("click", order("/api/data/vacuum", "vacuumed"));
+find("#backup").addEventListener("click", runTask("/api/data/backup", "backed_up"));
+find("#vacuum").addEventListener("click", runTask("/api/data/vacuum", "vacuumed"));
 onAct(find("#stored"), (_, name, button) => attempt(async () => {
   if (!(await agreed(say("agree_delete", { name }), say("delete")))) return;
   const done = await api(`/api/data/models${path(name)}?wait=1`, { method: "DELETE" });

@@ -22,14 +22,14 @@ export function why(view) {
   return view.last_error ?? "";
 }
 
-/** Starts, stops and restarts models, and tells how that ended when the events say so. */
+/** Starts, stops and restarts models, and shows how that ended when the events say so. */
 export class Steering {
   #asked = new Map();
 
   /** Takes a model's latest view. */
   seen(view) {
     const verb = this.#asked.get(view.name);
-    if (verb && SETTLED[verb].includes(view.state)) this.#tell(view);
+    if (verb && SETTLED[verb].includes(view.state)) this.#showOutcome(view);
   }
 
   async command(verb, name, button) {
@@ -37,13 +37,13 @@ export class Steering {
       if (verb !== "start" && !(await this.#isAgreed(verb, name))) return;
       const answer = await api(`/api/models${path(name)}/${verb}`, { method: "POST" });
       this.#asked.set(name, verb);
-      if (SETTLED[verb].includes(answer.state)) this.#tell(answer);
+      if (SETTLED[verb].includes(answer.state)) this.#showOutcome(answer);
     }, button);
   }
 
   /** Whether nobody would miss its answer, or the reader wants it all the same. */
   async #isAgreed(verb, name) {
-    // Asked now: no event tells of each request.
+    // Asked now: no event reports each request.
     const { in_flight: count } = await api(`/api/models${path(name)}`);
     return count === 0 || agreed(say(`agree_${verb}`, { name, count: number(count) }), say(verb));
   }
@@ -56,7 +56,7 @@ export class Steering {
     }, button);
   }
 
-  #tell(view) {
+  #showOutcome(view) {
     this.#asked.delete(view.name);
     const { name, state } = view;
     if (state === "ready") {

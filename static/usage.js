@@ -1,9 +1,9 @@
-import { Chart, colorOf, told } from "./chart.js";
-import { Live, all, api, attempt, copy, dateOf, daysAfter, every, fill, find, list, money, number, query, say,
+import { Chart, colorOf, summarize } from "./chart.js";
+import { Live, all, api, attempt, copy, dateOf, daysAfter, every, fill, find, legend, list, money, number, query, say,
   short, span, time } from "./core.js";
 
 const DAY = 86_400_000;
-const MOST_SHOWN = 7;
+const MAX_SHOWN = 7;
 const form = find("#asked");
 const chart = new Chart(find("#chart"), {});
 let sums = null;
@@ -77,7 +77,7 @@ function showSums() {
     requests: short(sums.requests),
     errors: say("failed_count", { count: short(sums.errors) }),
     prompt: short(sums.prompt_tokens),
-    cached: rate === null ? "" : say("from_cache", { part: number(rate * 100, 1) }),
+    cached: rate === null ? "" : say("from_cache", { part: `${number(rate * 100, 1)} %` }),
     completion: short(sums.completion_tokens),
     speed: sums.tokens_per_second === null ? ""
       : say("speed_of", { speed: number(sums.tokens_per_second, 1) }),
@@ -130,9 +130,9 @@ function showChart() {
   }
   const sum = (values) => values.reduce((one, other) => one + other, 0);
   const ordered = [...groups].sort(([, one], [, other]) => sum(other) - sum(one));
-  const shown = ordered.slice(0, MOST_SHOWN)
+  const shown = ordered.slice(0, MAX_SHOWN)
     .map(([name, values]) => ({ label: nameOf(name), color: `s${colorOf(name)}`, values }));
-  const rest = ordered.slice(MOST_SHOWN).map(([, values]) => values);
+  const rest = ordered.slice(MAX_SHOWN).map(([, values]) => values);
   if (rest.length) {
     const values = times.map((_, i) => sum(rest.map((one) => one[i])));
     shown.push({ label: say("all_others"), color: "field", values });
@@ -161,17 +161,11 @@ function timesOf(starts) {
 function show(times, lines, options) {
   const series_ = lines.map(({ label, color }) => ({ label, color, bars: options.stacked }));
   const values = lines.map((line) => line.values);
-  const { sum, highest } = told(values);
+  const { sum, highest } = summarize(values);
   const what = say(`measure_${measure()}`);
   chart.show(times, values, say("chart_says", { what, sum, highest }), series_, options);
-  list(find("#key"), lines.filter((line) => line.label), (line) => line.label, () => {
-    const entry = document.createElement("li");
-    entry.append(document.createElement("span"), document.createElement("span"));
-    return entry;
-  }, (entry, line) => {
-    entry.firstChild.className = `swatch ${line.color === "field" ? "other" : line.color.replace("s", "c")}`;
-    entry.lastChild.textContent = line.label;
-  });
+  legend(find("#key"), lines.filter((line) => line.label).map(({ label, color }) =>
+    ({ name: label, text: label, color: color === "field" ? "other" : color.replace("s", "c") })));
 }
 
 function showTable() {
@@ -283,5 +277,5 @@ every(5, () => {
   if (!sums || !(isShort() || (isDue && since >= 10))) return;
   isDue = false;
   since = 0;
-  load().catch(() => {}); // that nothing answers is told by the stream
+  load().catch(() => {}); // the stream shows when nothing answers
 });

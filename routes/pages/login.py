@@ -26,7 +26,7 @@ _NO_STORE = {"Cache-Control": "no-store"}
 def blueprint(services: Services) -> Blueprint:
     routes = Blueprint("login", __name__)
     routes.register_error_handler(sqlite3.Error, _unreadable)
-    guessing = LoginThrottle(services.clock.monotonic)
+    throttle = LoginThrottle(services.clock.monotonic)
 
     @routes.get("/login")
     def show() -> werkzeug.Response:
@@ -46,7 +46,7 @@ def blueprint(services: Services) -> Blueprint:
             return credentials.is_password(hashed, password)
 
         try:
-            is_right = guessing.attempt(g.caller.address, check)
+            is_right = throttle.attempt(g.caller.address, check)
         except ApiError as error:
             return _refused("login.html", error, name=name, back=back)
         if account is None or not is_right:

@@ -32,7 +32,7 @@ PAGES = (
     *("overview", "models", "usage", "requests", "billing", "keys", "playground", "logs"),
     *("access", "settings"),
 )
-_AT_THE_DOOR = ("login", "setup")
+_SIGN_IN_PAGES = ("login", "setup")
 
 
 def blueprint(services: Services) -> Blueprint:
@@ -45,7 +45,7 @@ def blueprint(services: Services) -> Blueprint:
     @routes.post("/preferences")
     def preferences() -> werkzeug.Response:
         """Language and theme, kept by the browser."""
-        answer = redirect(own_path(request.form.get("back", ""), PAGES[1:] + _AT_THE_DOOR), 303)
+        answer = redirect(own_path(request.form.get("back", ""), PAGES[1:] + _SIGN_IN_PAGES), 303)
         for name, choices in (("language", LANGUAGES), ("theme", THEMES)):
             value = request.form.get(name, "")
             if value in choices:
@@ -104,7 +104,7 @@ def _show(services: Services, page: str) -> Callable[[], Response]:
             words=words.for_scripts(),
             currency=program.currency,
             timezone=str(zone_of(services)),
-            door=_access_summary(services),
+            access=_access_summary(services),
             may_edit_config=may_edit_config(g.caller, program),
         )
         return Response(text, mimetype="text/html", headers={"Cache-Control": "no-store"})
@@ -114,7 +114,7 @@ def _show(services: Services, page: str) -> Callable[[], Response]:
 
 @dataclass(frozen=True)
 class AccessSummary:
-    """What every page tells of who may come in. ``is_reachable``: from other machines."""
+    """What every page says about access. ``is_reachable``: from other machines."""
 
     models_are_open: bool
     is_reachable: bool
@@ -122,7 +122,7 @@ class AccessSummary:
 
 
 def _access_summary(services: Services) -> AccessSummary:
-    # Behind a proxy that somebody has named others come in, too.
+    # Through a trusted proxy other machines reach it, too.
     is_reachable = not _is_loopback(services.host) or bool(
         services.fleet.config.program.trusted_proxies
     )

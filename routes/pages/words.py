@@ -1,4 +1,4 @@
-"""The words that the pages' scripts say; all others stand in the templates."""
+"""The texts that the pages' scripts show; all others are in the templates."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def for_scripts() -> dict[str, str]:
         "copied": _("Copied"),
         # models
         "state_stopped": _("stopped"),
-        "state_queued": _("waits for room"),
+        "state_queued": _("queued"),
         "state_starting": _("starting"),
         "state_ready": _("ready"),
         "state_stopping": _("stopping"),
@@ -33,7 +33,7 @@ def for_scripts() -> dict[str, str]:
         "restart_it": _("Restart {name}"),
         "log_of": _("Log of {name}"),
         "waits_for": _("waits for {models}"),
-        "place": _("position {place} in line"),
+        "place": _("position {place} in the queue"),
         "agree_stop": _("{name} has {count} in flight. Stop it?"),
         "agree_restart": _("{name} has {count} in flight. Restart it?"),
         "agree_stop_all": _("Stop all models?"),
@@ -75,7 +75,7 @@ def for_scripts() -> dict[str, str]:
         "yesterday_failed": _("{failed} failed · yesterday {value}"),
         "speed_chart": _("Tokens per second: {now} now, {highest} at most"),
         "failed_count": _("{count} failed"),
-        "from_cache": _("{part} % from a cache"),
+        "from_cache": _("{part} from a cache"),
         "pending": _("{count} requests are not priced yet"),
         "cost_parts": _("tokens {tokens} · hours {hours}"),
         "p95": _("p95 {value}"),
@@ -157,7 +157,7 @@ def for_scripts() -> dict[str, str]:
         "worker_on": _("The worker is running"),
         "worker_off": _("The worker is not running: nothing is priced until it is"),
         "order_delete": _("to be deleted"),
-        "order_reprice": _("to be priced anew"),
+        "order_reprice": _("to be priced again"),
         "order_export": _("bill to be created"),
         "order_vacuum": _("usage.db to be shrunk"),
         "order_backup": _("to be backed up"),
@@ -228,7 +228,7 @@ def for_scripts() -> dict[str, str]:
         "did_reload": _("reloaded the config"),
         "did_config": _("edited the config"),
         "did_delete": _("deleted the data of a model"),
-        "did_reprice": _("had requests priced anew"),
+        "did_reprice": _("had requests priced again"),
         "did_vacuum": _("shrank usage.db"),
         "did_back_up": _("backed up usage.db"),
         "did_add_key": _("made an API key"),

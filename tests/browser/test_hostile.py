@@ -165,7 +165,7 @@ def test_a_key_of_a_hostile_name_is_changed_and_rotated_like_any_other(
     assert is_harmless(tab)
 
 
-def test_an_address_that_is_not_there_is_told_as_text(program: Program, read: OpenBrowser) -> None:
+def test_an_address_that_is_not_there_is_shown_as_text(program: Program, read: OpenBrowser) -> None:
     reader = read(program)
     reader.expects("404")
     tab = reader.context.new_page()

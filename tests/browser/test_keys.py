@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.support.browser import needs_browser, overflow, resize, shows, violations
+from tests.support.browser import needs_browser, shows, violations
 from tests.support.fixtures import Launch, OpenBrowser
 from tests.support.program import CHAT, Program, chat, fake
 
@@ -21,6 +21,7 @@ PRICE = {"tiers": [{"input": "1000", "output": "1000"}]}
 
 @pytest.fixture(scope="module")
 def program(launch_once: Launch) -> Program:
+    """One without a key, until the first test has made one."""
     return launch_once({"Model": fake(price=PRICE), "Other": fake()})
 
 
@@ -52,9 +53,8 @@ def take_secret(tab: Page) -> str:
 
 
 def test_a_first_key_is_made_with_all_its_fields_and_its_secret_is_shown_once(
-    launch: Launch, read: OpenBrowser
+    program: Program, read: OpenBrowser
 ) -> None:
-    program = launch({"Model": fake(), "Other": fake()})
     reader = read(program, timezone_id="Asia/Shanghai", permissions=["clipboard-write"])
     tab = reader.open("/keys")
     shows(tab, "A key is for a program or a person", "/v1 is open to whoever reaches it")
@@ -172,10 +172,3 @@ def test_a_key_is_revoked_only_after_a_question(program: Program, read: OpenBrow
     tab.get_by_label("Also those revoked").check()
     assert "revoked" in row_of(tab, "revoked").locator(".state").inner_text()
     assert row_of(tab, "revoked").get_by_role("button").count() == 0
-
-
-def test_the_dialogs_fit_on_a_phone(program: Program, read: OpenBrowser) -> None:
-    tab = read(program).open("/keys")
-    resize(tab, 390)
-    tab.get_by_role("button", name="Make a key").click()
-    assert overflow(tab) == []

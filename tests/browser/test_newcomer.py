@@ -1,4 +1,4 @@
-"""A newcomer's whole way: from the first look over a first answer to the bill."""
+"""A newcomer's whole path: from the first visit over a first answer to the bill."""
 
 from __future__ import annotations
 
@@ -14,29 +14,38 @@ from tests.support.program import Program, eventually, fake
 pytestmark = needs_browser
 
 
-@pytest.mark.demo
-def test_from_the_first_look_to_the_bill(demo: Program, read: OpenBrowser) -> None:
-    reader = read(demo)
+@pytest.fixture(scope="module")
+def program(launch_once: Launch) -> Program:
+    return launch_once(
+        {
+            "Chat": fake(),
+            "Texts": fake(mode="Base"),
+            "Vectors": fake(mode="Embedding"),
+            "Ranks": fake(mode="Reranker"),
+        }
+    )
+
+
+def test_from_the_first_visit_to_the_bill(program: Program, read: OpenBrowser) -> None:
+    reader = read(program)
     tab = reader.open("/")
-    shows(tab, "Demo-Chat", "Demo-Embedding", "stopped")
+    shows(tab, "Chat", "Vectors", "stopped")
 
     # Nothing runs yet: the first message starts its model.
     tab.get_by_role("link", name="Try a model").click()
     reader.settles(tab)
     chat = tab.locator("#chat")
-    chat.get_by_label("Model").select_option("Demo-Chat")
-    chat.get_by_label("Max tokens").fill("12")
     chat.get_by_label("Your message").fill("What is the capital of France?")
     chat.get_by_role("button", name="Send").click()
-    shows(tab, "16 prompt, ", "the first byte after", "tokens/s")
+    shows(tab, "17 prompt, 3 completion", "the first byte after")
     assert chat.locator(".said.assistant").inner_text().strip() != ""
-    assert demo.model("Demo-Chat")["state"] == "ready"
+    assert program.model("Chat")["state"] == "ready"
 
     # A price, and what it means, before it is saved.
     tab.get_by_role("link", name="Billing").click()
     reader.settles(tab)
-    shows(tab, "No price yet", "Demo-Chat")
-    tab.locator("#model").select_option("Demo-Chat")
+    shows(tab, "No price yet", "Chat")
+    tab.locator("#model").select_option("Chat")
     reader.settles(tab)
     tier = tab.get_by_role("group", name="tier 1")
     tier.get_by_label("Prompt", exact=True).fill("2")
@@ -48,10 +57,9 @@ def test_from_the_first_look_to_the_bill(demo: Program, read: OpenBrowser) -> No
     # The next answer costs something, and says so.
     tab.get_by_role("link", name="Playground").click()
     reader.settles(tab)
-    chat.get_by_label("Max tokens").fill("12")
     chat.get_by_label("Your message").fill("And of Spain?")
     chat.get_by_label("Your message").press("Control+Enter")
-    shows(tab, "¥0.000")
+    shows(tab, "¥0.000058")
     tab.get_by_role("link", name="the request").click()
     reader.settles(tab)
     dialog = tab.get_by_role("dialog")
@@ -63,7 +71,7 @@ def test_from_the_first_look_to_the_bill(demo: Program, read: OpenBrowser) -> No
     # Usage, and the bill as a file.
     tab.get_by_role("link", name="Usage").click()
     reader.settles(tab)
-    shows(tab, "Demo-Chat")
+    shows(tab, "Chat")
     tab.get_by_role("link", name="Billing").click()
     reader.settles(tab)
     tab.get_by_role("button", name="Create the bill (CSV)").click()
@@ -72,39 +80,32 @@ def test_from_the_first_look_to_the_bill(demo: Program, read: OpenBrowser) -> No
     with tab.expect_download() as download:
         link.click()
     rows = list(csv.DictReader(io.StringIO(download.value.path().read_text("utf-8-sig"))))
-    sums = demo.get("/api/usage/summary").json()
+    sums = program.get("/api/usage/summary").json()
     assert rows[-1]["cost"] == sums["cost"]
     assert float(sums["cost"]) > 0
 
 
-@pytest.mark.demo
-def test_every_mode_can_be_tried(demo: Program, read: OpenBrowser) -> None:
-    tab = read(demo).open("/playground")
-
-    def kind(name: str) -> None:
-        tab.get_by_role("radio", name=name).check()
-
-    kind("Completion")
-    tab.locator("#completion").get_by_label("Max tokens").fill("4")
+def test_every_mode_can_be_tried(program: Program, read: OpenBrowser) -> None:
+    tab = read(program).open("/playground")
+    tab.get_by_role("radio", name="Completion").check()
     tab.get_by_role("button", name="Complete").click()
-    shows(tab, "tokens/s")
-    kind("Embeddings")
+    shows(tab, "token0 token1 token2", "17 prompt, 3 completion")
+    tab.get_by_role("radio", name="Embeddings").check()
     tab.get_by_role("button", name="Compare").click()
-    shows(tab, "Similarity 0.", "576 numbers a text")
-    kind("Rerank")
+    shows(tab, "Similarity 1 ")
+    tab.get_by_role("radio", name="Rerank").check()
     tab.get_by_role("button", name="Rank", exact=True).click()
     eventually(lambda: tab.locator("#rerank tbody tr").count() == 2)
     assert violations(tab) == []
 
 
-def test_the_config_is_edited_checked_and_applied(launch: Launch, read: OpenBrowser) -> None:
-    program = launch({"Model": fake()})
+def test_the_config_is_edited_checked_and_applied(program: Program, read: OpenBrowser) -> None:
     reader = read(program)
     reader.expects("400 .BAD REQUEST")
     tab = reader.open("/settings")
     text = tab.get_by_label("The text of config.yaml")
     assert text.input_value() == program.config.read_text()
-    right = text.input_value().replace("Model:", "Renamed:")
+    right = text.input_value().replace("Texts:", "Renamed:")
 
     text.fill(right.replace("threads:", "treads:"))
     shows(tab, "Problems: 1.", "did you mean threads?")
@@ -113,8 +114,8 @@ def test_the_config_is_edited_checked_and_applied(launch: Launch, read: OpenBrow
     assert "treads" not in program.config.read_text()
 
     text.fill(right)
-    shows(tab, "No problems. Models: 1")
+    shows(tab, "No problems. Models: 4")
     tab.get_by_role("button", name="Save and apply").click()
-    shows(tab, "Applied. Models: 1")
+    shows(tab, "Applied. Models: 4")
     assert program.model("Renamed")["state"] == "stopped"
     assert violations(tab) == []

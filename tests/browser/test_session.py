@@ -6,8 +6,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.browser.test_live import GONE, look_at, loses
-from tests.support.browser import address, needs_browser, pages, shows, sign_in, violations
+from tests.support.browser import (
+    DISCONNECTED,
+    loses_connection,
+    needs_browser,
+    set_visible,
+    shows,
+    sign_in,
+    violations,
+)
 from tests.support.fixtures import Launch, OpenBrowser
 from tests.support.program import Program, fake
 
@@ -21,50 +28,23 @@ pytestmark = needs_browser
 OUT = "You are signed out here."
 
 
-@pytest.fixture
-def program(launch: Launch) -> Program:
-    program = launch({"Model": fake()}, threads=96)
+@pytest.fixture(scope="module")
+def program(launch_once: Launch) -> Program:
+    program = launch_once({"Model": fake()})
     program.add_account("admin")
     return program
 
 
 def opened(read: OpenBrowser, program: Program, path: str) -> tuple[Reader, Page]:
-    """A page of somebody who has signed in."""
-    reader = read(program)
-    reader.expects("401", *GONE)
-    tab = reader.context.new_page()
-    tab.goto("/login")
-    sign_in(tab, "admin")
-    reader.settles(tab)
-    reader.goto(tab, path)
-    return reader, tab
+    """A page of somebody who is signed in."""
+    reader = read(program, account="admin")
+    reader.expects("401", *DISCONNECTED)
+    return reader, reader.open(path)
 
 
 def sign_out(program: Program) -> None:
     """Everywhere, as an admin does at another place."""
     assert program.post("/api/accounts/admin/sign-out").ok
-
-
-def restart(program: Program) -> None:
-    """Ends all streams; what is asked for from then on is asked of another process."""
-    program.kill()
-    program.start(program.port)
-
-
-def test_pages_whose_stream_is_refused_say_so_and_ask_no_more(
-    program: Program, read: OpenBrowser
-) -> None:
-    # A browser has six connections to a server, for all its tabs.
-    tabs = [opened(read, program, address(page))[1] for page in pages()]
-    sign_out(program)
-    restart(program)
-    asked: list[str] = []
-    for tab in tabs:
-        shows(tab, OUT)
-        assert tab.locator("#connection").inner_text() == "Signed out"
-        tab.on("request", lambda request: asked.append(request.url))
-    tabs[0].wait_for_timeout(2500)  # a page that is not connected tries again each second
-    assert asked == []
 
 
 def test_what_is_refused_leads_to_signing_in_and_back_to_the_page(
@@ -104,22 +84,34 @@ def test_a_page_goes_on_when_somebody_has_signed_in_in_another_tab(
     tab.get_by_role("button", name="Back up usage.db").click()
     shows(tab, OUT)
     assert violations(tab) == []
-    look_at(tab, False)
+    set_visible(tab, False)
     other = reader.context.new_page()
     other.goto("/login")
     sign_in(other, "admin")
     reader.settles(other)
-    look_at(tab, True)
+    set_visible(tab, True)
     reader.settles(tab)
     assert OUT not in tab.locator("body").inner_text()
     tab.get_by_role("button", name="Back up usage.db").click()
     shows(tab, "Backed up")
 
 
-def test_a_server_that_is_gone_is_waited_for_as_ever(program: Program, read: OpenBrowser) -> None:
+def test_a_server_that_does_not_answer_is_no_end_of_the_session_and_a_refusal_is(
+    program: Program, read: OpenBrowser
+) -> None:
     reader, tab = opened(read, program, "/models")
     program.kill()
-    loses(tab)
+    loses_connection(tab)
     assert OUT not in tab.locator("body").inner_text()
     program.start(program.port)
     reader.settles(tab)
+
+    sign_out(program)
+    program.kill()
+    program.start(program.port)
+    shows(tab, OUT)
+    assert tab.locator("#connection").inner_text() == "Signed out"
+    asked: list[str] = []
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.wait_for_timeout(1500)  # a page that is not connected tries again each second
+    assert asked == []

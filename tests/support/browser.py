@@ -1,4 +1,4 @@
-"""A reader of the pages, with a headless Chromium, who sees everything that goes wrong there."""
+"""A reader of the pages, with a headless Chromium, that records everything that fails there."""
 
 from __future__ import annotations
 
@@ -34,6 +34,14 @@ SEEN = """document => {
 }"""
 RULES = ("wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice")
 
+# What Chromium says of a server that is not there.
+DISCONNECTED = (
+    *("ERR_CONNECTION_", "ERR_INCOMPLETE_CHUNKED_ENCODING", "ERR_EMPTY_RESPONSE"),
+    "ERR_SOCKET_NOT_CONNECTED",
+)
+# A header that only proxies send: the program takes the caller for one from another machine.
+FROM_ELSEWHERE = {"X-Real-IP": "192.0.2.7"}
+
 
 def pages(*but: str) -> list[str]:
     """All pages, without some."""
@@ -56,13 +64,20 @@ def launch_chromium(playwright: Any) -> Browser:
 class Reader:
     """One person's browser, with cookies of its own; each page is a tab.
 
-    ``is_owner``: signed in by a link of the local token, as by default while there is no account.
+    ``account``: the one that is signed in. ``is_owner``: signed in by a link of the local token,
+    as by default while there is no account.
     ``options`` are those of Playwright's contexts: ``locale``, ``color_scheme``, ``viewport``.
     At the end of a test there must be no fault but those it said to expect.
     """
 
     def __init__(
-        self, browser: Browser, program: Program, *, is_owner: bool | None = None, **options: Any
+        self,
+        browser: Browser,
+        program: Program,
+        *,
+        account: str | None = None,
+        is_owner: bool | None = None,
+        **options: Any,
     ) -> None:
         self.faults: list[str] = []
         self._expected: list[str] = []
@@ -75,17 +90,18 @@ class Reader:
         context.on("request", self._take_request)
         context.on("requestfinished", lambda request: self._under_way.discard(request))
         context.on("requestfailed", self._take_failure)
-        if is_owner if is_owner is not None else not program.has_accounts:
-            self._sign_in(program)
+        if account is not None:
+            self._submit("/login", name=account, password=PASSWORD)
+        elif is_owner if is_owner is not None else not program.has_accounts:
+            self._submit("/login/link", code=program.sign_in_link().partition("#")[2])
 
-    def _sign_in(self, program: Program) -> None:
-        """As the script of the link's page does, for browsers that run none as well."""
-        code = program.sign_in_link().partition("#")[2]
-        page = self.context.request.get("/login/link").text()
+    def _submit(self, path: str, **fields: str) -> None:
+        """Sends the form of a page to sign in, for browsers that run no script as well."""
+        page = self.context.request.get(path).text()
         found = re.search('name="csrf_token" value="([^"]+)"', page)
         assert found is not None, page
-        form = {"csrf_token": found[1], "code": code}
-        answer = self.context.request.post("/login/link", form=form, max_redirects=0)
+        form = {"csrf_token": found[1], **fields}
+        answer = self.context.request.post(path, form=form, max_redirects=0)
         assert answer.status == 303, answer.text()
 
     def open(self, path: str) -> Page:
@@ -124,7 +140,7 @@ class Reader:
         assert not faults, "\n".join(faults)
 
     def _take_message(self, message: ConsoleMessage) -> None:
-        # What the Content-Security-Policy has stopped is told here as well.
+        # Also what the Content-Security-Policy has stopped.
         if message.type in ("error", "warning"):
             self.faults.append(f"{message.type}: {message.text} ({message.location['url']})")
 
@@ -180,6 +196,23 @@ def shows(page: Page, *texts: str) -> None:
         page.wait_for_timeout(20)
 
 
+def loses_connection(page: Page) -> None:
+    """Waits until the page says that it is not connected."""
+    page.locator("#connection[data-state=off]").wait_for()
+    assert page.locator("#connection").inner_text().startswith("Not connected")
+
+
+def set_visible(page: Page, is_visible: bool) -> None:
+    """As if the reader went to another tab, or came back; without a window there are none."""
+    page.evaluate(
+        """(hidden) => {
+          Object.defineProperty(document, 'hidden', { get: () => hidden, configurable: true });
+          document.dispatchEvent(new Event('visibilitychange'));
+        }""",
+        not is_visible,
+    )
+
+
 def card_of(page: Page, model: str) -> Locator:
     """A model's card on the page of the models."""
     heading = page.get_by_role("heading", name=model, exact=True)
@@ -232,7 +265,7 @@ def overflow(page: Page) -> list[str]:
 
 
 def focused(page: Page) -> str:
-    """The name of what has the focus, as a screen reader tells it, or its id."""
+    """The name of what has the focus, as a screen reader reads it, or its id."""
     name: str = page.evaluate(
         """() => {
           const e = document.activeElement;

@@ -58,9 +58,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
     program.finish()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def chromium() -> Iterator[Browser]:
-    """One browser process for a file."""
+    """One browser process for all tests of a worker."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
