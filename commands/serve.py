@@ -27,7 +27,7 @@ from manager.access.limits import KeyLimits
 from manager.access.local_token import LocalToken
 from manager.access.registry import AccessRegistry
 from manager.billing import calendar
-from manager.billing.price_versions import Prices
+from manager.billing.price_versions import PriceBook
 from manager.clock import Clock
 from manager.config import loader, plugins
 from manager.devices import Monitor
@@ -62,7 +62,7 @@ _ANSWER_GRACE = 5.0  # seconds that answers have to reach their clients at the e
 
 def run(arguments: argparse.Namespace) -> None:
     """Serves until SIGTERM or SIGINT. Raises CommandError, ConfigError, DataDirInUse, StoreError,
-    sqlite3.Error, OSError where it cannot start."""
+    DatabaseError, OSError where it cannot start."""
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
     _use_one_heap()
@@ -124,7 +124,7 @@ class Program:
         )
         fleet = Fleet(config, load.interfaces, shared)
         self._tasks = TaskQueue(data_dir)
-        prices = Prices(store, usage_db, clock)
+        prices = PriceBook(store, usage_db, clock)
         reports = Reports(usage_db)
         Spool(data_dir, store.add_requests).close()  # what a killed program has left counts
         limits = KeyLimits(clock, lambda: calendar.zone(fleet.config.program.timezone), prices.cost)
@@ -172,7 +172,9 @@ class Program:
         services = self.services
         services.watch.start()
         services.monitor.start()
-        services.prices.seed(self._config.models.values())
+        services.prices.seed_from_config(
+            (model.name, model.price) for model in self._config.models.values() if model.price
+        )
         services.fleet.adopt()
         services.worker.start()
         self._scheduler = schedule.start(

@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 from jobs import tasks
-from manager.billing import calendar, statements
+from manager.billing import statements
 from manager.storage import maintenance, spool
 
 _WORKER_SECONDS = 120.0  # that the program's worker may take to price what is there
@@ -37,9 +37,8 @@ def _wait_for_worker(connection: sqlite3.Connection, settings: tasks.WorkerSetti
     """Until all is priced that was there at the call. What still runs is billed every half minute,
     and is in the bill up to then."""
     newest = maintenance.newest_seq(connection)
-    zone = calendar.zone(settings.timezone)
     deadline = time.monotonic() + _WORKER_SECONDS
-    while maintenance.billed_seq(connection) < newest or not tasks.is_in(connection, zone):
+    while maintenance.billed_seq(connection) < newest:
         if time.monotonic() > deadline:
             raise WorkerTimeout(
                 "the running program has not priced all requests within two minutes: see"

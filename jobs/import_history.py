@@ -20,6 +20,7 @@ from pathlib import Path
 from manager.billing import pricing
 from manager.billing.pricing import OPEN, Price, Tier, billionths, tiers_to_json
 from manager.storage import maintenance
+from manager.storage.rows import INSERT_REQUESTS, ONE_REQUEST, RequestRow
 from manager.storage.store import Store
 
 _SAFE_NAME = re.compile(r"\w+", re.ASCII)
@@ -137,10 +138,7 @@ class _Model:
         self._report.requests += self._insert(
             "requests",
             self._request,
-            "INSERT OR IGNORE INTO requests (id, model, asked_for, mode, scheme, key, endpoint,"
-            " streamed, status, started_ms, ended_ms, prompt_tokens, cached_tokens,"
-            " completion_tokens, estimated)"
-            " VALUES (?, ?, ?, '', '', '', '', 0, 200, ?, ?, ?, ?, ?, 0)",
+            INSERT_REQUESTS + ONE_REQUEST,
         )
         self._report.runs += self._insert(
             "runtime",
@@ -193,7 +191,7 @@ class _Model:
         completion: object,
         cached: object,
         _fresh: object,
-    ) -> tuple[object, ...]:
+    ) -> RequestRow:
         ended_ms = _ms("end_time", end)
         # Versions before 2 knew the end only, and 2 wrote 0 for the start of what they had.
         started_ms = ended_ms if start == 0 else _ms("start_time", start)
@@ -204,8 +202,26 @@ class _Model:
         id = self._id(started_ms, "requests", number, ended_ms, prompt, completion, cached)
         completion = _tokens("output_tokens", completion)
         self._first_ms = min(self._first_ms, started_ms)
-        times = (started_ms, ended_ms)
-        return (id, self._name, self._name, *times, prompt, cached, completion)
+        return RequestRow(
+            id=id,
+            model=self._name,
+            asked_for=self._name,
+            mode="",
+            scheme="",
+            key="",
+            endpoint="",
+            streamed=False,
+            status=200,
+            started_ms=started_ms,
+            leased_ms=None,
+            first_byte_ms=None,
+            ended_ms=ended_ms,
+            prompt_tokens=prompt,
+            cached_tokens=cached,
+            completion_tokens=completion,
+            estimated=False,
+            error=None,
+        )
 
     def _run(self, number: object, start: object, end: object) -> tuple[object, ...]:
         started_ms, ended_ms = _ms("start_time", start), _ms("end_time", end)

@@ -56,7 +56,9 @@ class WorkerSettings:
             timezone=program.timezone,
             currency=program.currency,
             request_retention_days=program.request_retention_days,
-            exports=statements.directory(program, data_dir).resolve(),
+            exports=statements.directory(
+                program.export and program.export.directory, data_dir
+            ).resolve(),
         )
 
     @classmethod
@@ -139,16 +141,13 @@ class TaskRunner:
         for order in maintenance_tasks.waiting(connection, "delete"):
             if maintenance.is_begun(order):
                 self._do(connection, order)
-        zone = self._zone()
-        if not has_unbilled(connection, zone):
+        if not has_unbilled(connection):
             return
-        from jobs import billing, rezone, run_hours  # import pandas
+        from jobs import billing, run_hours  # import pandas
 
-        if rezone.rebuild(connection, zone):
-            log.info("the sums are now those of the hours and days of %s", zone)
-        while billing.price_new(connection, zone):
+        while billing.price_new(connection):
             pass
-        run_hours.bill_runs(connection, zone, time.time_ns() // 1_000_000)
+        run_hours.bill_runs(connection, time.time_ns() // 1_000_000)
 
     def export(self, connection: sqlite3.Connection, period: statements.Period) -> Path:
         """Writes the bill of what is in the rollups. Raises OSError, sqlite3.Error; ValueError for
@@ -184,7 +183,7 @@ class TaskRunner:
         from jobs import billing  # import pandas
 
         span = {"start_ms": 0, "end_ms": order.asked_ms, **order.notes}
-        changed = billing.price_unpriced(connection, self._zone(), order.subject, **span)
+        changed = billing.price_unpriced(connection, order.subject, **span)
         log.info("priced %d requests and hours of %s that had no price", changed, order.subject)
 
     def _export(self, connection: sqlite3.Connection, order: Order) -> None:
@@ -204,7 +203,7 @@ class TaskRunner:
         if days <= 0:
             return
         zone = self._zone()
-        # Whole days: what is left of a day would not make its sums again.
+        # Whole days of the configured zone, as pages and bills have them.
         before_ms = calendar.day_start_ms(time.time_ns() // 1_000_000 - days * _DAY_MS, zone)
         gone = maintenance.forget_requests(connection, before_ms)
         if gone:
@@ -218,23 +217,15 @@ class TaskRunner:
             log.error("%s", message)
 
 
-def has_unbilled(connection: sqlite3.Connection, zone: tzinfo) -> bool:
-    """Whether something is there that is not in the rollups, or not by this zone's days."""
-    if maintenance.newest_seq(connection) > maintenance.billed_seq(connection) or not is_in(
-        connection, zone
-    ):
+def has_unbilled(connection: sqlite3.Connection) -> bool:
+    """Whether something is there that is not in the rollups."""
+    if maintenance.newest_seq(connection) > maintenance.billed_seq(connection):
         return True
     unbilled = connection.execute(
         "SELECT 1 FROM runs WHERE ready_ms IS NOT NULL"
         " AND (ended_ms IS NULL OR billed_ms IS NOT ended_ms) LIMIT 1"
     )
     return unbilled.fetchone() is not None
-
-
-def is_in(connection: sqlite3.Connection, zone: tzinfo) -> bool:
-    """Whether the rollups are those of the zone's hours and days."""
-    begun = maintenance.mark(connection, "timezone") in (None, str(zone))
-    return begun and maintenance.mark(connection, "move") is None
 
 
 def backup_name(order: Order) -> str:

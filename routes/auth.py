@@ -9,7 +9,6 @@ from __future__ import annotations
 import enum
 import json
 import logging
-import sqlite3
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -23,6 +22,7 @@ from manager.access.api_keys import Key
 from manager.access.registry import invalid_key_error
 from manager.config.settings import Program
 from manager.errors import ApiError
+from manager.storage.store import DatabaseError
 from routes.http.client import Client, allowed_origin, check_host, client_of, preflight
 from routes.services import Services
 
@@ -403,5 +403,5 @@ def record_audit(
                 connection, now_ms, who, caller.address, action, subject, detail
             )
         )
-    except sqlite3.Error as error:
+    except DatabaseError as error:
         log.error("%s of %s by %s is not in the audit table: %s", action, subject, who, error)

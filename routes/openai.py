@@ -24,7 +24,7 @@ from manager.relay.forward import (
 )
 from manager.relay.payload import Payload
 from manager.relay.upstream import Headers
-from manager.storage.store import RequestRow, uuid7
+from manager.storage.rows import RequestRow, uuid7
 from manager.tokens import MAX_TOKENS, TokenUsage
 from manager.usage.activity import ActiveRequest
 from routes.auth import Caller

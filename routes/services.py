@@ -11,7 +11,7 @@ from jobs.supervisor import Supervisor
 from manager.access.limits import KeyLimits
 from manager.access.local_token import LocalToken
 from manager.access.registry import AccessRegistry
-from manager.billing.price_versions import Prices
+from manager.billing.price_versions import PriceBook
 from manager.clock import Clock
 from manager.config import loader
 from manager.devices import Monitor
@@ -50,7 +50,7 @@ class Services:
     closing: threading.Event
     load: Callable[[], loader.Config]
     reports: Reports
-    prices: Prices
+    prices: PriceBook
     orders: Orders
     worker: Supervisor
     access: AccessRegistry

@@ -12,7 +12,7 @@ from typing import Any
 from manager.access import credentials
 from manager.config.yaml_reader import has_control
 from manager.errors import ApiError
-from manager.storage.schema import ALL
+from manager.storage.rollups import ALL
 
 MAX_NAME_LENGTH = 100
 MAX_PRIORITY = 10

@@ -11,9 +11,8 @@ from datetime import timezone
 from pathlib import Path
 
 from manager.billing import calendar, pricing
-from manager.billing.pricing import Price, tiers_from_json, tiers_to_json
+from manager.billing.pricing import Price, PriceVersion, tiers_from_json, tiers_to_json
 from manager.clock import Clock
-from manager.config import settings
 from manager.errors import ApiError
 from manager.storage.store import Store, reading
 from manager.tokens import TokenUsage
@@ -21,18 +20,6 @@ from manager.tokens import TokenUsage
 log = logging.getLogger(__name__)
 
 _FOR_EVER = 0  # ms; a price from the config holds for all that was before it
-
-
-@dataclass(frozen=True)
-class Version:
-    """A price that holds from ``effective_ms`` until the model's next one does. Times are epoch
-    ms."""
-
-    id: int
-    model: str
-    effective_ms: int
-    price: Price
-    created_ms: int
 
 
 @dataclass(frozen=True)
@@ -49,7 +36,7 @@ class Adjustment:
     created_ms: int
 
 
-class Prices:
+class PriceBook:
     """Prices and adjustments of usage.db. A version by which something was billed stays as it is,
     and so does all that was billed by it. Every method raises sqlite3.Error where the database
     cannot be used."""
@@ -60,7 +47,7 @@ class Prices:
         self._clock = clock
         self._lock = threading.Lock()
         self._changes = 0
-        self._known: dict[str, list[Version]] = {}
+        self._known: dict[str, list[PriceVersion]] = {}
 
     def cost(self, model: str, at_ms: int, usage: TokenUsage) -> int:
         """What tokens of an answer cost that was asked for at that moment, in billionths; 0 where
@@ -72,33 +59,21 @@ class Prices:
             with self._lock:
                 if changes == self._changes:  # else what was read may be older than the change
                     self._known[model] = known
-        in_force = next((one for one in reversed(known) if one.effective_ms <= at_ms), None)
-        if in_force is None:
-            return 0
-        price, prompt, completion = in_force.price, usage.prompt_tokens, usage.completion_tokens
-        place = pricing.tier_of(price, prompt, completion)
-        if place is None:
-            return 0
+        prompt = usage.prompt_tokens
         cached = min(usage.cached_tokens, prompt)
-        return pricing.token_cost(price.tiers[place], prompt, cached, completion)
+        return pricing.charge(known, at_ms, prompt, cached, usage.completion_tokens).cost
 
     def _forget(self) -> None:
         with self._lock:
             self._changes += 1
             self._known.clear()
 
-    def versions(self, model: str | None = None) -> list[Version]:
+    def versions(self, model: str | None = None) -> list[PriceVersion]:
         """The versions in force and to come, of one model or of all, oldest first."""
         with reading(self._path) as connection:
-            rows = connection.execute(
-                "SELECT id, model, effective_ms, per_hour, tiers, created_ms FROM prices"
-                " WHERE replaced_ms IS NULL AND (?1 IS NULL OR model = ?1)"
-                " ORDER BY model, effective_ms",
-                (model,),
-            ).fetchall()
-        return [_version(*row) for row in rows]
+            return read_versions(connection, model)
 
-    def put(self, model: str, price: Price, effective_ms: int | None = None) -> Version:
+    def set_price(self, model: str, price: Price, effective_ms: int | None = None) -> PriceVersion:
         """Makes a version that holds from `effective_ms`, or from now; one with the same moment
         is replaced.
 
@@ -107,7 +82,7 @@ class Prices:
         """
         now_ms = self._clock.wall_ms()
 
-        def put(connection: sqlite3.Connection) -> Version:
+        def insert(connection: sqlite3.Connection) -> PriceVersion:
             start_ms = now_ms if effective_ms is None else effective_ms
             free_ms = _billed_until_ms(connection, model, start_ms)
             if free_ms is not None:
@@ -121,15 +96,15 @@ class Prices:
             )
             return _insert(connection, model, start_ms, price, now_ms)
 
-        made = self._store.transact(put)
+        made = self._store.transact(insert)
         self._forget()
         return made
 
-    def seed(self, models: Iterable[settings.Model]) -> None:
-        """Gives each model that never had a price that of its config, for ever. A config that has
-        another one than any of a model's versions is told to the log: it changes nothing."""
+    def seed_from_config(self, prices: Iterable[tuple[str, Price]]) -> None:
+        """Gives each model that never had a price the one of its config, for ever. A config that
+        has another one than any of a model's versions is logged: it changes nothing."""
         now_ms = self._clock.wall_ms()
-        priced = [(model.name, model.price) for model in models if model.price is not None]
+        priced = list(prices)
 
         def seed(connection: sqlite3.Connection) -> list[str]:
             differ = []
@@ -151,12 +126,14 @@ class Prices:
                 model,
             )
 
-    def adjust(self, model: str, key: str, at_ms: int, amount: int, note: str) -> Adjustment:
+    def add_adjustment(
+        self, model: str, key: str, at_ms: int, amount: int, note: str
+    ) -> Adjustment:
         """Adds to the bill for `at_ms`, or with an amount below zero takes off it. It stays: a
         wrong one is taken back by its opposite."""
         now_ms = self._clock.wall_ms()
 
-        def adjust(connection: sqlite3.Connection) -> Adjustment:
+        def insert(connection: sqlite3.Connection) -> Adjustment:
             values = (model, key, at_ms, amount, note, now_ms)
             cursor = connection.execute(
                 "INSERT INTO adjustments (model, key, at_ms, amount, note, created_ms)"
@@ -165,7 +142,7 @@ class Prices:
             )
             return Adjustment(_id(cursor), *values)
 
-        return self._store.transact(adjust)
+        return self._store.transact(insert)
 
     def adjustments(
         self,
@@ -186,22 +163,32 @@ class Prices:
         return [Adjustment(*row) for row in rows]
 
 
-def _version(
-    number: int, model: str, effective_ms: int, per_hour: int | None, tiers: str, created_ms: int
-) -> Version:
-    price = Price(per_hour, tiers_from_json(tiers))
-    return Version(number, model, effective_ms, price, created_ms)
+def read_versions(
+    connection: sqlite3.Connection, model: str | None = None, replaced: bool = False
+) -> list[PriceVersion]:
+    """The versions in force and to come, of one model or of all, oldest first; or those that were
+    replaced. Raises sqlite3.Error."""
+    rows = connection.execute(
+        "SELECT id, model, effective_ms, per_hour, tiers, created_ms FROM prices"
+        " WHERE (replaced_ms IS NOT NULL) = ?2 AND (?1 IS NULL OR model = ?1)"
+        " ORDER BY model, effective_ms",
+        (model, replaced),
+    )
+    return [
+        PriceVersion(id_, name, effective_ms, Price(per_hour, tiers_from_json(tiers)), created_ms)
+        for id_, name, effective_ms, per_hour, tiers, created_ms in rows
+    ]
 
 
 def _insert(
     connection: sqlite3.Connection, model: str, effective_ms: int, price: Price, now_ms: int
-) -> Version:
+) -> PriceVersion:
     cursor = connection.execute(
         "INSERT INTO prices (model, effective_ms, per_hour, tiers, created_ms)"
         " VALUES (?, ?, ?, ?, ?)",
         (model, effective_ms, price.per_hour, tiers_to_json(price.tiers), now_ms),
     )
-    return Version(_id(cursor), model, effective_ms, price, now_ms)
+    return PriceVersion(_id(cursor), model, effective_ms, price, now_ms)
 
 
 def _id(cursor: sqlite3.Cursor) -> int:

@@ -6,9 +6,9 @@ import decimal
 import itertools
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 PER_UNIT = 1_000_000_000
 """Billionths in one of the currency."""
@@ -66,6 +66,47 @@ class Price:
 
     per_hour: int | None
     tiers: tuple[Tier, ...]
+
+
+@dataclass(frozen=True)
+class PriceVersion:
+    """A price that holds from ``effective_ms`` until the model's next one does. Times are epoch
+    ms."""
+
+    id: int
+    model: str
+    effective_ms: int
+    price: Price
+    created_ms: int
+
+
+class Charge(NamedTuple):
+    """What the tokens of a request cost, in billionths, by which version and tier; None where no
+    version or no tier fits, which costs nothing."""
+
+    version: int | None
+    tier: int | None
+    cost: int
+
+
+def charge(
+    versions: Sequence[PriceVersion], at_ms: int, prompt: int, cached: int, completion: int
+) -> Charge:
+    """The price of a request that was begun at ``at_ms``; ``versions`` are its model's, oldest
+    first."""
+    version = version_at(versions, at_ms)
+    if version is None:
+        return Charge(None, None, 0)
+    place = tier_of(version.price, prompt, completion)
+    if place is None:
+        return Charge(version.id, None, 0)
+    tier = version.price.tiers[place]
+    return Charge(version.id, place, token_cost(tier, prompt, cached, completion))
+
+
+def version_at(versions: Sequence[PriceVersion], at_ms: int) -> PriceVersion | None:
+    """The one in force at that moment; ``versions`` are oldest first."""
+    return next((one for one in reversed(versions) if one.effective_ms <= at_ms), None)
 
 
 def tier_of(price: Price, prompt: int, completion: int) -> int | None:

@@ -1,8 +1,8 @@
 """Bills: what each model and key cost on each day of a month, or on one day, as CSV.
 
-A bill is made of the day's rollups and of what a person has put on it. The same rows give the same
-bytes. Spreadsheets open it: UTF-8 with a byte order mark, lines that end with CRLF, and no cell
-that is taken for a formula.
+A bill is made of the rollups of each day and of what a person has put on it. The same rows give
+the same bytes. Spreadsheets open it: UTF-8 with a byte order mark, lines that end with CRLF, and no
+cell that is taken for a formula.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import io
 import os
 import re
 import sqlite3
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone, tzinfo
 from pathlib import Path
 
 from manager.billing import calendar
-from manager.billing.pricing import PER_UNIT, decimal_text
-from manager.config.settings import Program
-from manager.storage.schema import ALL
+from manager.billing.pricing import decimal_text
+from manager.storage.rollups import ADDED_UP, ALL, ON_BILL, Sums, pieces
 from manager.storage.store import reading
 
 # OWASP's list. The wide ones are those of Chinese keyboards, which some spreadsheets take as well.
@@ -80,22 +80,17 @@ class Period:
         return start_ms, end_ms
 
 
-# What a line sums up, in the order of its columns. Money is in billionths; a run's time has the
-# key ''.
-_COUNTS = (
-    *("requests", "errors", "prompt_tokens", "cached_tokens", "completion_tokens"),
-    *("estimated", "unpriced"),
-)
-_COUNTS_OF_ROLLUPS = (*_COUNTS, "run_ms")
-_MONEY_OF_ROLLUPS = ("cost_tokens", "cost_hours")
-_NOTHING = (0,) * (len(_COUNTS_OF_ROLLUPS) + len(_MONEY_OF_ROLLUPS) + 1)  # and the adjustments
-
 COLUMNS = (
-    *("date", "model", "key", *_COUNTS, "hours"),
+    *("date", "model", "key", *ON_BILL, "hours"),
     *("cost_tokens", "cost_hours", "adjustments", "cost", "currency"),
 )
 
-Line = tuple[int, ...]
+
+@dataclass
+class _Line(Sums):
+    """What a model and key cost on a day."""
+
+    adjustments: int = 0
 
 
 def make(connection: sqlite3.Connection, period: Period, zone: tzinfo, currency: str) -> bytes:
@@ -107,7 +102,9 @@ def make(connection: sqlite3.Connection, period: Period, zone: tzinfo, currency:
     rows.writerow(COLUMNS)
     for (day, model, key), line in sorted(lines.items()):
         rows.writerow([day, cell(model), cell(key), *_cells(line), cell(currency)])
-    total = tuple(map(sum, zip(_NOTHING, *lines.values(), strict=True)))
+    total = _Line()
+    for line in lines.values():
+        total.add(line)
     rows.writerow(["total", "", "", *_cells(total), cell(currency)])
     return text.getvalue().encode("utf-8-sig")
 
@@ -118,9 +115,8 @@ def is_empty(path: Path, period: Period, zone: tzinfo) -> bool:
         return not _lines(connection, period, zone)
 
 
-def directory(program: Program, data_dir: Path) -> Path:
-    """Where bills are written."""
-    chosen = program.export.directory if program.export else None
+def directory(chosen: Path | None, data_dir: Path) -> Path:
+    """Where bills are written: the folder that the config names, or one in the data folder."""
     return chosen or data_dir / "exports"
 
 
@@ -171,34 +167,27 @@ def made_ms(path: Path) -> int | None:
 
 def _lines(
     connection: sqlite3.Connection, period: Period, zone: tzinfo
-) -> dict[tuple[str, str, str], Line]:
+) -> dict[tuple[str, str, str], _Line]:
     start_ms, end_ms = period.bounds_ms(zone)
-    # Money in two columns: summed up it may be more than SQLite's integers hold.
-    sums = ", ".join(
-        [f"sum({name})" for name in _COUNTS_OF_ROLLUPS]
-        + [f"sum({name} {half} {PER_UNIT})" for name in _MONEY_OF_ROLLUPS for half in "/%"]
-    )
-    lines: dict[tuple[str, str, str], Line] = {}
-    days: dict[int, str] = {}
-    for at_ms, model, key, *cells in connection.execute(
-        f"SELECT start_ms, model, key, {sums} FROM rollups"
-        " WHERE span = 'day' AND start_ms >= ? AND start_ms < ? AND key != ? AND mode != ?"
-        " GROUP BY start_ms, model, key",
-        (start_ms, end_ms, ALL, ALL),
-    ):
-        if at_ms not in days:
-            days[at_ms] = calendar.date_of(at_ms, zone).isoformat()
-        *counts, tokens, tokens_rest, hours, hours_rest = cells
-        money = (tokens * PER_UNIT + tokens_rest, hours * PER_UNIT + hours_rest)
-        lines[days[at_ms], model, key] = (*counts, *money, 0)
+    lines: dict[tuple[str, str, str], _Line] = defaultdict(_Line)
+    starts = list(calendar.days(start_ms, end_ms, zone))
+    dates = [calendar.date_of(day_ms, zone).isoformat() for day_ms in starts]
+    for piece in pieces([*starts, end_ms]):
+        for model, key, *sums in connection.execute(
+            f"SELECT model, key, {ADDED_UP} FROM rollups"
+            " WHERE span = ? AND start_ms >= ? AND start_ms < ? AND key != ? AND mode != ?"
+            " GROUP BY model, key",
+            (*piece[:3], ALL, ALL),
+        ):
+            for place, sign in piece.places:
+                lines[dates[place], model, key].add_found(sums, sign)
     for at_ms, model, key, amount in connection.execute(
         "SELECT at_ms, model, key, amount FROM adjustments WHERE at_ms >= ? AND at_ms < ?",
         (start_ms, end_ms),
     ):
         day = calendar.date_of(at_ms, zone).isoformat()
-        *others, adjusted = lines.get((day, model, key), _NOTHING)
-        lines[day, model, key] = (*others, adjusted + amount)
-    return lines
+        lines[day, model, key].adjustments += amount
+    return {who: line for who, line in lines.items() if not line.is_empty()}
 
 
 def _start_ms(day: date, zone: tzinfo) -> int:
@@ -211,12 +200,11 @@ def _start_ms(day: date, zone: tzinfo) -> int:
     return at_ms
 
 
-def _cells(line: Line) -> Iterator[object]:
-    *counts, run_ms, cost_tokens, cost_hours, adjustments = line
-    yield from counts
-    yield decimal_text(_hours(run_ms))
-    cost = cost_tokens + cost_hours + adjustments
-    yield from map(decimal_text, (cost_tokens, cost_hours, adjustments, cost))
+def _cells(line: _Line) -> Iterator[object]:
+    yield from (getattr(line, name) for name in ON_BILL)
+    yield decimal_text(_hours(line.run_ms))
+    cost = line.cost_tokens + line.cost_hours + line.adjustments
+    yield from map(decimal_text, (line.cost_tokens, line.cost_hours, line.adjustments, cost))
 
 
 def _hours(run_ms: int) -> int:

@@ -15,7 +15,8 @@ from manager.interfaces import Interface
 from manager.models.model import Model
 from manager.models.process_tree import ProcessTree
 from manager.models.server import ModelDependencies, end_run
-from manager.storage.store import Run
+from manager.storage import runs
+from manager.storage.rows import Run
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ class Fleet:
         """Finds what an earlier program left running: takes over what belongs to a model and is
         healthy, stops the rest. Returns at once; the models' workers go on with it."""
         strays: list[tuple[Run, ProcessTree]] = []
-        for run in self._shared.store.open_runs():
+        for run in runs.unfinished(self._shared.store):
             tree = ProcessTree.find(run.id, run.pid, run.pid_created)
             if tree is None:
                 end_run(self._shared, run.id, "found ended at the program's start", unseen=True)
@@ -125,9 +126,9 @@ class Fleet:
         """Records which servers are alive."""
         with self._lock:
             models = [*self._models.values(), *self._leaving]
-        runs = [run for model in models if (run := model.run) is not None]
-        if runs:
-            self._shared.store.heartbeat(runs, self._shared.clock.wall_ms())
+        alive = [run for model in models if (run := model.run) is not None]
+        if alive:
+            runs.heartbeat(self._shared.store, alive, self._shared.clock.wall_ms())
 
     def close(self) -> None:
         """Refuses new work, drains, stops every model and waits until all are stopped."""

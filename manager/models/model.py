@@ -49,7 +49,7 @@ from manager.models.startup import Start
 from manager.placement.placement import QueuePosition
 from manager.placement.planner import Action, Decision, Evictability, update_mean_gap
 from manager.placement.reservation import EvictionStatus, Reservation
-from manager.storage.store import Run
+from manager.storage.rows import Run
 
 log = logging.getLogger(__name__)
 

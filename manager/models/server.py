@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -21,8 +20,9 @@ from manager.placement.planner import SchemeOption
 from manager.placement.reservation import Reservation
 from manager.relay.upstream import Upstream
 from manager.relay.watcher import Watcher
+from manager.storage import runs
 from manager.storage.logs import ModelLogs
-from manager.storage.store import Store
+from manager.storage.store import DatabaseError, Store
 
 log = logging.getLogger(__name__)
 
@@ -104,10 +104,10 @@ def end_run(shared: ModelDependencies, run: str, reason: str, *, unseen: bool = 
     line = (reason.splitlines() or [""])[0][:500]
     try:
         if unseen:
-            shared.store.close_dead_run(run, line)
+            runs.end_unseen(shared.store, run, line)
         else:
-            shared.store.end_run(run, shared.clock.wall_ms(), line)
-    except sqlite3.Error as error:
+            runs.end(shared.store, run, shared.clock.wall_ms(), line)
+    except DatabaseError as error:
         log.error("the end of run %s was not recorded: %s", run, error)
 
 

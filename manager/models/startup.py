@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import sqlite3
 import threading
 import uuid
 from collections.abc import Callable, Mapping
@@ -32,7 +31,9 @@ from manager.models.server import (
 from manager.placement.placement import DeviceAssignment, PlacementError, QueuePosition
 from manager.placement.reservation import Evictable, Reservation
 from manager.relay.upstream import Exchange, Upstream, UpstreamError
-from manager.storage.store import Run
+from manager.storage import runs
+from manager.storage.rows import Run
+from manager.storage.store import DatabaseError
 
 log = logging.getLogger(__name__)
 
@@ -227,10 +228,10 @@ class Start:
         try:
             arguments = process_tree.command_line(scheme.script_path, command)
             # Before the launch: if we are killed in between, the mark still finds the process.
-            shared.store.begin_run(run)
+            runs.begin(shared.store, run)
         except LaunchError as error:
             raise StartFailedError(str(error)) from error
-        except sqlite3.Error as error:
+        except DatabaseError as error:
             raise StartFailedError(f"its start cannot be recorded in usage.db: {error}") from error
         try:
             tree = self._spawn(run, scheme, arguments, env)
@@ -242,17 +243,17 @@ class Start:
             self.pid = tree.pid
             reservation.pids = tree.pids
             self._on_change()
-            shared.store.run_launched(run.id, tree.pid, tree.created)
+            runs.launched(shared.store, run.id, tree.pid, tree.created)
             self._await_health(tree, upstream)
             self._check_listener(tree, run)
             self._await_token(tree, upstream)
-            shared.store.run_ready(run.id, shared.clock.wall_ms(), tree.pid, tree.created)
+            runs.ready(shared.store, run.id, shared.clock.wall_ms(), tree.pid, tree.created)
         except BaseException as error:
             upstream.close()
             self._shared.placement.mark_stopping(reservation)
             tree.stop(settings.stop_timeout)
             end_run(self._shared, run.id, str(error))
-            if isinstance(error, sqlite3.Error):
+            if isinstance(error, DatabaseError):
                 raise StartFailedError(
                     f"its start cannot be recorded in usage.db: {error}"
                 ) from error

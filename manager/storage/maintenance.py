@@ -17,7 +17,8 @@ from pathlib import Path
 
 from manager.storage import data_dir, maintenance_tasks
 from manager.storage.maintenance_tasks import Order
-from manager.storage.schema import ALL, MIGRATIONS, SUMS, SUMS_OF_RUNS
+from manager.storage.rollups import ALL, CELL, SUM_COLUMNS
+from manager.storage.schema import MIGRATIONS
 from manager.storage.store import StoreError
 
 _BUSY_SECONDS = 10.0
@@ -28,15 +29,14 @@ _MOST_IN_PIECE = 5000
 _BACKUP_SUFFIX = ".part"
 _INCREMENTAL = 2  # of PRAGMA auto_vacuum
 
-_ALL_SUMS = (*SUMS, *SUMS_OF_RUNS)
 _IN_CELL = "span = :span AND start_ms = :start"
-_MINUS = ", ".join(f"{name} = {name} + excluded.{name}" for name in _ALL_SUMS)
+_MINUS = ", ".join(f"{name} = {name} + excluded.{name}" for name in SUM_COLUMNS)
 _DELETE_SUMS = {
     "rollups": (
         # Taken out of the keys' sums, those of its own go. Only these can be without requests.
-        f"INSERT INTO rollups (span, start_ms, model, key, mode, scheme, {', '.join(_ALL_SUMS)})"
+        f"INSERT INTO rollups ({', '.join((*CELL, *SUM_COLUMNS))})"
         f" SELECT span, start_ms, '{ALL}', key, '{ALL}', '{ALL}',"
-        f" {', '.join(f'-{name}' for name in _ALL_SUMS)} FROM rollups"
+        f" {', '.join(f'-{name}' for name in SUM_COLUMNS)} FROM rollups"
         f" WHERE {_IN_CELL} AND model = :model AND key != '{ALL}' AND mode != '{ALL}'"
         f" ON CONFLICT DO UPDATE SET {_MINUS}",
         f"DELETE FROM rollups WHERE {_IN_CELL} AND model = :model AND mode != '{ALL}'",

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from manager.clock import Clock
-from manager.storage.store import Store, reading, uuid7
+from manager.storage.rows import uuid7
+from manager.storage.store import Store, reading
 
 KINDS = ("delete", "reprice", "export", "vacuum", "backup")
 """In the order in which they are carried out: a bill has what was re-priced before it."""

@@ -1,11 +1,24 @@
-"""What became of a model's servers: each from its launch to its end, and why it ended."""
+"""Runs: the lives of models' servers, each from its launch to its end, and why it ended.
+
+What writes raises sqlite3.Error unless it says otherwise. Times are epoch milliseconds.
+"""
 
 from __future__ import annotations
 
+import json
+import logging
+import sqlite3
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from manager.storage.store import reading
+from manager.storage.rows import Run
+from manager.storage.store import Store, reading, unusable
+
+log = logging.getLogger(__name__)
+
+# The wall clock may have been set between any two of them.
+_LAST_SEEN = "max(started_ms, coalesce(ready_ms, 0), coalesce(heartbeat_ms, 0))"
 
 
 class PastRun(NamedTuple):
@@ -19,6 +32,83 @@ class PastRun(NamedTuple):
     ready_ms: int | None
     ended_ms: int | None
     end_reason: str | None
+
+
+def begin(store: Store, run: Run) -> None:
+    """Records a launch."""
+    store.write(
+        "INSERT INTO runs (id, model, scheme, fingerprint, port, started_ms, mode, memory_mb)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            run.id,
+            run.model,
+            run.scheme,
+            run.fingerprint,
+            run.port,
+            run.started_ms,
+            run.mode,
+            json.dumps(dict(run.memory_mb)),
+        ),
+    )
+
+
+def launched(store: Store, run: str, pid: int, created: float) -> None:
+    """Records the process, which was created at that moment (epoch seconds)."""
+    store.write("UPDATE runs SET pid = ?, pid_created = ? WHERE id = ?", (pid, created, run))
+
+
+def ready(store: Store, run: str, now_ms: int, pid: int, created: float) -> None:
+    """With the process once more: the script may have handed over to another."""
+    store.write(
+        "UPDATE runs SET ready_ms = max(?, started_ms), pid = ?, pid_created = ? WHERE id = ?",
+        (now_ms, pid, created, run),
+    )
+
+
+def end(store: Store, run: str, now_ms: int, reason: str) -> None:
+    """Not before it was last seen alive, whatever the clock says that was set back."""
+    store.write(
+        f"UPDATE runs SET ended_ms = max(?, {_LAST_SEEN}), end_reason = ?"
+        " WHERE id = ? AND ended_ms IS NULL",
+        (now_ms, reason, run),
+    )
+
+
+def end_unseen(store: Store, run: str, reason: str) -> None:
+    """Ends a run that nobody saw ending: when it was last seen alive."""
+    store.write(
+        f"UPDATE runs SET ended_ms = {_LAST_SEEN}, end_reason = ?"
+        " WHERE id = ? AND ended_ms IS NULL",
+        (reason, run),
+    )
+
+
+def heartbeat(store: Store, runs: Iterable[str], now_ms: int) -> None:
+    """Records that these runs are alive: what a crash can hide is the time since. Where the
+    disk does not take it, the next one says as much."""
+    try:
+        store.write(
+            "UPDATE runs SET heartbeat_ms = max(?, coalesce(heartbeat_ms, 0))"
+            " WHERE ended_ms IS NULL AND id IN (SELECT value FROM json_each(?))",
+            (now_ms, json.dumps(list(runs))),
+        )
+    except sqlite3.Error as error:
+        log.error("that models are alive was not written: %s", error)
+
+
+def unfinished(store: Store) -> list[Run]:
+    """Runs with no end: at the program's start, those that an earlier one left behind.
+    Raises StoreError."""
+    try:
+        with reading(store.path) as connection:
+            rows = connection.execute(
+                "SELECT id, model, scheme, fingerprint, port, pid, pid_created, started_ms,"
+                " ready_ms, mode, memory_mb FROM runs WHERE ended_ms IS NULL"
+                " ORDER BY started_ms"
+            ).fetchall()
+    except sqlite3.Error as error:
+        raise unusable(store.path, error) from error
+    return [Run(*(*row[:-1], json.loads(row[-1]))) for row in rows]
 
 
 def newest(path: Path, model: str, limit: int) -> list[PastRun]:

@@ -1,24 +1,20 @@
-"""usage.db: its tables. One script a version; what has been released is never edited.
+"""usage.db: its tables. One script or function a version; what was released is never edited.
 
 Times are epoch milliseconds, money is in billionths of the currency. Rows of ``requests`` and
-``runs`` are the truth; ``rollups`` and ``latencies`` are made of them and can be made anew.
+``runs`` are the truth; ``rollups`` and ``latencies`` are added up from them, in UTC: see
+`manager.storage.rollups`.
 """
 
 from __future__ import annotations
 
-ALL = "*"
-"""In a row of sums, in place of a name: of all together."""
+import sqlite3
+from collections.abc import Callable
 
-SUMS = (
-    *("requests", "errors", "prompt_tokens", "cached_tokens", "completion_tokens", "estimated"),
-    *("unpriced", "cost_tokens", "generated_tokens", "generated_ms"),
-)
-"""What a row of ``rollups`` has of requests."""
+from manager.storage import utc_rollups
 
-SUMS_OF_RUNS = ("run_ms", "cost_hours")
-"""What it has of runs."""
+Migration = str | Callable[[sqlite3.Connection], None]
 
-MIGRATIONS = (
+MIGRATIONS: tuple[Migration, ...] = (
     """
     CREATE TABLE runs (
         id           TEXT PRIMARY KEY,
@@ -215,4 +211,5 @@ MIGRATIONS = (
         detail   TEXT NOT NULL                  -- JSON, without secrets
     );
     """,
+    utc_rollups.migrate,
 )

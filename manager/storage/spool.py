@@ -23,7 +23,8 @@ from pathlib import Path
 
 from manager.storage import data_dir
 from manager.storage.data_dir import DataDirInUse
-from manager.storage.store import RequestRow, Store, StoreError
+from manager.storage.rows import RequestRow
+from manager.storage.store import Store, StoreError
 
 log = logging.getLogger(__name__)
 

@@ -7,22 +7,20 @@ anyway, and a commit costs the same for one row as for a hundred.
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import queue
-import random
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from manager.storage import data_dir
+from manager.storage.rows import INSERT_REQUESTS, ONE_REQUEST, RequestRow
 from manager.storage.schema import MIGRATIONS
 
 log = logging.getLogger(__name__)
@@ -34,6 +32,10 @@ _LOOK_AGAIN_SECONDS = 0.001
 
 _WRITE_TIMEOUT = 60.0  # seconds; a disk that takes longer than this will not come back
 
+Connection = sqlite3.Connection
+DatabaseError = sqlite3.Error
+"""Raised where usage.db cannot be read or written. Who uses the storage needs no SQLite."""
+
 T = TypeVar("T")
 
 Work = Callable[[sqlite3.Connection], object]
@@ -44,64 +46,8 @@ class StoreError(Exception):
     """The database cannot be used; says why and what to do."""
 
 
-@dataclass(frozen=True)
-class Run:
-    """One life of a model's server, from its launch to its end. Times are epoch ms."""
-
-    id: str
-    model: str
-    scheme: str
-    fingerprint: str
-    port: int
-    pid: int | None
-    pid_created: float | None
-    started_ms: int
-    ready_ms: int | None
-    mode: str = ""
-    memory_mb: Mapping[str, int] = field(default_factory=dict)  # by device id
-
-
-class RequestRow(NamedTuple):
-    """One request, when it has ended; what cannot be known is empty or None. Times are epoch
-    ms, ``id`` is a UUIDv7. The price is added later. (What a program before an update has left is
-    read by place: new fields come last and have a default.)"""
-
-    id: bytes
-    model: str
-    asked_for: str
-    mode: str
-    scheme: str
-    key: str
-    endpoint: str
-    streamed: bool
-    status: int
-    started_ms: int
-    leased_ms: int | None
-    first_byte_ms: int | None
-    ended_ms: int
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-    estimated: bool
-    error: str | None
-
-
-# A row that is written again is there once.
-_INSERT_REQUESTS = f"INSERT OR IGNORE INTO requests ({', '.join(RequestRow._fields)}) VALUES "
-_ONE_REQUEST = f"({', '.join('?' * len(RequestRow._fields))})"
-# Of so many rows at once: for each statement the thread gives up the interpreter's lock, and gets
-# it back when others let it.
+# Rows in one statement: for each statement the thread releases the GIL and waits for it again.
 _AT_ONCE = (32, 8, 1)
-# The wall clock may have been set between any two of them.
-_LAST_SEEN = "max(started_ms, coalesce(ready_ms, 0), coalesce(heartbeat_ms, 0))"
-
-
-def uuid7(ms: int) -> bytes:
-    """A new UUID of version 7 (RFC 9562): the time in 48 bits, then chance. It names something, and
-    keeps no secret."""
-    chance = random.getrandbits(74)  # the system's own would cost a turn of the interpreter's lock
-    number = (ms & (1 << 48) - 1) << 80 | 0x7 << 76 | (chance >> 62) << 64
-    return (number | 0b10 << 62 | chance & (1 << 62) - 1).to_bytes(16, "big")
 
 
 class Store:
@@ -110,7 +56,7 @@ class Store:
     def __init__(self, path: Path) -> None:
         """Opens and migrates. Raises StoreError; a file that is damaged or of a newer version
         is left as it is."""
-        self._path = path
+        self.path = path
         self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         try:
             if path.exists():
@@ -122,7 +68,7 @@ class Store:
             _migrate(self._connection)
             self._connection.execute("PRAGMA busy_timeout = 0")  # see _begin
         except (sqlite3.Error, OSError) as error:
-            raise _unusable(path, error) from error
+            raise unusable(path, error) from error
         self._thread = threading.Thread(target=self._run, name="usage-writer", daemon=True)
         self._thread.start()
 
@@ -154,66 +100,12 @@ class Store:
         try:
             return future.result(_WRITE_TIMEOUT)
         except futures.TimeoutError:
-            raise sqlite3.OperationalError(f"{self._path} takes no writes") from None
+            raise sqlite3.OperationalError(f"{self.path} takes no writes") from None
 
     def close(self) -> None:
         """Writes what is queued, then ends the writer."""
         self._queue.put(None)
         self._thread.join()
-
-    def begin_run(self, run: Run) -> None:
-        self.write(
-            "INSERT INTO runs (id, model, scheme, fingerprint, port, started_ms, mode, memory_mb)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                run.id,
-                run.model,
-                run.scheme,
-                run.fingerprint,
-                run.port,
-                run.started_ms,
-                run.mode,
-                json.dumps(dict(run.memory_mb)),
-            ),
-        )
-
-    def run_launched(self, run: str, pid: int, created: float) -> None:
-        self.write("UPDATE runs SET pid = ?, pid_created = ? WHERE id = ?", (pid, created, run))
-
-    def run_ready(self, run: str, now_ms: int, pid: int, created: float) -> None:
-        """The process is told again: the script may have handed over to another."""
-        self.write(
-            "UPDATE runs SET ready_ms = max(?, started_ms), pid = ?, pid_created = ? WHERE id = ?",
-            (now_ms, pid, created, run),
-        )
-
-    def end_run(self, run: str, now_ms: int, reason: str) -> None:
-        """Not before it was last seen alive, whatever the clock says that was set back."""
-        self.write(
-            f"UPDATE runs SET ended_ms = max(?, {_LAST_SEEN}), end_reason = ?"
-            " WHERE id = ? AND ended_ms IS NULL",
-            (now_ms, reason, run),
-        )
-
-    def close_dead_run(self, run: str, reason: str) -> None:
-        """Ends a run that nobody saw ending: when it was last seen alive."""
-        self.write(
-            f"UPDATE runs SET ended_ms = {_LAST_SEEN}, end_reason = ?"
-            " WHERE id = ? AND ended_ms IS NULL",
-            (reason, run),
-        )
-
-    def heartbeat(self, runs: Iterable[str], now_ms: int) -> None:
-        """Records that these runs are alive: what a crash can hide is the time since. Where the
-        disk does not take it, the next one tells as much."""
-        try:
-            self.write(
-                "UPDATE runs SET heartbeat_ms = max(?, coalesce(heartbeat_ms, 0))"
-                " WHERE ended_ms IS NULL AND id IN (SELECT value FROM json_each(?))",
-                (now_ms, json.dumps(list(runs))),
-            )
-        except sqlite3.Error as error:
-            log.error("that models are alive was not written: %s", error)
 
     def add_requests(self, rows: Sequence[RequestRow]) -> None:
         """Writes requests' rows, all or none; those that are there already are left as they are.
@@ -222,27 +114,13 @@ class Store:
         def add(connection: sqlite3.Connection) -> None:
             start = 0
             for count in _AT_ONCE:
-                statement = _INSERT_REQUESTS + ", ".join([_ONE_REQUEST] * count)
+                statement = INSERT_REQUESTS + ", ".join([ONE_REQUEST] * count)
                 while len(rows) - start >= count:
                     some = itertools.chain.from_iterable(rows[start : start + count])
                     connection.execute(statement, list(some))
                     start += count
 
         self.transact(add)
-
-    def open_runs(self) -> list[Run]:
-        """Runs with no end: at the program's start, those that an earlier one left behind.
-        Raises StoreError."""
-        try:
-            with closing(_connect(self._path)) as connection:
-                rows = connection.execute(
-                    "SELECT id, model, scheme, fingerprint, port, pid, pid_created, started_ms,"
-                    " ready_ms, mode, memory_mb FROM runs WHERE ended_ms IS NULL"
-                    " ORDER BY started_ms"
-                ).fetchall()
-        except sqlite3.Error as error:
-            raise _unusable(self._path, error) from error
-        return [Run(*(*row[:-1], json.loads(row[-1]))) for row in rows]
 
     def _run(self) -> None:
         with closing(self._connection):
@@ -275,7 +153,7 @@ class Store:
                     break
             connection.execute("COMMIT")
         except sqlite3.Error as error:
-            log.error("writes to %s failed: %s", self._path, error)
+            log.error("writes to %s failed: %s", self.path, error)
             _roll_back(connection)
             # Those that wait would each find the same, one after the other.
             for future in [*written, *(future for _, future in self._queued())]:
@@ -354,7 +232,8 @@ def _roll_back(connection: sqlite3.Connection) -> None:
         log.exception("a group of writes could not be taken back")
 
 
-def _unusable(path: Path, error: Exception) -> StoreError:
+def unusable(path: Path, error: Exception) -> StoreError:
+    """What to say of a database that cannot be opened or read."""
     return StoreError(
         f"{path} cannot be used: {error}. It was not changed; move it away or restore a backup"
     )
@@ -392,8 +271,18 @@ def _migrate(connection: sqlite3.Connection) -> None:
         # So that a file can give back in small steps what was deleted; set by VACUUM only.
         connection.execute("PRAGMA auto_vacuum = 2")
         connection.execute("VACUUM")
-    for number, script in enumerate(MIGRATIONS[done:], done + 1):
-        connection.executescript(f"BEGIN; {script}; PRAGMA user_version = {number}; COMMIT;")
+    for number, migration in enumerate(MIGRATIONS[done:], done + 1):
+        if isinstance(migration, str):
+            connection.executescript(f"BEGIN; {migration}; PRAGMA user_version = {number}; COMMIT;")
+            continue
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            migration(connection)
+            connection.execute(f"PRAGMA user_version = {number}")
+        except BaseException:
+            _roll_back(connection)
+            raise
+        connection.execute("COMMIT")
 
 
 def _version(connection: sqlite3.Connection) -> int:

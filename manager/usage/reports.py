@@ -1,8 +1,9 @@
 """The read side of usage.db: sums, series, and requests page by page.
 
-Sums come from the rollups: whole days inside of the range, hours at its edges, and the rows that
-no rollup has yet. So their time depends on the range and not on how many requests there were. Only
-what is shorter than an hour is summed up from the requests themselves.
+Sums come from the rollups, and from the rows that no rollup has yet. The rollups are in UTC: days,
+and hours and quarters of an hour at the borders, whatever the time zone. So the time
+that a sum takes depends on the range and not on how many requests there were. Only what is shorter
+than an hour is added up from the requests themselves.
 
 Every call reads on a connection of its own, and sees the database as it was at one moment: opening
 one costs a quarter of a millisecond, and a thread of the server that only once made a report holds
@@ -11,17 +12,19 @@ no memory for it.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import tzinfo
 from pathlib import Path
 
 from manager.billing import calendar
+from manager.storage import rollups
+from manager.storage.maintenance import billed_seq
+from manager.storage.rows import RequestRow
 from manager.storage.store import reading
 from manager.usage import request_search
-from manager.usage.request_search import EVERYTHING, Filters, Page, Request, Search
-from manager.usage.totals import Cells, Piece, Sums, Totals
+from manager.usage.request_search import EVERYTHING, Filters, Page, Search
+from manager.usage.totals import Cells, Totals, TotalsQuery
 
 _SHORT = {"10s": 10_000, "minute": 60_000}  # ms; the same ones in every zone
 
@@ -123,7 +126,7 @@ class Reports:
         no run time and no adjustments. Raises TooManyBuckets where the range has too many of that.
         """
         start_ms, end_ms = _rounded(start_ms, end_ms, zone, unit)
-        cells = self._cells([start_ms, end_ms], zone, filters, group, unit)
+        cells = self._cells([start_ms, end_ms], filters, group, unit)
         totals = Totals()
         for part in cells.values():
             totals.add(part)
@@ -144,7 +147,7 @@ class Reports:
         start_ms, end_ms = _rounded(start_ms, end_ms, zone, bucket)
         bucket = bucket or _fitting(start_ms, end_ms)
         borders = _borders(start_ms, end_ms, zone, bucket)
-        cells = self._cells(borders, zone, filters, group, bucket)
+        cells = self._cells(borders, filters, group, bucket)
         keys = [(place, "") for place in range(len(borders) - 1)]
         if group is not None:
             keys = sorted(cells)
@@ -166,7 +169,7 @@ class Reports:
         with reading(self._path) as connection:
             return request_search.page(connection, filters, sought, limit, before)
 
-    def each_request(self, filters: Filters, sought: Search) -> Iterator[Request]:
+    def each_request(self, filters: Filters, sought: Search) -> Iterator[RequestRow]:
         """All of them, newest first. No look at the database lasts longer than a page, so that
         its journal can be cleared meanwhile however slowly they are taken."""
         before: bytes | None = None
@@ -177,7 +180,7 @@ class Reports:
             if before is None:
                 return
 
-    def request(self, number: bytes) -> Request | None:
+    def request(self, number: bytes) -> RequestRow | None:
         """The request with this id."""
         with reading(self._path) as connection:
             return request_search.one(connection, number)
@@ -188,27 +191,21 @@ class Reports:
             rows = connection.execute(_MODELS).fetchall()
         return [name for (name,) in rows]
 
-    def _cells(
-        self, borders: list[int], zone: tzinfo, filters: Filters, group: str | None, unit: str
-    ) -> Cells:
+    def _cells(self, borders: list[int], filters: Filters, group: str | None, unit: str) -> Cells:
         """Sums by the place between two borders and by the group's name, '' without groups."""
         with reading(self._path) as connection:
-            marks = dict(connection.execute("SELECT name, value FROM marks"))
-            billed_seq = int(marks.get("billed_seq", 0))
-            sums = Sums(connection, filters, group, billed_seq)
+            sums = TotalsQuery(connection, filters, group, billed_seq(connection))
             if unit in _SHORT:
                 sums.add_rows(borders)
                 sums.add_latencies_of_rows(borders, billed_only=False)
                 return sums.cells
-            has_days = marks.get("timezone") == str(zone)  # else they are another zone's
-            for place, (low, high) in enumerate(itertools.pairwise(borders)):
-                for piece in _pieces(low, high, zone) if has_days else [("hour", low, high)]:
-                    sums.add_rollups(place, piece)
+            for piece in rollups.pieces(borders):
+                sums.add_rollups(piece)
             if not sums.has_latencies:
                 sums.add_latencies_of_rows(borders, billed_only=True)
             sums.add_live(borders)
             sums.add_adjustments(borders)
-        return sums.cells
+        return {cell: totals for cell, totals in sums.cells.items() if not totals.is_empty()}
 
 
 def _rounded(start_ms: int, end_ms: int, zone: tzinfo, unit: str | None) -> tuple[int, int]:
@@ -245,16 +242,3 @@ def _borders(start_ms: int, end_ms: int, zone: tzinfo, bucket: str) -> list[int]
 
 def _too_many(bucket: str | None) -> TooManyBuckets:
     return TooManyBuckets(f"the range is longer than {MOST_BUCKETS} x {bucket}")
-
-
-def _pieces(low: int, high: int, zone: tzinfo) -> Iterator[Piece]:
-    """Whole days, and the hours before and after them."""
-    first, last = calendar.day_start_ms(low, zone), calendar.day_start_ms(high, zone)
-    if first < low:
-        first = calendar.next_day_ms(low, zone)
-    if first >= last:
-        yield "hour", low, high
-        return
-    for piece in (("hour", low, first), ("day", first, last), ("hour", last, high)):
-        if piece[1] < piece[2]:
-            yield piece

@@ -8,8 +8,9 @@ written meanwhile.
 from __future__ import annotations
 
 import sqlite3
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass
+
+from manager.storage.rows import REQUEST_COLUMNS, RequestRow, request_of
 
 GROUPS = ("model", "key", "mode", "scheme")
 """What requests can be filtered by and summed up by."""
@@ -48,42 +49,12 @@ class Search:
 
 
 @dataclass(frozen=True)
-class Request:
-    """One request. Times are epoch ms, the cost is in billionths."""
-
-    id: bytes
-    model: str
-    asked_for: str
-    mode: str
-    scheme: str
-    key: str
-    endpoint: str
-    streamed: bool
-    status: int
-    started_ms: int
-    leased_ms: int | None
-    first_byte_ms: int | None
-    ended_ms: int
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
-    estimated: bool
-    error: str | None
-    price: int | None
-    tier: int | None
-    cost: int | None  # None until it is priced
-
-
-@dataclass(frozen=True)
 class Page:
     """Some requests, newest first. ``next`` is the id to go on before; None at the end. A page
     may be short, or empty, and not the last: a search looks at so many rows and no more."""
 
-    requests: list[Request]
+    requests: list[RequestRow]
     next: bytes | None
-
-
-_COLUMNS = ", ".join(column.name for column in fields(Request))
 
 
 def page(
@@ -104,21 +75,23 @@ def page(
         most = _MOST_JUMPS if walk else _MOST_SCANNED
         floor = _skip(connection, path, most - 1, least)
     rows = connection.execute(
-        f"SELECT {_COLUMNS} {path.sql}{''.join(f' AND {one}' for one in conditions)}"
+        f"SELECT {REQUEST_COLUMNS} {path.sql}{''.join(f' AND {one}' for one in conditions)}"
         " ORDER BY id DESC LIMIT ?",
         # One lower bound: of two SQLite would walk to the first and look at each row for the other.
         (*path.values, floor or least, *values, limit + 1),
     ).fetchall()
-    requests = [_request(row) for row in rows[:limit]]
+    requests = [request_of(row) for row in rows[:limit]]
     if len(rows) > limit:
         return Page(requests, requests[-1].id)
     return Page(requests, floor)
 
 
-def one(connection: sqlite3.Connection, number: bytes) -> Request | None:
+def one(connection: sqlite3.Connection, number: bytes) -> RequestRow | None:
     """The request with this id."""
-    row = connection.execute(f"SELECT {_COLUMNS} FROM requests WHERE id = ?", (number,)).fetchone()
-    return None if row is None else _request(row)
+    row = connection.execute(
+        f"SELECT {REQUEST_COLUMNS} FROM requests WHERE id = ?", (number,)
+    ).fetchone()
+    return None if row is None else request_of(row)
 
 
 def newest(
@@ -219,8 +192,3 @@ def _like(text: str) -> str:
 def _first_id(ms: int) -> bytes:
     """No UUIDv7 of that moment or after it is smaller."""
     return ms.to_bytes(6, "big") + bytes(10)
-
-
-def _request(row: tuple[Any, ...]) -> Request:
-    request = Request(*row)
-    return replace(request, streamed=bool(request.streamed), estimated=bool(request.estimated))

@@ -4,81 +4,34 @@ from __future__ import annotations
 
 import sqlite3
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-from manager.billing.pricing import PER_UNIT
-from manager.storage.schema import ALL
-from manager.usage import latency, request_search
+from manager.storage import latency
+from manager.storage.rollups import (
+    ADDED_UP,
+    ALL,
+    CONTRIBUTION,
+    REQUEST_SUMS,
+    REQUESTS_ADDED_UP,
+    Piece,
+    Sums,
+)
+from manager.usage import request_search
 from manager.usage.request_search import Filters, Search
 
+_GROUPS = ", ".join(request_search.GROUPS)
 _MOST_TIMED = 5000  # requests that are looked at where no sums have how long they took
-
-_COUNTS = (
-    "requests",
-    "errors",
-    "prompt_tokens",
-    "cached_tokens",
-    "completion_tokens",
-    "estimated",
-    "unpriced",
-    "run_ms",
-    "generated_tokens",
-    "generated_ms",
-)
-
-# Money in two columns: summed up it may be more than SQLite's integers hold.
-_SUMS = ", ".join(
-    [f"sum({column})" for column in _COUNTS]
-    + [
-        f"sum({column} {half} {PER_UNIT})"
-        for column in ("cost_tokens", "cost_hours")
-        for half in "/%"
-    ]
-)
-
-# One request as a row of rollups has it. A price without tiers wants nothing for tokens: what it
-# prices is not unpriced.
-_REQUEST = """
-    started_ms, model, key, mode, scheme,
-    1 AS requests, status >= 400 AS errors,
-    prompt_tokens, cached_tokens, completion_tokens, estimated,
-    cost IS 0 AND tier IS NULL AND prompt_tokens + completion_tokens > 0 AND
-        (price IS NULL OR price IN (SELECT id FROM prices WHERE tiers != '[]')) AS unpriced,
-    0 AS run_ms,
-    iif(streamed AND first_byte_ms IS NOT NULL, completion_tokens, 0) AS generated_tokens,
-    iif(streamed AND first_byte_ms IS NOT NULL, max(ended_ms - first_byte_ms, 0), 0)
-        AS generated_ms,
-    ifnull(cost, 0) AS cost_tokens, 0 AS cost_hours, cost IS NULL AS pending
-"""
 
 
 @dataclass
-class Totals:
-    """Sums over some requests and runs. Money is in billionths."""
+class Totals(Sums):
+    """Sums over some requests and runs, those that are not billed yet included."""
 
-    requests: int = 0
-    errors: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    completion_tokens: int = 0
-    estimated: int = 0  # requests whose tokens we counted
-    unpriced: int = 0  # requests with tokens that no tier fits
-    cost_tokens: int = 0
-    cost_hours: int = 0
-    run_ms: int = 0
-    generated_tokens: int = 0  # completion tokens of streamed answers
-    generated_ms: int = 0  # from their first byte to their end
     pending: int = 0  # requests whose cost is not known yet
     adjustments: int = 0
-    first_byte: int = 0  # how long requests took, as manager/latency.py has it
+    first_byte: int = 0  # how long requests took, as manager/storage/latency.py has it
     whole: int = 0
-
-    def add(self, other: Totals) -> None:
-        """Adds the other's sums to these."""
-        for column in fields(self):
-            sums = getattr(self, column.name) + getattr(other, column.name)
-            setattr(self, column.name, sums)
 
     def count_times(self, started_ms: int, first_ms: int | None, ended_ms: int) -> None:
         """Counts how long a request took."""
@@ -104,11 +57,8 @@ class Totals:
 Cells = dict[tuple[int, str], Totals]
 """Sums by the place in a series and by the group."""
 
-Piece = tuple[str, int, int]
-"""Rollups of this span that start here and before there."""
 
-
-class Sums:
+class TotalsQuery:
     """Collects what is in some ranges, by the place of the range and the group's name."""
 
     def __init__(
@@ -118,7 +68,7 @@ class Sums:
         group: str | None,
         billed_seq: int,
     ) -> None:
-        self.cells: Cells = {}
+        self.cells: Cells = {}  # some may be empty: what was added was taken away again
         self._billed_seq = billed_seq
         self._connection = connection
         self._group = "''" if group is None else group
@@ -135,22 +85,30 @@ class Sums:
             self._kept = f" AND key != '{ALL}' AND mode != '{ALL}'"
         # Of both there are none.
         self.has_latencies = asked <= {"key"} or "key" not in asked
-        # In the order of the rollups' key where that can be: what is not sorted takes half as long.
-        self._grouped = {None: "", "model": "GROUP BY start_ms, model"}.get(group, "GROUP BY 1")
 
-    def add_rollups(self, place: int, piece: Piece) -> None:
+    def add_rollups(self, piece: Piece) -> None:
         where = f"WHERE span = ? AND start_ms >= ? AND start_ms < ?{self._kept}{self._conditions}"
+        grouped = "" if self._group == "''" else "GROUP BY 1"
+        if self._group == "model" and piece.span == "day":
+            grouped = "GROUP BY start_ms, model"  # the table's order: not sorted, in half the time
         for name, *sums in self._rows(
-            f"SELECT {self._group}, {_SUMS} FROM rollups {where} {self._grouped}", piece
+            f"SELECT {self._group}, {ADDED_UP} FROM rollups {where} {grouped}", piece[:3]
         ):
             if sums[0] is not None:  # the sum of nothing, where nothing is grouped
-                self._add(place, name, sums)
+                for place, sign in piece.places:
+                    self._totals(place, name).add_found(sums, sign)
+        times: dict[str, list[int]] = {}
         for name, first, whole in self._rows(
-            f"SELECT {self._group}, first, whole FROM latencies {where}", piece
+            f"SELECT {self._group}, first, whole FROM latencies {where}", piece[:3]
         ):
-            totals = self._totals(place, name)
-            totals.first_byte += latency.unpack(first)
-            totals.whole += latency.unpack(whole)
+            histograms = times.setdefault(name, [0, 0])
+            histograms[0] += latency.unpack(first)
+            histograms[1] += latency.unpack(whole)
+        for name, (first, whole) in times.items():
+            for place, sign in piece.places:
+                totals = self._totals(place, name)
+                totals.first_byte += sign * first
+                totals.whole += sign * whole
 
     def add_rows(self, borders: list[int]) -> None:
         """Adds all requests, billed or not; the borders are equally far apart. It is SQLite that
@@ -159,12 +117,14 @@ class Sums:
             self._filters, Search(start_ms=borders[0], end_ms=borders[-1])
         )
         for place, name, pending, *sums in self._connection.execute(
-            f"SELECT (started_ms - ?) / ?, {self._group}, sum(pending), {_SUMS}"
-            f" FROM (SELECT {_REQUEST} {found}) GROUP BY 1, 2",
+            f"SELECT (started_ms - ?) / ?, {self._group}, sum(pending), {REQUESTS_ADDED_UP} FROM"
+            f" (SELECT started_ms, {_GROUPS}, cost IS NULL AS pending, {CONTRIBUTION} {found})"
+            " GROUP BY 1, 2",
             (borders[0], borders[1] - borders[0], *values),
         ):
-            self._add(place, name, sums)
-            self._totals(place, name).pending += pending
+            totals = self._totals(place, name)
+            totals.add_found(sums)
+            totals.pending += pending
 
     def add_latencies_of_rows(self, borders: list[int], billed_only: bool) -> None:
         """Adds how long the newest requests took; `billed_only`: of those that are in the
@@ -183,23 +143,17 @@ class Sums:
 
     def add_live(self, borders: list[int]) -> None:
         """Adds what no rollup has yet; the worker is seconds behind, so these are few."""
-        for name, started_ms, first_ms, ended_ms, streamed, cost, *counts in self._rows(
-            f"SELECT {self._group}, started_ms, first_byte_ms, ended_ms, streamed, cost,"
-            " status >= 400, prompt_tokens, cached_tokens, completion_tokens, estimated"
+        for name, started_ms, first_ms, ended_ms, is_pending, *sums in self._rows(
+            f"SELECT {self._group}, started_ms, first_byte_ms, ended_ms, cost IS NULL,"
+            f" {CONTRIBUTION}"
             # Not by the index of a model: all of its requests are in that.
             " FROM requests NOT INDEXED WHERE seq > ? AND started_ms >= ? AND started_ms < ?"
             f"{self._conditions}",
             (self._billed_seq, borders[0], borders[-1]),
         ):
             totals = self._totals(bisect_right(borders, started_ms) - 1, name)
-            totals.pending += cost is None
-            totals.cost_tokens += cost or 0
-            for column, value in zip(_COUNTS, [1, *counts], strict=False):
-                setattr(totals, column, getattr(totals, column) + value)
+            totals.add(Totals(**dict(zip(REQUEST_SUMS, sums, strict=True)), pending=is_pending))
             totals.count_times(started_ms, first_ms, ended_ms)
-            if first_ms is not None and streamed:
-                totals.generated_tokens += counts[3]
-                totals.generated_ms += max(ended_ms - first_ms, 0)
 
     def add_adjustments(self, borders: list[int]) -> None:
         for name, at_ms, amount in self._rows(
@@ -210,17 +164,11 @@ class Sums:
         ):
             self._totals(bisect_right(borders, at_ms) - 1, name).adjustments += amount
 
-    def _add(self, place: int, name: str, sums: Sequence[int]) -> None:
-        """Adds what _SUMS has found."""
-        totals = self._totals(place, name)
-        for column, value in zip(_COUNTS, sums, strict=False):
-            setattr(totals, column, getattr(totals, column) + value)
-        tokens, tokens_rest, hours, hours_rest = sums[len(_COUNTS) :]
-        totals.cost_tokens += tokens * PER_UNIT + tokens_rest
-        totals.cost_hours += hours * PER_UNIT + hours_rest
-
     def _rows(self, statement: str, values: Iterable[object]) -> sqlite3.Cursor:
         return self._connection.execute(statement, (*values, *self._values))
 
     def _totals(self, place: int, name: str) -> Totals:
-        return self.cells.setdefault((place, name), Totals())
+        totals = self.cells.get((place, name))
+        if totals is None:
+            totals = self.cells[place, name] = Totals()
+        return totals

@@ -28,7 +28,8 @@ def blueprint(services: Services) -> Blueprint:
     # Now: what is on the disk may be renewed while this program runs on with what it has read.
     versions = packages()
     # Where bills are is one of the settings that need a restart.
-    exports = statements.directory(services.fleet.config.program, services.data_dir)
+    program = services.fleet.config.program
+    exports = statements.directory(program.export and program.export.directory, services.data_dir)
     folders = {
         "logs": services.data_dir / "logs",
         "exports": exports,

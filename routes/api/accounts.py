@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from typing import Any
 
 from flask import Blueprint, Response, g, jsonify, session
@@ -10,7 +9,7 @@ from flask import Blueprint, Response, g, jsonify, session
 from manager.access import accounts, audit, credentials
 from manager.access.accounts import Account, Token
 from manager.billing.calendar import iso
-from manager.storage.store import reading
+from manager.storage.store import Connection, DatabaseError, reading
 from routes import fields
 from routes.api.usage import database_error, zone_of
 from routes.request import Query, body, refuse_unknown
@@ -24,7 +23,7 @@ _NO_STORE = {"Cache-Control": "no-store"}
 
 def blueprint(services: Services) -> Blueprint:
     routes = Blueprint("access", __name__)
-    routes.register_error_handler(sqlite3.Error, database_error)
+    routes.register_error_handler(DatabaseError, database_error)
     path = services.data_dir / "usage.db"
 
     @routes.get("/api/session")
@@ -67,7 +66,7 @@ def blueprint(services: Services) -> Blueprint:
         password = fields.read(given, "password", fields.text, None)
         hashed = None if password is None else credentials.password_hash(password)
 
-        def change(connection: sqlite3.Connection) -> Account:
+        def change(connection: Connection) -> Account:
             if role is not None:
                 accounts.set_role(connection, name, role)
             if hashed is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sqlite3
 import threading
 from collections.abc import Collection, Iterable
 from ipaddress import IPv4Network, IPv6Network
@@ -20,6 +19,7 @@ from manager.config.loader import ConfigError, Problem
 from manager.config.redaction import MASK, argument_spans, redact_spans
 from manager.config.settings import Program
 from manager.errors import ApiError
+from manager.storage.store import DatabaseError
 from routes.request import Number, bad, body, refuse_unknown
 from routes.services import Services
 
@@ -161,8 +161,10 @@ def apply(services: Services) -> dict[str, Any]:
         services.worker.update(WorkerSettings.of(after.program, services.data_dir))
     loader.log_warnings(after)
     try:
-        services.prices.seed(after.models.values())
-    except sqlite3.Error as error:
+        services.prices.seed_from_config(
+            (model.name, model.price) for model in after.models.values() if model.price
+        )
+    except DatabaseError as error:
         raise ApiError(
             503,
             "database_unavailable",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from manager.billing.calendar import iso
 from manager.errors import ApiError
 from manager.storage import maintenance
 from manager.storage.maintenance_tasks import Order
-from manager.storage.store import reading
+from manager.storage.store import DatabaseError, reading
 from routes import fields
 from routes.api.usage import database_error
 from routes.request import body, refuse_unknown
@@ -24,7 +23,7 @@ _AT_REST = ("stopped", "failed")
 
 def blueprint(services: Services) -> Blueprint:
     routes = Blueprint("data", __name__)
-    routes.register_error_handler(sqlite3.Error, database_error)
+    routes.register_error_handler(DatabaseError, database_error)
     path = services.data_dir / "usage.db"
 
     @routes.get("/api/data")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from datetime import timezone, tzinfo
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from manager.billing.statements import Period
 from manager.config.schedule import next_time
 from manager.config.settings import Export
 from manager.errors import ApiError
+from manager.storage.store import DatabaseError
 from routes.api.data import run_task, task_to_json
 from routes.api.usage import database_error, zone_of
 from routes.request import bad, body, refuse_unknown
@@ -23,10 +23,10 @@ from routes.services import Services
 
 def blueprint(services: Services) -> Blueprint:
     routes = Blueprint("exports", __name__)
-    routes.register_error_handler(sqlite3.Error, database_error)
+    routes.register_error_handler(DatabaseError, database_error)
     # Where and when they are made are settings that need a restart.
     program = services.fleet.config.program
-    folder = statements.directory(program, services.data_dir)
+    folder = statements.directory(program.export and program.export.directory, services.data_dir)
     export, zone = program.export, calendar.zone(program.timezone)
 
     @routes.get("/api/exports")

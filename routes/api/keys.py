@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from typing import Any
 
 from flask import Blueprint, Response, g, jsonify
@@ -13,6 +12,7 @@ from manager.billing import calendar
 from manager.billing.calendar import iso
 from manager.billing.pricing import decimal_text
 from manager.errors import ApiError
+from manager.storage.store import DatabaseError
 from manager.usage.request_search import Filters
 from routes import fields
 from routes.api.usage import database_error, totals_to_json, zone_of
@@ -32,7 +32,7 @@ _NO_STORE = {"Cache-Control": "no-store"}
 
 def blueprint(services: Services) -> Blueprint:
     routes = Blueprint("keys", __name__)
-    routes.register_error_handler(sqlite3.Error, database_error)
+    routes.register_error_handler(DatabaseError, database_error)
 
     @routes.get("/api/keys")
     def all_keys() -> Response:

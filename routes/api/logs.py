@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sqlite3
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +14,7 @@ from manager.errors import ApiError
 from manager.events import Event
 from manager.storage import runs
 from manager.storage.runs import PastRun
+from manager.storage.store import DatabaseError
 from routes import sse
 from routes.api.usage import database_error
 from routes.request import Query
@@ -27,7 +27,7 @@ _KEEP_ALIVE_ROUNDS = 60  # quiet moments of a follower, about 15 seconds
 
 def blueprint(services: Services) -> Blueprint:
     routes = Blueprint("logs", __name__)
-    routes.register_error_handler(sqlite3.Error, database_error)
+    routes.register_error_handler(DatabaseError, database_error)
 
     @routes.get("/api/models/<path:name>/logs")
     def logs(name: str) -> Response:

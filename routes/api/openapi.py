@@ -11,6 +11,7 @@ from flask import Blueprint, Response, jsonify
 from flask.blueprints import BlueprintSetupState
 
 from manager import __version__
+from routes.api.prices import tier_schema
 from routes.services import Services
 
 _FILE = Path(__file__).with_name("openapi.yaml")
@@ -38,6 +39,7 @@ def describe(endpoints: set[str]) -> dict[str, Any]:
     document: dict[str, Any] = yaml.safe_load(_FILE.read_text(encoding="utf-8"))
     document = {key: value for key, value in document.items() if not key.startswith("x-")}
     document["info"]["version"] = __version__
+    document["components"]["schemas"]["Tier"] = tier_schema()
     proxied = document["components"].pop("pathItems")["Proxied"]
     for path in sorted(endpoints - set(document["paths"])):
         document["paths"][path] = copy.deepcopy(proxied)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
-import sqlite3
-from dataclasses import asdict
 from typing import Any
 
 from flask import Blueprint, Response, jsonify
 
 from manager.billing import pricing
 from manager.billing.calendar import iso
-from manager.billing.price_versions import Adjustment, Version
-from manager.billing.pricing import Price, Tier, decimal_text
+from manager.billing.price_versions import Adjustment
+from manager.billing.pricing import Price, PriceVersion, Tier, decimal_text
+from manager.storage.store import DatabaseError
 from manager.tokens import MAX_TOKENS
 from routes import fields
 from routes.api.usage import database_error, model_named, zone_of
@@ -22,9 +22,6 @@ from routes.services import Services
 _PRICE = ("effective_from", "per_hour", "tiers")
 _TOKENS = ("prompt_tokens", "cached_tokens", "completion_tokens")
 _QUOTE = ("per_hour", "tiers", *_TOKENS, "seconds")
-_RANGES = ("min_input", "max_input", "min_output", "max_output")
-_AMOUNTS = ("input", "output", "cache_read", "cache_write")
-_TIER = (*_RANGES, *_AMOUNTS, "support_cache")
 _ADJUSTMENT = ("model", "key", "at", "amount", "note")
 _MOST_TIERS = 100
 _MOST_TOKENS = 10**12
@@ -33,7 +30,7 @@ _SECONDS = re.compile(r"([0-9]{1,9})(?:\.([0-9]{1,3}))?")
 
 def blueprint(services: Services) -> Blueprint:
     routes = Blueprint("prices", __name__)
-    routes.register_error_handler(sqlite3.Error, database_error)
+    routes.register_error_handler(DatabaseError, database_error)
 
     @routes.get("/api/prices")
     def prices() -> Response:
@@ -56,7 +53,7 @@ def blueprint(services: Services) -> Blueprint:
         effective_ms = (
             None if moment is None else fields.moment("effective_from", moment, zone_of(services))
         )
-        version = services.prices.put(model, price, effective_ms)
+        version = services.prices.set_price(model, price, effective_ms)
         answer = {**_version(version), "currency": services.fleet.config.program.currency}
         return jsonify(answer | {"warnings": pricing.warnings(price)})
 
@@ -119,7 +116,7 @@ def blueprint(services: Services) -> Blueprint:
         model = model_named(services, fields.read(given, "model", fields.text, ""))
         if model and model not in services.reports.models():
             model = services.fleet.find(model).settings.name
-        made = services.prices.adjust(
+        made = services.prices.add_adjustment(
             model, fields.read(given, "key", fields.text, ""), at_ms, amount, note
         )
         if made.key:
@@ -129,7 +126,7 @@ def blueprint(services: Services) -> Blueprint:
     return routes
 
 
-def _version(version: Version) -> dict[str, Any]:
+def _version(version: PriceVersion) -> dict[str, Any]:
     per_hour = version.price.per_hour
     return {
         "id": version.id,
@@ -143,8 +140,9 @@ def _version(version: Version) -> dict[str, Any]:
 
 def _shown(tier: Tier) -> dict[str, Any]:
     return {
-        name: decimal_text(value) if name in _AMOUNTS else value
-        for name, value in asdict(tier).items()
+        one.name: decimal_text(value) if one.metadata["unit"] == "amount" else value
+        for one in dataclasses.fields(Tier)
+        for value in [getattr(tier, one.name)]
     }
 
 
@@ -184,26 +182,45 @@ def _price(given: dict[str, Any]) -> Price:
 def _tier(path: str, given: Any) -> Tier:
     if not isinstance(given, dict):
         raise bad(path.rstrip("."), f"{path.rstrip('.')} has to be an object")
-    refuse_unknown(given, _TIER, path)
-    return Tier(
-        min_input=fields.read(given, "min_input", _low, 0, path),
-        max_input=fields.read(given, "max_input", _high, pricing.OPEN, path),
-        min_output=fields.read(given, "min_output", _low, 0, path),
-        max_output=fields.read(given, "max_output", _high, pricing.OPEN, path),
-        input=fields.read(given, "input", fields.amount, fields.REQUIRED, path),
-        output=fields.read(given, "output", fields.amount, fields.REQUIRED, path),
-        cache_read=fields.read(given, "cache_read", fields.amount, 0, path),
-        cache_write=fields.read(given, "cache_write", fields.amount, 0, path),
-        support_cache=fields.read(given, "support_cache", fields.boolean, False, path),
-    )
+    refuse_unknown(given, tuple(one.name for one in dataclasses.fields(Tier)), path)
+    values = {
+        one.name: fields.read(given, one.name, _reader(one), _default(one), path)
+        for one in dataclasses.fields(Tier)
+    }
+    return Tier(**values)
 
 
-def _low(path: str, value: Any) -> int:
-    return fields.integer(path, value, 0, _MOST_TOKENS)
+def _reader(one: dataclasses.Field[Any]) -> fields.Reader:
+    unit, least = one.metadata["unit"], one.metadata["default"]
+    if unit == "tokens":
+        return lambda path, value: fields.integer(path, value, least, _MOST_TOKENS)
+    return fields.amount if unit == "amount" else fields.boolean
 
 
-def _high(path: str, value: Any) -> int:
-    return fields.integer(path, value, pricing.OPEN, _MOST_TOKENS)
+def _default(one: dataclasses.Field[Any]) -> Any:
+    default = one.metadata["default"]
+    return fields.REQUIRED if default is None else default
+
+
+def tier_schema() -> dict[str, Any]:
+    """The schema of a tier in a body."""
+    amount = {"$ref": "#/components/schemas/Amount"}
+    properties = {
+        one.name: {
+            "tokens": {"type": "integer", "minimum": one.metadata["default"]},
+            "amount": amount,
+            "flag": {"type": "boolean"},
+        }[one.metadata["unit"]]
+        for one in dataclasses.fields(Tier)
+    }
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "required": [
+            one.name for one in dataclasses.fields(Tier) if one.metadata["default"] is None
+        ],
+        "properties": properties,
+    }
 
 
 def _tokens(path: str, value: Any) -> int:

@@ -9,7 +9,6 @@ import io
 import itertools
 import logging
 import re
-import sqlite3
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import tzinfo
@@ -21,9 +20,12 @@ from manager.billing import calendar, statements
 from manager.billing.calendar import iso
 from manager.billing.pricing import decimal_text
 from manager.errors import ApiError
-from manager.usage import latency, reports, request_search
+from manager.storage import latency
+from manager.storage.rows import RequestRow
+from manager.storage.store import DatabaseError
+from manager.usage import reports, request_search
 from manager.usage.reports import TooManyBuckets
-from manager.usage.request_search import Filters, Request, Search
+from manager.usage.request_search import Filters, Search
 from manager.usage.totals import Totals
 from routes.request import Query, bad
 from routes.services import Services
@@ -36,38 +38,22 @@ _PAGE = 100
 _LONGEST_PAGE = 1000
 _LONGEST_TEXT = 200
 _CSV_ROWS = 1000  # of which a piece of a CSV answer is made
-_REQUEST = (
-    "id",
-    "model",
-    "asked_for",
-    "mode",
-    "scheme",
-    "key",
-    "endpoint",
-    "streamed",
-    "status",
-    "started_at",
-    "leased_at",
-    "first_byte_at",
-    "ended_at",
-    "prompt_tokens",
-    "cached_tokens",
-    "completion_tokens",
-    "estimated",
-    "cost",
-    "price",
-    "tier",
-    "error",
-)
 _PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 _MONEY = ("cost", "cost_tokens", "cost_hours", "adjustments")  # may begin with a minus
+# The names of a request's columns in JSON and CSV, in the order of the CSV; new ones come last.
+_LAST = ("cost", "price", "tier", "error")
+_FIRST = RequestRow._fields[: RequestRow._fields.index("error")]
+_NAMES = {
+    name: f"{name[:-3]}_at" if name.endswith("_ms") else name
+    for name in dict.fromkeys((*_FIRST, *_LAST, *RequestRow._fields))
+}
 _CSV_MARK = b"\xef\xbb\xbf"  # without it spreadsheets take UTF-8 for something else
 # What makes a spreadsheet take a text for a formula.
 
 
 def blueprint(services: Services) -> Blueprint:
     routes = Blueprint("usage", __name__)
-    routes.register_error_handler(sqlite3.Error, database_error)
+    routes.register_error_handler(DatabaseError, database_error)
 
     @routes.get("/api/usage/summary")
     def summary() -> Response:
@@ -284,16 +270,19 @@ def _percentiles(histogram: int) -> dict[str, int | None]:
     return dict(zip(_PERCENTILES, times, strict=True))
 
 
-def _request(one: Request) -> dict[str, Any]:
-    shown = {
-        "id": str(uuid.UUID(bytes=one.id)),
-        "started_at": iso(one.started_ms),
-        "leased_at": None if one.leased_ms is None else iso(one.leased_ms),
-        "first_byte_at": None if one.first_byte_ms is None else iso(one.first_byte_ms),
-        "ended_at": iso(one.ended_ms),
-        "cost": None if one.cost is None else decimal_text(one.cost),
-    }
-    return {name: shown[name] if name in shown else getattr(one, name) for name in _REQUEST}
+def _request(one: RequestRow) -> dict[str, Any]:
+    values = {name: _shown(name, getattr(one, name)) for name in RequestRow._fields}
+    return {_NAMES[name]: values[name] for name in _NAMES}
+
+
+def _shown(column: str, value: Any) -> Any:
+    if value is None:
+        return None
+    if column.endswith("_ms"):
+        return iso(value)
+    if column == "id":
+        return str(uuid.UUID(bytes=value))
+    return decimal_text(value) if column == "cost" else value
 
 
 def _csv_of_requests(
@@ -308,7 +297,7 @@ def _csv_of_requests(
     rows = map(_request, itertools.chain(first, found))
     batches = iter(lambda: list(itertools.islice(rows, _CSV_ROWS)), [])
     give_back = services.slots.acquire_stream()
-    response = _csv("usage-requests", _REQUEST, batches)
+    response = _csv("usage-requests", list(_NAMES.values()), batches)
     response.call_on_close(give_back)
     return response
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import sqlite3
 
 import werkzeug
 from flask import Blueprint, Response, g, redirect, render_template, request, session
@@ -14,6 +13,7 @@ from manager.access import accounts, credentials
 from manager.access.accounts import FIRST
 from manager.access.login_throttle import LoginThrottle
 from manager.errors import ApiError
+from manager.storage.store import DatabaseError
 from routes.auth import Caller, record_audit, signed_in
 from routes.pages import views
 from routes.services import Services
@@ -25,7 +25,7 @@ _NO_STORE = {"Cache-Control": "no-store"}
 
 def blueprint(services: Services) -> Blueprint:
     routes = Blueprint("login", __name__)
-    routes.register_error_handler(sqlite3.Error, _unreadable)
+    routes.register_error_handler(DatabaseError, _unreadable)
     throttle = LoginThrottle(services.clock.monotonic)
 
     @routes.get("/login")

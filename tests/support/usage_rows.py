@@ -9,7 +9,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from manager.storage.store import RequestRow, Store, uuid7
+from manager.storage.rows import RequestRow, uuid7
+from manager.storage.store import Store
 
 NOON = 1_793_880_000_000  # 2026-11-05 12:00 UTC
 DAY = 86_400_000

@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from manager.access.api_keys import Budget, Key
 from manager.access.limits import KeyLimits, Permit, Window, duration
-from manager.billing.price_versions import Prices
+from manager.billing.price_versions import PriceBook
 from manager.clock import Clock
 from manager.errors import ApiError
 from manager.tokens import TokenUsage
@@ -281,7 +281,7 @@ class Books:
         add_price(self.store, "m")
         self.now_ms = NOON
         self.clock = Clock(lambda: self.now_ms / 1000, lambda: self.now_ms / 1000)
-        self.prices = Prices(self.store, self.path, self.clock)
+        self.prices = PriceBook(self.store, self.path, self.clock)
 
     def row(self, before_ms: int, tokens: int = 10, **fields: Any) -> None:
         started_ms = self.now_ms - before_ms
@@ -327,7 +327,7 @@ def test_a_restart_forgets_nothing_that_was_spent_priced_or_not(books: Books) ->
     books.row(1 * HOUR, tokens=7)
     books.row(13 * HOUR, tokens=100)  # yesterday
     books.row(24 * 40 * HOUR, tokens=1000)  # last month
-    books.prices.adjust("m", "a", NOON - HOUR, 3, "a charge")
+    books.prices.add_adjustment("m", "a", NOON - HOUR, 3, "a charge")
     assert books.start().view("a").spent == {"day": 7_003, "month": 107_003}
 
 

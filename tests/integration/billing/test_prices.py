@@ -1,4 +1,4 @@
-"""Prices: versions that hold from a moment on, and never change what was billed."""
+"""PriceBook: versions that hold from a moment on, and never change what was billed."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ from hypothesis import strategies as st
 
 from jobs import billing, run_hours
 from manager.billing import calendar
-from manager.billing.price_versions import Adjustment, Prices, Version
-from manager.billing.pricing import Price, Tier, tier_of, token_cost
+from manager.billing.price_versions import Adjustment, PriceBook
+from manager.billing.pricing import Price, PriceVersion, Tier, tier_of, token_cost
 from manager.clock import Clock
-from manager.config.settings import Model
 from manager.errors import ApiError
-from manager.storage import maintenance
-from manager.storage.store import RequestRow, Run, uuid7
+from manager.storage import maintenance, runs
+from manager.storage.rows import RequestRow, Run, uuid7
 from manager.usage.reports import Reports
 from tests.support.usage_rows import add_request, new_store
 
@@ -51,7 +50,7 @@ class Books:
         self.path = path
         self.now_ms = EVENING
         self.store = new_store(path)
-        self.prices = Prices(self.store, path, Clock(wall=lambda: self.now_ms / 1000))
+        self.prices = PriceBook(self.store, path, Clock(wall=lambda: self.now_ms / 1000))
         self.reports = Reports(path)
 
     def request(self, at_ms: int, model: str = "m", prompt: int = 1000, output: int = 1000) -> None:
@@ -64,15 +63,15 @@ class Books:
         )
 
     def run(self, ready_ms: int, heartbeat_ms: int, model: str = "m") -> None:
-        self.store.begin_run(Run("run", model, "gpu", "f", 1, None, None, ready_ms, None, "Chat"))
-        self.store.run_ready("run", ready_ms, 1, 1.0)
-        self.store.heartbeat(["run"], heartbeat_ms)
+        runs.begin(self.store, Run("run", model, "gpu", "f", 1, None, None, ready_ms, None, "Chat"))
+        runs.ready(self.store, "run", ready_ms, 1, 1.0)
+        runs.heartbeat(self.store, ["run"], heartbeat_ms)
 
     def bill(self) -> None:
         with closing(maintenance.connect(self.path)) as connection:
-            while billing.price_new(connection, UTC):
+            while billing.price_new(connection):
                 pass
-            run_hours.bill_runs(connection, UTC, self.now_ms)
+            run_hours.bill_runs(connection, self.now_ms)
 
     def query(self, statement: str) -> list[Any]:
         with closing(sqlite3.connect(self.path)) as connection:
@@ -100,27 +99,27 @@ def test_a_price_that_is_put_holds_from_now_on_and_is_listed_as_it_was_put(books
         Tier(0, 1000, 0, -1, 1, 2, 3, 4, True),
         Tier(1000, -1, 5, 6, 10**15, 10**15 - 1, 0, 0, False),
     )
-    made = books.prices.put(HOSTILE, Price(123, tiers))
-    assert made == Version(made.id, HOSTILE, EVENING, Price(123, tiers), EVENING)
+    made = books.prices.set_price(HOSTILE, Price(123, tiers))
+    assert made == PriceVersion(made.id, HOSTILE, EVENING, Price(123, tiers), EVENING)
     assert books.prices.versions(HOSTILE) == books.prices.versions() == [made]
     assert books.prices.versions("another") == []
 
 
 def test_versions_of_a_model_are_listed_in_the_order_in_which_they_hold(books: Books) -> None:
-    later = books.prices.put("m", DEAR, EVENING + 1000)
-    first = books.prices.put("m", CHEAP, 0)
+    later = books.prices.set_price("m", DEAR, EVENING + 1000)
+    first = books.prices.set_price("m", CHEAP, 0)
     assert books.prices.versions("m") == [first, later]
 
 
 def test_a_price_put_at_noon_leaves_the_mornings_bill_the_same(books: Books) -> None:
-    books.prices.put("m", CHEAP, 0)
+    books.prices.set_price("m", CHEAP, 0)
     for minute in range(10):
         books.request(MORNING + minute * 60_000, prompt=minute, output=333 * minute)
     books.bill()
     rows, cost = books.rows(), books.cost()
     assert cost == sum(row[3] for row in rows) > 0
     books.now_ms = NOON
-    books.prices.put("m", DEAR)
+    books.prices.set_price("m", DEAR)
     books.request(NOON - 1)
     books.request(NOON)
     books.bill()
@@ -133,30 +132,30 @@ def test_a_price_put_at_noon_leaves_the_mornings_bill_the_same(books: Books) -> 
 def test_a_price_may_be_put_in_the_past_while_nothing_was_billed_since(books: Books) -> None:
     books.request(MORNING)
     books.request(EVENING, model="another")
-    books.prices.put("another", DEAR, 0)
-    books.prices.put("m", DEAR, EVENING)
+    books.prices.set_price("another", DEAR, 0)
+    books.prices.set_price("m", DEAR, EVENING)
     books.bill()  # what was before the first price is not billed by it
-    assert books.prices.put("m", CHEAP, MORNING).effective_ms == MORNING
+    assert books.prices.set_price("m", CHEAP, MORNING).effective_ms == MORNING
 
 
 def test_a_price_in_the_past_over_billed_requests_is_refused_with_when_it_can_hold(
     books: Books,
 ) -> None:
-    books.prices.put("m", CHEAP, 0)
+    books.prices.set_price("m", CHEAP, 0)
     books.request(MORNING)
     books.request(NOON)
     books.request(EVENING)  # this one is not billed yet
     with closing(maintenance.connect(books.path)) as connection:
-        billing.price_new(connection, UTC, 2)
+        billing.price_new(connection, 2)
     before = books.rows(), books.prices.versions()
     with pytest.raises(ApiError, match=r"it can is 2026-09-21T17:00:00\.001") as refusal:
-        books.prices.put("m", DEAR, MORNING)
+        books.prices.set_price("m", DEAR, MORNING)
     assert (refusal.value.status, refusal.value.code) == (409, "already_billed")
     assert refusal.value.param == "effective_from"
     with pytest.raises(ApiError):
-        books.prices.put("m", DEAR, NOON)
+        books.prices.set_price("m", DEAR, NOON)
     assert (books.rows(), books.prices.versions()) == before
-    books.prices.put("m", DEAR, NOON + 1)
+    books.prices.set_price("m", DEAR, NOON + 1)
     books.bill()
     assert [row[3] for row in books.rows()] == [2000, 2000, 14000]
 
@@ -164,22 +163,22 @@ def test_a_price_in_the_past_over_billed_requests_is_refused_with_when_it_can_ho
 def test_a_price_in_the_past_over_billed_hours_is_refused_with_when_it_can_hold(
     books: Books,
 ) -> None:
-    books.prices.put("m", Price(3600, ()), 0)
+    books.prices.set_price("m", Price(3600, ()), 0)
     books.run(MORNING, NOON)
     books.bill()
     cost = books.cost()
     with pytest.raises(ApiError, match="earliest moment from which it can is 2026-09-21T17:00:00"):
-        books.prices.put("m", Price(7200, ()), NOON - 1)
-    books.prices.put("m", Price(7200, ()), NOON)
-    books.store.heartbeat(["run"], NOON + 1000)
+        books.prices.set_price("m", Price(7200, ()), NOON - 1)
+    books.prices.set_price("m", Price(7200, ()), NOON)
+    runs.heartbeat(books.store, ["run"], NOON + 1000)
     books.bill()
     assert books.cost() == cost + 2
 
 
 def test_a_version_can_be_replaced_until_something_was_billed_by_it(books: Books) -> None:
-    books.prices.put("m", CHEAP, 0)
-    wrong = books.prices.put("m", DEAR, MORNING)
-    right = books.prices.put("m", CHEAP, MORNING)
+    books.prices.set_price("m", CHEAP, 0)
+    wrong = books.prices.set_price("m", DEAR, MORNING)
+    right = books.prices.set_price("m", CHEAP, MORNING)
     assert wrong not in books.prices.versions("m")
     assert right in books.prices.versions("m")
     assert books.query(f"SELECT replaced_ms FROM prices WHERE id = {wrong.id}") == [(EVENING,)]
@@ -187,23 +186,23 @@ def test_a_version_can_be_replaced_until_something_was_billed_by_it(books: Books
     books.bill()
     assert books.rows()[0][1] == right.id
     with pytest.raises(ApiError, match="was billed up to"):
-        books.prices.put("m", DEAR, MORNING)
+        books.prices.set_price("m", DEAR, MORNING)
 
 
 def test_a_price_from_now_on_is_never_refused_even_if_the_clock_was_set_back(books: Books) -> None:
-    books.prices.put("m", CHEAP, 0)
+    books.prices.set_price("m", CHEAP, 0)
     books.request(EVENING)
     books.bill()
     books.now_ms = MORNING
-    assert books.prices.put("m", DEAR).effective_ms == EVENING + 1
+    assert books.prices.set_price("m", DEAR).effective_ms == EVENING + 1
 
 
 def test_of_prices_put_at_once_for_one_moment_one_holds(books: Books) -> None:
     together = threading.Barrier(8)
 
-    def put(amount: int) -> Version:
+    def put(amount: int) -> PriceVersion:
         together.wait()
-        return books.prices.put("m", a_price(amount), MORNING)
+        return books.prices.set_price("m", a_price(amount), MORNING)
 
     with ThreadPoolExecutor(8) as threads:
         made = list(threads.map(put, range(8)))
@@ -213,11 +212,11 @@ def test_of_prices_put_at_once_for_one_moment_one_holds(books: Books) -> None:
 
 
 def test_a_refused_price_harms_no_write_beside_it(books: Books) -> None:
-    books.prices.put("m", CHEAP, 0)
+    books.prices.set_price("m", CHEAP, 0)
     books.request(EVENING)
     books.bill()
     with ThreadPoolExecutor(16) as threads:
-        refused = [threads.submit(books.prices.put, "m", DEAR, MORNING) for _ in range(20)]
+        refused = [threads.submit(books.prices.set_price, "m", DEAR, MORNING) for _ in range(20)]
         for number in range(50):
             threads.submit(books.request, NOON + number)
     assert {type(future.exception()) for future in refused} == {ApiError}
@@ -277,7 +276,7 @@ def test_whatever_is_asked_put_and_billed_in_which_order_no_bill_changes(
             amount += 1_000_000
             refused = False
             try:
-                books.prices.put("m", a_price(amount), at_ms)
+                books.prices.set_price("m", a_price(amount), at_ms)
             except ApiError:
                 refused = True
             assert refused == (latest >= at_ms)
@@ -298,21 +297,21 @@ def test_whatever_is_asked_put_and_billed_in_which_order_no_bill_changes(
 
 
 def test_the_configs_price_is_the_first_of_a_model_that_has_none_for_ever(books: Books) -> None:
-    books.prices.seed([Model("m", price=CHEAP), Model("free"), Model("n", price=DEAR)])
+    books.prices.seed_from_config([("m", CHEAP), ("n", DEAR)])
     m, n = books.prices.versions()
     assert (m.model, m.effective_ms, m.price) == ("m", 0, CHEAP)
     assert (n.model, n.effective_ms, n.price) == ("n", 0, DEAR)
-    books.prices.seed([Model("m", price=DEAR)])
+    books.prices.seed_from_config([("m", DEAR)])
     assert books.prices.versions("m") == [m]
 
 
 def test_a_price_of_the_config_that_changes_nothing_is_told(
     books: Books, caplog: pytest.LogCaptureFixture
 ) -> None:
-    books.prices.seed([Model("m", price=CHEAP)])
-    books.prices.seed([Model("m", price=CHEAP)])
+    books.prices.seed_from_config([("m", CHEAP)])
+    books.prices.seed_from_config([("m", CHEAP)])
     assert not caplog.records
-    books.prices.seed([Model("m", price=DEAR), Model("n", price=DEAR)])
+    books.prices.seed_from_config([("m", DEAR), ("n", DEAR)])
     assert [record.getMessage() for record in caplog.records] == [
         "the price of m in the config is not used: it had one before, and a later one is set by"
         " PUT /api/models/m/price"
@@ -320,8 +319,8 @@ def test_a_price_of_the_config_that_changes_nothing_is_told(
 
 
 def test_the_configs_price_does_not_come_back_where_a_person_has_set_another(books: Books) -> None:
-    books.prices.put("m", DEAR, EVENING)
-    books.prices.seed([Model("m", price=CHEAP)])
+    books.prices.set_price("m", DEAR, EVENING)
+    books.prices.seed_from_config([("m", CHEAP)])
     assert [version.price for version in books.prices.versions("m")] == [DEAR]
 
 
@@ -329,8 +328,8 @@ def test_the_configs_price_does_not_come_back_where_a_person_has_set_another(boo
 
 
 def test_credits_and_corrections_are_on_the_bill_of_their_moment(books: Books) -> None:
-    credit = books.prices.adjust(HOSTILE, "kim", NOON, -5, "outage, '\"=1")
-    more = books.prices.adjust("", "", EVENING, 7, "设备")
+    credit = books.prices.add_adjustment(HOSTILE, "kim", NOON, -5, "outage, '\"=1")
+    more = books.prices.add_adjustment("", "", EVENING, 7, "设备")
     assert credit == Adjustment(credit.id, HOSTILE, "kim", NOON, -5, "outage, '\"=1", EVENING)
     assert books.prices.adjustments() == [credit, more]
     assert books.prices.adjustments(model=HOSTILE) == [credit]

@@ -9,39 +9,30 @@ import random
 import signal
 import sqlite3
 import time
-import zoneinfo
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from datetime import datetime, tzinfo
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from jobs import billing, rezone, run_hours, tally
-from manager.billing import calendar, pricing
+from jobs import billing, run_hours
+from manager.billing import pricing
 from manager.billing.pricing import LARGEST, PER_UNIT, Price, Tier, tiers_to_json
-from manager.storage import maintenance
-from manager.storage.store import uuid7
+from manager.storage import latency
+from manager.storage.rows import INSERT_REQUESTS, ONE_REQUEST, uuid7
 from manager.tokens import MAX_TOKENS
-from manager.usage import latency
-from tests.support.usage_rows import new_store
+from tests.support.usage_rows import a_request, new_store
 
 MINUTE = 60_000
 HOUR = 60 * MINUTE
 DAY = 24 * HOUR
-
-UTC = zoneinfo.ZoneInfo("UTC")
-BERLIN = zoneinfo.ZoneInfo("Europe/Berlin")
-KOLKATA = zoneinfo.ZoneInfo("Asia/Kolkata")
-ZONES = [UTC, BERLIN, KOLKATA, zoneinfo.ZoneInfo("Australia/Lord_Howe")]
 
 Sums = dict[tuple[Any, ...], tuple[int, ...]]
 
@@ -50,7 +41,7 @@ def ms(text: str) -> int:
     return round(datetime.fromisoformat(text).timestamp() * 1000)
 
 
-AUTUMN = ms("2026-10-25T00:00:00+02:00")  # in Berlin the hour from 2 to 3 is there twice
+AUTUMN = ms("2026-10-25T00:00:00+00:00")
 
 TIER = Tier(0, 1000, 0, -1, 3_000_000_000, 7_000_000_000, 500_000_001, 100_000_000, True)
 LARGE = Tier(1000, -1, 0, 50_000, 999_999_999, 1_234_567, 0, 0, False)
@@ -134,18 +125,23 @@ class Database:
     def requests(self, *requests: Request) -> None:
         self.connection.execute("BEGIN IMMEDIATE")
         self.connection.executemany(
-            "INSERT INTO requests (id, model, asked_for, mode, scheme, key, endpoint, streamed,"
-            " status, started_ms, first_byte_ms, ended_ms, prompt_tokens, cached_tokens,"
-            " completion_tokens, estimated, cost)"
-            " VALUES (?, ?, ?, ?, ?, ?, '', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            INSERT_REQUESTS + ONE_REQUEST,
             [
-                (
-                    uuid7(one.started_ms),
-                    *(one.model, one.model, one.mode, one.scheme, one.key),
-                    *(one.streamed, one.status, one.started_ms),
-                    None if one.first_ms is None else one.started_ms + one.first_ms,
-                    *(one.started_ms + one.took_ms, one.prompt, one.cached, one.completion),
-                    *(one.estimated, one.cost),
+                a_request(
+                    one.started_ms,
+                    one.model,
+                    mode=one.mode,
+                    scheme=one.scheme,
+                    key=one.key,
+                    streamed=one.streamed,
+                    status=one.status,
+                    first_byte_ms=None if one.first_ms is None else one.started_ms + one.first_ms,
+                    ended_ms=one.started_ms + one.took_ms,
+                    prompt_tokens=one.prompt,
+                    cached_tokens=one.cached,
+                    completion_tokens=one.completion,
+                    estimated=one.estimated,
+                    cost=one.cost,
                 )
                 for one in requests
             ],
@@ -163,8 +159,8 @@ class Database:
             ],
         )
 
-    def price_all(self, zone: tzinfo = UTC, limit: int = billing.BATCH) -> None:
-        while billing.price_new(self.connection, zone, limit):
+    def price_all(self, limit: int = billing.BATCH) -> None:
+        while billing.price_new(self.connection, limit):
             pass
 
     def rows(self, statement: str) -> list[Any]:
@@ -235,14 +231,14 @@ def cost_of(versions: list[Version], one: Request) -> tuple[int | None, int | No
     return version.id, tier, pricing.token_cost(version.price.tiers[tier], *tokens)
 
 
-def starts(at_ms: int, zone: tzinfo) -> list[tuple[str, int]]:
-    return [
-        ("hour", calendar.hour_start_ms(at_ms, zone)),
-        ("day", calendar.day_start_ms(at_ms, zone)),
-    ]
+SPANS = {"quarter": 15 * MINUTE, "hour": HOUR, "day": DAY}
 
 
-def sums_of(versions: list[Version], requests: list[Request], zone: tzinfo) -> Sums:
+def starts(at_ms: int) -> list[tuple[str, int]]:
+    return [(span, at_ms // length * length) for span, length in SPANS.items()]
+
+
+def sums_of(versions: list[Version], requests: list[Request]) -> Sums:
     by_id = {version.id: version.price for version in versions}
     sums: dict[tuple[Any, ...], list[int]] = {}
     for one in requests:
@@ -256,16 +252,16 @@ def sums_of(versions: list[Version], requests: list[Request], zone: tzinfo) -> S
             max(one.took_ms - (one.first_ms or 0), 0) if streamed else 0,
             *(0, 0),
         ]
-        for start in starts(one.started_ms, zone):
+        for start in starts(one.started_ms):
             cell = sums.setdefault((*start, one.model, one.key, one.mode, one.scheme), [0] * 12)
             cell[:] = [a + b for a, b in zip(cell, numbers, strict=True)]
     return {cell: tuple(numbers) for cell, numbers in sums.items()}
 
 
-def latencies_of(requests: list[Request], zone: tzinfo) -> Counter[tuple[Any, ...]]:
+def latencies_of(requests: list[Request]) -> Counter[tuple[Any, ...]]:
     counts: Counter[tuple[Any, ...]] = Counter()
     for one in requests:
-        for start in starts(one.started_ms, zone):
+        for start in starts(one.started_ms):
             for cell in (
                 (*start, one.model, "*", one.mode, one.scheme),
                 (*start, "*", one.key, "*", "*"),
@@ -276,32 +272,39 @@ def latencies_of(requests: list[Request], zone: tzinfo) -> Counter[tuple[Any, ..
     return counts
 
 
-def run_hours_of(versions: list[Version], runs: list[Run], zone: tzinfo) -> Counter[Any]:
+def run_hours_of(versions: list[Version], runs: list[Run]) -> Counter[Any]:
     """Milliseconds by run, hour and version: looked at minute by minute, so give whole minutes."""
     found: Counter[Any] = Counter()
     for run in runs:
         for at_ms in range(run.ready_ms or 0, max(run.ended_ms or 0, run.ready_ms or 0), MINUTE):
             version = in_force(versions, run.model, at_ms)
-            hour = calendar.hour_start_ms(at_ms, zone)
+            hour = at_ms // HOUR * HOUR
             found[run.id, hour, version.id if version else 0] += MINUTE
     return found
 
 
-def check_runs(database: Database, versions: list[Version], runs: list[Run], zone: tzinfo) -> None:
+def check_runs(database: Database, versions: list[Version], runs: list[Run]) -> None:
     stored = database.rows("SELECT run, hour_ms, price, ms, cost FROM run_hours")
-    assert {row[:3]: row[3] for row in stored} == run_hours_of(versions, runs, zone)
+    assert {row[:3]: row[3] for row in stored} == run_hours_of(versions, runs)
     prices = {version.id: version.price.per_hour for version in versions}
-    sums: Counter[Any] = Counter()
+    costs: Counter[Any] = Counter()
     for _, hour_ms, price, length, cost in stored:
         assert cost == pricing.hour_cost(prices.get(price), length)
-        for start in starts(hour_ms, zone):
-            sums[(*start, "ms")] += length
-            sums[(*start, "cost")] += cost
-    found: Counter[Any] = Counter()
-    for cell, numbers in database.rollups().items():
-        found[(*cell[:2], "ms")] += numbers[-2]
-        found[(*cell[:2], "cost")] += numbers[-1]
-    assert +found == +sums
+        for span, start in starts(hour_ms)[1:]:  # quarters have a part of it
+            costs[span, start] += cost
+    times: Counter[Any] = Counter()
+    for run in runs:
+        for at_ms in range(run.ready_ms or 0, max(run.ended_ms or 0, run.ready_ms or 0), MINUTE):
+            times.update(dict.fromkeys(starts(at_ms), MINUTE))
+    found_costs: Counter[Any] = Counter()
+    found_times: Counter[Any] = Counter()
+    for (span, start, *_), numbers in database.rollups().items():
+        found_times[span, start] += numbers[-2]
+        found_costs[(span, start) if span != "quarter" else span] += numbers[-1]
+    quarters = found_costs.pop("quarter", 0)
+    assert +found_times == +times
+    assert +found_costs == +costs
+    assert quarters == sum(cost for *_, cost in stored)
 
 
 tokens = st.integers(0, 3000)
@@ -329,60 +332,6 @@ VERSIONS = [
 
 
 # Prices of requests.
-
-
-def priced_alone(versions: list[Version], one: Request) -> tuple[int, int, int]:
-    book = tally.Book(
-        tally.Version(version.id, version.model, version.effective_ms, version.price)
-        for version in versions
-    )
-    frame = pd.DataFrame(
-        {
-            "who": [0],
-            "started_ms": [one.started_ms],
-            "prompt_tokens": [one.prompt],
-            "cached_tokens": [one.cached],
-            "completion_tokens": [one.completion],
-        }
-    )
-    price, tier, cost = book.price([one.model], frame).iloc[0]
-    return int(price), int(tier), int(cost)
-
-
-counts = st.integers(0, 10) | st.integers(0, MAX_TOKENS) | st.just(MAX_TOKENS)
-amounts = st.integers(0, LARGEST * PER_UNIT) | st.just(LARGEST * PER_UNIT) | st.integers(0, 10**10)
-any_tier = st.builds(
-    Tier,
-    *[st.integers(0, 4), st.integers(-1, 5) | st.just(-1)] * 2,
-    *[amounts] * 4,
-    st.booleans(),
-)
-
-
-@given(
-    tiers=st.lists(any_tier, max_size=4),
-    prompt=counts,
-    part=st.floats(0, 1),
-    completion=counts,
-    effective_ms=st.integers(99, 101),
-)
-def test_many_at_once_cost_what_each_alone_costs(
-    tiers: list[Tier], prompt: int, part: float, completion: int, effective_ms: int
-) -> None:
-    versions = [
-        Version(Price(None, tuple(tiers)), effective_ms, id=2),
-        Version(Price(None, (TIER,)), 50, id=1),
-        Version(Price(None, (LARGE,)), 0, "other", id=3),
-    ]
-    one = Request(100, prompt=prompt, cached=min(int(prompt * part), prompt), completion=completion)
-    price, tier, cost = cost_of(versions, one)
-    assert priced_alone(versions, one) == (price, -1 if tier is None else tier, cost)
-
-
-@given(times=st.lists(st.integers(-100, 2**45) | st.integers(0, 70_000), max_size=20))
-def test_many_at_once_lie_in_the_bucket_that_each_alone_does(times: list[int]) -> None:
-    found = tally.buckets(np.array(times, np.int64))
-    assert found.tolist() == [latency.bucket(time) for time in times]
 
 
 def test_a_request_has_the_price_that_held_when_it_began(database: Database) -> None:
@@ -453,12 +402,11 @@ def test_costs_that_are_too_large_to_add_up_stop_nobody(database: Database) -> N
 @given(
     given_requests=st.lists(requests, max_size=12),
     limits=st.lists(st.integers(1, 5), min_size=1, max_size=6),
-    zone=st.sampled_from(ZONES),
 )
-@example([Request(AUTUMN + 2 * HOUR), Request(AUTUMN + 3 * HOUR)], [1], BERLIN)
+@example([Request(AUTUMN + 2 * HOUR), Request(AUTUMN + 3 * HOUR)], [1])
 @settings(max_examples=30)
 def test_however_requests_come_the_sums_are_those_of_the_rows(
-    database: Database, given_requests: list[Request], limits: list[int], zone: tzinfo
+    database: Database, given_requests: list[Request], limits: list[int]
 ) -> None:
     database.clear()
     versions = [replace(version) for version in VERSIONS]
@@ -467,21 +415,13 @@ def test_however_requests_come_the_sums_are_those_of_the_rows(
     for limit in limits:  # some come, late ones among them, while others are worked on
         database.requests(*left[:3])
         del left[:3]
-        billing.price_new(database.connection, zone, limit)
+        billing.price_new(database.connection, limit)
     database.requests(*left)
-    database.price_all(zone, limits[0])
+    database.price_all(limits[0])
     assert database.costs() == [cost_of(versions, one) for one in given_requests]
-    assert database.rollups() == sums_of(versions, given_requests, zone)
-    assert database.latencies() == latencies_of(given_requests, zone)
-    assert billing.price_new(database.connection, zone) == 0
-
-
-def test_a_day_with_an_hour_twice_has_twenty_five_of_them(database: Database) -> None:
-    database.requests(*(Request(AUTUMN + hour * HOUR + 5) for hour in range(25)))
-    database.price_all(BERLIN)
-    cells = [cell[:2] for cell in database.rollups()]
-    assert [start for span, start in cells if span == "day"] == [AUTUMN]
-    assert len([start for span, start in cells if span == "hour"]) == 25
+    assert database.rollups() == sums_of(versions, given_requests)
+    assert database.latencies() == latencies_of(given_requests)
+    assert billing.price_new(database.connection) == 0
 
 
 def test_the_database_keeps_names_as_they_are(database: Database) -> None:
@@ -494,8 +434,8 @@ def test_the_database_keeps_names_as_they_are(database: Database) -> None:
 # Runs.
 
 
-def bill(database: Database, zone: tzinfo = UTC, now_ms: int = 2**53) -> int:
-    return run_hours.bill_runs(database.connection, zone, now_ms)
+def bill(database: Database, now_ms: int = 2**53) -> int:
+    return run_hours.bill_runs(database.connection, now_ms)
 
 
 def test_a_run_costs_from_ready_to_its_end(database: Database) -> None:
@@ -545,9 +485,8 @@ minutes = st.integers(-2 * 60, 27 * 60).map(lambda minute: AUTUMN + minute * MIN
     spans=st.lists(st.tuples(minutes, minutes), min_size=1, max_size=2),
     heartbeats=st.lists(st.integers(AUTUMN - 2 * HOUR, AUTUMN + 27 * HOUR), max_size=5),
     effective=st.lists(minutes, max_size=2, unique=True),
-    zone=st.sampled_from(ZONES),
 )
-@example([(AUTUMN, AUTUMN + 5 * HOUR)], [AUTUMN + 20 * HOUR], [AUTUMN + HOUR], BERLIN)
+@example([(AUTUMN, AUTUMN + 5 * HOUR)], [AUTUMN + 20 * HOUR], [AUTUMN + HOUR])
 @settings(max_examples=30)
 def test_however_often_a_run_is_billed_it_costs_its_time(
     database: Database,
@@ -555,7 +494,6 @@ def test_however_often_a_run_is_billed_it_costs_its_time(
     spans: list[tuple[int, int]],
     heartbeats: list[int],
     effective: list[int],
-    zone: tzinfo,
 ) -> None:
     monkeypatch.setattr(run_hours, "_AT_ONCE", 3)
     database.clear()
@@ -565,11 +503,11 @@ def test_however_often_a_run_is_billed_it_costs_its_time(
     for heartbeat_ms in heartbeats:  # some of them beyond its end, as clocks jump
         open_ = [replace(run, ended_ms=None, heartbeat_ms=heartbeat_ms) for run in runs]
         database.runs(*open_)
-        bill(database, zone)
+        bill(database)
     database.runs(*runs)
-    bill(database, zone)
-    check_runs(database, versions, runs, zone)
-    assert bill(database, zone) == 0
+    bill(database)
+    check_runs(database, versions, runs)
+    assert bill(database) == 0
 
 
 # Prices for what had none.
@@ -584,18 +522,18 @@ def test_what_had_no_price_gets_one_on_request(database: Database) -> None:
     bill(database)
     versions = [Version(BOTH, MINUTE)]
     database.prices(*versions)
-    assert billing.price_unpriced(database.connection, UTC, "qwen", MINUTE, 2 * MINUTE) == 1
+    assert billing.price_unpriced(database.connection, "qwen", MINUTE, 2 * MINUTE) == 1
     assert [cost > 0 for _, _, cost in database.costs()] == [False, True, *[False] * 4, True]
     assert database.total("cost_tokens") == cost_of(versions, rows[1])[2] + 9
 
     # An hour begins before that, and the next one within it.
-    assert billing.price_unpriced(database.connection, UTC, "qwen", 0, 2 * HOUR) == 1 + 2
-    check_runs(database, versions, [run], UTC)
+    assert billing.price_unpriced(database.connection, "qwen", 0, 2 * HOUR) == 1 + 2
+    check_runs(database, versions, [run])
     qwen = [(None, None, 0), *(cost_of(versions, row) for row in rows[1:3])]
     assert database.costs() == [*qwen, *[(None, None, 0)] * 3, (None, None, 9)]
     assert database.total("cost_tokens") == sum(cost for _, _, cost in database.costs())
     assert database.total("unpriced") == 4
-    assert billing.price_unpriced(database.connection, UTC, "qwen", 0, 2 * HOUR) == 0
+    assert billing.price_unpriced(database.connection, "qwen", 0, 2 * HOUR) == 0
 
 
 def test_what_has_a_price_keeps_it(database: Database) -> None:
@@ -606,7 +544,7 @@ def test_what_has_a_price_keeps_it(database: Database) -> None:
     bill(database)
     before = (database.costs(), database.rollups(), database.rows("SELECT * FROM run_hours"))
     database.prices(Version(DEARER, 500), Version(DEARER, 1200))
-    assert billing.price_unpriced(database.connection, UTC, "qwen", 0, 2**46) == 0
+    assert billing.price_unpriced(database.connection, "qwen", 0, 2**46) == 0
     assert before == (
         database.costs(),
         database.rollups(),
@@ -614,119 +552,20 @@ def test_what_has_a_price_keeps_it(database: Database) -> None:
     )
 
 
-@given(given_requests=st.lists(requests, max_size=8), zone=st.sampled_from(ZONES))
+@given(given_requests=st.lists(requests, max_size=8))
 @settings(max_examples=20)
 def test_priced_later_it_costs_what_it_would_have_cost(
-    database: Database, given_requests: list[Request], zone: tzinfo
+    database: Database, given_requests: list[Request]
 ) -> None:
     database.clear()
     database.requests(*given_requests)
-    database.price_all(zone)
+    database.price_all()
     versions = [replace(version) for version in VERSIONS]
     database.prices(*versions)
     for model in ("qwen", "llama", ""):
-        billing.price_unpriced(database.connection, zone, model, 0, 2**46)
+        billing.price_unpriced(database.connection, model, 0, 2**46)
     assert database.costs() == [cost_of(versions, one) for one in given_requests]
-    assert database.rollups() == sums_of(versions, given_requests, zone)
-
-
-# Another time zone.
-
-
-@given(
-    given_requests=st.lists(requests, max_size=10),
-    spans=st.lists(st.tuples(minutes, minutes), max_size=2),
-    effective=minutes,
-    zones=st.permutations(ZONES),
-)
-@settings(max_examples=30)
-def test_in_another_zone_the_sums_are_as_if_it_had_always_been_that_one(
-    database: Database,
-    monkeypatch: pytest.MonkeyPatch,
-    given_requests: list[Request],
-    spans: list[tuple[int, int]],
-    effective: int,
-    zones: list[tzinfo],
-) -> None:
-    monkeypatch.setattr(run_hours, "_AT_ONCE", 3)
-    monkeypatch.setattr(billing, "BATCH", 4)
-    monkeypatch.setattr(billing, "_PIECE", 3)
-    monkeypatch.setattr(rezone, "_REQUESTS", 3)
-    monkeypatch.setattr(rezone, "_HOURS", 3)
-    database.clear()
-    versions = [replace(version) for version in [*VERSIONS[1:], Version(DEARER, effective)]]
-    database.prices(*versions)
-    runs = [Run(ready_ms, ended_ms) for ready_ms, ended_ms in spans]
-    database.requests(*given_requests[3:])
-    database.runs(*runs)
-    database.price_all(zones[0])
-    bill(database, zones[0])
-    costs = database.costs()
-    database.requests(*given_requests[:3])  # these are new in the new zone
-    rezone.rebuild(database.connection, zones[1])
-    database.price_all(zones[1])
-    in_order = [*given_requests[3:], *given_requests[:3]]
-    assert costs == database.costs()[: len(costs)]
-    tokens_only = {
-        cell: (*numbers[:-2], 0, 0) for cell, numbers in database.rollups().items() if numbers[0]
-    }
-    assert tokens_only == sums_of(versions, in_order, zones[1])
-    assert database.latencies() == latencies_of(in_order, zones[1])
-    check_runs(database, versions, runs, zones[1])
-    assert all(any(numbers) for numbers in database.rollups().values())
-    assert not rezone.rebuild(database.connection, zones[1])
-
-
-@pytest.mark.usefixtures("small_pieces")
-def test_sums_in_a_zone_that_is_unknown_here_stay_and_pricing_goes_on(database: Database) -> None:
-    database.requests(MANY[0])
-    database.price_all(UTC)
-    sums = database.rollups()
-    database.connection.execute("UPDATE marks SET value = 'local' WHERE name = 'timezone'")
-    assert rezone.rebuild(database.connection, KOLKATA)
-    assert database.rollups() == sums
-    database.requests(MANY[1])
-    assert billing.price_new(database.connection, KOLKATA) == 1
-    assert not rezone.rebuild(database.connection, KOLKATA)
-
-
-def test_while_the_zone_changes_new_requests_are_billed_and_runs_wait(database: Database) -> None:
-    database.requests(*(Request(AUTUMN + hour * HOUR) for hour in range(50)))
-    database.runs(Run(AUTUMN, AUTUMN + HOUR))
-    database.price_all(UTC)
-    marks = database.rows("SELECT * FROM marks")
-    connection = database.connect(Failing)
-    connection.fail_at = 20
-    with pytest.raises(Failed):
-        rezone.rebuild(connection, KOLKATA)
-    connection.close()
-    assert database.rows("SELECT * FROM marks") != marks
-    database.requests(Request(AUTUMN + 9 * HOUR))
-    assert billing.price_new(database.connection, KOLKATA) == 1
-    assert bill(database, KOLKATA) == 0
-    assert rezone.rebuild(database.connection, KOLKATA)
-    assert bill(database, KOLKATA) == 1
-    hours = [cell[1] for cell in database.rollups() if cell[0] == "hour"]
-    assert all(start % HOUR == HOUR // 2 for start in hours)
-
-
-def test_what_deleted_requests_have_left_is_kept_when_the_zone_changes(database: Database) -> None:
-    days = [Request(AUTUMN + day * DAY + 9 * HOUR) for day in range(4)]
-    database.requests(*days)
-    database.price_all(BERLIN)
-    hours, latencies = database.rollups(), sum(database.latencies().values())
-    maintenance.forget_requests(database.connection, AUTUMN + 2 * DAY, rest=lambda _: None)
-    assert len(database.costs()) == 2
-    rezone.rebuild(database.connection, UTC)
-    assert sum(database.latencies().values()) == latencies
-    assert database.total("requests") == database.total("requests", "day") == 4
-    found = database.rollups()
-    assert {cell for cell in found if cell[0] == "hour"} == {
-        cell for cell in hours if cell[0] == "hour"
-    }
-    dates = [calendar.date_of(cell[1], UTC) for cell in sorted(found) if cell[0] == "day"]
-    assert [date.day for date in dates] == [25, 26, 27, 28]
-    assert all(calendar.day_start_ms(cell[1], UTC) == cell[1] for cell in found if cell[0] == "day")
+    assert database.rollups() == sums_of(versions, given_requests)
 
 
 # Killed, and at the same time.
@@ -767,27 +606,22 @@ LIVES = [
 ]
 
 
-def work(connection: sqlite3.Connection, zone: tzinfo = KOLKATA, limit: int = 9) -> None:
+def work(connection: sqlite3.Connection, limit: int = 9) -> None:
     """All that the worker does."""
-    while billing.price_new(connection, zone, limit):
+    while billing.price_new(connection, limit):
         pass
-    run_hours.bill_runs(connection, zone, 2**53)
-    rezone.rebuild(connection, zone)
-    while billing.price_new(connection, zone, limit):
-        pass
-    run_hours.bill_runs(connection, zone, 2**53)
-    billing.price_unpriced(connection, zone, "qwen", 0, 2**46)
+    run_hours.bill_runs(connection, 2**53)
+    billing.price_unpriced(connection, "qwen", 0, 2**46)
 
 
 def half_done(database: Database) -> list[Version]:
-    """Half of it is billed in one zone, some of it without a price; the rest is to be done in
-    another."""
+    """Half of it is billed, some of that without a price."""
     late = Version(BOTH, 0, "llama")
     database.prices(late)
     database.requests(*MANY[:30])
     database.runs(*(replace(run, ended_ms=None, heartbeat_ms=AUTUMN + 2 * HOUR) for run in LIVES))
-    database.price_all(BERLIN)
-    bill(database, BERLIN)
+    database.price_all()
+    bill(database)
     database.runs(*LIVES)
     versions = [Version(BOTH, 0), Version(DEARER, AUTUMN + 5 * HOUR)]
     database.prices(*versions)
@@ -800,9 +634,9 @@ def check_done(database: Database, versions: list[Version]) -> None:
     sums = {
         cell: (*numbers[:-2], 0, 0) for cell, numbers in database.rollups().items() if numbers[0]
     }
-    assert sums == sums_of(versions, MANY, KOLKATA)
-    assert database.latencies() == latencies_of(MANY, KOLKATA)
-    check_runs(database, versions, LIVES, KOLKATA)
+    assert sums == sums_of(versions, MANY)
+    assert database.latencies() == latencies_of(MANY)
+    check_runs(database, versions, LIVES)
 
 
 @pytest.fixture
@@ -810,8 +644,6 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_hours, "_AT_ONCE", 2)
     monkeypatch.setattr(billing, "BATCH", 16)
     monkeypatch.setattr(billing, "_PIECE", 5)
-    monkeypatch.setattr(rezone, "_REQUESTS", 5)
-    monkeypatch.setattr(rezone, "_HOURS", 2)
 
 
 @pytest.mark.usefixtures("small_pieces")
@@ -901,12 +733,11 @@ class Overtaken(sqlite3.Connection):
 @pytest.mark.parametrize(
     "task",
     [
-        lambda connection: billing.price_new(connection, BERLIN, 9),
-        lambda connection: run_hours.bill_runs(connection, BERLIN, 2**53),
-        lambda connection: billing.price_unpriced(connection, BERLIN, "qwen", 0, 2**46),
-        lambda connection: rezone.rebuild(connection, KOLKATA),
+        lambda connection: billing.price_new(connection, 9),
+        lambda connection: run_hours.bill_runs(connection, 2**53),
+        lambda connection: billing.price_unpriced(connection, "qwen", 0, 2**46),
     ],
-    ids=["price_new", "bill_runs", "price_unpriced", "rebuild"],
+    ids=["price_new", "bill_runs", "price_unpriced"],
 )
 def test_a_worker_that_is_overtaken_by_another_does_nothing_twice(
     database: Database, task: Callable[[sqlite3.Connection], object]
@@ -938,7 +769,7 @@ def test_a_price_that_comes_while_it_computes_is_the_price(database: Database) -
     database.requests(Request(10))
     with closing(database.connect(Overtaken)) as connection:
         connection.overtaken_by = lambda: database.prices(right)
-        assert billing.price_new(connection, UTC) == 1
+        assert billing.price_new(connection) == 1
     assert database.costs() == [cost_of([right], Request(10))]
 
 
@@ -946,7 +777,7 @@ def test_requests_that_go_while_it_computes_are_in_no_sum(database: Database) ->
     database.requests(Request(10), Request(11, "llama"))
     with closing(database.connect(Overtaken)) as connection:
         connection.overtaken_by = lambda: database.rows("DELETE FROM requests WHERE model = 'qwen'")
-        assert billing.price_new(connection, UTC) == 1
+        assert billing.price_new(connection) == 1
     assert {cell[2] for cell in database.rollups()} == {"llama"}
 
 
@@ -955,7 +786,7 @@ def test_a_run_that_ends_while_it_computes_is_billed_to_its_end(database: Databa
     database.runs(run)
     with closing(database.connect(Overtaken)) as connection:
         connection.overtaken_by = lambda: database.runs(replace(run, ended_ms=4000))
-        run_hours.bill_runs(connection, UTC, 2**53)
+        run_hours.bill_runs(connection, 2**53)
     assert database.total("run_ms") == 4000
 
 
@@ -963,5 +794,5 @@ def test_a_run_that_goes_while_it_computes_is_in_no_sum(database: Database) -> N
     database.runs(Run(ready_ms=0, ended_ms=4000))
     with closing(database.connect(Overtaken)) as connection:
         connection.overtaken_by = lambda: database.rows("DELETE FROM runs")
-        run_hours.bill_runs(connection, UTC, 2**53)
+        run_hours.bill_runs(connection, 2**53)
     assert database.rollups() == {}

@@ -20,13 +20,14 @@ import routes
 from jobs import billing, run_hours
 from jobs.tasks import TaskRunner, WorkerSettings
 from manager.billing import calendar
-from manager.billing.price_versions import Prices
+from manager.billing.price_versions import PriceBook
 from manager.billing.statements import Period
 from manager.clock import Clock
 from manager.config import loader
 from manager.config.settings import Config
-from manager.storage import maintenance
-from manager.storage.store import Run, Store
+from manager.storage import maintenance, runs
+from manager.storage.rows import Run
+from manager.storage.store import Store
 from manager.usage.reports import Reports
 from routes import app as app_module
 from routes.api import prices, usage
@@ -113,7 +114,9 @@ class Example:
         file.write_text(block("yaml"), encoding="utf-8")
         self._config: Config = loader.load(file, lambda _folder: ["Chat"])
         self.client = self._serve()
-        self._prices.seed(self._config.models.values())
+        self._prices.seed_from_config(
+            (model.name, model.price) for model in self._config.models.values() if model.price
+        )
 
     def at(self, time: str) -> None:
         self.now_ms = ms(time)
@@ -122,9 +125,9 @@ class Example:
 
     def bill(self) -> None:
         with closing(maintenance.connect(self.path)) as connection:
-            while billing.price_new(connection, ZONE):
+            while billing.price_new(connection):
                 pass
-            run_hours.bill_runs(connection, ZONE, self.now_ms)
+            run_hours.bill_runs(connection, self.now_ms)
 
     def request(self, number: int, ended: str, **changes: Any) -> None:
         began, status, prompt, cached, completion, _, _ = REQUESTS[number - 1]
@@ -142,13 +145,15 @@ class Example:
         self.at(ended)
 
     def begin_run(self, run: str, started: str, ready: str) -> None:
-        self.store.begin_run(Run(run, MODEL, "Default", "f", 1, 1, 1.0, ms(started), None, "Chat"))
-        self.store.run_ready(run, ms(ready), 1, 1.0)
+        runs.begin(
+            self.store, Run(run, MODEL, "Default", "f", 1, 1, 1.0, ms(started), None, "Chat")
+        )
+        runs.ready(self.store, run, ms(ready), 1, 1.0)
         self.at(ready)
 
     def heartbeats(self, run: str, first: str, last: str) -> None:
         for at_ms in range(ms(first), ms(last) + 1, HEARTBEAT_MS):
-            self.store.heartbeat([run], at_ms)
+            runs.heartbeat(self.store, [run], at_ms)
             self.now_ms = at_ms + 1000
             if self._often:
                 self.bill()
@@ -161,7 +166,7 @@ class Example:
 
     def _serve(self) -> FlaskClient:
         clock = Clock(wall=lambda: self.now_ms / 1000)
-        self._prices = Prices(self.store, self.path, clock)
+        self._prices = PriceBook(self.store, self.path, clock)
         fleet = SimpleNamespace(
             config=self._config,
             find=lambda name: SimpleNamespace(settings=self._config.find(name)),
@@ -204,8 +209,8 @@ def happen(day: Example) -> None:
     day.heartbeats("1", "10:05:12.341", "10:10:12.341")
     day.die()  # at 10:10:40, and its model with it
     day.at("10:14:00.000")
-    (open_run,) = day.store.open_runs()
-    day.store.close_dead_run(open_run.id, "found ended at the program's start")
+    (open_run,) = runs.unfinished(day.store)
+    runs.end_unseen(day.store, open_run.id, "found ended at the program's start")
     day.request(5, "10:14:31.000", scheme="", leased_ms=None, first_byte_ms=None, error="failed")
     assert day.client.post("/api/adjustments", json=credit).status_code == 201
     day.begin_run("2", "11:29:38.000", "11:30:00.000")
@@ -219,9 +224,9 @@ def happen(day: Example) -> None:
     day.heartbeats("2", "12:00:15.000", "12:09:45.000")
     day.die()  # at 12:10, but its model lives; the next program takes over its run
     day.at("12:20:00.000")
-    assert [run.id for run in day.store.open_runs()] == ["2"]
+    assert [run.id for run in runs.unfinished(day.store)] == ["2"]
     day.heartbeats("2", "12:20:30.000", "12:47:00.000")
-    day.store.end_run("2", ms("12:47:30.253"), "idle")
+    runs.end(day.store, "2", ms("12:47:30.253"), "idle")
     day.at("12:48:00.000")
     day.bill()
 

@@ -166,7 +166,7 @@ def test_the_same_rows_give_the_same_bytes(store: Store, work: TaskRunner) -> No
         add_request(store, a_request(NOON + number * HOUR, f"m{number % 7}", key=f"k{number % 3}"))
     first = bill_of(work)
     assert bill_of(work) == first
-    # Also when they were added up another way: in one zone first, then in another and back.
+    # Also after another zone was configured for a while.
     work.settings = replace(work.settings, timezone="Asia/Tokyo")
     assert bill_of(work) != first
     work.settings = replace(work.settings, timezone="UTC")

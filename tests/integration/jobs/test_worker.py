@@ -23,6 +23,7 @@ from jobs.supervisor import Supervisor
 from jobs.tasks import WorkerSettings, lock_billing
 from manager.clock import Clock
 from manager.storage.maintenance_tasks import Orders
+from manager.storage.rollups import SPANS
 from manager.storage.store import Store
 from tests.support.usage_rows import (
     NOON,
@@ -301,7 +302,7 @@ def test_killed_at_any_moment_it_prices_every_row_once(
         eventually(lambda pid=pid: services.supervisor.wake() or services.pid() not in (None, pid))
     eventually(lambda: services.tasks.tick() or billed(services.folder) >= written)
     assert query(path, "SELECT count(*), sum(cost) FROM requests") == [(written, written * COST)]
-    for span in ("hour", "day"):
+    for span in SPANS:
         sums = "SELECT sum(requests), sum(cost_tokens), sum(prompt_tokens) FROM rollups"
         assert query(path, f"{sums} WHERE span = ? AND key = '*'", span) == [
             (written, written * COST, written * 1000)
@@ -345,18 +346,18 @@ def test_a_worker_that_is_away_leaves_a_short_queue(tmp_path: Path) -> None:
 
 def test_a_reload_reaches_the_worker(shared: House, eventually: Eventually) -> None:
     """Late in the evening in Shanghai is another day than in UTC."""
-    days = "SELECT start_ms FROM rollups WHERE span = 'day' AND model = 'Late' AND key = '*'"
-
+    orders = Orders(shared.store, shared.usage_db, Clock(), shared.tasks.enqueue)
     add_request(shared.store, a_request(NOON + 5 * 3_600_000, "Late"))
-    shared.tasks.tick()
-    eventually(lambda: query(shared.usage_db, days) == [(NOON - 12 * 3_600_000,)])
+
+    def is_billed_on(date: str) -> bool:
+        order = orders.place("export", "2026-11")
+        assert orders.wait(order, 20, lambda: False) is None
+        bill = shared.folder / "exports" / "bill-2026-11.csv"
+        return f"{date},Late," in bill.read_text(encoding="utf-8")
+
+    assert is_billed_on("2026-11-05")
     shared.supervisor.update(settings(shared.folder, timezone="Asia/Shanghai"))
-
-    def has_moved() -> bool:
-        shared.tasks.enqueue("bill")
-        return query(shared.usage_db, days) == [(NOON + 4 * 3_600_000,)]
-
-    eventually(has_moved)
+    eventually(lambda: is_billed_on("2026-11-06"))
 
 
 def test_its_log_is_in_the_log_folder(shared: House) -> None:

@@ -68,7 +68,7 @@ class Desk:
             load=self.load,
             data_dir=folder,
             worker=SimpleNamespace(update=self.told.append),
-            prices=SimpleNamespace(seed=list),
+            prices=SimpleNamespace(seed_from_config=list),
         )
         monkeypatch.setattr(app_module, "_BLUEPRINTS", (settings.blueprint,))
         self.app = routes.create_app(services, b"secret")

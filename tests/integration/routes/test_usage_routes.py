@@ -22,13 +22,13 @@ from werkzeug.test import TestResponse
 import routes
 from jobs import billing, run_hours
 from manager.billing import calendar
-from manager.billing.price_versions import Prices
+from manager.billing.price_versions import PriceBook
 from manager.billing.pricing import LARGEST, PER_UNIT, decimal_text
 from manager.clock import Clock
 from manager.config import loader
 from manager.errors import ApiError
-from manager.storage import maintenance
-from manager.storage.store import RequestRow, Run, uuid7
+from manager.storage import maintenance, runs
+from manager.storage.rows import RequestRow, Run, uuid7
 from manager.tokens import MAX_TOKENS
 from manager.usage.reports import Reports
 from routes import app as app_module
@@ -86,7 +86,7 @@ class Office:
             clock=clock,
             slots=self.slots,
             reports=Reports(self.path),
-            prices=Prices(self.store, self.path, clock),
+            prices=PriceBook(self.store, self.path, clock),
         )
         monkeypatch.setattr(app_module, "_BLUEPRINTS", (usage.blueprint, prices.blueprint))
         self.client = as_admin(routes.create_app(services, b"secret").test_client())
@@ -145,9 +145,9 @@ class Office:
 
     def bill(self) -> None:
         with closing(maintenance.connect(self.path)) as connection:
-            while billing.price_new(connection, calendar.zone(ZONE)):
+            while billing.price_new(connection):
                 pass
-            run_hours.bill_runs(connection, calendar.zone(ZONE), self.now_ms)
+            run_hours.bill_runs(connection, self.now_ms)
 
 
 @pytest.fixture
@@ -178,9 +178,9 @@ PRICE = {
 
 def test_the_summary_is_of_this_month_where_nothing_else_is_said(office: Office) -> None:
     office.send("PUT", "/api/models/m/price", PRICE)
-    office.store.begin_run(Run("r", "m", "gpu", "f", 1, None, None, NOON, None, "Chat"))
-    office.store.run_ready("r", NOON, 1, 1.0)
-    office.store.end_run("r", NOON + HOUR // 2, "idle")
+    runs.begin(office.store, Run("r", "m", "gpu", "f", 1, None, None, NOON, None, "Chat"))
+    runs.ready(office.store, "r", NOON, 1, 1.0)
+    runs.end(office.store, "r", NOON + HOUR // 2, "idle")
     office.request(NOON)
     office.request(NOON, status=502, completion_tokens=0, streamed=False)
     office.request(NOON - 31 * 24 * HOUR)
@@ -271,9 +271,9 @@ def test_a_range_can_be_rounded_to_less_than_an_hour_and_then_has_requests_only(
     office: Office, unit: str, start: str, end: str
 ) -> None:
     office.send("PUT", "/api/models/m/price", PRICE)
-    office.store.begin_run(Run("r", "m", "gpu", "f", 1, None, None, NOON, None, "Chat"))
-    office.store.run_ready("r", NOON, 1, 1.0)
-    office.store.end_run("r", NOON + HOUR // 2, "idle")
+    runs.begin(office.store, Run("r", "m", "gpu", "f", 1, None, None, NOON, None, "Chat"))
+    runs.ready(office.store, "r", NOON, 1, 1.0)
+    runs.end(office.store, "r", NOON + HOUR // 2, "idle")
     office.send(
         "POST", "/api/adjustments", {"at": NOON // 1000, "amount": 3, "note": "of an hour's bill"}
     )
@@ -685,6 +685,7 @@ def test_a_quote_that_cannot_be_read_is_refused_with_the_fields_name(
     idle.refused(answer, 400, "bad_parameter", param)
 
 
+AMOUNT_FIELDS = ("input", "output", "cache_read", "cache_write")
 AMOUNTS = st.integers(0, LARGEST * PER_UNIT) | st.integers(0, 10**10)
 BOUNDS = st.sampled_from([(0, -1), (0, 0), (0, 1000), (1000, -1), (1000, 30_000), (30_000, -1)])
 COUNTS = st.sampled_from([0, 1, 1000, 1001, 12_345, 30_000, 30_001, MAX_TOKENS])
@@ -722,7 +723,7 @@ def test_a_quote_is_what_the_bill_says(
             {
                 **dict(zip(("min_input", "max_input"), inputs, strict=True)),
                 **dict(zip(("min_output", "max_output"), outputs, strict=True)),
-                **dict(zip(prices._AMOUNTS, map(decimal_text, amounts), strict=True)),
+                **dict(zip(AMOUNT_FIELDS, map(decimal_text, amounts), strict=True)),
                 "support_cache": support_cache,
             }
             for inputs, outputs, *amounts, support_cache in tiers
@@ -742,9 +743,9 @@ def test_a_quote_is_what_the_bill_says(
     assert (answer.status_code, put.status_code) == (200, 200), (answer.text, put.text)
     assert quoted["warnings"] == put.get_json()["warnings"]
     row = office.request(start_ms, **tokens)
-    office.store.begin_run(Run(str(start_ms), "m", "gpu", "f", 1, None, None, start_ms, None))
-    office.store.run_ready(str(start_ms), start_ms, 1, 1.0)
-    office.store.end_run(str(start_ms), start_ms + ran_ms, "idle")
+    runs.begin(office.store, Run(str(start_ms), "m", "gpu", "f", 1, None, None, start_ms, None))
+    runs.ready(office.store, str(start_ms), start_ms, 1, 1.0)
+    runs.end(office.store, str(start_ms), start_ms + ran_ms, "idle")
     office.bill()
     billed = office.json(f"/api/usage/requests/{uuid.UUID(bytes=row.id)}")
     assert (billed["cost"], billed["tier"]) == (quoted["cost_tokens"], quoted["tier"])

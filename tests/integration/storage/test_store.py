@@ -18,8 +18,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from manager.storage import runs
 from manager.storage import store as store_module
-from manager.storage.store import MIGRATIONS, Run, Store, StoreError
+from manager.storage.rows import RequestRow, Run
+from manager.storage.store import MIGRATIONS, Store, StoreError
 
 ROOT = Path(__file__).resolve().parents[3]
 ADD = "INSERT INTO runs (id, model, scheme, fingerprint, port, started_ms) VALUES (?,?,?,?,?,?)"
@@ -82,13 +84,13 @@ def store(path: Path) -> Iterator[Store]:
 
 def test_a_run_without_an_end_is_found_again_with_all_that_is_known_of_it(path: Path) -> None:
     first = Store(path)
-    first.begin_run(a_run("early", started_ms=1))
-    first.begin_run(a_run("late", started_ms=2, model="中文 'quoted'"))
-    first.run_launched("late", 4321, 1700000000.25)
-    first.run_ready("late", 5, 4322, 1700000001.5)  # the script has handed over meanwhile
+    runs.begin(first, a_run("early", started_ms=1))
+    runs.begin(first, a_run("late", started_ms=2, model="中文 'quoted'"))
+    runs.launched(first, "late", 4321, 1700000000.25)
+    runs.ready(first, "late", 5, 4322, 1700000001.5)  # the script has handed over meanwhile
     first.close()
     second = Store(path)
-    early, late = second.open_runs()
+    early, late = runs.unfinished(second)
     second.close()
     assert early == a_run("early", started_ms=1)
     assert late == a_run(
@@ -104,24 +106,24 @@ def test_a_run_without_an_end_is_found_again_with_all_that_is_known_of_it(path: 
 def test_a_run_that_is_not_ready_yet_is_found_by_the_process_that_was_launched(
     store: Store,
 ) -> None:
-    store.begin_run(a_run())
-    store.run_launched("1", 4321, 1700000000.25)
-    assert store.open_runs() == [a_run(pid=4321, pid_created=1700000000.25)]
+    runs.begin(store, a_run())
+    runs.launched(store, "1", 4321, 1700000000.25)
+    assert runs.unfinished(store) == [a_run(pid=4321, pid_created=1700000000.25)]
 
 
 def test_an_ended_run_is_not_found_again_and_keeps_its_first_end(path: Path, store: Store) -> None:
-    store.begin_run(a_run())
-    store.end_run("1", 2000, "idle")
-    store.end_run("1", 3000, "found ended at the program's start")
-    assert store.open_runs() == []
+    runs.begin(store, a_run())
+    runs.end(store, "1", 2000, "idle")
+    runs.end(store, "1", 3000, "found ended at the program's start")
+    assert runs.unfinished(store) == []
     assert query(path, "SELECT ended_ms, end_reason FROM runs") == [(2000, "idle")]
 
 
 def test_a_run_can_be_begun_only_once(store: Store) -> None:
-    store.begin_run(a_run())
+    runs.begin(store, a_run())
     with pytest.raises(sqlite3.IntegrityError):
-        store.begin_run(a_run())
-    assert store.open_runs() == [a_run()]
+        runs.begin(store, a_run())
+    assert runs.unfinished(store) == [a_run()]
 
 
 @pytest.mark.parametrize("heartbeat", [None, 1500, 9000])
@@ -131,14 +133,14 @@ def test_a_run_spans_no_negative_time_whatever_the_clock_says(
     """It was set back by hours between any two of these."""
     last = max(1000, heartbeat or 0)
     for name, end in (
-        ("seen", lambda: store.end_run("seen", 5, "idle")),
-        ("unseen", lambda: store.close_dead_run("unseen", "found ended")),
+        ("seen", lambda: runs.end(store, "seen", 5, "idle")),
+        ("unseen", lambda: runs.end_unseen(store, "unseen", "found ended")),
     ):
-        store.begin_run(a_run(name, started_ms=1000))
-        store.run_ready(name, 500, 4322, 1700000001.5)
+        runs.begin(store, a_run(name, started_ms=1000))
+        runs.ready(store, name, 500, 4322, 1700000001.5)
         if heartbeat is not None:
-            store.heartbeat([name], heartbeat)
-            store.heartbeat([name], 7)
+            runs.heartbeat(store, [name], heartbeat)
+            runs.heartbeat(store, [name], 7)
         end()
         times = f"SELECT started_ms, ready_ms, ended_ms FROM runs WHERE id = '{name}'"
         assert query(path, times) == [(1000, 1000, last)]
@@ -271,7 +273,7 @@ def test_after_any_writes_the_file_holds_what_a_plain_database_would(
     path = tmp_path / "usage.db"
     path.unlink(missing_ok=True)
     plain = sqlite3.connect(":memory:", isolation_level=None)
-    plain.executescript("".join(MIGRATIONS))
+    plain.executescript("".join(one for one in MIGRATIONS if isinstance(one, str)))
     store = Store(path)
     for statement, values in writes:
         expected = None
@@ -307,11 +309,13 @@ def test_close_writes_what_is_queued(
 WRITER = """
 import sys
 from pathlib import Path
-from manager.storage.store import Run, Store
+from manager.storage import runs
+from manager.storage.rows import Run
+from manager.storage.store import Store
 
 store = Store(Path(sys.argv[1]))
 for number in range(10**6):
-    store.begin_run(Run(str(number), "m", "s", "f", 1, None, None, number, None))
+    runs.begin(store, Run(str(number), "m", "s", "f", 1, None, None, number, None))
     print(number, flush=True)
 """
 
@@ -327,7 +331,7 @@ def test_what_was_written_survives_kill_9(path: Path) -> None:
     process.stdout.close()
     process.wait()
     store = Store(path)
-    found = {run.id for run in store.open_runs()}
+    found = {run.id for run in runs.unfinished(store)}
     store.close()
     assert {line.strip() for line in told if line.endswith("\n")} <= found
 
@@ -370,13 +374,13 @@ def test_an_older_file_is_migrated_and_keeps_its_rows(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = Store(path)
-    old.begin_run(a_run())
+    runs.begin(old, a_run())
     old.close()
     further = ("ALTER TABLE runs ADD COLUMN a TEXT", "CREATE TABLE b (c); INSERT INTO b VALUES (7)")
     monkeypatch.setattr(store_module, "MIGRATIONS", MIGRATIONS + further)
     for _ in range(2):  # the second time there is nothing left to do
         new = Store(path)
-        assert new.open_runs() == [a_run()]
+        assert runs.unfinished(new) == [a_run()]
         new.close()
     assert query(path, "PRAGMA user_version") == [(len(MIGRATIONS) + 2,)]
     assert query(path, "SELECT a FROM runs") == [(None,)]
@@ -387,7 +391,7 @@ def test_a_migration_that_fails_half_way_leaves_the_file_at_its_old_version(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = Store(path)
-    old.begin_run(a_run())
+    runs.begin(old, a_run())
     old.close()
     schema = query(path, "SELECT sql FROM sqlite_master")
     half = ("CREATE TABLE extra (a); UPDATE runs SET model = 'x'; INSERT INTO nothing VALUES (1)",)
@@ -397,7 +401,7 @@ def test_a_migration_that_fails_half_way_leaves_the_file_at_its_old_version(
     monkeypatch.undo()
     assert query(path, "SELECT sql FROM sqlite_master") == schema
     again = Store(path)
-    assert again.open_runs() == [a_run()]
+    assert runs.unfinished(again) == [a_run()]
     again.close()
 
 
@@ -447,10 +451,16 @@ def test_a_damaged_file_is_refused_and_stays_as_it_is(
 ) -> None:
     store = Store(path)
     for number in range(100):
-        store.begin_run(a_run(f"{number:0100}"))
+        runs.begin(store, a_run(f"{number:0100}"))
     store.close()
     damaged = damage(path.read_bytes())
     path.write_bytes(damaged)
     with pytest.raises(StoreError, match="move it away or restore a backup"):
         Store(path)
     assert path.read_bytes() == damaged
+
+
+def test_a_request_row_has_the_columns_of_its_table(tmp_path: Path) -> None:
+    Store(tmp_path / "usage.db").close()
+    columns = [name for _, name, *_ in query(tmp_path / "usage.db", "PRAGMA table_info(requests)")]
+    assert tuple(columns) == ("seq", *RequestRow._fields)

@@ -17,8 +17,9 @@ import pytest
 
 from manager.storage import spool as spool_module
 from manager.storage import store as store_module
+from manager.storage.rows import RequestRow
 from manager.storage.spool import Spool
-from manager.storage.store import RequestRow, Store, StoreError
+from manager.storage.store import Store, StoreError
 from tests.support.usage_rows import a_request, query
 
 Eventually = Callable[[Callable[[], Any]], Any]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manager.usage.latency import (
+from manager.storage.latency import (
     added,
     bucket,
     histogram,
