@@ -1,4 +1,4 @@
-"""Who wants to know that something changed: subscribers with a bounded memory each."""
+"""Notifies subscribers that something changed; each has a bounded buffer."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Subscription:
         return self._closed
 
     def take(self, timeout: float) -> list[Event]:
-        """All events that wait, once one has come that wakes, or after ``timeout`` seconds; none
+        """All pending events, once one has come that wakes, or after ``timeout`` seconds; none
         when it is closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._is_woken or self._closed, timeout)
@@ -68,27 +68,27 @@ class Subscription:
 
 
 class Events:
-    """Hands every event to all who want its kind; publishing never blocks."""
+    """Hands every event to all subscribers of its kind; publishing never blocks."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._subscriptions: set[Subscription] = set()
 
     def publish(self, kind: str, make_data: Callable[[], Any], *, wakes: bool = True) -> None:
-        """``tell`` makes the event's data; it is only asked where somebody listens.
+        """``make_data`` makes the event's data; it is only called where somebody has subscribed.
 
-        What comes each second does not wake its readers: a hundred threads that wake at one moment
-        fight over the interpreter's lock. Each finds it at its own next look.
+        With ``wakes=False``, for what comes each second, readers are not woken: a hundred threads
+        that wake at one moment contend for the GIL. Each finds it the next time that it wakes.
         """
-        subscriptions = self._who_want(kind)
+        subscriptions = self._subscribers_of(kind)
         if subscriptions:
             event = Event(kind, make_data())
             for subscription in subscriptions:
                 subscription.put(event, wakes)
 
     def has_subscribers(self, kind: str) -> bool:
-        """Whether somebody listens for these."""
-        return bool(self._who_want(kind))
+        """Whether somebody has subscribed to this kind."""
+        return bool(self._subscribers_of(kind))
 
     def subscribe(self, kinds: Collection[str] | None = None) -> Subscription:
         """From now on; of these kinds, or of all."""
@@ -102,6 +102,6 @@ class Events:
             self._subscriptions.discard(subscription)
         subscription.close()
 
-    def _who_want(self, kind: str) -> list[Subscription]:
+    def _subscribers_of(self, kind: str) -> list[Subscription]:
         with self._lock:
             return [one for one in self._subscriptions if one.accepts(kind)]

@@ -16,8 +16,8 @@ from bench.placement import shapes
 from bench.placement.policies import POLICIES, in_order
 from bench.placement.simulation import ALIVE, STOPPING, Outcome, Simulation
 from bench.placement.trace import ModelSpec, Trace, TraceError, read, with_ids, write
-from manager.placement.planner import (
-    YIELD_AFTER_SECONDS,
+from manager.placement.planner import YIELD_AFTER_SECONDS, plan
+from manager.placement.types import (
     Action,
     Allocation,
     Decision,
@@ -25,9 +25,8 @@ from manager.placement.planner import (
     Evictability,
     SchemeOption,
     StartRequest,
-    VictimChooser,
-    plan,
 )
+from manager.placement.victims import VictimChooser
 
 OURS = POLICIES["ours"]
 SHIPPED = sorted(shapes.SHIPPED)

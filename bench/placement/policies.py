@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from manager.placement.planner import Allocation, VictimChooser, choose_victims, stop_cost
+from manager.placement.planner import stop_cost
+from manager.placement.types import Allocation
+from manager.placement.victims import VictimChooser, choose_victims
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.placement.trace import ModelSpec, Trace, with_ids, write
-from manager.placement.planner import SchemeOption
+from manager.placement.types import SchemeOption
 
 TRACES = Path(__file__).resolve().parent.parent / "traces"
 

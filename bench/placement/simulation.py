@@ -23,18 +23,16 @@ from dataclasses import dataclass, field, replace
 
 from bench.placement.policies import Policy, Use
 from bench.placement.trace import ModelSpec, Trace
-from manager.placement.planner import (
+from manager.placement.planner import plan, update_mean_gap, yield_at
+from manager.placement.types import (
     Action,
     Allocation,
     Decision,
     DeviceBudget,
     Evictability,
     StartRequest,
-    VictimChooser,
-    plan,
-    update_mean_gap,
-    yield_at,
 )
+from manager.placement.victims import VictimChooser
 
 ALIVE = 15 * 60.0  # seconds
 STOPPING = 0.5  # seconds
@@ -280,10 +278,10 @@ class Simulation:
     def _leave_line(self, model: Model) -> None:
         model.asked.clear()
         if model.wanted.planned is not None:
-            model.wanted = replace(model.wanted, intended=None)
+            model.wanted = replace(model.wanted, planned=None)
 
     def _evict(self, model: Model, decision: Decision) -> None:
-        model.wanted = replace(model.wanted, intended=decision)
+        model.wanted = replace(model.wanted, planned=decision)
         for name in decision.models:
             self.outcome.evictions += 1
             self._stop(self.models[name])

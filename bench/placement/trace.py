@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from manager.placement.planner import DeviceBudget, SchemeOption
+from manager.placement.types import DeviceBudget, SchemeOption
 
 
 class TraceError(Exception):

@@ -1,4 +1,4 @@
-"""The devices that models run on: how their drivers are asked, and what they said last."""
+"""The devices that models run on: how their drivers are read, and their last readings."""
 
 from manager.devices.base import DeviceError, DevicePlugin, Reading
 from manager.devices.cpu import Cpu

@@ -14,10 +14,10 @@ class DeviceError(Exception):
 
 @dataclass(frozen=True)
 class Reading:
-    """One device as its driver tells it.
+    """One device as its driver reports it.
 
     ``kind`` is ``nvidia``, ``cpu`` or a plugin's own word; ``index`` the driver's number of it,
-    which tells equal cards apart. Memory is in MB (2**20 bytes), None where nothing measures it;
+    which distinguishes equal cards. Memory is in MB (2**20 bytes), None where nothing measures it;
     ``load`` is 0 to 1. ``held_mb`` is what each process holds there, by pid, where that is known.
     """
 
@@ -31,7 +31,7 @@ class Reading:
     held_mb: Mapping[int, int] | None = None
 
     def fault(self) -> str | None:
-        """What of it nobody could reckon with; None if all is well."""
+        """What of it is invalid; None if all is well."""
         for key in ("name", "kind"):
             if not isinstance(getattr(self, key), str) or not getattr(self, key):
                 return f"a Reading's {key} must be a text, not {getattr(self, key)!r}"
@@ -55,20 +55,20 @@ class Reading:
 
     @property
     def id(self) -> str:
-        """What tells it from every other device, and a person which one it is."""
+        """Unique among all devices, and readable for a person."""
         return f"{self.name} #{self.index}"
 
 
 class DevicePlugin:
-    """One way to ask for devices. ``name`` tells it from others: a plugin with the name of a
-    shipped one takes its place."""
+    """One way to read devices. ``name`` is unique: a plugin with the name of a shipped one
+    replaces it."""
 
     name: ClassVar[str]
 
     def read(self, pids: Collection[int]) -> Sequence[Reading]:
         """Every device that is online now, in the driver's order.
 
-        ``pids`` are the processes of the running models, for a plugin that has to ask for each.
+        ``pids`` are the processes of the running models, for a plugin that has to read each.
         May take long and may hang: it has a thread of its own. Raises DeviceError.
         """
         raise NotImplementedError(f"{type(self).__name__} reads nothing")

@@ -25,7 +25,7 @@ class Cpu(DevicePlugin):
     name = "cpu"
 
     def __init__(self) -> None:
-        self._has_asked_for_load = False
+        self._has_read_load = False
 
     def read(self, pids: Collection[int]) -> Sequence[Reading]:
         memory = psutil.virtual_memory()
@@ -45,7 +45,7 @@ class Cpu(DevicePlugin):
     def _load(self) -> float | None:
         """The share of the time since the last call that was not idle; None at the first."""
         load: float = psutil.cpu_percent(interval=None) / 100
-        is_first, self._has_asked_for_load = not self._has_asked_for_load, True
+        is_first, self._has_read_load = not self._has_read_load, True
         return None if is_first else load
 
 
@@ -67,5 +67,5 @@ def _held(pids: Collection[int]) -> tuple[dict[int, int], int]:
         except psutil.Error:
             continue  # it has ended, or is another user's: it is not in the answer
         held[pid] = memory.rss // _MB
-        mapped += getattr(memory, "shared", 0)  # Linux tells it
+        mapped += getattr(memory, "shared", 0)  # Linux reports it
     return held, mapped

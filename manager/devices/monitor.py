@@ -1,8 +1,8 @@
 """The devices' last readings: polled beside the requests, and only while somebody needs them.
 
-Locks: ``_waking`` orders falling asleep and waking, ``_changed`` has all the rest, ``_telling``
-keeps snapshots in order for listeners. ``_changed`` may be taken while one of the others is held,
-never the other way round; no plugin is called under any of them.
+Locks: ``_waking`` orders falling asleep and waking, ``_changed`` guards all the rest,
+``_notifying`` keeps snapshots in order for listeners. ``_changed`` may be taken while one of the
+others is held, never the other way round; no plugin is called under any of them.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from manager.devices.base import DeviceError, DevicePlugin, Reading
 
 log = logging.getLogger(__name__)
 
-ACTIVE_SECONDS = 10.0  # seconds that polling goes on after the last request
-HUNG_AFTER_SECONDS = 3.0  # seconds after which a poll is not waited for any more
-_STOP = 2.0  # seconds that stop() waits for polls under way
-_MAX_LOGGED = 100  # different faults of a plugin that are logged
+ACTIVE_SECONDS = 10.0  # that polling goes on after the last request
+HUNG_AFTER_SECONDS = 3.0  # after which a poll is not waited for any more
+STOP_SECONDS = 2.0  # that stop() waits for polls under way
+MAX_LOGGED_FAULTS = 100  # different ones of a plugin
 
 
 @dataclass(frozen=True)
 class Device:
-    """What a device's driver said last. ``read_at``: monotonic seconds, when that poll began.
+    """A device's last reading. ``read_at``: monotonic seconds, when that poll began.
 
-    ``stale``: it said nothing since, though it was asked.
+    ``stale``: there is no newer one, though its driver was polled.
     """
 
     reading: Reading
@@ -77,13 +77,13 @@ class _Poller:
 
 
 class Monitor:
-    """Polls each plugin in a thread of its own, named ``device-<plugin>``, and keeps what it said.
+    """Polls each plugin in a thread of its own, named ``device-<plugin>``, and keeps its readings.
 
     Awake it is polled by ``tick``, once a second, until ten seconds after the last ``touch`` with
     ``watched`` saying no; then the ticks are paused. ``pids`` gives the processes of the running
     models; it is called in a plugin's thread.
 
-    A device that a good poll no longer lists is offline and gone. While a plugin fails or hangs
+    A device that a good poll no longer lists is offline and removed. While a plugin fails or hangs
     its last readings stay, marked stale.
     """
 
@@ -99,7 +99,7 @@ class Monitor:
         self._watched = watched
         self._changed = threading.Condition()
         self._waking = threading.Lock()
-        self._telling = threading.Lock()
+        self._notifying = threading.Lock()
         self._pollers = [_Poller(plugin) for plugin in plugins]
         self._threads: list[threading.Thread] = []
         self._listeners: list[Callable[[Snapshot], None]] = []
@@ -124,18 +124,18 @@ class Monitor:
     def stop(self) -> None:
         """Ends the threads. From now on nothing is polled, whoever asks."""
         with self._waking:
-            self._asleep = False  # a late request must not resume a job that may be gone
+            self._asleep = False  # a late request must not resume a job that may have been removed
             with self._changed:
                 self._stopping = True
                 self._changed.notify_all()
-        deadline = time.monotonic() + _STOP
+        deadline = time.monotonic() + STOP_SECONDS
         for thread in self._threads:
             # One whose driver hangs cannot be ended from here, and waiting for it would have the
             # program hang with the driver: the thread is left, and ends with the process.
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def attach(self, pause: Callable[[], None], resume: Callable[[], None]) -> None:
-        """How the ticks are paused and resumed. Until it is told otherwise, they are paused.
+        """How the ticks are paused and resumed. Until this is called, they are paused.
 
         Both are called under a lock, one after the other: they must not wait for a thread that
         calls this object, and must not raise.
@@ -163,7 +163,7 @@ class Monitor:
                 for poller in self._pollers:
                     poller.wanted = False
                     poller.readings, poller.read_at, poller.fault = (), None, None
-                    poller.answered = None  # what it said before is thrown away
+                    poller.answered = None  # what it reported before is dropped
                 self._changed.notify_all()
         if enabled:
             self.touch()
@@ -195,7 +195,7 @@ class Monitor:
             now = self._clock.monotonic()
             all_hang = all(poller.hangs(now) for poller in self._pollers)
         if all_hang:
-            self._tell()  # no poll will, and the faults name a longer time than before
+            self._notify()  # no poll will, and the faults name a longer time than before
 
     def refresh(self) -> None:
         """Has every plugin polled now, without waiting.
@@ -283,8 +283,8 @@ class Monitor:
 
         Hazard: a tick decides to sleep, a request touches and sees that we are awake, the tick
         pauses, and nobody polls although a request came. So the tick first says that it sleeps
-        and then looks once more whether somebody touched, and touch() first says that it came
-        and then looks whether we sleep: at least one of the two sees the other. And pause and
+        and then checks once more whether somebody touched, and touch() first says that it came
+        and then checks whether we sleep: at least one of the two sees the other. And pause and
         resume are called under one lock with the decision, so that a pause that was decided
         before cannot come after a resume.
         """
@@ -313,12 +313,12 @@ class Monitor:
         """Under ``_changed``."""
         if not self._enabled:
             return
-        asleep = [poller for poller in pollers if not poller.wanted]
-        for poller in asleep:
+        not_yet_wanted = [poller for poller in pollers if not poller.wanted]
+        for poller in not_yet_wanted:
             poller.wanted = True
-        # Only where there is news: those who wait in fresh() come through here, and would
-        # wake each other for ever.
-        if asleep:
+        # Only where there is news: those who wait in wait_for_reading() come through here, and
+        # would wake each other for ever.
+        if not_yet_wanted:
             self._changed.notify_all()
 
     def _run(self, poller: _Poller) -> None:
@@ -339,7 +339,7 @@ class Monitor:
                 self._changed.notify_all()
                 is_news = self._enabled and not self._stopping
             if is_news:
-                self._tell()
+                self._notify()
 
     def _poll(self, poller: _Poller) -> tuple[tuple[Reading, ...] | None, str | None]:
         """The readings, or None and why there are none. The thread outlives whatever it is."""
@@ -348,8 +348,8 @@ class Monitor:
             for reading in readings:
                 if not isinstance(reading, Reading):
                     raise TypeError(f"read() must return Readings, not a {type(reading).__name__}")
-                if said := reading.fault():
-                    raise TypeError(said)
+                if fault := reading.fault():
+                    raise TypeError(fault)
             return readings, None
         except DeviceError as error:
             fault = str(error) or "cannot be read"
@@ -364,22 +364,22 @@ class Monitor:
         return None, fault
 
     def _is_new(self, poller: _Poller, fault: str) -> bool:
-        if fault in poller.logged or len(poller.logged) >= _MAX_LOGGED:
+        if fault in poller.logged or len(poller.logged) >= MAX_LOGGED_FAULTS:
             return False
         poller.logged.add(fault)
         return True
 
-    def _tell(self) -> None:
-        # Composed under the lock under which it is told: else the older one of two threads'
-        # snapshots could be told last, and stay on a page.
-        with self._telling:
+    def _notify(self) -> None:
+        # Composed under the lock under which listeners are called: else the older one of two
+        # threads' snapshots could be reported last, and stay on a page.
+        with self._notifying:
             snapshot = self.snapshot
             for callback in self._listeners:
                 try:
                     callback(snapshot)
                 except Exception:
                     # A listener's fault must not end the polling.
-                    log.exception("telling of the devices failed")
+                    log.exception("a listener to the devices failed")
 
 
 def _nothing() -> None:

@@ -22,8 +22,8 @@ from manager.devices.nvml import Nvml
 
 log = logging.getLogger(__name__)
 
-TIMEOUT = 5.0  # seconds for nvidia-smi, which takes one or two where the driver sleeps
-_KILL_WAIT = 1.0  # seconds; what is not gone by then hangs inside of the driver
+TIMEOUT_SECONDS = 5.0  # for nvidia-smi, which takes one or two where the driver sleeps
+_KILL_WAIT_SECONDS = 1.0  # what has not ended by then hangs inside of the driver
 _MAX_TEXT = 400
 
 # The first two of the twelve fields that GPUtil asks for: index and UUID.
@@ -36,19 +36,19 @@ _INFOROM_CORRUPTED = 14
 class Nvidia(DevicePlugin):
     """Every NVIDIA card, in the order in which ``nvidia-smi`` numbers them.
 
-    Which way is taken is found out by the first reading and not before: to begin with NVML may
-    take seconds, and hangs where the driver does, which must not hold up the program's start.
+    Which of them is decided by the first reading and not before: initialising NVML may take
+    seconds, and hangs where the driver does, which must not hold up the program's start.
     """
 
     name = "nvidia"
 
     def __init__(self) -> None:
-        self._way: DevicePlugin | None = None
+        self._reader: DevicePlugin | None = None
 
     def read(self, pids: Collection[int]) -> Sequence[Reading]:
-        if self._way is None:
-            self._way = _choose()
-        return self._way.read(pids)
+        if self._reader is None:
+            self._reader = _choose()
+        return self._reader.read(pids)
 
 
 def _choose() -> DevicePlugin:
@@ -67,7 +67,7 @@ class Smi(DevicePlugin):
 
     name = "nvidia"
 
-    def read(self, pids: Collection[int]) -> Sequence[Reading]:  # noqa: ARG002 - it tells by card
+    def read(self, pids: Collection[int]) -> Sequence[Reading]:  # noqa: ARG002 - it reports by card
         if not _is_installed():
             return ()
         if _call.overdue is not None:
@@ -75,11 +75,11 @@ class Smi(DevicePlugin):
                 # Another one would hang as well, and they would heap up, one a second.
                 raise DeviceError(
                     f"nvidia-smi (pid {_call.overdue.pid}) hangs inside of the driver and cannot"
-                    " be ended; load the driver anew or restart the machine"
+                    " be ended; reload the driver or restart the machine"
                 )
             _call.overdue = None
         gputil = _gputil()
-        _call.fault = "nvidia-smi was not asked"  # until its answer is there
+        _call.fault = "nvidia-smi was not run"  # until its answer is there
         try:
             cards = gputil.getGPUs()
         except (ValueError, IndexError, ZeroDivisionError) as error:
@@ -115,7 +115,7 @@ def _known(number: float) -> float | None:
 def _is_installed() -> bool:
     if shutil.which("nvidia-smi"):
         return True
-    # Where GPUtil looks for it on Windows when PATH does not have it.
+    # Where GPUtil searches for it on Windows when PATH does not have it.
     drive = os.environ.get("SYSTEMDRIVE") if os.name == "nt" else None
     folder = Path(f"{drive}\\Program Files\\NVIDIA Corporation\\NVSMI")
     return drive is not None and (folder / "nvidia-smi.exe").is_file()
@@ -148,7 +148,7 @@ def _distutils() -> Iterator[None]:
     try:
         yield
     finally:
-        # Others who look for distutils must find what they found without us.
+        # Others who import distutils must find what they found without us.
         for name in modules:
             sys.modules.pop(name, None)
 
@@ -189,11 +189,13 @@ class _NvidiaSmi(subprocess.Popen[bytes]):
     ) -> tuple[bytes, bytes]:
         """The rows of the cards and nothing else; why there are none is in ``_call.fault``."""
         try:
-            output, errors = super().communicate(input, TIMEOUT if timeout is None else timeout)
+            output, errors = super().communicate(
+                input, TIMEOUT_SECONDS if timeout is None else timeout
+            )
         except subprocess.TimeoutExpired:
             _call.fault = (
-                f"nvidia-smi did not answer within {TIMEOUT:g} seconds and was ended;"
-                " run it by hand to see what it waits for"
+                f"nvidia-smi did not answer within {TIMEOUT_SECONDS:g} seconds and was ended;"
+                " run it in a terminal to see what it waits for"
             )
             self._end()
             return b"", b""
@@ -211,7 +213,7 @@ class _NvidiaSmi(subprocess.Popen[bytes]):
             with contextlib.suppress(ProcessLookupError):  # it ended just now
                 os.killpg(self.pid, signal.SIGKILL)
         try:
-            super().communicate(timeout=_KILL_WAIT)
+            super().communicate(timeout=_KILL_WAIT_SECONDS)
         except subprocess.TimeoutExpired:
             # A process that waits inside of the driver cannot be killed: waiting for its end
             # would wait for the driver.
@@ -219,11 +221,11 @@ class _NvidiaSmi(subprocess.Popen[bytes]):
 
 
 def _fault(code: int, text: list[str]) -> str | None:
-    """Why an exit code and what stands beside the cards' rows are no answer; None if they are."""
-    said = " ".join(line for line in text if not line.upper().startswith("WARNING"))[:_MAX_TEXT]
-    if said.startswith(_NO_CARDS):
+    """Why an exit code and the lines beside the cards' rows mean a failure; None if they do not."""
+    message = " ".join(line for line in text if not line.upper().startswith("WARNING"))[:_MAX_TEXT]
+    if message.startswith(_NO_CARDS):
         return None
     if code in (0, _INFOROM_CORRUPTED):
-        return f"nvidia-smi says: {said}" if said else None
+        return f"nvidia-smi says: {message}" if message else None
     how = f"exit code {code}" if code > 0 else f"signal {-code}"
-    return f"nvidia-smi ended with {how}: {said}" if said else f"nvidia-smi ended with {how}"
+    return f"nvidia-smi ended with {how}: {message}" if message else f"nvidia-smi ended with {how}"

@@ -25,7 +25,7 @@ class _Card:
 class Nvml(DevicePlugin):
     """Every card that NVML lists. Used memory includes what the driver keeps for itself.
 
-    Making it loads the library and begins with it, which may take seconds and may hang: make it
+    Making it loads and initialises the library, which may take seconds and may hang: make it
     where it is read. Raises ImportError without the wheel ``nvidia-ml-py``, DeviceError where the
     library is missing or does not work.
     """
@@ -56,7 +56,7 @@ class Nvml(DevicePlugin):
             return self._readings()
         except self._nvml.NVMLError:
             # After a reload of the driver, and after a card was lost, every handle is void and
-            # the library has to begin anew. Which errors say so depends on the driver.
+            # the library has to be initialised again. Which errors say so depends on the driver.
             self._end()
         try:
             self._nvml.nvmlInit()
@@ -66,7 +66,7 @@ class Nvml(DevicePlugin):
 
     def _end(self) -> None:
         self._cards = None
-        with contextlib.suppress(self._nvml.NVMLError):  # it was not begun, and there is no end
+        with contextlib.suppress(self._nvml.NVMLError):  # it was not initialised
             self._nvml.nvmlShutdown()
 
     def _readings(self) -> list[Reading]:
@@ -112,7 +112,7 @@ class Nvml(DevicePlugin):
         )
 
     def _held(self, handle: Any) -> dict[int, int] | None:
-        """MB by pid; None where the driver does not tell, as on Windows' desktops."""
+        """MB by pid; None where the driver does not report it, as on Windows' desktops."""
         nvml = self._nvml
         lists = [
             self._known(nvml.nvmlDeviceGetComputeRunningProcesses, handle),
@@ -121,17 +121,17 @@ class Nvml(DevicePlugin):
         if lists == [None, None]:
             return None
         held: dict[int, int] = {}
-        is_silent = False
+        is_incomplete = False
         for processes in lists:
             own: dict[int, int] = {}
             for process in processes or ():
                 if process.usedGpuMemory is None:
-                    is_silent = True
+                    is_incomplete = True
                 else:  # a process has an entry for each slice of a divided card
                     own[process.pid] = own.get(process.pid, 0) + process.usedGpuMemory
             # One that computes and draws stands in both lists, each time with all that it holds.
             held.update({pid: max(used, held.get(pid, 0)) for pid, used in own.items()})
-        if is_silent and not held:
+        if is_incomplete and not held:
             return None
         return {pid: -(-used // _MB) for pid, used in held.items()}
 
@@ -147,5 +147,5 @@ class Nvml(DevicePlugin):
 
 def _fault(error: Exception) -> DeviceError:
     return DeviceError(
-        f"NVML, the NVIDIA driver's library, says: {error}; see what nvidia-smi says to it"
+        f"NVML, the NVIDIA driver's library, reports: {error}; see what nvidia-smi reports"
     )

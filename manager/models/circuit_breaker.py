@@ -1,11 +1,11 @@
-"""When to stop trying: pure, time is an argument."""
+"""When not to start a model again yet. Pure: time is an argument."""
 
 from __future__ import annotations
 
 from collections import deque
 
 FAILURES = 3
-WINDOW_SECONDS = 60.0  # seconds in which they count together
+WINDOW_SECONDS = 60.0  # in which they count together
 FIRST_WAIT_SECONDS = 10.0
 MAX_WAIT_SECONDS = 300.0
 

@@ -31,7 +31,7 @@ class Fleet:
         self._shared = shared
         self._lock = threading.Lock()
         self._models: dict[str, Model] = {}
-        self._leaving: list[Model] = []
+        self._removed: list[Model] = []
         self._closed = False
         self._strays: threading.Thread | None = None
         self._config = settings
@@ -44,8 +44,8 @@ class Fleet:
     def find(
         self, name: str, may_see: Callable[[ModelSettings], bool] = lambda _model: True
     ) -> Model:
-        """The model of that name or alias. Raises ApiError 404, with the near names of those that
-        the asker may see."""
+        """The model of that name or alias. Raises ApiError 404, with the similar names among those
+        that ``may_see`` lets the caller know of."""
         settings = self._config.find(name)
         model = self._models.get(settings.name) if settings else None
         if model is None:
@@ -57,7 +57,7 @@ class Fleet:
         return list(self._models.values())
 
     def apply(self, settings: Config) -> None:
-        """Takes a new config: removed models drain and stop, changed ones are launched anew at
+        """Takes a new config: removed models drain and stop, changed ones are launched again at
         their next start, limits hold at once. Raises ApiError 503 at the program's end."""
         with self._lock:
             if self._closed:
@@ -79,9 +79,9 @@ class Fleet:
                     model.configure(model_settings, settings.program, interface)
                 after[name] = model
             removed = [model for name, model in before.items() if name not in after]
-            self._leaving = [m for m in self._leaving if m.is_busy] + removed
+            self._removed = [m for m in self._removed if m.is_busy] + removed
             for model in after.values():
-                model.wait_for_predecessors([m for m in self._leaving if _conflicts(m, model)])
+                model.wait_for_predecessors([m for m in self._removed if _conflicts(m, model)])
             # Readers take no lock: each sees the whole old or the whole new mapping.
             self._models, self._config = after, settings
         self._shared.placement.configure(settings.program)
@@ -125,7 +125,7 @@ class Fleet:
     def heartbeat(self) -> None:
         """Records which servers are alive."""
         with self._lock:
-            models = [*self._models.values(), *self._leaving]
+            models = [*self._models.values(), *self._removed]
         alive = [run for model in models if (run := model.run) is not None]
         if alive:
             runs.heartbeat(self._shared.store, alive, self._shared.clock.wall_ms())
@@ -135,7 +135,7 @@ class Fleet:
 
         with self._lock:
             self._closed = True
-            models = [*self._models.values(), *self._leaving]
+            models = [*self._models.values(), *self._removed]
         for model in models:
             try:
                 model.close("the program was shut down", _shutting_down)
@@ -156,7 +156,9 @@ class Fleet:
         ports = {model.settings.port for model in self.models() if model.settings.port}
         return ports | {self._config.program.port}
 
-    def _not_found(self, name: str, may_see: Callable[[ModelSettings], bool]) -> ApiError:
+    def _not_found(
+        self, name: str, may_see: Callable[[ModelSettings], bool] = lambda _model: True
+    ) -> ApiError:
         known_models = self._config.models.values()
         listed = [model for model in known_models if not model.unlisted and may_see(model)]
         names = [known for model in listed for known in (model.name, *model.aliases)]
@@ -174,9 +176,9 @@ class Fleet:
         )
 
 
-def _conflicts(leaving: Model, model: Model) -> bool:
+def _conflicts(removed: Model, model: Model) -> bool:
     """Two servers of one model, or two on one port, must not run at the same time."""
-    ours, theirs = model.settings, leaving.settings
+    ours, theirs = model.settings, removed.settings
     return ours.name == theirs.name or (ours.port is not None and ours.port == theirs.port)
 
 

@@ -1,8 +1,9 @@
-"""A request's right to use a model, and the line of those that wait for one."""
+"""A request's right to use a model, and the queue of those that wait for one."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -15,7 +16,7 @@ from manager.relay.upstream import Upstream
 class Lease:
     """A right to send one request to a ready model, which counts as busy meanwhile.
 
-    A context manager; ``release`` gives the place back and may be called more than once.
+    A context manager; ``release`` ends it and may be called more than once.
     """
 
     def __init__(
@@ -48,8 +49,8 @@ class Lease:
 
 
 class Ticket:
-    """A waiting request's place in the line, with a condition of its own on the model's lock:
-    a place that becomes free wakes the one whose turn it is, not all that wait."""
+    """A waiting request, with a condition of its own on the model's lock: a slot that is released
+    wakes the request that gets it, not all that wait."""
 
     def __init__(
         self, lock: threading.Lock, arrival: float, priority: int, *, behind: bool
@@ -57,7 +58,7 @@ class Ticket:
         self.ready = threading.Condition(lock)
         self.priority = priority
         self.rank = planner.queue_rank(arrival, priority)
-        self.behind = behind  # other models, which this one makes room for
+        self.behind = behind  # other models, which its own yields to
         self.lease: Lease | None = None
         self.error: Exception | None = None
 
@@ -71,8 +72,8 @@ class RequestQueue:
     """The requests that wait for one model, in the order of their ranks. Every method is called
     with the model's lock held.
 
-    While the model yields to others, those that come wait behind these: whatever their priority,
-    their turn is not before the model yields no more.
+    While the model yields to others, requests that come wait behind these, whatever their
+    priority, until the model does not yield any more.
     """
 
     def __init__(self, lock: threading.Lock) -> None:
@@ -96,12 +97,27 @@ class RequestQueue:
         return ticket
 
     def remove(self, ticket: Ticket) -> None:
-        """Nothing, where it has left or had its turn."""
+        """Does nothing where it is not in the queue any more."""
         equals = self._by_priority.get(ticket.priority)
         if equals is not None and ticket in equals:
             del equals[ticket]
             if not equals:
                 del self._by_priority[ticket.priority]
+
+    def wait(self, ticket: Ticket, seconds: float) -> Lease | None:
+        """The ticket's lease; None if it has none in time. Raises what the wait was ended with."""
+        deadline = time.monotonic() + seconds
+        try:
+            while ticket.lease is None and ticket.error is None:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return None
+                ticket.ready.wait(left)
+        finally:
+            self.remove(ticket)
+        if ticket.error is not None:
+            raise ticket.error
+        return ticket.lease
 
     def is_blocked(self) -> bool:
         """Whether the next that has come or will come waits behind others."""
@@ -113,7 +129,7 @@ class RequestQueue:
         return ticket
 
     def reject_all(self, make: Callable[[], Exception]) -> None:
-        """Ends every wait with an exception, made anew for each: a traceback belongs to one
+        """Ends every wait with an exception, a new one for each: a traceback belongs to one
         thread."""
         all_waiting, self._by_priority = self._by_priority, {}
         for equals in all_waiting.values():
@@ -121,7 +137,7 @@ class RequestQueue:
                 ticket.resolve(error=make())
 
     def stop_yielding(self) -> None:
-        """The model yields no more."""
+        """The model does not yield any more."""
         self.yielding = False
         for equals in self._by_priority.values():
             for ticket in equals:

@@ -1,24 +1,24 @@
-"""One model: its lock, its states, the one thread that starts and stops it.
+"""One model: its lock and its states.
 
 What a call does in each state:
 
 ===========  ============================  ==========================  ====================
 state        a request                     start                       stop
 ===========  ============================  ==========================  ====================
-stopped      joins the line, starts        starts                      nothing
-queued       joins the line                nothing                     cancels the start
-starting     joins the line                nothing                     cancels the start
-ready        a lease, or the line          nothing                     drains, then stops
-stopping     joins the line; started anew  started anew when stopped   nothing
+stopped      is queued, starts             starts                      nothing
+queued       is queued                     nothing                     cancels the start
+starting     is queued                     nothing                     cancels the start
+ready        a lease, or is queued         nothing                     drains, then stops
+stopping     is queued; started again      started again when stopped  nothing
              when stopped
 failed       as stopped, unless the        starts, closes the breaker  becomes stopped
              breaker is open
 ===========  ============================  ==========================  ====================
 
-The line's order is by priority and arrival, see ``planner.queue_rank``. Only this module changes a
-model's state, under the model's lock, and never does I/O while it holds it. One worker thread at
-a time, named ``start-<model>``, does what the state asks for, so that two starts can never overlap
-and no client's going away can break one.
+The queue's order is by priority and arrival, see ``planner.queue_rank``. Only this module changes
+a model's state, under the model's lock, and never does I/O while it holds it. One worker thread
+at a time, see ``worker``, does what the state asks for, so that two starts can never overlap and
+no client that disconnects can break one.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from __future__ import annotations
 import enum
 import logging
 import threading
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from manager.config import loader
+from manager.config.settings import Model as ModelSettings
+from manager.config.settings import Program
 from manager.errors import ApiError, ClientDisconnected
 from manager.interfaces import Interface
+from manager.models import views
 from manager.models.circuit_breaker import CircuitBreaker
 from manager.models.lease import Lease, RequestQueue, Ticket
 from manager.models.process_tree import ProcessTree
@@ -43,32 +44,22 @@ from manager.models.server import (
     StartCancelledError,
     StartFailedError,
     scheme_options,
-    stop_server,
 )
 from manager.models.startup import Start
-from manager.placement.placement import QueuePosition
-from manager.placement.planner import Action, Decision, Evictability, update_mean_gap
-from manager.placement.reservation import EvictionStatus, Reservation
+from manager.models.worker import Adoption, Step, Worker, bring_down, bring_up
+from manager.placement.planner import update_mean_gap
+from manager.placement.reservation import EvictionStatus
+from manager.placement.types import Evictability
 from manager.storage.rows import Run
 
 log = logging.getLogger(__name__)
 
-_WAVE = 16  # requests, about as many as are sent on within the pause
-_WAVE_PAUSE_SECONDS = 0.01  # seconds
-_RETRY_STOP_SECONDS = 0.5  # seconds, longer each time
-_MAX_RETRY_SECONDS = 30.0
-_LAST_TRIES = 3
-_RETRY_AFTER_SECONDS = 5.0  # seconds, for those who found no place in time
-
-
-# As scripts know them from the JSON.
-_ACTION_NAMES = {
-    Action.START: "start",
-    Action.EVICT: "evict",
-    Action.AWAIT_MEMORY: "soon",
-    Action.QUEUE: "wait",
-    Action.REJECT: "refuse",
-}
+WAVE_REQUESTS = 16  # about as many as are sent on within the pause
+WAVE_PAUSE_SECONDS = 0.01
+STOP_RETRY_SECONDS = 0.5  # longer each time
+MAX_STOP_RETRY_SECONDS = 30.0
+MAX_STOPS_AT_EXIT = 3
+RETRY_AFTER_SECONDS = 5.0  # for those whose time in the queue has run out
 
 
 class State(str, enum.Enum):
@@ -87,8 +78,8 @@ class Model:
 
     def __init__(
         self,
-        settings: loader.Model,
-        program: loader.Program,
+        settings: ModelSettings,
+        program: Program,
         interface: Interface,
         shared: ModelDependencies,
         avoid_ports: Callable[[], set[int]],
@@ -107,15 +98,15 @@ class Model:
         self._state = State.STOPPED
         self._queue = RequestQueue(self._lock)
         self._start: Start | None = None
-        self._adopting: tuple[Run, ProcessTree, Reservation] | None = None
+        self._adoption: Adoption | None = None
         self._server: Server | None = None
-        self._worker: threading.Thread | None = None
+        self._worker = Worker(settings.name, self._changed, self._next_step, self._announce)
         self._breaker = CircuitBreaker()
         self._last_used: float | None = None
         self._last_error: str | None = None
         self._passed_over: Mapping[str, str] = {}  # in the last start
         self._mean_gap: float | None = None
-        self._manual = False  # somebody has asked for the start under way
+        self._manual = False  # the start under way was asked for by a person
         self._evicting = False
         self._end_reason = ""
         self._crashed = False
@@ -126,10 +117,10 @@ class Model:
     # --- requests -----------------------------------------------------------------------
 
     def lease(self, client_disconnected: Callable[[], bool], priority: int = 0) -> Lease:
-        """A place on the ready model, at once or after waiting for a start or for one's turn.
+        """A lease on the ready model, at once or after waiting for a start or in the queue.
 
-        ``gone`` tells whether the client has left meanwhile; a higher ``priority`` waits less.
-        Raises ApiError (429, 503) and ClientDisconnected.
+        ``client_disconnected`` is polled meanwhile; a higher ``priority`` waits less. Raises
+        ApiError (429, 503) and ClientDisconnected.
         """
         with self._lock:
             self._record_gap()
@@ -148,7 +139,7 @@ class Model:
             self._shared.watch.remove(token)
 
     def _release(self, server: Server) -> None:
-        """A lease has ended; the next in line takes its place."""
+        """A lease has ended; the next request in the queue gets one."""
         with self._lock:
             server.in_flight -= 1
             self._last_used = self._clock.monotonic()
@@ -160,7 +151,7 @@ class Model:
             self._shared.placement.wake()
 
     def _record_gap(self) -> None:
-        """A request has come: if nobody used the model, that was a gap."""
+        """A request has come: if the model was not used, that was a gap."""
         is_used = self._queue or (self._server is not None and self._server.in_flight)
         if not is_used and self._last_used is not None:
             gap = self._clock.monotonic() - self._last_used
@@ -182,39 +173,26 @@ class Model:
                     503,
                     "start_failed",
                     f"{self.settings.name} failed to start several times and is not tried again"
-                    f" for {wait:.0f} seconds, unless it is started by hand. {self._last_error}",
+                    f" for {wait:.0f} seconds, unless it is started manually. {self._last_error}",
                     retry_after=wait,
                 )
             self._begin_start()
         return self._queue.enqueue(self._clock.monotonic(), priority)
 
     def _wait(self, ticket: Ticket) -> Lease:
-        # A start is bounded by its own time-outs; waiting one's turn by the queue's.
-        bound = self.program.queue_timeout
+        # A start is bounded by its own time-outs; waiting in the queue by the queue's.
+        seconds = self.program.queue_timeout
         if self._state is not State.READY:
-            bound += self.settings.start_timeout + 2 * self.settings.stop_timeout
-        deadline = time.monotonic() + bound
+            seconds += self.settings.start_timeout + 2 * self.settings.stop_timeout
         with self._lock:
-            try:
-                while ticket.lease is None and ticket.error is None:
-                    left = deadline - time.monotonic()
-                    if left <= 0:
-                        raise ApiError(
-                            503,
-                            "queue_timeout",
-                            f"{self.settings.name} had no place for {bound:g} seconds",
-                            retry_after=_RETRY_AFTER_SECONDS,
-                        )
-                    ticket.ready.wait(left)
-            finally:
-                self._queue.remove(ticket)
-            if ticket.lease is not None:
-                return ticket.lease
-            assert ticket.error is not None
-            raise ticket.error
+            lease = self._queue.wait(ticket, seconds)
+        if lease is None:
+            message = f"{self.settings.name} had no free slot for {seconds:g} seconds"
+            raise ApiError(503, "queue_timeout", message, retry_after=RETRY_AFTER_SECONDS)
+        return lease
 
     def _abandon(self, ticket: Ticket) -> None:
-        unwanted: Start | None = None
+        abandoned: Start | None = None
         with self._lock:
             if ticket.lease is None:
                 self._queue.remove(ticket)
@@ -222,10 +200,10 @@ class Model:
             start = self._start
             waits = start is not None and start.waiting is not None
             if waits and self._state is State.QUEUED and not self._queue and not self._manual:
-                unwanted = start
+                abandoned = start
                 self._begin_stop("nobody waits for it any more", start_again=False)
-        if unwanted is not None:
-            self._end_stop(unwanted)
+        if abandoned is not None:
+            self._end_stop(abandoned)
 
     def _has_capacity(self) -> bool:
         if self._state is not State.READY or self._server is None:
@@ -246,11 +224,11 @@ class Model:
             most -= 1
             self._queue.pop().resolve(lease=self._grant())
 
-    # --- steering -----------------------------------------------------------------------
+    # --- starting and stopping --------------------------------------------------------------
 
     def start(self, *, manual: bool = True) -> None:
-        """Begins a start where there is none; closes the breaker. One that is not ``by_hand``
-        stops no other model to make room."""
+        """Begins a start where there is none; closes the breaker. One that is not ``manual``
+        stops no other model to free memory."""
         with self._lock:
             if self._closed:
                 raise self._closed()
@@ -264,14 +242,14 @@ class Model:
         self._announce()
 
     def stop(self, *, start_again: bool = False) -> None:
-        """Begins to stop. Requests under way have ``stop_timeout`` to finish; those that wait
-        are refused, unless it is to start again."""
+        """Begins to stop. Requests in flight have ``stop_timeout`` to finish; those that wait are
+        rejected, unless it is to start again."""
         with self._lock:
             if self._closed:
                 raise self._closed()
             self._breaker.close()
             self._manual = start_again
-            self._begin_stop("stopped by hand", start_again)
+            self._begin_stop("stopped manually", start_again)
             start = self._start
             message = f"{self.settings.name} was stopped while you waited for it"
             if not start_again:
@@ -279,7 +257,7 @@ class Model:
         self._end_stop(start)
 
     def close(self, reason: str, refusal: Callable[[], ApiError]) -> None:
-        """Refuses everything from now on and begins to stop; ``join`` waits for the end."""
+        """Rejects everything from now on and begins to stop; ``join`` waits for the end."""
         with self._lock:
             self._closed = refusal
             self._changed.notify_all()  # a stop may be waiting to be tried again
@@ -289,9 +267,8 @@ class Model:
         self._end_stop(start)
 
     def join(self) -> None:
-        """Waits until the worker has done all it has to do; its steps are all bounded."""
-        while worker := self._worker:
-            worker.join()
+        """Waits until nothing is being started or stopped; that is bounded."""
+        self._worker.join()
 
     def stop_if_idle(self) -> None:
         """Stops the model if it has been idle for its ``alive_time``."""
@@ -302,20 +279,18 @@ class Model:
             self._begin_stop("idle", start_again=False)
         self._announce()
 
-    def configure(
-        self, settings: loader.Model, program: loader.Program, interface: Interface
-    ) -> None:
+    def configure(self, settings: ModelSettings, program: Program, interface: Interface) -> None:
         """Takes new settings: limits at once, what is launched at the next start."""
         with self._lock:
             self.settings, self.program, self._interface = settings, program, interface
             self._admit_again()
         self._announce()
 
-    def wait_for_predecessors(self, leaving: list[Model]) -> None:
+    def wait_for_predecessors(self, removed: list[Model]) -> None:
         """Before the next start, waits for the end of models that a reload has removed and
         that have the same name or port."""
         with self._lock:
-            self._predecessors += leaving
+            self._predecessors += removed
 
     def adopt(self, run: Run, tree: ProcessTree) -> bool:
         """Begins to take over a server that an earlier program left running; False where the
@@ -325,7 +300,7 @@ class Model:
         with self._lock:
             is_taken = self._state is not State.STOPPED
             if not is_taken:
-                self._adopting = (run, tree, reservation)
+                self._adoption = (run, tree, reservation)
                 self._begin_start()
         if is_taken:
             self._shared.placement.release(reservation)
@@ -337,24 +312,19 @@ class Model:
         """What ``start`` would do now, which changes nothing."""
         with self._lock:
             state, settings = self._state, self.settings
-        answer: dict[str, Any] = {"name": settings.name, "state": state.value}
-        if state in (State.QUEUED, State.STARTING, State.READY):
-            return {**answer, "action": "none", "reason": f"it is {state.value} already"}
-        decision = self._shared.placement.preview(self, scheme_options(settings))
-        return {
-            **answer,
-            **_decision_json(decision),
-            "schemes_passed_over": dict(decision.passed_over),
-        }
+        decision = None
+        if state not in (State.QUEUED, State.STARTING, State.READY):
+            decision = self._shared.placement.preview(self, scheme_options(settings))
+        return views.preview_to_json(settings.name, state.value, decision)
 
-    # --- what placement asks and tells ----------------------------------------------------
+    # --- as placement sees it --------------------------------------------------------------
 
     @property
     def name(self) -> str:
         return self.settings.name
 
     def eviction_status(self) -> EvictionStatus:
-        """How it stands: whether it may be stopped, and what that would cost."""
+        """Whether it may be stopped, and what that would cost."""
         with self._lock:
             start_seconds = self._server.start_seconds if self._server else 0.0
             return EvictionStatus(
@@ -409,43 +379,32 @@ class Model:
     def _admit_again(self) -> None:
         if self._queue and self._has_capacity():
             try:
-                self._wake_worker()
+                self._worker.wake()
             except ApiError as error:
-                # Some then without it; each that ends lets in the next.
+                # Without the thread then some at once; each that ends admits the next.
                 log.error("%s: %s", self.settings.name, error)
-                self._admit(_WAVE)
+                self._admit(WAVE_REQUESTS)
 
     def wait_idle(self, timeout: float) -> None:
         """Waits until no start and no stop is under way, or for ``timeout`` seconds."""
         with self._lock:
-            self._changed.wait_for(lambda: self._worker is None, timeout)
+            self._changed.wait_for(lambda: not self._worker.is_running, timeout)
 
     def to_json(self) -> dict[str, Any]:
-        """What ``/api/models`` tells of it."""
+        """As in ``/api/models``."""
         with self._lock:
-            server, start = self._server, self._start
-            now = server or start
-            begun = server.started_at if server else start.began if start and start.pid else None
-            waiting = start.waiting if start else None
-            pid = server.tree.pid if server else start.pid if start else None
-            return {
-                "name": self.settings.name,
-                "aliases": list(self.settings.aliases),
-                "mode": self.settings.mode,
-                "state": self._state.value,
-                "scheme": now.scheme if now else None,
-                "schemes_passed_over": dict(now.passed_over if now else self._passed_over),
-                "waits_for": self._waits_for(waiting),
-                "pid": pid,
-                "port": now.port if now else self.settings.port,
-                "in_flight": server.in_flight if server else 0,
-                "waiting": len(self._queue),
-                "started_at": self._clock.iso(begun),
-                "last_used_at": self._clock.iso(self._last_used),
-                "idle_stop_at": self._clock.iso(self._idle_stop_at()),
-                "start_seconds": round(server.start_seconds, 3) if server else None,
-                "last_error": self._last_error,
-            }
+            return views.model_to_json(
+                self.settings,
+                self._clock,
+                state=self._state.value,
+                server=self._server,
+                start=self._start,
+                passed_over=self._passed_over,
+                waiting=len(self._queue),
+                last_used=self._last_used,
+                idle_stop_at=self._idle_stop_at(),
+                last_error=self._last_error,
+            )
 
     @property
     def interface(self) -> Interface:
@@ -466,16 +425,7 @@ class Model:
     @property
     def is_busy(self) -> bool:
         """Whether a start or a stop is under way, or a server runs."""
-        return self._worker is not None or self._server is not None
-
-    def _waits_for(self, waiting: QueuePosition | None) -> dict[str, Any] | None:
-        if waiting is None:
-            return None
-        return {
-            **_decision_json(waiting.decision),
-            "place_in_line": waiting.number,
-            "since": self._clock.iso(waiting.since),
-        }
+        return self._worker.is_running or self._server is not None
 
     def _idle_stop_at(self) -> float | None:
         server = self._server
@@ -488,7 +438,7 @@ class Model:
     # --- states; all of these are called with the lock held -------------------------------
 
     def _begin_start(self) -> None:
-        self._wake_worker()
+        self._worker.wake()
         self._state = State.QUEUED
         self._start_again = False
         self._start = Start(
@@ -507,7 +457,7 @@ class Model:
         if self._state is State.STOPPED and start_again:
             self._begin_start()
         elif self._state in (State.QUEUED, State.STARTING, State.READY):
-            self._wake_worker()
+            self._worker.wake()
             self._state = State.STOPPING
             self._end_reason = reason
             if self._server is not None:
@@ -519,26 +469,12 @@ class Model:
             start.cancel()
         self._announce()
 
-    def _wake_worker(self) -> None:
-        """Before the state is changed: if no thread is to be had, nothing has happened. The
-        worker waits for the lock that we hold, and then finds the state as it is to be."""
-        if self._worker is None:
-            worker = threading.Thread(
-                target=self._work, name=f"start-{self.settings.name}", daemon=True
-            )
-            try:
-                worker.start()
-            except RuntimeError as error:
-                message = f"this system gives the program no further thread: {error}"
-                raise ApiError(503, "busy", message, retry_after=5) from error
-            self._worker = worker
-
-    def _died(self, server: Server) -> None:
+    def _server_ended(self, server: Server) -> None:
         """From the watch: the server's process tree has ended by itself."""
         with self._lock:
             if self._server is not server or self._state is not State.READY:
                 return
-            self._wake_worker()
+            self._worker.wake()
             self._state = State.STOPPING
             self._crashed = True
         self._announce()
@@ -548,28 +484,18 @@ class Model:
         with self._lock:
             start = self._start
             if start is not None and self._state in (State.QUEUED, State.STARTING):
-                # Back to the line where a device went away while its process started.
+                # Queued again where a device was lost while its process started.
                 self._state = State.QUEUED if start.pid is None else State.STARTING
         self._announce()
 
-    # --- the worker -----------------------------------------------------------------------
+    # --- the worker's steps; each takes the lock itself -------------------------------------
 
-    def _work(self) -> None:
-        while True:
-            with self._lock:
-                step = self._next_step()
-                if step is None:
-                    self._worker = None
-                    self._changed.notify_all()
-                    return
-            step()
-            self._announce()
-
-    def _next_step(self) -> Callable[[], None] | None:
+    def _next_step(self) -> Step | None:
+        """With the lock held."""
         if self._start is not None:
-            return self._bring_up
+            return self._run_start
         if self._server is not None and self._state is State.STOPPING:
-            return self._bring_down
+            return self._run_stop
         if self._queue and self._has_capacity():
             return self._admit_waves
         if self._state is State.STOPPING:
@@ -578,35 +504,27 @@ class Model:
             wanted = self._start_again or (self._queue and self._state is State.STOPPED)
             if wanted:
                 self._begin_start()
-                return self._bring_up
+                return self._run_start
         return None
 
-    def _bring_up(self) -> None:
+    def _run_start(self) -> None:
         with self._lock:
-            start, adopting = self._start, self._adopting
+            start, adoption = self._start, self._adoption
             predecessors, self._predecessors = self._predecessors, []
         assert start is not None
         for predecessor in predecessors:
             predecessor.join()
-        server: Server | None = None
-        failure: StartFailedError | None = None
-        try:
-            server = start.take_over(*adopting) if adopting else start.run()
-        except StartFailedError as error:
-            failure = error
-        except Exception as error:
-            # A fault of ours: the worker lives on, so that the line gets an answer.
-            log.exception("starting %s failed", self.settings.name)
-            failure = StartFailedError(f"an internal error: {error}")
+        result = bring_up(self.settings.name, start, adoption)
+        adopted = adoption is not None
         with self._lock:
-            self._start, self._adopting = None, None
+            self._start, self._adoption = None, None
             self._passed_over = start.passed_over
             # Asked for once more while it was cancelled: that holds for the next start.
             self._manual = self._manual and self._start_again
-            if server is not None:
-                self._started(server, adopted=adopting is not None)
-            elif failure is not None:
-                self._start_failed(failure, start, adopted=adopting is not None)
+            if isinstance(result, Server):
+                self._started(result, adopted)
+            else:
+                self._start_failed(result, start, adopted)
 
     def _started(self, server: Server, adopted: bool) -> None:
         self._server = server
@@ -629,16 +547,16 @@ class Model:
         self._last_used = self._clock.monotonic()
         tree = server.tree
         server.watch_token = self._shared.watch.add(
-            lambda: not tree.alive(), lambda: self._died(server)
+            lambda: not tree.alive(), lambda: self._server_ended(server)
         )
-        self._admit(_WAVE)
+        self._admit(WAVE_REQUESTS)
 
     def _admit_waves(self) -> None:
-        """Those who waited go on together, in waves: hundreds of threads that wake at one
-        moment fight over the interpreter's lock, and everybody else waits for it as well."""
+        """Those who waited go on in waves: hundreds of threads that wake at one moment contend for
+        the GIL, and everybody else waits for it as well."""
         with self._lock:
-            self._changed.wait(_WAVE_PAUSE_SECONDS)
-            self._admit(_WAVE)
+            self._changed.wait(WAVE_PAUSE_SECONDS)
+            self._admit(WAVE_REQUESTS)
 
     def _start_failed(self, failure: StartFailedError, start: Start, adopted: bool) -> None:
         name = self.settings.name
@@ -654,36 +572,27 @@ class Model:
         self._last_error = str(failure)
         log.error("%s did not start: %s", name, failure)
         retry_after = self._breaker.seconds_until_retry(self._clock.monotonic()) or None
-        if failure.code == "queue_timeout":  # who is in the way may be idle the next time
-            retry_after = _RETRY_AFTER_SECONDS
+        if failure.code == "queue_timeout":  # those in the way may be idle the next time
+            retry_after = RETRY_AFTER_SECONDS
         self._queue.reject_all(
             lambda: ApiError(
                 503, failure.code, f"{name} did not start: {failure}", retry_after=retry_after
             )
         )
 
-    def _bring_down(self) -> None:
+    def _run_stop(self) -> None:
         server = self._server
         assert server is not None
         grace = self.settings.stop_timeout
         if self._crashed:
-            code = server.tree.exit_code
-            how = "" if code is None else f" with exit code {code}"
-            if code is not None and code < 0:
-                how = f", killed by signal {-code}"
-            reason = f"its process ended by itself{how}"
+            reason = f"its process ended by itself{server.tree.describe_exit()}"
         else:
             reason = self._end_reason
             with self._lock:
                 self._changed.wait_for(lambda: not server.in_flight, grace)
-        try:
-            gone = stop_server(server, self._shared, grace, reason)
-        except Exception:
-            # A fault of ours, or of a system that is out of descriptors.
-            log.exception("stopping %s failed", self.settings.name)
-            gone = False
+        ended = bring_down(self.settings.name, server, self._shared, grace, reason)
         with self._lock:
-            if not gone and self._tries_left(server):
+            if not ended and self._tries_left(server):
                 return  # still stopping: the next step tries again
             self._server = None
             self._state = State.FAILED if self._crashed else State.STOPPED
@@ -700,28 +609,14 @@ class Model:
         beside them, unless the program ends, which waits for only a few more tries."""
         server.failed_stops += 1
         self._last_error = "a process of it does not die; see the program's log"
-        if self._closed and server.failed_stops > _LAST_TRIES:
+        if self._closed and server.failed_stops > MAX_STOPS_AT_EXIT:
             log.error("%s is left running: its processes do not die", self.settings.name)
             return False
-        self._changed.wait(min(_RETRY_STOP_SECONDS * server.failed_stops, _MAX_RETRY_SECONDS))
+        self._changed.wait(min(STOP_RETRY_SECONDS * server.failed_stops, MAX_STOP_RETRY_SECONDS))
         return True
 
     def _announce(self) -> None:
-        # One at a time, each with the state as it is then: else an older one could be told
+        # One at a time, each with the state as it is then: else an older one could be published
         # last, and a page would show it for ever.
         with self._announcing:
             self._shared.events.publish("model", self.to_json)
-
-
-def _decision_json(decision: Decision) -> dict[str, Any]:
-    """A decision as the API tells it."""
-    stops = list(decision.models) if decision.action is Action.EVICT else []
-    waits = list(decision.models) if decision.action in (Action.AWAIT_MEMORY, Action.QUEUE) else []
-    return {
-        "action": _ACTION_NAMES[decision.action],
-        "scheme": decision.scheme,
-        "memory_mb": dict(decision.memory_mb),
-        "stops": stops,
-        "waits_for": waits,
-        "reason": decision.reason or "; ".join(decision.passed_over.values()) or None,
-    }

@@ -27,9 +27,9 @@ class Ports:
         self._taken: set[int] = set()
 
     def choose(self, avoid: set[int]) -> int:
-        """A free port that is no other run's and not in ``avoid``. Give it back when the run
-        has ended. Raises NoFreePort."""
-        # From a random place: another manager on this machine looks at the same time, and
+        """A free port that is no other run's and not in ``avoid``. Release it when the run has
+        ended. Raises NoFreePort."""
+        # From a random place: another manager on this machine may choose at the same time, and
         # finds the same ports free while the models are still loading.
         first = random.randrange(len(_RANGE))
         for port in itertools.chain(_RANGE[first:], _RANGE[:first]):

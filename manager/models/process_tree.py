@@ -1,6 +1,6 @@
 """A process tree: start it, watch it, stop all of it, find it again.
 
-Every process below a launch script carries a mark in its environment, so that whatever a
+Every process below a launch script carries the run's id in its environment, so that whatever a
 script forks, detaches or leaves behind is found again, also by another run of the program.
 """
 
@@ -20,7 +20,7 @@ import psutil
 log = logging.getLogger(__name__)
 
 RUN_ID_VARIABLE = "LLM_MANAGER_RUN"
-_KILL_WAIT_SECONDS = 5.0  # seconds that a killed process may take to be gone
+KILL_WAIT_SECONDS = 5.0  # that a killed process may take to end
 _SUFFIXES = {
     "posix": {".sh", ".py"},
     "nt": {".bat", ".cmd", ".ps1", ".py"},
@@ -85,7 +85,8 @@ class ProcessTree:
     ) -> ProcessTree:
         """Starts a tree of its own session, its output on the descriptor ``output``.
 
-        ``run`` marks its processes; ``env`` is the whole environment. Raises LaunchError.
+        ``run`` is the id that its processes carry; ``env`` is the whole environment. Raises
+        LaunchError.
         """
         # Windows' way to keep a Ctrl-C in the manager's console from reaching the model.
         flags: int = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
@@ -122,10 +123,10 @@ class ProcessTree:
     def find(cls, run: str, pid: int | None, created: float | None) -> ProcessTree | None:
         """The tree that an earlier program started as ``run``, if any of it is alive.
 
-        The mark decides; ``pid`` and ``created`` (its creation, epoch seconds) stand in for
+        The run's id decides; ``pid`` and ``created`` (its creation, epoch seconds) stand in for
         it where the environment of a process cannot be read.
         """
-        members = _marked(run)
+        members = _processes_of(run)
         if pid is not None and pid not in [member.pid for member in members]:
             try:
                 leader = psutil.Process(pid)
@@ -155,6 +156,14 @@ class ProcessTree:
         """The script's exit code once it has ended; None where nobody can know it."""
         return self._popen.poll() if self._popen is not None else None
 
+    def describe_exit(self) -> str:
+        """`` with exit code 3`` or ``, killed by signal 9``, behind "it ended"; empty where nobody
+        can know it."""
+        code = self.exit_code
+        if code is None:
+            return ""
+        return f", killed by signal {-code}" if code < 0 else f" with exit code {code}"
+
     def pids(self) -> set[int]:
         """Its processes, found cheaply: not those that have detached themselves."""
         if self._session is not None:
@@ -182,11 +191,11 @@ class ProcessTree:
                 return False
         if self._settled:
             return False
-        # A look misses a process that forks and ends while it lasts: a detaching program does
-        # that once or twice, so that three looks cannot all miss it.
+        # A search misses a process that forks and ends meanwhile: a detaching program does that
+        # once or twice, so that three searches cannot all miss it.
         for _ in range(3):
-            if heirs := _marked(self._run):
-                self._hand_over(min(heirs, key=_age_key))
+            if successors := _processes_of(self._run):
+                self._hand_over(min(successors, key=_age_key))
                 return True
         return False
 
@@ -205,17 +214,16 @@ class ProcessTree:
         return bool(listening)
 
     def stop(self, grace: float) -> bool:
-        """Ends the whole tree: asks, waits up to ``grace`` seconds, then kills what is left.
-
-        Returns whether all of it is gone.
+        """Ends the whole tree: SIGTERM, up to ``grace`` seconds of waiting, then SIGKILL for what
+        is left. Returns whether all of it has ended.
         """
         members = self._members()
         for process in members:
             _signal(process, psutil.Process.terminate)
         self._wait_ended(members, grace)
-        deadline = time.monotonic() + _KILL_WAIT_SECONDS
-        # In rounds, and a second look where the first finds none: what is about to die may
-        # still have forked, in the moment of the look.
+        deadline = time.monotonic() + KILL_WAIT_SECONDS
+        # In rounds, and a second search where the first finds none: what is about to die may
+        # still have forked, in the moment of the search.
         while members := self._members() or self._members():
             for process in members:
                 _signal(process, psutil.Process.kill)
@@ -224,15 +232,15 @@ class ProcessTree:
                 return False
         return True
 
-    def _hand_over(self, heir: psutil.Process) -> None:
-        self._leader = heir
+    def _hand_over(self, successor: psutil.Process) -> None:
+        self._leader = successor
         self._handed_over = True
-        log.info("run %s goes on as process %d", self._run[:8], heir.pid)
+        log.info("run %s goes on as process %d", self._run[:8], successor.pid)
 
     def _members(self) -> list[psutil.Process]:
-        members = {process.pid: process for process in _marked(self._run)}
+        members = {process.pid: process for process in _processes_of(self._run)}
         if self._session is not None:
-            # A program that was given, or made itself, an environment without the mark.
+            # A program that was given, or made itself, an environment without the run's id.
             for process in psutil.process_iter():
                 if _session_of(process.pid) == self._session and _is_running(process):
                     members.setdefault(process.pid, process)
@@ -241,7 +249,7 @@ class ProcessTree:
                 if _is_running(process):
                     members.setdefault(process.pid, process)
         except psutil.NoSuchProcess:
-            pass  # it ended while we looked
+            pass  # it ended meanwhile
         return list(members.values())
 
     def _wait_ended(self, members: list[psutil.Process], timeout: float) -> bool:
@@ -262,7 +270,7 @@ def _signal(process: psutil.Process, send: Callable[[psutil.Process], None]) -> 
     try:
         send(process)
     except psutil.NoSuchProcess:
-        pass  # it was faster
+        pass  # it has ended already
     except psutil.AccessDenied:
         log.error("process %d may not be ended by this user", process.pid)
 
@@ -303,20 +311,20 @@ def _listens(process: psutil.Process, port: int) -> bool:
 
 
 def _is_running(process: psutil.Process) -> bool:
-    """A zombie is not running: it has only not been asked about by its parent yet."""
+    """A zombie is not running: its parent has only not waited for it yet."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
 
-def _marked(run: str) -> list[psutil.Process]:
-    """The living processes that carry the mark of this run."""
+def _processes_of(run: str) -> list[psutil.Process]:
+    """The living processes that carry the id of this run."""
     found = []
     for process in psutil.process_iter():
         try:
             if process.environ().get(RUN_ID_VARIABLE) == run and _is_running(process):
                 found.append(process)
         except (psutil.Error, OSError):
-            continue  # another user's, or gone meanwhile
+            continue  # another user's, or it has ended meanwhile
     return found

@@ -16,8 +16,8 @@ from manager.models import process_tree
 from manager.models.ports import Ports
 from manager.models.process_tree import ProcessTree
 from manager.placement.placement import Placement
-from manager.placement.planner import SchemeOption
 from manager.placement.reservation import Reservation
+from manager.placement.types import SchemeOption
 from manager.relay.upstream import Upstream
 from manager.relay.watcher import Watcher
 from manager.storage import runs
@@ -50,11 +50,11 @@ class StartFailedError(Exception):
 
 
 class NotPlacedError(StartFailedError):
-    """Nothing was launched, for want of a device or of room: that is no fault of the model."""
+    """Nothing was launched, for want of a device or of memory: that is no fault of the model."""
 
 
 class DeviceLostError(StartFailedError):
-    """A device that the model was placed on went away meanwhile."""
+    """A device that the model was placed on was lost meanwhile."""
 
 
 class StartCancelledError(StartFailedError):
@@ -85,7 +85,7 @@ class Server:
 
 
 def stop_server(server: Server, shared: ModelDependencies, grace: float, reason: str) -> bool:
-    """Ends the server's whole process tree; returns whether all of it is gone. Until it is,
+    """Ends the server's whole process tree; returns whether all of it has ended. Until it is,
     the run has not ended, and its port and its memory are not free."""
     server.upstream.close()
     shared.placement.mark_stopping(server.reservation)
@@ -101,12 +101,12 @@ def end_run(shared: ModelDependencies, run: str, reason: str, *, unseen: bool = 
     """Records the end, now, or if it was ``unseen`` when the run was last seen alive. A run whose
     end cannot be recorded is found and closed at the next start of the program, so that here a
     fault of the disk must not keep anything alive."""
-    line = (reason.splitlines() or [""])[0][:500]
+    first_line = (reason.splitlines() or [""])[0][:500]
     try:
         if unseen:
-            runs.end_unseen(shared.store, run, line)
+            runs.end_unseen(shared.store, run, first_line)
         else:
-            runs.end(shared.store, run, shared.clock.wall_ms(), line)
+            runs.end(shared.store, run, shared.clock.wall_ms(), first_line)
     except DatabaseError as error:
         log.error("the end of run %s was not recorded: %s", run, error)
 

@@ -28,8 +28,8 @@ from manager.models.server import (
     launch_fingerprint,
     scheme_options,
 )
-from manager.placement.placement import DeviceAssignment, PlacementError, QueuePosition
 from manager.placement.reservation import Evictable, Reservation
+from manager.placement.waiter import DeviceAssignment, PlacementError, QueuePosition
 from manager.relay.upstream import Exchange, Upstream, UpstreamError
 from manager.storage import runs
 from manager.storage.rows import Run
@@ -37,14 +37,14 @@ from manager.storage.store import DatabaseError
 
 log = logging.getLogger(__name__)
 
-_FIRST_PAUSE = 0.02  # seconds between two probes; grows to a fiftieth of the time waited
-_LONGEST_PAUSE = 0.5
-_HEALTH_TIMEOUT = 5.0
-_ADOPTION_TIMEOUT = 5.0
-_MOST_LOSSES = 3  # of devices during one start; more is no loss, but a loose contact
-_LOG_LINES = 15  # of the model's own output, in an error
-_LOG_CHARACTERS = 4000
-_RETRY_PROBE = frozenset((429, 502, 503, 504))
+MIN_PAUSE_SECONDS = 0.02  # between two probes; grows to a fiftieth of the time waited
+MAX_PAUSE_SECONDS = 0.5
+HEALTH_TIMEOUT_SECONDS = 5.0
+ADOPTION_TIMEOUT_SECONDS = 5.0
+MAX_LOST_DEVICES = 3  # during one start; more is not a loss, but a loose contact
+MAX_LOG_LINES = 15  # of the model's own output, in an error
+MAX_LOG_CHARACTERS = 4000
+RETRIED_STATUSES = frozenset((429, 502, 503, 504))  # of a probe
 
 
 class Start:
@@ -63,9 +63,9 @@ class Start:
         self.passed_over: Mapping[str, str] = {}
         self.port: int | None = None
         self.pid: int | None = None
-        self.waiting: QueuePosition | None = None  # for room
-        self.began = shared.clock.monotonic()  # the wait for room, then the launch
-        self._tenant = evictable
+        self.waiting: QueuePosition | None = None  # for memory
+        self.began = shared.clock.monotonic()  # the wait for memory, then the launch
+        self._evictable = evictable
         self._settings = settings
         self._interface = interface
         self._shared = shared
@@ -90,9 +90,9 @@ class Start:
         return self._cancelled.is_set()
 
     def run(self) -> Server:
-        """Waits for room, launches the server and waits until it answers. Raises StartFailed,
-        and then nothing of it is left."""
-        for _ in range(_MOST_LOSSES):
+        """Waits for memory, launches the server and waits until it answers. Raises
+        StartFailedError, and then nothing of it is left."""
+        for _ in range(MAX_LOST_DEVICES):
             try:
                 return self._run_once()
             except DeviceLostError as error:
@@ -102,17 +102,17 @@ class Start:
         return self._run_once()
 
     def _run_once(self) -> Server:
-        reservation, place = self._reserve()
-        self.scheme, self.passed_over = place.scheme, place.passed_over
+        reservation, assignment = self._reserve()
+        self.scheme, self.passed_over = assignment.scheme, assignment.passed_over
         self._begin(self._settings.start_timeout)
         try:
-            return self._launch_on_port(reservation, place)
+            return self._launch_on_port(reservation, assignment)
         except BaseException as error:
             failed = isinstance(error, StartFailedError) and not self.cancelled
             lost = self._shared.placement.lost_devices(reservation) if failed else []
             self._shared.placement.release(reservation)
             if lost:
-                message = f"{', '.join(lost)} went away while it started. {error}"
+                message = f"{', '.join(lost)} was lost while it started. {error}"
                 raise DeviceLostError(message) from error
             raise
 
@@ -120,7 +120,7 @@ class Start:
         options = scheme_options(self._settings)
         try:
             return self._shared.placement.reserve(
-                self._tenant, options, self._cancelled.is_set, self._report_position
+                self._evictable, options, self._cancelled.is_set, self._report_position
             )
         except PlacementError as error:
             self.passed_over = error.passed_over
@@ -136,7 +136,7 @@ class Start:
         self.began = self._shared.clock.monotonic()
         self._deadline = self.began + timeout
 
-    def _launch_on_port(self, reservation: Reservation, place: DeviceAssignment) -> Server:
+    def _launch_on_port(self, reservation: Reservation, assignment: DeviceAssignment) -> Server:
         chosen = self._settings.port is None
         try:
             self.port = self._settings.port or self._shared.ports.choose(self._avoid_ports)
@@ -148,14 +148,14 @@ class Start:
                     f"its port {self.port} is held by {ports.holder(self.port)};"
                     " stop that, or give the model another port"
                 )
-            return self._launch(reservation, place, self.port)
+            return self._launch(reservation, assignment, self.port)
         except BaseException:
             self._shared.ports.release(self.port)
             raise
 
     def take_over(self, run: Run, tree: ProcessTree, reservation: Reservation) -> Server:
         """Goes on with a server that an earlier program left running, if it is healthy.
-        Raises StartFailed, and then nothing of it is left."""
+        Raises StartFailedError, and then nothing of it is left."""
         self.scheme, self.port, self.pid = run.scheme, run.port, tree.pid
         self._shared.ports.claim(run.port)
         upstream = Upstream(run.port, self._shared.connections)
@@ -165,7 +165,7 @@ class Start:
                 raise StartFailedError("its settings have changed")
             if run.ready_ms is None:
                 raise StartFailedError("it had not become ready")
-            self._begin(_ADOPTION_TIMEOUT)
+            self._begin(ADOPTION_TIMEOUT_SECONDS)
             self._await_health(tree, upstream)
             tree.settle(run.port)
         except BaseException as error:
@@ -191,9 +191,9 @@ class Start:
             start_seconds=(run.ready_ms - run.started_ms) / 1000,
         )
 
-    def _launch(self, reservation: Reservation, place: DeviceAssignment, port: int) -> Server:
+    def _launch(self, reservation: Reservation, assignment: DeviceAssignment, port: int) -> Server:
         shared, settings = self._shared, self._settings
-        scheme = next(s for s in settings.schemes if s.name == place.scheme)
+        scheme = next(s for s in settings.schemes if s.name == assignment.scheme)
         run = Run(
             id=uuid.uuid4().hex,
             model=settings.name,
@@ -205,11 +205,11 @@ class Start:
             started_ms=shared.clock.wall_ms(),
             ready_ms=None,
             mode=settings.mode,
-            memory_mb=place.memory_mb,
+            memory_mb=assignment.memory_mb,
         )
         env = {
             **variables.child_environment(),
-            **place.environment,
+            **assignment.environment,
             **scheme.env,
             "LLM_MANAGER_MODEL": run.model,
             "LLM_MANAGER_SCHEME": scheme.name,
@@ -222,12 +222,12 @@ class Start:
                 **env,
                 "MODEL": run.model,
                 "SCHEME": scheme.name,
-                "DEVICES": place.environment.get("CUDA_VISIBLE_DEVICES", ""),
+                "DEVICES": assignment.environment.get("CUDA_VISIBLE_DEVICES", ""),
             },
         )
         try:
             arguments = process_tree.command_line(scheme.script_path, command)
-            # Before the launch: if we are killed in between, the mark still finds the process.
+            # Before the launch: if we are killed in between, the run's id still finds the process.
             runs.begin(shared.store, run)
         except LaunchError as error:
             raise StartFailedError(str(error)) from error
@@ -264,7 +264,7 @@ class Start:
             settings=settings,
             interface=self._interface,
             scheme=scheme.name,
-            passed_over=place.passed_over,
+            passed_over=assignment.passed_over,
             tree=tree,
             reservation=reservation,
             port=port,
@@ -297,7 +297,9 @@ class Start:
         while True:
             timeout = self._check(tree, last)
             try:
-                status, _ = self._ask(upstream, "GET", path, b"", min(timeout, _HEALTH_TIMEOUT))
+                status, _ = self._ask(
+                    upstream, "GET", path, b"", min(timeout, HEALTH_TIMEOUT_SECONDS)
+                )
             except UpstreamError as error:
                 last = str(error)
             else:
@@ -339,20 +341,16 @@ class Start:
                 if status < 300:
                     return
                 last = f"a one-token request to {path} got {status}: {answer[:500]!r}"
-                if status not in _RETRY_PROBE:
+                if status not in RETRIED_STATUSES:
                     raise StartFailedError(last)
             self._pause()
 
     def _check(self, tree: ProcessTree, last: str) -> float:
-        """Seconds left for the next probe. Raises StartFailed where there is no sense in it."""
+        """Seconds left for the next probe. Raises StartFailedError where it is pointless."""
         if self.cancelled:
             raise StartCancelledError
         if not tree.alive():
-            code = tree.exit_code
-            how = "" if code is None else f" with exit code {code}"
-            if code is not None and code < 0:
-                how = f", killed by signal {-code}"
-            raise StartFailedError(f"its script ended{how}{self.last_lines()}")
+            raise StartFailedError(f"its script ended{tree.describe_exit()}{self.last_lines()}")
         left = self._deadline - self._shared.clock.monotonic()
         if left <= 0:
             waited = self._deadline - self.began
@@ -364,7 +362,7 @@ class Start:
 
     def _pause(self) -> None:
         waited = self._shared.clock.monotonic() - self.began
-        self._cancelled.wait(min(max(_FIRST_PAUSE, waited / 50), _LONGEST_PAUSE))
+        self._cancelled.wait(min(max(MIN_PAUSE_SECONDS, waited / 50), MAX_PAUSE_SECONDS))
 
     def _ask(
         self, upstream: Upstream, method: str, path: str, body: bytes, timeout: float
@@ -381,7 +379,7 @@ class Start:
     def last_lines(self) -> str:
         """The end of the model's own output, to put behind an error."""
         try:
-            tail = self._shared.logs.tail(self._settings.name, _LOG_LINES)
+            tail = self._shared.logs.tail(self._settings.name, MAX_LOG_LINES)
         except OSError as error:
             return f" (its log cannot be read: {error})"
-        return f"\nThe last lines of its log:\n{tail[-_LOG_CHARACTERS:]}" if tail else ""
+        return f"\nThe last lines of its log:\n{tail[-MAX_LOG_CHARACTERS:]}" if tail else ""

@@ -29,24 +29,24 @@ def matches(wanted: str, name: str) -> bool:
 
 
 def assignments(
-    required: Sequence[str], memory_mb: Mapping[str, int], cards: Mapping[str, str]
+    required: Sequence[str], memory_mb: Mapping[str, int], devices: Mapping[str, str]
 ) -> Sequence[Mapping[str, int]]:
-    """Every way to give each required device a card of its own: card id → MB.
+    """Every way to assign each required name a device of its own: device id → MB.
 
-    ``required`` are names, ``memory_mb`` has what is taken on a card by such a name, ``cards``
-    is id → the device's name. Of two orders of equal cards only one is given.
+    ``required`` are names, ``memory_mb`` has what is taken on a device by such a name, ``devices``
+    is id → the device's name. Of two orders of equal devices only one is given.
     """
-    return _assignments(tuple(required), tuple(memory_mb.items()), tuple(cards.items()))
+    return _assignments(tuple(required), tuple(memory_mb.items()), tuple(devices.items()))
 
 
 @functools.lru_cache(maxsize=1024)  # asked again and again, for all who wait
 def _assignments(
     required: tuple[str, ...],
     memory_mb: tuple[tuple[str, int], ...],
-    cards: tuple[tuple[str, str], ...],
+    devices: tuple[tuple[str, str], ...],
 ) -> tuple[Mapping[str, int], ...]:
     taken_by = {_folded(name): mb for name, mb in reversed(memory_mb)}
-    fitting = sorted((_folded(name), _found(name, dict(cards))) for name in required)
+    fitting = sorted((_folded(name), _found(name, dict(devices))) for name in required)
 
     def assign(at: int, taken: dict[str, int]) -> Iterator[dict[str, int]]:
         if at == len(fitting):
@@ -56,29 +56,29 @@ def _assignments(
         if at and fitting[at - 1][0] == name:
             last = next(reversed(taken))
             ids = ids[ids.index(last) + 1 :]
-        for card in ids:
-            if card not in taken:
-                taken[card] = taken_by.get(name, 0)
+        for device_id in ids:
+            if device_id not in taken:
+                taken[device_id] = taken_by.get(name, 0)
                 yield from assign(at + 1, taken)
-                del taken[card]
+                del taken[device_id]
 
     return tuple(itertools.islice(assign(0, {}), _MAX_ASSIGNMENTS))
 
 
-def missing_devices(required: Sequence[str], cards: Mapping[str, str]) -> str:
+def missing_devices(required: Sequence[str], devices: Mapping[str, str]) -> str:
     """Why there is no assignment, for a person."""
     for name in required:
         wanted = sum(_folded(other) == _folded(name) for other in required)
-        found = len(_found(name, cards))
+        found = len(_found(name, devices))
         if not found:
             return f"{name} is not online"
         if found < wanted:
             return f"it needs {wanted} of {name}, and {found} is online"
-    return "some of its devices would have to be the same card"
+    return "some of its devices would have to be the same device"
 
 
-def _found(name: str, cards: Mapping[str, str]) -> list[str]:
-    return [card for card, full_name in cards.items() if matches(name, full_name)]
+def _found(name: str, devices: Mapping[str, str]) -> list[str]:
+    return [device_id for device_id, full_name in devices.items() if matches(name, full_name)]
 
 
 def _folded(name: str) -> str:

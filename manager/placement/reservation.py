@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from manager.devices import Device, Reading
-from manager.placement.planner import Evictability
+from manager.placement.types import Evictability
 
 
 @dataclass(frozen=True)
 class EvictionStatus:
-    """How a model stands at this moment; ``last_used`` is monotonic, the others seconds."""
+    """Whether a model may be stopped at this moment, and what decides at what cost;
+    ``last_used`` is monotonic, the others are seconds."""
 
     evictability: Evictability
     last_used: float | None
@@ -22,7 +23,7 @@ class EvictionStatus:
 
 
 class Evictable(Protocol):
-    """What placement asks of a model, and tells it."""
+    """What placement asks of a model, and what it has the model do."""
 
     @property
     def name(self) -> str: ...
@@ -30,8 +31,8 @@ class Evictable(Protocol):
     def eviction_status(self) -> EvictionStatus: ...
 
     def waiting_priority(self) -> int | None:
-        """The highest priority among the requests that wait for it; 0 where only a person has
-        asked for it, None where nobody has."""
+        """The highest priority among the requests that wait for it; 0 where it was only started
+        manually, None where nobody has asked for it."""
 
     def begin_eviction(self) -> bool:
         """Takes no request any more if it is idle, so that it can be evicted; else False."""
@@ -39,7 +40,8 @@ class Evictable(Protocol):
     def cancel_eviction(self) -> None: ...
 
     def evict(self, reason: str) -> None:
-        """Begins to stop a claimed model. Raises ApiError where the system has no thread."""
+        """Begins to stop it, after ``begin_eviction``. Raises ApiError where the system has no
+        thread."""
 
     def set_yielding(self, yielding: bool) -> None:
         """Whether new requests wait behind others, until it can be stopped."""
@@ -47,10 +49,12 @@ class Evictable(Protocol):
 
 @dataclass(eq=False)
 class Reservation:
-    """All of it is guarded by the placement's lock, but for ``pids``, which is asked without:
-    it tells the processes of the server. ``ready_at`` is monotonic, None until the server
-    answers. ``used_before`` is what was used on a card before the launch, while nobody else has
-    come or gone there since; ``used_when_going`` what was used when the stop began."""
+    """What one run of a model holds.
+
+    All of it is guarded by the placement's lock, but for ``pids``, which is called without: it
+    returns the processes of the server. ``ready_at`` is monotonic, None until the server answers.
+    ``used_before`` is what was used on a device before the launch, while no other model has
+    started or stopped there since; ``used_when_stopping`` what was used when the stop began."""
 
     evictable: Evictable
     memory_mb: Mapping[str, int] = field(default_factory=dict)  # declared, by device id
@@ -65,8 +69,8 @@ class Reservation:
 
 
 def reading_includes(device: Device | None, reservation: Reservation) -> bool:
-    """Whether the reading shows all of what the seat's model has taken. One that is stale will
-    not get better, and a device that nobody reads shows nothing ever."""
+    """Whether the reading shows all of what the reservation's model has taken. A stale one
+    will not get better, and a device that nobody reads shows nothing ever."""
     if reservation.ready_at is None:
         return False
     if device is None or device.stale or device.reading.used_mb is None:
@@ -75,13 +79,13 @@ def reading_includes(device: Device | None, reservation: Reservation) -> bool:
 
 
 def read_after_ready(device: Device, reservation: Reservation) -> bool:
-    """Whether the device was read after the seat's model had taken what it takes."""
+    """Whether the device was read after the reservation's model had taken what it takes."""
     return reservation.ready_at is not None and device.read_at > reservation.ready_at
 
 
 def record_measurement(reservation: Reservation, device: Device, *, alone: bool) -> None:
-    """Notes what the seat's model has taken there. ``alone``: it is the only one of ours on the
-    device, so that what is used more and more is counted as its own."""
+    """Records what the reservation's model has taken there. ``alone``: it is the only one of ours
+    on the device, so that what is used more and more is counted as its own."""
     reading = device.reading
     if reading.held_mb is not None:
         held = [reading.held_mb[pid] for pid in reservation.seen_pids if pid in reading.held_mb]
@@ -95,6 +99,7 @@ def record_measurement(reservation: Reservation, device: Device, *, alone: bool)
 
 
 def memory_returned(reservation: Reservation, reading: Reading) -> bool:
+    """Whether the reading shows that the stopped server's memory is free again."""
     if reading.held_mb is not None:
         return not any(pid in reading.held_mb for pid in reservation.seen_pids)
     if reading.used_mb is None:
@@ -102,3 +107,15 @@ def memory_returned(reservation: Reservation, reading: Reading) -> bool:
     expected = reservation.measured_mb.get(reading.id, reservation.memory_mb[reading.id])
     # Half: others may have taken some of it meanwhile.
     return reading.used_mb <= reservation.used_when_stopping[reading.id] - expected / 2
+
+
+def begin_evictions(victims: Sequence[Evictable]) -> list[Evictable] | None:
+    """All of them or none: a request may have come to one since it was decided."""
+    begun: list[Evictable] = []
+    for victim in victims:
+        if not victim.begin_eviction():
+            for other in begun:
+                other.cancel_eviction()
+            return None
+        begun.append(victim)
+    return begun

@@ -8,8 +8,8 @@ from typing import Any
 from flask import Blueprint, Response, jsonify
 
 from manager.devices import Device, Reading, Snapshot
-from manager.placement import planner
-from manager.placement.planner import Allocation, DeviceBudget
+from manager.placement import memory
+from manager.placement.types import Allocation, DeviceBudget
 from routes.services import Services
 
 _AGE = 2.0  # seconds: older readings are from when nobody looked
@@ -53,7 +53,7 @@ def _device(
 ) -> dict[str, Any]:
     reading = device.reading if device else Reading(card.name, "declared", 0, card.total_mb)
     free = None
-    room = planner.free_mb(card.id, cards, holdings)
+    room = memory.free_mb(card.id, cards, holdings)
     if reading.total_mb is not None and reading.used_mb is not None:
         free = max(0, reading.total_mb - reading.used_mb)
     return {

@@ -59,6 +59,7 @@ GARBAGE = b"\x16\x03\x01 this is not HTTP\r\n\r\n"
 class Fake:
     """How one request is answered. A piece is one SSE event, or all of a body that is not SSE."""
 
+    until: str = ""  # a file that has to exist before the head
     delay: float = 0.0  # seconds before the head
     interval: float = 0.0  # seconds before each piece
     chunks: int = 3  # content chunks of a stream, and completion tokens
@@ -218,6 +219,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     server: Server
+    is_open = False  # whether a POST of it is counted as open
 
     def handle(self) -> None:
         self.server.count(connections=1)
@@ -244,6 +246,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         print(f"{self.command} {self.path}", flush=True)
         self.server.count(open=1)
+        self.is_open = True
         try:
             self.answer_post(self.read_body())
         except ConnectionError:
@@ -254,6 +257,12 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.server.count(served=1)
         finally:
+            self.close_request()
+
+    def close_request(self) -> None:
+        """Before the last byte: who has that may send the next request before we go on."""
+        if self.is_open:
+            self.is_open = False
             self.server.count(open=-1)
 
     def read_body(self) -> bytes:
@@ -284,6 +293,8 @@ class Handler(BaseHTTPRequestHandler):
             return
         if fake.log:
             print(fake.log, flush=True)
+        while fake.until and not Path(fake.until).exists():
+            self.wait(0.02)
         self.wait(fake.delay)
         if fake.fail and fake.fail_at == "head":
             self.break_off(fake)
@@ -355,8 +366,11 @@ class Handler(BaseHTTPRequestHandler):
                 if fake.fail_at == "inside":
                     self.connection.sendall(piece[: len(piece) // 2])
                 self.break_off(fake)
+            if framing != "chunked" and number == len(pieces) - 1:
+                self.close_request()
             self.connection.sendall(piece)
         if framing == "chunked":
+            self.close_request()
             self.connection.sendall(b"0\r\n\r\n")
         self.close_connection = self.close_connection or bool(fake.close) or framing == "close"
 

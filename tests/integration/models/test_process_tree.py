@@ -32,7 +32,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="these are a POSIX sy
 
 
 def marked(run: str) -> list[psutil.Process]:
-    """The living processes of a run, by its mark alone."""
+    """The living processes of a run, by its id alone."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
@@ -143,14 +143,14 @@ def test_a_script_that_is_missing_is_named(tmp_path: Path) -> None:
         command_line(tmp_path, ())
 
 
-def test_a_script_without_its_first_line_is_told_so(pad: Launchpad) -> None:
+def test_a_script_without_its_first_line_is_named(pad: Launchpad) -> None:
     script = pad.script("echo hello\n")
     with pytest.raises(LaunchError, match=r"#! line"):
         pad.launch([script])
 
 
 @pytest.mark.parametrize("first_line", ["#!/opt/missing/bash\n", "#!/bin/sh\r\n"])
-def test_a_script_whose_interpreter_is_missing_is_told_so(pad: Launchpad, first_line: str) -> None:
+def test_a_script_whose_interpreter_is_missing_is_named(pad: Launchpad, first_line: str) -> None:
     """A file from Windows looks so as well: its line ends are part of the interpreter's name."""
     script = pad.script(first_line + "echo hello\n")
     with pytest.raises(LaunchError, match=r"#! line"):
@@ -321,7 +321,7 @@ def test_the_whole_tree_is_stopped_also_what_is_above_the_server(
     assert not tree.alive()
 
 
-def test_a_server_outside_of_the_tree_leaves_the_script_in_its_place(
+def test_a_server_outside_of_the_tree_leaves_the_script_as_the_leader(
     pad: Launchpad, eventually: Eventually
 ) -> None:
     """As that of a container, which its script only attends to."""
@@ -338,7 +338,7 @@ def test_a_server_outside_of_the_tree_leaves_the_script_in_its_place(
 # --- stopping ---------------------------------------------------------------------------
 
 
-def test_a_process_is_asked_to_end_before_it_is_made_to(pad: Launchpad) -> None:
+def test_a_process_gets_sigterm_before_sigkill(pad: Launchpad) -> None:
     tree = pad.sh('trap "echo saved; exit 0" TERM; echo up; while :; do sleep 0.01; done')
     pad.says("up")
     assert tree.stop(GRACE)
@@ -365,7 +365,7 @@ def test_a_process_that_does_not_listen_is_killed_with_all_below_it(pad: Launchp
     assert tree.exit_code == -signal.SIGKILL
 
 
-def test_children_and_their_children_go_with_their_parent(pad: Launchpad) -> None:
+def test_children_and_their_children_end_with_their_parent(pad: Launchpad) -> None:
     tree = pad.sh("(sleep 600 & sleep 600 & wait) & (sleep 600 & wait) & wait")
     assert len(pad.members(6)) == 6
     assert tree.stop(GRACE)
@@ -398,7 +398,7 @@ def test_a_daemon_that_left_its_session_is_found_and_stopped(
     assert not tree.alive()
 
 
-def test_what_forks_while_it_is_being_stopped_does_not_get_away(pad: Launchpad) -> None:
+def test_what_forks_while_it_is_being_stopped_is_stopped_too(pad: Launchpad) -> None:
     tree = pad.sh('trap "sleep 600 & exit 0" TERM; echo up; while :; do sleep 0.01; done')
     pad.says("up")
     assert tree.stop(GRACE)
@@ -453,7 +453,7 @@ def test_a_model_server_of_each_kind_leaves_nothing_behind(
 # --- finding it again -------------------------------------------------------------------
 
 
-def test_a_run_is_found_again_by_its_mark_and_can_be_stopped(pad: Launchpad) -> None:
+def test_a_run_is_found_again_by_its_id_and_can_be_stopped(pad: Launchpad) -> None:
     first = pad.sh("sleep 600 & sleep 600 & wait")
     pad.members(3)
     found = ProcessTree.find(pad.run, first.pid, first.created)
@@ -466,7 +466,7 @@ def test_a_run_is_found_again_by_its_mark_and_can_be_stopped(pad: Launchpad) -> 
     assert not found.alive()
 
 
-def test_a_run_that_was_killed_before_its_pid_was_noted_is_found_too(pad: Launchpad) -> None:
+def test_a_run_that_was_killed_before_its_pid_was_recorded_is_found_too(pad: Launchpad) -> None:
     first = pad.sh("sleep 600 & wait")
     pad.members(2)
     found = ProcessTree.find(pad.run, None, None)
@@ -474,7 +474,7 @@ def test_a_run_that_was_killed_before_its_pid_was_noted_is_found_too(pad: Launch
     assert found.pid == first.pid  # the eldest
 
 
-def test_a_run_whose_leader_has_gone_is_found_by_what_it_left(
+def test_a_run_whose_leader_has_ended_is_found_by_what_it_left(
     pad: Launchpad, eventually: Eventually
 ) -> None:
     first = pad.sh("sleep 600 & exit 0")
@@ -498,14 +498,14 @@ def test_a_run_that_has_ended_is_not_found(pad: Launchpad, eventually: Eventuall
 
 @pytest.fixture
 def unmarked() -> Iterator[psutil.Process]:
-    """A process whose mark cannot be read: here, one that has none."""
+    """A process whose run id cannot be read: here, one that has none."""
     popen = subprocess.Popen(["sleep", "600"])
     yield psutil.Process(popen.pid)
     popen.kill()
     popen.wait()
 
 
-def test_a_process_without_a_mark_is_known_by_pid_and_creation(unmarked: psutil.Process) -> None:
+def test_a_process_without_the_id_is_known_by_pid_and_creation(unmarked: psutil.Process) -> None:
     created = unmarked.create_time()
     found = ProcessTree.find("run", unmarked.pid, created)
     assert found is not None

@@ -1,4 +1,4 @@
-"""What the shipped plugins tell of NVIDIA cards and of the processor, and how they fail."""
+"""What the shipped plugins read of NVIDIA cards and of the processor, and how they fail."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def names(readings: Any) -> list[str]:
 # --- NVIDIA through GPUtil --------------------------------------------------------------
 
 
-def test_each_card_is_told_in_the_drivers_order(cards: Cards, smi: Smi) -> None:
+def test_each_card_is_listed_in_the_drivers_order(cards: Cards, smi: Smi) -> None:
     assert smi.read(()) == [
         Reading("NVIDIA GeForce RTX 4060", "nvidia", 0, 8188, 300, 0.25, 51.0),
         Reading("Tesla V100-SXM2-16GB", "nvidia", 1, 16384, 0, 0.0, 40.0),
@@ -68,12 +68,12 @@ def test_each_card_is_told_in_the_drivers_order(cards: Cards, smi: Smi) -> None:
     assert cards.calls == 1
 
 
-def test_equal_cards_are_told_apart_by_the_drivers_number(cards: Cards, smi: Smi) -> None:
+def test_equal_cards_are_distinguished_by_the_drivers_number(cards: Cards, smi: Smi) -> None:
     cards.set(card("Tesla V100", 16384, index=2), card("Tesla V100", 16384, index=5))
     assert [reading.id for reading in smi.read(())] == ["Tesla V100 #2", "Tesla V100 #5"]
 
 
-def test_a_card_that_comes_and_goes_is_told_as_it_is(cards: Cards, smi: Smi) -> None:
+def test_a_card_that_is_added_or_removed_is_noticed(cards: Cards, smi: Smi) -> None:
     cards.set(card("Tesla V100", 16384))
     assert names(smi.read(())) == ["Tesla V100"]
     cards.set()
@@ -98,13 +98,13 @@ def test_what_the_driver_keeps_for_itself_is_used_memory(cards: Cards, smi: Smi)
         ({"total": None, "used": None, "util": None, "temp": None}, (None, None, None, None)),
     ],
 )
-def test_what_a_card_does_not_tell_is_unknown_and_the_rest_is_told(
+def test_what_a_card_does_not_report_is_unknown_and_the_rest_is_read(
     cards: Cards, smi: Smi, missing: dict[str, Any], known: tuple[Any, ...]
 ) -> None:
     cards.set({"name": "RTX 4060", "total": 8188, "used": 300, "util": 25, "temp": 51} | missing)
     [reading] = smi.read(())
-    told = (reading.total_mb, reading.used_mb, reading.load, reading.temperature_c)
-    assert told == known
+    read = (reading.total_mb, reading.used_mb, reading.load, reading.temperature_c)
+    assert read == known
 
 
 def test_a_machine_without_nvidia_smi_has_no_cards_and_no_fault(
@@ -124,7 +124,7 @@ def test_a_machine_without_cards_has_no_fault(cards: Cards, smi: Smi) -> None:
 @pytest.mark.parametrize(
     ("text", "code"), [(NO_DRIVER, 9), (NO_DRIVER, 0), (LOST, 15), (LOST, 0), ("", 12)]
 )
-def test_the_drivers_error_is_told_in_its_own_words(
+def test_the_drivers_error_is_reported_in_its_own_words(
     cards: Cards, smi: Smi, text: str, code: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
     cards.fail(text, code)
@@ -177,7 +177,7 @@ def test_an_nvidia_smi_that_hangs_is_ended_with_all_it_started(
     cards: Cards, smi: Smi, how: str, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
 ) -> None:
     # It hangs for ever: whatever the time-out, it is over when it has been called.
-    monkeypatch.setattr(nvidia, "TIMEOUT", 0.5)
+    monkeypatch.setattr(nvidia, "TIMEOUT_SECONDS", 0.5)
     cards.hang(how)
     with pytest.raises(DeviceError, match="did not answer within"):
         smi.read(())
@@ -200,8 +200,8 @@ def running(cards: Cards) -> list[psutil.Process]:
 def test_one_that_cannot_be_ended_is_left_and_no_further_one_is_started_beside_it(
     cards: Cards, smi: Smi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nvidia, "TIMEOUT", 0.5)
-    monkeypatch.setattr(nvidia, "_KILL_WAIT", 0.1)
+    monkeypatch.setattr(nvidia, "TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(nvidia, "_KILL_WAIT_SECONDS", 0.1)
     # A process inside of a hanging driver outlives SIGKILL, which a test cannot make.
     monkeypatch.setattr(nvidia.os, "killpg", lambda *_: None)
     cards.hang()
@@ -279,7 +279,7 @@ def test_cards_are_read_where_python_has_no_distutils_and_others_find_none_eithe
     ]
 
 
-def test_a_missing_gputil_is_told_with_what_mends_it(
+def test_a_missing_gputil_is_named_with_the_fix(
     cards: Cards, smi: Smi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert cards.calls == 0
@@ -342,7 +342,7 @@ class FakeNvml(types.ModuleType):
         if not self.begun:
             raise NVMLError(self.NVML_ERROR_UNINITIALIZED)
         generation, index = handle
-        assert generation == self.generation, "the handle is of a driver that is gone"
+        assert generation == self.generation, "the handle is of a driver that is unloaded"
         value = self.cards[index][name]
         if isinstance(value, int) and value < 0:
             raise NVMLError(-value)
@@ -404,14 +404,14 @@ def nvml(monkeypatch: pytest.MonkeyPatch) -> FakeNvml:
 
 
 @pytest.mark.usefixtures("nvml")
-def test_nvml_tells_what_nvidia_smi_tells() -> None:
+def test_nvml_reports_what_nvidia_smi_reports() -> None:
     assert Nvml().read(()) == [
         Reading("NVIDIA GeForce RTX 4060", "nvidia", 0, 8188, 300, 0.25, 51.0, {}),
         Reading("Tesla V100", "nvidia", 1, 8188, 300, 0.25, 51.0, {}),
     ]
 
 
-def test_nvml_tells_memory_by_process_once_however_often_it_is_listed(nvml: FakeNvml) -> None:
+def test_nvml_reports_memory_by_process_once_however_often_it_is_listed(nvml: FakeNvml) -> None:
     nvml.cards = [
         nvml_card(
             "Tesla V100",
@@ -428,7 +428,7 @@ def test_nvml_tells_memory_by_process_once_however_often_it_is_listed(nvml: Fake
     "lists",
     [{"compute": -3, "graphics": -3}, {"compute": [Process(10, None)], "graphics": -4}],
 )
-def test_memory_by_process_that_the_driver_keeps_to_itself_is_unknown(
+def test_memory_by_process_that_the_driver_does_not_report_is_unknown(
     nvml: FakeNvml, lists: dict[str, Any]
 ) -> None:
     nvml.cards = [nvml_card("RTX 4060", **lists)]
@@ -436,7 +436,7 @@ def test_memory_by_process_that_the_driver_keeps_to_itself_is_unknown(
 
 
 @pytest.mark.parametrize("error", [3, 4, 6, 7, 13, 21, 27])
-def test_a_single_value_that_nvml_does_not_know_is_unknown_and_the_rest_is_told(
+def test_a_single_value_that_nvml_does_not_know_is_unknown_and_the_rest_is_read(
     nvml: FakeNvml, error: int
 ) -> None:
     nvml.cards = [
@@ -456,7 +456,7 @@ def test_names_of_an_older_wheel_are_text_as_well(nvml: FakeNvml) -> None:
     assert Nvml().read(())[0].id == "Tesla V100 #0"
 
 
-def test_the_library_is_begun_and_the_cards_are_looked_up_once(nvml: FakeNvml) -> None:
+def test_the_library_is_initialised_and_the_cards_are_listed_once(nvml: FakeNvml) -> None:
     plugin = Nvml()
     for _ in range(5):
         plugin.read(())
@@ -475,7 +475,7 @@ def test_after_a_reload_of_the_driver_the_cards_are_read_as_before(nvml: FakeNvm
     assert nvml.begun == 1
 
 
-def test_while_the_driver_is_gone_nvml_says_so_and_reads_again_when_it_is_back(
+def test_while_the_driver_is_unloaded_nvml_says_so_and_reads_again_when_it_is_back(
     nvml: FakeNvml,
 ) -> None:
     plugin = Nvml()
@@ -483,14 +483,14 @@ def test_while_the_driver_is_gone_nvml_says_so_and_reads_again_when_it_is_back(
     nvml.reload()
     nvml.init_error = nvml.NVML_ERROR_DRIVER_NOT_LOADED
     for _ in range(3):
-        with pytest.raises(DeviceError, match="says: error 9"):
+        with pytest.raises(DeviceError, match="reports: error 9"):
             plugin.read(())
     nvml.init_error = 0
     assert plugin.read(()) == before
     assert nvml.begun == 1
 
 
-def test_an_error_of_one_reading_is_told_and_forgotten_when_it_is_over(nvml: FakeNvml) -> None:
+def test_an_error_of_one_reading_is_reported_and_the_next_reading_is_good(nvml: FakeNvml) -> None:
     plugin = Nvml()
     before = plugin.read(())
     nvml.cards[0]["memory"] = -nvml.NVML_ERROR_UNKNOWN
@@ -511,7 +511,7 @@ def test_a_lost_card_is_offline_and_the_others_are_read(nvml: FakeNvml, where: s
         assert [reading.id for reading in plugin.read(())] == ["Tesla V100 #1"]
 
 
-def test_nvml_takes_the_place_of_gputil_where_it_works(nvml: FakeNvml, cards: Cards) -> None:
+def test_nvml_is_used_instead_of_gputil_where_it_works(nvml: FakeNvml, cards: Cards) -> None:
     plugin = Nvidia()
     assert nvml.asked == [], "to begin with NVML may take long: not before it is asked"
     assert len(plugin.read(())) == len(plugin.read(())) == 2
@@ -532,7 +532,7 @@ def test_without_the_wheel_gputil_reads_the_cards(
     assert cards.calls == 1
 
 
-def test_all_that_is_asked_of_nvml_is_in_the_real_wheel() -> None:
+def test_all_that_is_used_of_nvml_is_in_the_real_wheel() -> None:
     real = pytest.importorskip("pynvml", reason="needs: pip install -r requirements-dev.txt")
     for name in [name for name in vars(FakeNvml) if name.startswith("nvml")]:
         assert callable(getattr(real, name)), name
@@ -585,7 +585,7 @@ def test_the_temperature_is_that_of_the_processors_hottest_part(
     assert Cpu().read(())[0].temperature_c is None
 
 
-def test_memory_is_told_of_each_process_asked_for_that_is_there() -> None:
+def test_memory_is_reported_for_each_process_that_is_there() -> None:
     ended = subprocess.Popen(["true"])
     ended.wait()
     [reading] = Cpu().read([os.getpid(), ended.pid])
@@ -594,7 +594,7 @@ def test_memory_is_told_of_each_process_asked_for_that_is_there() -> None:
     assert reading.held_mb[os.getpid()] > 0
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells what is mapped")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports what is mapped")
 def test_a_models_mapped_file_counts_as_used_memory(tmp_path: Path) -> None:
     weights = tmp_path / "weights.gguf"
     weights.write_bytes(b"w" * (200 << 20))

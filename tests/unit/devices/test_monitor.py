@@ -229,7 +229,7 @@ def test_ticks_that_are_attached_after_the_first_request_run(time: Time) -> None
     assert ticks == ["resumed"]
 
 
-def test_each_plugin_has_a_thread_of_its_own_and_is_told_the_models_processes(
+def test_each_plugin_has_a_thread_of_its_own_and_gets_the_models_processes(
     run: Run, time: Time
 ) -> None:
     first, second = Plugin("first"), Plugin("second")
@@ -244,10 +244,10 @@ def test_each_plugin_has_a_thread_of_its_own_and_is_told_the_models_processes(
     assert second.threads == {"device-second"}
 
 
-# --- what it tells ----------------------------------------------------------------------
+# --- snapshots --------------------------------------------------------------------------
 
 
-def test_devices_stand_in_the_order_of_the_plugins_with_the_moment_they_were_asked(
+def test_devices_stand_in_the_order_of_the_plugins_with_the_moment_they_were_read(
     run: Run, time: Time, eventually: Eventually
 ) -> None:
     slow, quick = Plugin("slow", "card 1", "card 2"), Plugin("quick", "cpu")
@@ -280,7 +280,7 @@ def test_a_snapshot_is_as_old_as_the_oldest_of_its_readings(
     assert setting.monitor.snapshot.taken_at == first
 
 
-def test_a_device_that_is_not_listed_any_more_is_gone(run: Run, time: Time) -> None:
+def test_a_device_that_is_not_listed_any_more_is_removed(run: Run, time: Time) -> None:
     plugin = Plugin("cards", "one", "two")
     setting = run(plugin)
     assert names(polled(setting, time)) == ["one", "two"]
@@ -387,7 +387,7 @@ def test_a_driver_that_hangs_makes_its_devices_stale_and_holds_up_nothing_else(
         eventually(lambda: setting.monitor.snapshot.devices[1].read_at == time.now)
         eventually(lambda: hanging.begun == 2)
         snapshot = setting.monitor.snapshot
-        # Polled anew at the first second, it is given three.
+        # Polled again at the first second, it is given three.
         waited = second - 1
         expected = {} if waited < 3 else {"hanging": f"has not answered for {waited} seconds"}
         assert snapshot.faults == expected
@@ -405,8 +405,8 @@ def test_a_page_sees_how_long_it_hangs_though_no_poll_ends(
 ) -> None:
     plugin = Plugin("card")
     setting = run(plugin)
-    told: list[Snapshot] = []
-    setting.monitor.add_listener(told.append)
+    seen_by_listener: list[Snapshot] = []
+    setting.monitor.add_listener(seen_by_listener.append)
     setting.is_watched = True
     plugin.gate.clear()
     setting.monitor.tick()
@@ -414,7 +414,7 @@ def test_a_page_sees_how_long_it_hangs_though_no_poll_ends(
     for _ in range(5):
         time.now += 1
         setting.monitor.tick()
-    assert [snapshot.faults for snapshot in told] == [
+    assert [snapshot.faults for snapshot in seen_by_listener] == [
         {"card": f"has not answered for {seconds} seconds"} for seconds in (3, 4, 5)
     ]
 
@@ -422,7 +422,7 @@ def test_a_page_sees_how_long_it_hangs_though_no_poll_ends(
 def test_stopping_does_not_wait_for_a_driver_that_hangs(
     run: Run, time: Time, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
 ) -> None:
-    monkeypatch.setattr(monitor, "_STOP", 0.2)
+    monkeypatch.setattr(monitor, "STOP_SECONDS", 0.2)
     hanging, working = Plugin("hanging"), Plugin("working")
     hanging.gate.clear()
     setting = run(hanging, working)
@@ -468,7 +468,7 @@ def test_a_refresh_during_a_poll_polls_once_more_afterwards(
     assert plugin.begun == 3  # of which the last is that of polled()
 
 
-def test_fresh_waits_for_a_poll_that_began_late_enough(
+def test_wait_for_reading_waits_for_a_poll_that_began_late_enough(
     run: Run, time: Time, eventually: Eventually
 ) -> None:
     plugin, other = Plugin("card"), Plugin("other")
@@ -491,7 +491,9 @@ def test_fresh_waits_for_a_poll_that_began_late_enough(
     assert (plugin.begun, other.begun) == (2, 2)
 
 
-def test_fresh_answers_at_once_where_the_last_poll_is_late_enough(run: Run, time: Time) -> None:
+def test_wait_for_reading_answers_at_once_where_the_last_poll_is_late_enough(
+    run: Run, time: Time
+) -> None:
     plugin = Plugin("card")
     setting = run(plugin)
     since = time.now
@@ -501,13 +503,13 @@ def test_fresh_answers_at_once_where_the_last_poll_is_late_enough(run: Run, time
     assert plugin.begun == 1
 
 
-def test_fresh_takes_an_error_for_an_answer(run: Run, time: Time) -> None:
+def test_wait_for_reading_takes_an_error_for_an_answer(run: Run, time: Time) -> None:
     plugin = Plugin("card")
     plugin.answer = DeviceError("no driver")
     assert polled(run(plugin), time) == Snapshot((), {"card": "no driver"}, None)
 
 
-def test_fresh_ends_with_its_timeout_and_the_best_there_is(
+def test_wait_for_reading_ends_with_its_timeout_and_the_best_there_is(
     run: Run, time: Time, eventually: Eventually
 ) -> None:
     slow, quick = Plugin("slow"), Plugin("quick")
@@ -524,7 +526,7 @@ def test_fresh_ends_with_its_timeout_and_the_best_there_is(
     assert snapshot.devices[1].read_at == time.now
 
 
-def test_fresh_does_not_wait_for_a_driver_that_is_known_to_hang(
+def test_wait_for_reading_does_not_wait_for_a_driver_that_is_known_to_hang(
     run: Run, time: Time, eventually: Eventually
 ) -> None:
     hanging, working = Plugin("hanging"), Plugin("working")
@@ -541,7 +543,7 @@ def test_fresh_does_not_wait_for_a_driver_that_is_known_to_hang(
     assert snapshot.devices[1].read_at == time.now
 
 
-def test_fresh_gives_up_a_driver_that_begins_to_hang_meanwhile(
+def test_wait_for_reading_gives_up_a_driver_that_begins_to_hang_meanwhile(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(monitor, "HUNG_AFTER_SECONDS", 0.2)
@@ -579,68 +581,68 @@ def test_many_may_wait_for_the_same_poll(run: Run, time: Time, eventually: Event
 # --- listeners --------------------------------------------------------------------------
 
 
-def test_each_poll_is_told_in_the_plugins_thread_with_nothing_locked(
+def test_listeners_are_called_in_the_plugins_thread_with_nothing_locked(
     run: Run, time: Time, eventually: Eventually
 ) -> None:
     setting = run(Plugin("card"))
-    told: list[tuple[str, Snapshot, Snapshot | None]] = []
+    seen_by_listener: list[tuple[str, Snapshot, Snapshot | None]] = []
 
     def listener(snapshot: Snapshot) -> None:
         seen: list[Snapshot] = []
         reader = threading.Thread(target=lambda: seen.append(setting.monitor.snapshot), daemon=True)
         reader.start()
         reader.join(PATIENCE)
-        told.append((threading.current_thread().name, snapshot, *seen))
+        seen_by_listener.append((threading.current_thread().name, snapshot, *seen))
 
     setting.monitor.add_listener(listener)
     first = polled(setting, time)
-    eventually(lambda: len(told) == 1)
+    eventually(lambda: len(seen_by_listener) == 1)
     second = polled(setting, time)
-    eventually(lambda: len(told) == 2)
-    assert told == [("device-card", first, first), ("device-card", second, second)]
+    eventually(lambda: len(seen_by_listener) == 2)
+    assert seen_by_listener == [("device-card", first, first), ("device-card", second, second)]
 
 
-def test_a_slow_listener_is_told_what_is_newest_then(run: Run, eventually: Eventually) -> None:
+def test_a_slow_listener_gets_the_newest_snapshot(run: Run, eventually: Eventually) -> None:
     first, second, third = Plugin("first"), Plugin("second"), Plugin("third")
     second.gate.clear()
     third.gate.clear()
     setting = run(first, second, third)
-    told: list[Snapshot] = []
-    is_telling, goes_on = threading.Event(), threading.Event()
+    seen_by_listener: list[Snapshot] = []
+    is_notifying, goes_on = threading.Event(), threading.Event()
 
     def listener(snapshot: Snapshot) -> None:
-        told.append(snapshot)
-        is_telling.set()
+        seen_by_listener.append(snapshot)
+        is_notifying.set()
         assert goes_on.wait(PATIENCE)
 
     setting.monitor.add_listener(listener)
     setting.monitor.refresh()
-    assert is_telling.wait(PATIENCE)
+    assert is_notifying.wait(PATIENCE)
     second.gate.set()
     eventually(lambda: len(setting.monitor.snapshot.devices) == 2)
     third.gate.set()
     eventually(lambda: len(setting.monitor.snapshot.devices) == 3)
     goes_on.set()
-    eventually(lambda: len(told) == 3)
+    eventually(lambda: len(seen_by_listener) == 3)
     everything = ["first", "second", "third"]
-    assert [names(snapshot) for snapshot in told] == [["first"], everything, everything]
+    assert [names(snapshot) for snapshot in seen_by_listener] == [["first"], everything, everything]
 
 
 def test_a_faulty_listener_ends_nothing(
     run: Run, time: Time, caplog: pytest.LogCaptureFixture, eventually: Eventually
 ) -> None:
     setting = run(Plugin("card"))
-    told: list[Snapshot] = []
+    seen_by_listener: list[Snapshot] = []
 
     def listener(_: Snapshot) -> None:
         raise RuntimeError("a fault of ours")
 
     setting.monitor.add_listener(listener)
-    setting.monitor.add_listener(told.append)
+    setting.monitor.add_listener(seen_by_listener.append)
     with caplog.at_level(logging.ERROR):
         polled(setting, time)
         polled(setting, time)
-        eventually(lambda: len(told) == 2)
+        eventually(lambda: len(seen_by_listener) == 2)
     assert "a fault of ours" in caplog.text
 
 
@@ -671,14 +673,14 @@ def test_switched_off_nothing_is_polled_and_there_are_no_devices(
     assert plugin.begun == 2
 
 
-def test_a_poll_that_ends_after_it_was_switched_off_tells_nothing(
+def test_a_poll_that_ends_after_it_was_switched_off_reports_nothing(
     run: Run, time: Time, eventually: Eventually
 ) -> None:
     plugin = Plugin("card")
     plugin.gate.clear()
     setting = run(plugin)
-    told: list[Snapshot] = []
-    setting.monitor.add_listener(told.append)
+    seen_by_listener: list[Snapshot] = []
+    setting.monitor.add_listener(seen_by_listener.append)
     setting.monitor.touch()
     eventually(lambda: plugin.begun)
     setting.monitor.set_enabled(False)
@@ -687,7 +689,7 @@ def test_a_poll_that_ends_after_it_was_switched_off_tells_nothing(
     plugin.gate.set()
     eventually(lambda: plugin.ended)
     setting.monitor.stop()
-    assert told == []
+    assert seen_by_listener == []
 
 
 def test_who_waits_when_it_is_switched_off_is_answered(run: Run, eventually: Eventually) -> None:

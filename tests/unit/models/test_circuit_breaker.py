@@ -49,7 +49,7 @@ def test_each_further_failure_doubles_the_wait_up_to_five_minutes() -> None:
     assert waits == [10, 20, 40, 80, 160, 300, 300, 300]
 
 
-def test_a_success_or_a_start_by_hand_makes_all_as_new() -> None:
+def test_a_success_or_a_manual_start_resets_it() -> None:
     breaker = breaker_after(0, 1, 2, 3)
     breaker.close()
     assert breaker.seconds_until_retry(3) == 0

@@ -44,7 +44,7 @@ def test_a_chosen_port_can_be_listened_on() -> None:
         pass
 
 
-def test_each_run_gets_a_port_of_its_own_until_it_gives_it_back(
+def test_each_run_gets_a_port_of_its_own_until_it_is_released(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     numbers = a_free_range(monkeypatch, 3)
@@ -72,7 +72,7 @@ def test_a_port_that_an_adopted_run_has_is_not_chosen(monkeypatch: pytest.Monkey
     assert choice.choose(set()) == numbers[1]
 
 
-def test_a_port_that_another_program_holds_is_not_chosen_until_it_lets_go(
+def test_a_port_that_another_program_holds_is_not_chosen_until_that_closes_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     numbers = a_free_range(monkeypatch, 2)
@@ -89,7 +89,7 @@ def test_many_starts_at_once_never_choose_the_same_port() -> None:
     assert len(set(chosen)) == 100
 
 
-def test_giving_back_what_was_never_taken_is_no_fault() -> None:
+def test_releasing_a_port_that_was_never_taken_is_no_error() -> None:
     Ports().release(1)
 
 

@@ -103,7 +103,7 @@ def test_the_reason_names_what_is_missing() -> None:
     cards = {"V100": "Tesla V100", "L4": "NVIDIA L4"}
     assert missing_devices(["v100", "rtx 4060"], cards) == "rtx 4060 is not online"
     assert missing_devices(["v100", "V100"], cards) == "it needs 2 of v100, and 1 is online"
-    assert "same card" in missing_devices(["v100", "tesla v100"], cards)
+    assert "same device" in missing_devices(["v100", "tesla v100"], cards)
 
 
 names = st.sampled_from(["a", "b", "A", "c"])

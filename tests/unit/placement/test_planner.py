@@ -10,8 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from manager.placement.memory import free_mb
 from manager.placement.planner import (
     YIELD_AFTER_SECONDS,
+    plan,
+    stop_cost,
+    update_mean_gap,
+    yield_at,
+)
+from manager.placement.types import (
     Action,
     Allocation,
     Decision,
@@ -19,13 +26,8 @@ from manager.placement.planner import (
     Evictability,
     SchemeOption,
     StartRequest,
-    choose_victims,
-    free_mb,
-    plan,
-    stop_cost,
-    update_mean_gap,
-    yield_at,
 )
+from manager.placement.victims import choose_victims
 
 IDLE, BUSY, PINNED, STOPPING = (
     Evictability.IDLE,
@@ -57,12 +59,12 @@ def wants(model: str, *schemes: Mapping[str, int]) -> StartRequest:
     )
 
 
-def read(cards: Sequence[DeviceBudget], holdings: Sequence[Allocation]) -> list[DeviceBudget]:
+def read(cards: Sequence[DeviceBudget], allocations: Sequence[Allocation]) -> list[DeviceBudget]:
     """The cards as they are measured: others' memory is what they have already."""
     return [
         replace(
             each,
-            used_mb=each.used_mb + sum(one.held_mb(each.id) for one in holdings if one.settled),
+            used_mb=each.used_mb + sum(one.held_mb(each.id) for one in allocations if one.settled),
         )
         for each in cards
     ]
@@ -71,16 +73,16 @@ def read(cards: Sequence[DeviceBudget], holdings: Sequence[Allocation]) -> list[
 def decide(
     wanted: StartRequest | Sequence[StartRequest],
     cards: Sequence[DeviceBudget],
-    *holdings: Allocation,
+    *allocations: Allocation,
 ) -> list[Decision]:
-    line = [wanted] if isinstance(wanted, StartRequest) else wanted
-    return plan(line, read(cards, holdings), holdings)
+    queue = [wanted] if isinstance(wanted, StartRequest) else wanted
+    return plan(queue, read(cards, allocations), allocations)
 
 
 # --- which scheme -----------------------------------------------------------------------------
 
 
-def test_the_first_scheme_of_the_file_that_has_room_is_used() -> None:
+def test_the_first_scheme_of_the_file_that_fits_is_used() -> None:
     model = wants("m", {"A": 9000, "B": 9000}, {"B": 15000})
     [decision] = decide(model, [card("A"), card("B")])
     assert (decision.action, decision.scheme) == (START, "first")
@@ -110,16 +112,16 @@ def test_a_scheme_that_this_system_cannot_run_is_passed_over() -> None:
     assert decision.passed_over == {"windows": "a .bat file needs Windows"}
 
 
-def test_of_equal_cards_the_one_with_most_room_is_taken() -> None:
+def test_of_equal_devices_the_one_with_most_free_memory_is_taken() -> None:
     cards = [card("V #0"), card("V #1"), card("V #2")]
     held = [Allocation("a", {"V #0": 5000}, BUSY), Allocation("b", {"V #2": 2000}, BUSY)]
-    line = [wants("m", {"V": 4000}), wants("n", {"V": 4000})]
-    first, second = decide(line, cards, *held)
+    queue = [wants("m", {"V": 4000}), wants("n", {"V": 4000})]
+    first, second = decide(queue, cards, *held)
     assert first.memory_mb == {"V #1": 4000}
     assert second.memory_mb == {"V #2": 4000}
 
 
-def test_of_equal_cards_the_one_with_the_cheaper_eviction_is_taken() -> None:
+def test_of_equal_devices_the_one_with_the_cheaper_eviction_is_taken() -> None:
     held = [
         Allocation("a", {"V #0": 9000}, IDLE, cost=3),
         Allocation("b", {"V #1": 9000}, IDLE, cost=2),
@@ -128,29 +130,29 @@ def test_of_equal_cards_the_one_with_the_cheaper_eviction_is_taken() -> None:
     assert (decision.action, decision.models) == (EVICT, ("b",))
 
 
-# --- room -------------------------------------------------------------------------------------
+# --- free memory ------------------------------------------------------------------------------
 
 
 def test_what_other_programs_use_is_not_free() -> None:
-    holdings = [holds("m", IDLE, A=4000)]
-    assert free_mb("A", read([card("A", used=3000)], holdings), holdings) == 9000
+    allocations = [holds("m", IDLE, A=4000)]
+    assert free_mb("A", read([card("A", used=3000)], allocations), allocations) == 9000
 
 
 def test_a_model_holds_what_it_took_where_that_is_more_than_it_declared() -> None:
-    holdings = [Allocation("m", {"A": 4000}, IDLE, {"A": 6000})]
-    assert free_mb("A", [card("A", used=6000)], holdings) == 10000
-    holdings = [Allocation("m", {"A": 4000}, IDLE, {"A": 1000})]
-    assert free_mb("A", [card("A", used=1000)], holdings) == 12000
+    allocations = [Allocation("m", {"A": 4000}, IDLE, {"A": 6000})]
+    assert free_mb("A", [card("A", used=6000)], allocations) == 10000
+    allocations = [Allocation("m", {"A": 4000}, IDLE, {"A": 1000})]
+    assert free_mb("A", [card("A", used=1000)], allocations) == 12000
 
 
-def test_a_card_whose_memory_nobody_knows_has_no_limit() -> None:
+def test_a_device_whose_memory_nobody_knows_has_no_limit() -> None:
     assert free_mb("A", [card("A", total=None)], []) is None
     assert decide(wants("m", {"A": 10**9}), [card("A", total=None)])[0].action is START
 
 
 def test_two_starts_at_once_do_not_count_the_same_memory() -> None:
-    line = [wants("m", {"A": 9000}), wants("n", {"A": 9000})]
-    first, second = decide(line, [card("A")])
+    queue = [wants("m", {"A": 9000}), wants("n", {"A": 9000})]
+    first, second = decide(queue, [card("A")])
     assert first.action is START
     assert (second.action, second.models) == (QUEUE, ("m",))
 
@@ -162,7 +164,7 @@ def test_a_start_under_way_is_not_counted_as_other_programs_for_good() -> None:
     assert (decision.action, decision.models) == (AWAIT_MEMORY, ("m",))
 
 
-def test_memory_on_its_way_back_is_waited_for_and_nobody_else_is_stopped() -> None:
+def test_memory_of_a_stopping_model_is_waited_for_and_nobody_else_is_stopped() -> None:
     stopping, idle = holds("old", STOPPING, A=9000), holds("idle", IDLE, A=6000)
     [decision] = decide(wants("m", {"A": 9000}), [card("A")], stopping, idle)
     assert (decision.action, decision.models) == (AWAIT_MEMORY, ("old",))
@@ -177,7 +179,7 @@ def test_a_model_for_which_others_were_stopped_waits_for_their_memory() -> None:
     assert (decision.action, decision.scheme) == (AWAIT_MEMORY, "second")
 
 
-def test_a_model_that_can_never_fit_is_refused_with_the_numbers() -> None:
+def test_a_model_that_can_never_fit_is_rejected_with_the_numbers() -> None:
     [decision] = decide(wants("m", {"A": 17000}), [card("A")])
     assert (decision.action, decision.code) == (REJECT, "insufficient_memory")
     assert decision.passed_over == {"first": "it needs 17000 MB on A, which has 16000 MB in all"}
@@ -192,7 +194,7 @@ def test_a_model_that_can_never_fit_is_refused_with_the_numbers() -> None:
     assert "p 8000, i 2000, other programs 1000 MB" in decision.passed_over["first"]
 
 
-def test_a_model_whose_devices_are_missing_is_refused() -> None:
+def test_a_model_whose_devices_are_missing_is_rejected() -> None:
     [decision] = decide(wants("m", {"A": 1}), [card("B")])
     assert (decision.action, decision.code) == (REJECT, "no_matching_scheme")
 
@@ -219,7 +221,7 @@ def test_busy_models_in_the_way_are_waited_for_as_few_as_possible() -> None:
     assert not decision.behind_queue
 
 
-def test_of_two_equal_cards_the_one_whose_models_yield_already_is_waited_for() -> None:
+def test_of_two_equal_devices_the_one_whose_models_yield_already_is_waited_for() -> None:
     held = [
         Allocation("a", {"V #0": 9000}, BUSY, cost=1),
         Allocation("b", {"V #1": 9000}, BUSY, cost=9, yielding=True),
@@ -230,25 +232,24 @@ def test_of_two_equal_cards_the_one_whose_models_yield_already_is_waited_for() -
 
 def test_a_later_model_goes_ahead_where_that_takes_nothing_from_an_earlier_one() -> None:
     busy = holds("busy", BUSY, A=12000)
-    line = [wants("big", {"A": 12000}), wants("small", {"A": 4000}), wants("other", {"B": 9000})]
-    big, small, other = decide(line, [card("A"), card("B")], busy)
+    queue = [wants("big", {"A": 12000}), wants("small", {"A": 4000}), wants("other", {"B": 9000})]
+    big, small, other = decide(queue, [card("A"), card("B")], busy)
     assert [big.action, small.action, other.action] == [QUEUE, START, START]
 
 
 def test_a_later_model_does_not_take_what_an_earlier_one_waits_for() -> None:
     busy = holds("busy", BUSY, A=12000)
-    line = [wants("big", {"A": 13000}), wants("small", {"A": 4000})]
-    big, small = decide(line, [card("A")], busy)
+    queue = [wants("big", {"A": 13000}), wants("small", {"A": 4000})]
+    big, small = decide(queue, [card("A")], busy)
     assert big.action is QUEUE
     assert (small.action, small.models, small.behind_queue) == (QUEUE, ("big",), True)
+    assert small.reason == "before it in the queue: big"
 
 
-def test_a_later_model_does_not_take_the_place_of_one_that_waits_for_a_start_to_be_through() -> (
-    None
-):
+def test_a_later_model_does_not_overtake_one_that_waits_for_a_start_to_end() -> None:
     starting = Allocation("starting", {"A": 6000}, BUSY, settled=False)
-    line = [wants("first", {"A": 6000}), wants("second", {"A": 5000})]
-    first, second = plan(line, [card("A", used=5000)], [starting])
+    queue = [wants("first", {"A": 6000}), wants("second", {"A": 5000})]
+    first, second = plan(queue, [card("A", used=5000)], [starting])
     assert (first.action, first.models) == (AWAIT_MEMORY, ("starting",))
     assert (second.action, second.behind_queue) == (QUEUE, True)
 
@@ -277,9 +278,7 @@ def test_it_costs_more_to_stop_what_was_used_lately_or_often_or_starts_slowly(
 
 
 @given(st.floats(1, 1e4), st.floats(1, 1e4))
-def test_the_usual_gap_is_the_first_one_and_follows_the_later_ones(
-    one: float, other: float
-) -> None:
+def test_the_mean_gap_is_the_first_one_and_follows_the_later_ones(one: float, other: float) -> None:
     gap = update_mean_gap(None, one)
     assert gap == one
     for _ in range(100):
@@ -299,7 +298,7 @@ def test_one_that_fits_is_stopped_rather_than_several_that_are_older() -> None:
 
 
 megabytes = st.integers(0, 6).map(lambda number: number * 1000)
-standings = st.sampled_from(list(Evictability))
+evictabilities = st.sampled_from(list(Evictability))
 costs = st.sampled_from([0.1, 0.5, 1.0, 2.0, 5.0])
 
 
@@ -361,30 +360,30 @@ def test_among_many_models_none_is_stopped_that_could_be_left_out(
 class Scene:
     """What one plan is made of."""
 
-    line: list[StartRequest]
+    queue: list[StartRequest]
     cards: list[DeviceBudget]
-    holdings: list[Allocation]
+    allocations: list[Allocation]
 
 
 @st.composite
 def scenes(draw: st.DrawFn) -> Scene:
     """One to three cards, some of them equal, with models on them that hold no more than there
-    is, and a line of models with one or two schemes."""
+    is, and a queue of models with one or two schemes."""
     names = draw(st.lists(st.sampled_from("AB"), min_size=1, max_size=3))
     cards = [card(f"{name} #{at}", used=draw(megabytes)) for at, name in enumerate(names)]
-    room = {each.id: 16000 - each.used_mb for each in cards}
-    holdings = []
+    free = {each.id: 16000 - each.used_mb for each in cards}
+    allocations = []
     for number in range(draw(st.integers(0, 6))):
         declared = {}
         for on in draw(st.lists(st.sampled_from(cards), min_size=1, max_size=2)):
-            mb = min(draw(megabytes), room[on.id])
+            mb = min(draw(megabytes), free[on.id])
             if on.id not in declared and mb:
                 declared[on.id] = mb
-                room[on.id] -= mb
-        evictability = draw(standings)
+                free[on.id] -= mb
+        evictability = draw(evictabilities)
         settled = evictability is not BUSY or draw(st.booleans())
         is_yielding = evictability is BUSY and draw(st.booleans())
-        holdings.append(
+        allocations.append(
             Allocation(f"h{number}", declared, evictability, {}, settled, draw(costs), is_yielding)
         )
     kinds = st.lists(st.sampled_from("AB"), min_size=1, max_size=2)
@@ -393,45 +392,45 @@ def scenes(draw: st.DrawFn) -> Scene:
         kinds,
         st.integers(0, 17).map(lambda number: number * 1000),
     )
-    line = []
+    queue = []
     for number in range(draw(st.integers(1, 4))):
         options = draw(st.lists(schemes, min_size=1, max_size=2))
         options = [replace(option, scheme=f"s{at}") for at, option in enumerate(options)]
-        line.append(StartRequest(f"w{number}", tuple(options), draw(st.integers(0, 9)) > 0))
-    return Scene(line, read(cards, holdings), holdings)
+        queue.append(StartRequest(f"w{number}", tuple(options), draw(st.integers(0, 9)) > 0))
+    return Scene(queue, read(cards, allocations), allocations)
 
 
 class Ledger:
-    """The memory of a scene as its decisions are carried out, counted anew each time."""
+    """The memory of a scene as its decisions are carried out, counted again each time."""
 
     def __init__(self, scene: Scene) -> None:
         self.others = {
             each.id: each.used_mb
-            - sum(one.held_mb(each.id) for one in scene.holdings if one.settled)
+            - sum(one.held_mb(each.id) for one in scene.allocations if one.settled)
             for each in scene.cards
         }
-        self.holdings = {one.model: one for one in scene.holdings}
+        self.allocations = {one.model: one for one in scene.allocations}
 
     def free(self, on: str, without: Collection[str] = ()) -> int:
-        """When these models are gone."""
-        held = sum(one.held_mb(on) for one in self.holdings.values() if one.model not in without)
+        """Once these models have stopped."""
+        held = sum(one.held_mb(on) for one in self.allocations.values() if one.model not in without)
         return 16000 - self.others[on] - held
 
     def stopping(self) -> list[str]:
-        return [one.model for one in self.holdings.values() if one.evictability is STOPPING]
+        return [one.model for one in self.allocations.values() if one.evictability is STOPPING]
 
     def reservation(self, decision: Decision) -> None:
-        self.holdings[decision.model] = Allocation(decision.model, decision.memory_mb, BUSY)
+        self.allocations[decision.model] = Allocation(decision.model, decision.memory_mb, BUSY)
 
-    def let_go(self, models: Sequence[str]) -> None:
+    def mark_stopping(self, models: Sequence[str]) -> None:
         for model in models:
-            self.holdings[model] = replace(self.holdings[model], evictability=STOPPING)
+            self.allocations[model] = replace(self.allocations[model], evictability=STOPPING)
 
 
 @given(scenes())
 def test_memory_is_never_promised_twice(scene: Scene) -> None:
     ledger = Ledger(scene)
-    for decision in plan(scene.line, scene.cards, scene.holdings):
+    for decision in plan(scene.queue, scene.cards, scene.allocations):
         if decision.action is START:
             ledger.reservation(decision)
             assert all(ledger.free(on) >= 0 for on in decision.memory_mb)
@@ -439,8 +438,8 @@ def test_memory_is_never_promised_twice(scene: Scene) -> None:
 
 @given(scenes())
 def test_only_idle_models_are_stopped_and_each_once(scene: Scene) -> None:
-    idle = {one.model for one in scene.holdings if one.evictability is IDLE}
-    for decision in plan(scene.line, scene.cards, scene.holdings):
+    idle = {one.model for one in scene.allocations if one.evictability is IDLE}
+    for decision in plan(scene.queue, scene.cards, scene.allocations):
         if decision.action is EVICT:
             assert decision.models
             assert idle.issuperset(decision.models)
@@ -450,37 +449,37 @@ def test_only_idle_models_are_stopped_and_each_once(scene: Scene) -> None:
 @given(scenes())
 def test_what_is_stopped_is_enough_and_no_less_would_have_been(scene: Scene) -> None:
     ledger = Ledger(scene)
-    for decision in plan(scene.line, scene.cards, scene.holdings):
+    for decision in plan(scene.queue, scene.cards, scene.allocations):
         if decision.action is START:
             ledger.reservation(decision)
         if decision.action is EVICT:
-            gone = [*decision.models, *ledger.stopping()]
+            stopped = [*decision.models, *ledger.stopping()]
             need = decision.memory_mb
-            assert all(ledger.free(on, gone) >= mb for on, mb in need.items())
+            assert all(ledger.free(on, stopped) >= mb for on, mb in need.items())
             for spared in decision.models:
-                left = [model for model in gone if model != spared]
+                left = [model for model in stopped if model != spared]
                 assert any(ledger.free(on, left) < mb for on, mb in need.items())
-            ledger.let_go(decision.models)
+            ledger.mark_stopping(decision.models)
 
 
 def sum_of_starts(scene: Scene) -> dict[str, int]:
     """By card, as far as it can be others' at all."""
     return {
         each.id: min(
-            sum(one.held_mb(each.id) for one in scene.holdings if not one.settled),
-            each.used_mb - sum(one.held_mb(each.id) for one in scene.holdings if one.settled),
+            sum(one.held_mb(each.id) for one in scene.allocations if not one.settled),
+            each.used_mb - sum(one.held_mb(each.id) for one in scene.allocations if one.settled),
         )
         for each in scene.cards
     }
 
 
 @given(scenes())
-def test_one_is_refused_only_where_no_scheme_can_ever_have_room(scene: Scene) -> None:
+def test_a_model_is_rejected_only_where_no_scheme_can_ever_fit(scene: Scene) -> None:
     ledger = Ledger(scene)
     for wanted, decision in zip(
-        scene.line, plan(scene.line, scene.cards, scene.holdings), strict=True
+        scene.queue, plan(scene.queue, scene.cards, scene.allocations), strict=True
     ):
-        movable = [m for m, one in ledger.holdings.items() if one.evictability is not PINNED]
+        movable = [m for m, one in ledger.allocations.items() if one.evictability is not PINNED]
         # What a start under way has taken already may be what looks like others' memory.
         perhaps = sum_of_starts(scene)
         possible = any(
@@ -498,34 +497,34 @@ def test_one_is_refused_only_where_no_scheme_can_ever_have_room(scene: Scene) ->
         if decision.action is START:
             ledger.reservation(decision)
         if decision.action is EVICT:
-            ledger.let_go(decision.models)
+            ledger.mark_stopping(decision.models)
 
 
 @given(scenes())
-def test_nobody_is_overtaken_to_his_harm(scene: Scene) -> None:
+def test_no_model_is_overtaken_at_its_expense(scene: Scene) -> None:
     ledger = Ledger(scene)
     waiting: list[Decision] = []
-    gone: list[str] = ledger.stopping()
-    for decision in plan(scene.line, scene.cards, scene.holdings):
+    stopped: list[str] = ledger.stopping()
+    for decision in plan(scene.queue, scene.cards, scene.allocations):
         if decision.action is START:
             ledger.reservation(decision)
-            # Once those before have what they wait for, there is room for all of them and this.
+            # Once those before have what they wait for, all of them and this fit.
             for on, mb in decision.memory_mb.items():
                 promised = [each.memory_mb.get(on, 0) for each in waiting]
                 if mb and any(promised):
-                    assert ledger.free(on, gone) >= sum(promised)
+                    assert ledger.free(on, stopped) >= sum(promised)
         elif decision.action is EVICT or (decision.action is QUEUE and not decision.behind_queue):
             taken = {on for each in waiting for on, mb in each.memory_mb.items() if mb}
             assert not taken.intersection(on for on, mb in decision.memory_mb.items() if mb)
             waiting.append(decision)
-            gone += decision.models
+            stopped += decision.models
         elif decision.action is AWAIT_MEMORY:
             waiting.append(decision)
         elif decision.behind_queue:
-            assert set(decision.models) <= {each.model for each in scene.line}
+            assert set(decision.models) <= {each.model for each in scene.queue}
 
 
-def test_a_model_on_a_card_that_went_away_can_still_be_stopped_for_another() -> None:
+def test_a_model_on_a_device_that_was_lost_can_still_be_stopped_for_another() -> None:
     both = Allocation("both", {"A #0": 9000, "B #0": 9000}, IDLE)
     cards = [DeviceBudget("A #0", "A", 16000, 9000)]
     [decision] = plan(
@@ -534,7 +533,7 @@ def test_a_model_on_a_card_that_went_away_can_still_be_stopped_for_another() -> 
     assert (decision.action, decision.models) == (EVICT, ("both",))
 
 
-def test_with_many_equal_cards_those_with_room_are_found() -> None:
+def test_with_many_equal_devices_those_where_it_fits_are_found() -> None:
     cards = [DeviceBudget(f"V100 #{n}", "V100", 16000) for n in range(16)]
     pinned = Allocation("pinned", {"V100 #0": 9000}, Evictability.PINNED)
     wanted = StartRequest("large", (SchemeOption("s", ("v100",) * 8, {"v100": 9000}),))

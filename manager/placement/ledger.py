@@ -1,0 +1,136 @@
+"""Which model holds how much of which device, by what was declared and what was read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from manager.devices import Device, Snapshot
+from manager.placement import planner
+from manager.placement.device_state import device_budgets
+from manager.placement.matching import matches
+from manager.placement.reservation import (
+    Reservation,
+    read_after_ready,
+    reading_includes,
+    record_measurement,
+)
+from manager.placement.types import Allocation, DeviceBudget, Evictability
+
+
+class Ledger:
+    """The reservations and what readings say of them. Every method is called with the placement's
+    lock held, but for ``budgets``; models are asked for their eviction status under it."""
+
+    def __init__(self) -> None:
+        self.reservations: list[Reservation] = []
+        # Names of device_memory_mb whose device a driver has reported.
+        self._driver_reported: frozenset[str] = frozenset()
+        # By device that is not read any more: what models held that have stopped since.
+        self._released_mb: dict[str, int] = {}
+
+    def add(self, reservation: Reservation, snapshot: Snapshot) -> None:
+        """A model is about to be launched with this reservation."""
+        self._forget_use_before(reservation)
+        for device in snapshot.devices:
+            device_id, used = device.reading.id, device.reading.used_mb
+            others = [other for other in self.reservations if device_id in other.memory_mb]
+            quiet = all(reading_includes(device, other) and not other.stopping for other in others)
+            is_meant = device_id in reservation.memory_mb
+            if is_meant and used is not None and not device.stale and quiet:
+                reservation.used_before[device_id] = used
+        self.reservations.append(reservation)
+
+    def mark_stopping(self, reservation: Reservation, snapshot: Snapshot, *, ended: bool) -> None:
+        """The stop of its server begins; ``ended``: it has ended by itself before."""
+        reservation.stopping, reservation.ended = True, ended
+        self._forget_use_before(reservation)
+        reservation.used_when_stopping = {
+            device.reading.id: device.reading.used_mb
+            for device in snapshot.devices
+            if device.reading.id in reservation.memory_mb and device.reading.used_mb is not None
+        }
+
+    def remove(self, reservation: Reservation, snapshot: Snapshot) -> None:
+        """Its server has ended."""
+        if reservation not in self.reservations:
+            return
+        self.reservations.remove(reservation)
+        for device in snapshot.devices:
+            on = device.reading.id
+            is_held = on in reservation.memory_mb
+            if device.stale and is_held and read_after_ready(device, reservation):
+                held = reservation.measured_mb.get(on, reservation.memory_mb[on])
+                self._released_mb[on] = self._released_mb.get(on, 0) + held
+
+    def read(self, snapshot: Snapshot, declared_mb: Mapping[str, int]) -> None:
+        """A new reading; ``declared_mb`` is ``device_memory_mb`` of the config."""
+        names = [device.reading.name for device in snapshot.devices]
+        self._driver_reported |= {
+            declared for declared in declared_mb if any(matches(declared, name) for name in names)
+        }
+        for device in snapshot.devices:
+            if not device.stale:
+                self._released_mb.pop(device.reading.id, None)
+            reservations = [
+                reservation
+                for reservation in self.reservations
+                if device.reading.id in reservation.memory_mb
+            ]
+            for reservation in reservations:
+                # One that has stopped in part shows less than it took.
+                if not device.stale and not reservation.stopping:
+                    record_measurement(reservation, device, alone=len(reservations) == 1)
+
+    def budgets(self, snapshot: Snapshot, declared_mb: Mapping[str, int]) -> list[DeviceBudget]:
+        """The devices within ``device_memory_mb``, as they were read. Needs no lock."""
+        return device_budgets(snapshot, declared_mb, self._driver_reported)
+
+    def state(
+        self, snapshot: Snapshot, declared_mb: Mapping[str, int], now: float
+    ) -> tuple[list[DeviceBudget], list[Allocation]]:
+        """The devices as models are placed on them, and what each model holds there."""
+        read = {device.reading.id: device for device in snapshot.devices}
+        allocations = []
+        for reservation in self.reservations:
+            if not reservation.memory_mb:
+                continue
+            status = reservation.evictable.eviction_status()
+            idle = now - status.last_used if status.last_used is not None else 0.0
+            allocations.append(
+                Allocation(
+                    reservation.evictable.name,
+                    reservation.memory_mb,
+                    Evictability.STOPPING if reservation.stopping else status.evictability,
+                    dict(reservation.measured_mb),
+                    all(
+                        reading_includes(read.get(on), reservation) for on in reservation.memory_mb
+                    ),
+                    planner.stop_cost(idle, status.mean_gap, status.start_seconds),
+                    status.yielding,
+                )
+            )
+        budgets = self.budgets(snapshot, declared_mb)
+        return [self._updated(budget, read.get(budget.id)) for budget in budgets], allocations
+
+    def _updated(self, budget: DeviceBudget, device: Device | None) -> DeviceBudget:
+        """A device that is not read any more, with what has started and stopped there since."""
+        if device is None or not device.stale:
+            return budget
+        started = sum(
+            reservation.memory_mb[budget.id]
+            for reservation in self.reservations
+            if budget.id in reservation.memory_mb
+            and reservation.ready_at is not None
+            and not read_after_ready(device, reservation)
+        )
+        used = budget.used_mb + started - self._released_mb.get(budget.id, 0)
+        return replace(budget, used_mb=max(0, used))
+
+    def _forget_use_before(self, reservation: Reservation) -> None:
+        """A model starts or stops on these devices: what others there have taken cannot be known
+        by the difference any more."""
+        for other in self.reservations:
+            if other is not reservation:
+                for device_id in reservation.memory_mb:
+                    other.used_before.pop(device_id, None)

@@ -1,0 +1,158 @@
+"""Free memory of each device, now and later. Pure: no clock, no I/O, no locks.
+
+Memory is in MB, and linear: on each device
+
+    free = total - others - sum of what the models hold there
+
+where a model holds ``max(declared, measured)`` and ``others`` is what other programs use: the
+measured use less what our models account for. A model that the reading does not show yet accounts
+for nothing, so that memory which is promised is never counted as free.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+from manager.placement.types import Allocation, DeviceBudget, Evictability, Megabytes
+
+_MAX_DEVICES = 10  # with more there may be more assignments than are tried
+
+
+class Memory:
+    """The devices with what each model holds there, while a queue is gone through."""
+
+    def __init__(self, devices: Sequence[DeviceBudget], allocations: Sequence[Allocation]) -> None:
+        self.devices = {device.id: device for device in devices}
+        self.allocations = list(allocations)
+        # MB by device. Kept as sums: they are read much more often than they change.
+        self._held = dict.fromkeys(self.devices, 0)
+        self._stopping = dict.fromkeys(self.devices, 0)
+        self._pinned = dict.fromkeys(self.devices, 0)
+        known = dict.fromkeys(self.devices, 0)
+        # If a start under way has taken already all that it will take.
+        assumed = dict.fromkeys(self.devices, 0)
+        for allocation in allocations:
+            self._count(allocation)
+            for device_id in allocation.devices():
+                if device_id in known:
+                    known[device_id] += _accounted_mb(allocation, device_id, unsettled=False)
+                    assumed[device_id] += _accounted_mb(allocation, device_id, unsettled=True)
+        self.others = {each.id: max(0, each.used_mb - known[each.id]) for each in devices}
+        self.least_others = {each.id: max(0, each.used_mb - assumed[each.id]) for each in devices}
+
+    def allocate(self, allocation: Allocation) -> None:
+        self.allocations.append(allocation)
+        self._count(allocation)
+
+    def mark_stopping(self, models: Collection[str]) -> None:
+        for at, allocation in enumerate(self.allocations):
+            if allocation.model in models:
+                self.allocations[at] = replace(allocation, evictability=Evictability.STOPPING)
+                for device_id in allocation.devices():
+                    if device_id in self._stopping:  # others are not online
+                        self._stopping[device_id] += allocation.held_mb(device_id)
+
+    def shortage(self, need: Megabytes, *, soon: bool) -> dict[str, int]:
+        """Device id → MB that are missing there; ``soon``: once all models that are stopping have
+        stopped and all starts have ended."""
+        missing = {}
+        for device_id, mb in need.items():
+            free = self.free(device_id, soon=soon)
+            if mb and free is not None and free < mb:
+                missing[device_id] = mb - free
+        return missing
+
+    def free(self, device_id: str, *, soon: bool) -> int | None:
+        """MB; None where the device has no limit."""
+        total = self.devices[device_id].total_mb
+        if total is None:
+            return None
+        if soon:
+            total += self._stopping[device_id]
+            return total - self.least_others[device_id] - self._held[device_id]
+        return total - self.others[device_id] - self._held[device_id]
+
+    def surely_free(self, device_id: str) -> int | None:
+        """Once the stopping models have stopped, however much starts under way have taken yet."""
+        now = self.free(device_id, soon=False)
+        return None if now is None else now + self._stopping[device_id]
+
+    def most_free_first(self) -> list[DeviceBudget]:
+        """In the driver's order where every assignment is tried; of more devices, those come
+        first where the model is likely to fit."""
+        devices = list(self.devices.values())
+        if len(devices) > _MAX_DEVICES:
+            free_mb = {each.id: self.free(each.id, soon=True) for each in devices}
+            free = {each: math.inf if mb is None else mb for each, mb in free_mb.items()}
+            devices.sort(key=lambda device: (-free[device.id], self._pinned[device.id]))
+        return devices
+
+    def can_ever_hold(self, need: Megabytes) -> bool:
+        """Whether it fits once all models have stopped that may be stopped one day."""
+        for device_id, mb in need.items():
+            total = self.devices[device_id].total_mb
+            if total is not None and mb:
+                unavailable = self.least_others[device_id] + self._pinned[device_id]
+                if mb > total - unavailable:
+                    return False
+        return True
+
+    def _count(self, allocation: Allocation) -> None:
+        for device_id in allocation.devices():
+            if device_id in self.devices:
+                held = allocation.held_mb(device_id)
+                self._held[device_id] += held
+                if allocation.evictability is Evictability.STOPPING:
+                    self._stopping[device_id] += held
+                elif allocation.evictability is Evictability.PINNED:
+                    self._pinned[device_id] += held
+
+
+class MemoryAfterQueue:
+    """What is free on each device once all those before in the queue have what they wait for."""
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self._free = {device_id: memory.surely_free(device_id) for device_id in memory.devices}
+        self._released: set[str] = set()
+
+    def fits(self, need: Megabytes) -> bool:
+        for device_id, mb in need.items():
+            free = self._free[device_id]
+            if mb and free is not None and free < mb:
+                return False
+        return True
+
+    def reserve(self, need: Megabytes, victims: Collection[str]) -> None:
+        """One takes its memory once these models have stopped."""
+        for device_id, mb in need.items():
+            self._add(device_id, -mb)
+        if victims:
+            for allocation in self._memory.allocations:
+                if allocation.model in victims and allocation.model not in self._released:
+                    self._released.add(allocation.model)
+                    for device_id in allocation.devices():
+                        self._add(device_id, allocation.held_mb(device_id))
+
+    def _add(self, device_id: str, mb: int) -> None:
+        free = self._free.get(device_id)
+        if free is not None:
+            self._free[device_id] = free + mb
+
+
+def free_mb(
+    device_id: str, devices: Sequence[DeviceBudget], allocations: Sequence[Allocation]
+) -> int | None:
+    """What a model that is to be started could take of a device; None if it has no limit."""
+    return Memory(devices, allocations).free(device_id, soon=False)
+
+
+def _accounted_mb(allocation: Allocation, device_id: str, *, unsettled: bool) -> int:
+    """How much of the device's measured use is the model's."""
+    measured = allocation.measured_mb.get(device_id)
+    if measured is not None:
+        return measured
+    is_counted = allocation.settled or unsettled
+    return allocation.declared_mb.get(device_id, 0) if is_counted else 0
