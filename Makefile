@@ -41,9 +41,10 @@ translations: setup-dev ## take new texts of the pages into translations/
 	rm translations/messages.pot
 	$(VENV)/pybabel compile -d translations --statistics
 
-reference: setup ## make config.schema.json and the tables of docs/config.md, docs/commands.md
+reference: setup ## make config.schema.json and the tables of docs/config.md, commands.md, http-api.md
 	@$(VENV)/python -m scripts.config_reference
 	@$(VENV)/python -m scripts.command_reference
+	@$(VENV)/python -m scripts.http_reference
 
 screenshots: setup-dev ## take docs/pages/*.png of a program with simulated models
 	@$(VENV)/python scripts/screenshots.py

@@ -33,6 +33,7 @@ from manager.config import loader, plugins
 from manager.devices import Monitor
 from manager.errors import ApiError
 from manager.events import Events
+from manager.metrics import Metrics
 from manager.models.fleet import Fleet
 from manager.models.ports import Ports
 from manager.models.server import ModelDependencies
@@ -46,8 +47,6 @@ from manager.storage.store import Store
 from manager.usage.activity import Activity
 from manager.usage.reports import Reports
 from routes import create_app
-from routes.api import config as settings
-from routes.api.metrics import Metrics
 from routes.http.server import HttpServer, ListenError
 from routes.http.slots import Slots
 from routes.services import Services
@@ -172,9 +171,7 @@ class Program:
         services = self.services
         services.watch.start()
         services.monitor.start()
-        services.prices.seed_from_config(
-            (model.name, model.price) for model in self._config.models.values() if model.price
-        )
+        services.prices.seed_from_config(self._config.first_prices())
         services.fleet.adopt()
         services.worker.start()
         self._scheduler = schedule.start(
@@ -291,7 +288,7 @@ def _next(signals: queue.SimpleQueue[str], icon: subprocess.Popen[bytes] | None)
 
 def _reload(services: Services) -> None:
     try:
-        done = settings.apply(services)
+        done = services.reload_config()
     except ApiError as error:
         log.error("the config was not reloaded:\n%s", error)
         return

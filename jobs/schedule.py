@@ -103,7 +103,7 @@ class ScheduledExport:
     def __init__(self, program: Program, export: Export, data_dir: Path, orders: Orders) -> None:
         self._period = export.period
         self._zone = calendar.zone(program.timezone)
-        self._folder = statements.directory(program.export and program.export.directory, data_dir)
+        self._folder = statements.directory(program.export_directory, data_dir)
         self._usage_db = data_dir / "usage.db"
         self._orders = orders
         self.trigger = CronTrigger(export.schedule, self._zone)

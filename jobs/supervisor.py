@@ -15,6 +15,7 @@ from typing import Any
 
 from jobs.tasks import WorkerSettings
 from manager.clock import Clock
+from manager.config.settings import Program
 
 log = logging.getLogger("manager.worker")
 
@@ -53,10 +54,11 @@ class Supervisor:
         """Ends a pause: the worker is tried again now."""
         self._wake.set()
 
-    def update(self, settings: WorkerSettings) -> None:
-        """Hands changed settings on. Where bills go stays as it was at the start: the server
-        itself uses it as it was."""
+    def update(self, program: Program) -> None:
+        """Sends the worker the settings of a reloaded config. Where bills go stays as
+        it was at the start: the server itself uses it as it was."""
         with self._lock:
+            settings = WorkerSettings.of(program, self._settings.data_dir)
             before = self._settings
             self._settings = replace(settings, exports=before.exports)
             if self._process is not None:

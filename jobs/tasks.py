@@ -56,9 +56,7 @@ class WorkerSettings:
             timezone=program.timezone,
             currency=program.currency,
             request_retention_days=program.request_retention_days,
-            exports=statements.directory(
-                program.export and program.export.directory, data_dir
-            ).resolve(),
+            exports=statements.directory(program.export_directory, data_dir).resolve(),
         )
 
     @classmethod

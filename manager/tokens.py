@@ -15,6 +15,9 @@ from typing import Any
 # No context is longer than this; a larger number is a fault of the upstream, not a count.
 MAX_TOKENS = 2**31 - 1
 
+_BYTES_PER_TOKEN = 4  # of a JSON body, about
+_MAX_ESTIMATED_BYTES = 1 << 16  # pictures are large, and few tokens
+
 _DECODE = json.JSONDecoder().raw_decode
 _OBJECT = re.compile(rb"\s*:\s*\{")
 _USAGE_OBJECT = re.compile(rb'"(?:usage|timings)"\s*:\s*\{')
@@ -28,6 +31,11 @@ class TokenUsage:
     cached_tokens: int = 0
     completion_tokens: int = 0
     estimated: bool = False
+
+
+def prompt_estimate(size: int) -> int:
+    """About how many tokens a request's body of so many bytes has."""
+    return min(size, _MAX_ESTIMATED_BYTES) // _BYTES_PER_TOKEN
 
 
 def _count(source: Mapping[str, Any], *names: str) -> int | None:

@@ -6,52 +6,49 @@ import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import werkzeug
 from flask import Flask, Request, Response, g, jsonify, redirect, request
-from flask.sessions import SecureCookieSessionInterface, SessionMixin
+from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
 from werkzeug.exceptions import HTTPException
 
 from manager.errors import ApiError, ClientDisconnected
 from manager.relay.forward import CLIENT_CLOSED_REQUEST
+from manager.storage.store import DatabaseError
 from routes import auth, openai
 from routes.api import (
-    about,
     accounts,
     config,
     data,
     devices,
     events,
     exports,
-    health,
     keys,
     logs,
-    metrics,
     models,
     openapi,
     prices,
+    status,
     usage,
 )
+from routes.calls import Api
 from routes.pages import assets, headers, login, views
 from routes.services import Services
 
 log = logging.getLogger(__name__)
 
-_BLUEPRINTS: tuple[Callable[[Services], Any], ...] = (
+_BLUEPRINTS: tuple[Callable[[Services], Api], ...] = (
     openai.blueprint,
-    health.blueprint,
+    status.blueprint,
     models.blueprint,
     logs.blueprint,
     devices.blueprint,
     events.blueprint,
     config.blueprint,
-    metrics.blueprint,
     usage.blueprint,
     prices.blueprint,
     exports.blueprint,
     data.blueprint,
-    about.blueprint,
     keys.blueprint,
     accounts.blueprint,
     login.blueprint,
@@ -62,7 +59,8 @@ _ROOT = Path(__file__).resolve().parent.parent
 
 
 def create_app(services: Services, secret: bytes) -> Flask:
-    """The WSGI application over a house whose parts are all running; `secret` signs sessions."""
+    """The WSGI application; ``secret`` signs sessions. Raises LookupError for a route without a
+    declaration."""
     app = Flask("llm_manager", static_folder=None, root_path=str(_ROOT))
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.json.ensure_ascii = False  # type: ignore[attr-defined]
@@ -70,23 +68,25 @@ def create_app(services: Services, secret: bytes) -> Flask:
     static, asset = assets.blueprint()
     views.init_app(app, secret, asset)
     for blueprint in (static, *(make(services) for make in _BLUEPRINTS)):
-        if blueprint.name != "openai":  # whose answers are the models' own
+        if blueprint.name != "openai":  # whose responses are the models' own
             blueprint.after_request(headers.set_headers)
         app.register_blueprint(blueprint)
     auth.protect(app, services)
+    openapi.init_app(app, auth.calls_of(app).values())
     app.register_error_handler(ApiError, _error_response)
     app.register_error_handler(
-        ClientDisconnected, lambda _gone: Response(status=CLIENT_CLOSED_REQUEST)
+        ClientDisconnected, lambda _error: Response(status=CLIENT_CLOSED_REQUEST)
     )
+    app.register_error_handler(DatabaseError, _database_error_response)
     app.register_error_handler(HTTPException, _http_error_response)
-    app.register_error_handler(Exception, _fault_response)
+    app.register_error_handler(Exception, _internal_error_response)
     return app
 
 
 class _Sessions(SecureCookieSessionInterface):
     """Sessions are for pages: of what is proxied only a page's own requests have one to read."""
 
-    def open_session(self, app: Flask, request: Request) -> SessionMixin | None:
+    def open_session(self, app: Flask, request: Request) -> SecureCookieSession | None:
         environ = request.environ
         if environ["PATH_INFO"].startswith("/v1/") and "HTTP_X_CSRFTOKEN" not in environ:
             return self.make_null_session(app)
@@ -109,6 +109,13 @@ def _error_response(error: ApiError) -> werkzeug.Response:
     return response
 
 
+def _database_error_response(error: Exception) -> werkzeug.Response:
+    log.error("usage.db cannot be used: %s", error)
+    return _error_response(
+        ApiError(503, "database_unavailable", f"usage.db cannot be used: {error}", retry_after=5)
+    )
+
+
 def _http_error_response(error: HTTPException) -> werkzeug.Response:
     status = error.code or 500
     is_call = request.path.startswith(("/api/", "/v1/"))
@@ -126,7 +133,7 @@ def _http_error_response(error: HTTPException) -> werkzeug.Response:
     return response
 
 
-def _fault_response(_error: Exception) -> werkzeug.Response:
+def _internal_error_response(_error: Exception) -> werkzeug.Response:
     log.exception("%s %s failed", request.method, request.path)
     return _error_response(
         ApiError(500, "internal_error", "An internal error; the program's log has more")

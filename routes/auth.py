@@ -1,12 +1,11 @@
-"""Who may come in: each request's caller, and what the route that it asks for demands of one.
+"""Each request's caller, and whether the rule that its route declares lets it in.
 
-``RULES`` has a rule for each route. The application does not start with a route that has none, so
-that a new one cannot be open by mistake.
+The application does not start with a route that declares none, so that a new one cannot be open by
+mistake.
 """
 
 from __future__ import annotations
 
-import enum
 import json
 import logging
 from collections.abc import Mapping
@@ -23,13 +22,13 @@ from manager.access.registry import invalid_key_error
 from manager.config.settings import Program
 from manager.errors import ApiError
 from manager.storage.store import DatabaseError
+from routes.calls import CHANGING, Api, Call, Rule
 from routes.http.client import Client, allowed_origin, check_host, client_of, preflight
-from routes.services import Services
+from routes.services import Services, current
 
 log = logging.getLogger(__name__)
 
-CHANGING = frozenset(("POST", "PUT", "PATCH", "DELETE"))
-_LONGEST_NOTED = 300_000  # bytes of a body; a config is as long as that
+_MAX_RECORDED = 300_000  # bytes of a body; a config is as long as that
 _CORS_EXPOSED = (
     "Retry-After, X-LLM-Manager-Request, x-ratelimit-limit-requests, x-ratelimit-limit-tokens,"
     " x-ratelimit-remaining-requests, x-ratelimit-remaining-tokens, x-ratelimit-reset-requests,"
@@ -37,63 +36,10 @@ _CORS_EXPOSED = (
 )
 
 
-class Rule(enum.Enum):
-    """What a route demands."""
-
-    OPEN = "nothing: it tells nobody anything, or is how one signs in"
-    MODELS = "an API key, where keys are asked for"
-    KEY = "an API key"
-    VIEW = "to be signed in, or on this machine itself while there is no account"
-    ADMIN = "an admin: an account, a token, or the local token"
-    CONFIG = "an admin on this machine itself, or allow_config_edit"
-    SETUP = "an admin, while there is no account"
-
-
-RULES: Mapping[str, Rule] = {
-    **dict.fromkeys(
-        ("health.health", "assets.send", "description.openapi", "pages.preferences"), Rule.OPEN
-    ),
-    **dict.fromkeys(
-        ("login.show", "login.sign_in", "login.sign_out", "login.link", "login.follow_link"),
-        Rule.OPEN,
-    ),
-    **dict.fromkeys(("login.setup", "login.set_up"), Rule.SETUP),
-    **dict.fromkeys(("openai.list_models", "openai.one_model"), Rule.MODELS),
-    "keys.me": Rule.KEY,
-    **dict.fromkeys(
-        (
-            *("models.models", "models.model", "devices.devices", "metrics.metrics"),
-            *("logs.logs", "logs.past", "logs.follow", "logs.own"),
-            *("events.events", "events.activity", "about.about", "settings.show"),
-            *("usage.summary", "usage.series", "usage.requests", "usage.request"),
-            *("prices.prices", "prices.quote", "prices.adjustments"),
-            *("exports.exports", "exports.download", "data.state", "data.models"),
-            *("keys.all_keys", "keys.key", "access.whoami"),
-        ),
-        Rule.VIEW,
-    ),
-    **dict.fromkeys(
-        (
-            *("models.start", "models.stop", "models.restart", "models.stop_all"),
-            *("prices.put", "prices.adjust", "exports.make", "settings.reload"),
-            *("data.delete", "data.reprice", "data.vacuum", "data.back_up"),
-            *("keys.add", "keys.change", "keys.rotate", "keys.revoke"),
-            *("access.all_accounts", "access.add_account", "access.change_account"),
-            *("access.remove_account", "access.sign_out", "access.all_tokens"),
-            *("access.add_token", "access.remove_token", "access.changes"),
-        ),
-        Rule.ADMIN,
-    ),
-    **dict.fromkeys(("settings.text", "settings.check", "settings.put"), Rule.CONFIG),
-}
-"""By endpoint. The pages themselves, and the models' own routes, are in `rule_of`."""
-_CHANGES_NOTHING = frozenset(("prices.quote", "settings.check"))
-
-
 class Caller(NamedTuple):
-    """Who asks: a person who has signed in, a script with a token, a user with an API key; whoever
-    has the local token, for which ``local_token`` is its generation; anybody on this machine while
-    there is no account, who may look; or nobody that is known."""
+    """Who sent a request: a person who has signed in, a script with a token, a user with an API
+    key; the owner of the local token, for which ``local_token`` is its generation; an onlooker,
+    which is anyone on this machine while there is no account; or an anonymous client."""
 
     address: str
     is_local: bool
@@ -105,7 +51,7 @@ class Caller(NamedTuple):
 
     @property
     def name(self) -> str:
-        """For people, of who sees and steers."""
+        """As the audit table and the pages show it."""
         if self.account is not None:
             return self.account.name
         if self.token is not None:
@@ -116,7 +62,7 @@ class Caller(NamedTuple):
 
     @property
     def role(self) -> str:
-        """Empty for who may not see the pages."""
+        """``admin`` or ``viewer``; empty for those who may not see the pages."""
         signed_in = self.account or self.token
         if signed_in is not None:
             return signed_in.role
@@ -126,12 +72,12 @@ class Caller(NamedTuple):
 
     @property
     def priority(self) -> int:
-        """In the line for a model."""
+        """In a model's request queue."""
         return 0 if self.key is None else self.key.priority
 
     @property
     def usage_key(self) -> str:
-        """Under which key its requests are: a person who tries a model on a page has none."""
+        """What its requests are metered under: a person who tries a model on a page has no key."""
         if self.key is not None:
             return self.key.name
         if self.account is not None:
@@ -140,24 +86,33 @@ class Caller(NamedTuple):
 
 
 def protect(app: Flask, services: Services) -> None:
-    """Puts the guard in front of all routes of the application, which are complete."""
-    rules: dict[str, Rule] = {}
+    """Checks the caller before, and records changes after, each of the application's routes, which
+    are complete. Raises LookupError for a route that is not declared."""
+    calls = calls_of(app)
     for route in app.url_map.iter_rules():
-        rule = rule_of(route.endpoint)
-        if rule is None:
-            raise LookupError(f"{route.rule} has no rule in {__name__}")
-        rules[route.endpoint] = rule
-    app.before_request(lambda: _admit(services, rules))
-    app.after_request(lambda response: _finish(services, rules, response))
+        if route.endpoint not in calls:
+            raise LookupError(f"{route.rule} does not declare who may call it")
+    app.before_request(lambda: _admit(services, calls))
+    app.after_request(lambda response: _finish(services, calls, response))
+
+
+def calls_of(app: Flask) -> dict[str, Call]:
+    """The application's declared routes, by endpoint."""
+    found: dict[str, Call] = {}
+    for blueprint in app.blueprints.values():
+        if isinstance(blueprint, Api):
+            found |= blueprint.calls
+    return found
 
 
 def may_edit_config(caller: Caller, program: Program) -> bool:
-    """The config names programs to run."""
+    """The config names programs to run, so that a stolen session alone must not change it."""
     return caller.role == ADMIN and (caller.is_local or program.allow_config_edit)
 
 
 def is_still_authorized(services: Services, caller: Caller) -> bool:
-    """Whether who was let in to see and steer would still be."""
+    """Whether a caller that could see the pages still can: its account, token or session may have
+    been removed since."""
     known = services.access.snapshot
     if caller.account is not None:
         account = known.accounts.get(caller.account.name)
@@ -169,22 +124,14 @@ def is_still_authorized(services: Services, caller: Caller) -> bool:
     return not known.accounts
 
 
-def rule_of(endpoint: str) -> Rule | None:
-    """The rule for a route."""
-    if endpoint.startswith("openai.proxy_"):  # those of the modes, of plugins as well
-        return Rule.MODELS
-    found = RULES.get(endpoint)
-    return Rule.VIEW if found is None and endpoint.startswith("pages.") else found
-
-
-def _admit(services: Services, rules: Mapping[str, Rule]) -> werkzeug.Response | None:
-    """Answers instead of the route, or raises ApiError, where the caller may not have it."""
-    # Each use of `request` and `g` is a search for the current one, and every request comes here.
-    asked, kept = request._get_current_object(), g._get_current_object()
+def _admit(services: Services, calls: Mapping[str, Call]) -> werkzeug.Response | None:
+    """Answers a preflight; raises ApiError where the caller may not call the route."""
+    # Each use of `request` and `g` looks the current one up, and every request comes here.
+    asked, kept = current(request), current(g)
     environ, program = asked.environ, services.fleet.config.program
     client = client_of(environ, program)
     kept.secure = client.is_secure
-    if environ["PATH_INFO"] != "/health":  # who checks whether we live may call us as they like
+    if environ["PATH_INFO"] != "/health":  # health checks may use any name
         check_host(client.host, program)
     if "HTTP_ORIGIN" in environ:
         kept.cors = allowed_origin(environ, client.host, program)
@@ -192,34 +139,34 @@ def _admit(services: Services, rules: Mapping[str, Rule]) -> werkzeug.Response |
             return preflight()
     route = asked.url_rule
     if route is None:
-        return None  # nothing is there, as Flask will say
-    rule = rules[route.endpoint]
+        return None  # Flask answers 404 or 405
+    rule = calls[route.endpoint].rule
     kept.caller = _caller(services, program, rule, client, environ)
     if rule is not Rule.MODELS and environ["REQUEST_METHOD"] in CHANGING:
         _check_change()
     return None
 
 
-# --- who it is ------------------------------------------------------------------------------------
+# --- the caller -----------------------------------------------------------------------------------
 
 
 def _caller(
     services: Services, program: Program, rule: Rule, client: Client, environ: dict[str, Any]
 ) -> Caller:
     """Raises ApiError 401 and 403 for who may not do what the rule is for."""
-    nobody = Caller(client.address, client.is_local)
+    anonymous = Caller(client.address, client.is_local)
     if rule is Rule.OPEN:
-        return nobody
+        return anonymous
     if rule is Rule.MODELS:
-        return _user(services, nobody, environ)
+        return _user(services, anonymous, environ)
     if rule is Rule.KEY:
         key = services.access.snapshot.key(_secret(environ) or "", services.clock.wall_ms())
         if key is None:
             raise invalid_key_error("An API key is needed here")
-        return nobody._replace(key=key)
+        return anonymous._replace(key=key)
     if rule is Rule.SETUP and services.access.snapshot.accounts:
-        return nobody  # whom the page sends on to sign in
-    caller = _person(services, nobody, environ)
+        return anonymous  # whom the page redirects to sign in
+    caller = _person(services, anonymous, environ)
     if rule is not Rule.VIEW and caller.role != ADMIN:
         raise _admin_needed(caller, rule)
     if rule is Rule.CONFIG and not may_edit_config(caller, program):
@@ -232,62 +179,62 @@ def _caller(
     return caller
 
 
-def _user(services: Services, nobody: Caller, environ: dict[str, Any]) -> Caller:
-    """Who asks for a model."""
+def _user(services: Services, anonymous: Caller, environ: dict[str, Any]) -> Caller:
+    """The caller of a model's endpoint."""
     known, is_closed = services.access.snapshot, not services.models_are_open
     secret = _secret(environ)
     if secret is not None:
         key = known.key(secret, services.clock.wall_ms())
         if key is not None:
-            return Caller(nobody.address, nobody.is_local, key=key)
+            return Caller(anonymous.address, anonymous.is_local, key=key)
         if is_closed:
             raise invalid_key_error("The API key is not valid")
     elif "HTTP_X_CSRFTOKEN" in environ and (is_closed or known.accounts):
-        caller = _person(services, nobody, environ)  # on a page of ours
+        caller = _person(services, anonymous, environ)  # from our own pages
         if caller.role != ADMIN:
             raise ApiError(403, "admin_needed", "Only an admin can try models without an API key")
         _check_token()
         return caller
     if is_closed:
         raise invalid_key_error("An API key is needed")
-    return nobody
+    return anonymous
 
 
-def _person(services: Services, nobody: Caller, environ: dict[str, Any]) -> Caller:
-    """Who sees and steers. Raises ApiError 401, and 403 from elsewhere while nobody has set a
-    password."""
+def _person(services: Services, anonymous: Caller, environ: dict[str, Any]) -> Caller:
+    """The caller of a page or of the API. Raises ApiError 401, and 403 from elsewhere while
+    there is no account."""
     known = services.access.snapshot
     secret = _bearer(environ)
     if secret is not None:
         token = known.token(secret, services.clock.wall_ms())
         generation = services.local_token.check(secret) if token is None else None
         if generation is not None:
-            return nobody._replace(local_token=generation)
+            return anonymous._replace(local_token=generation)
         if token is None:
             is_key = secret.startswith(credentials.KEY_PREFIX)
             why = "An API key is for /v1 and /api/keys/me" if is_key else "The token is not valid"
             raise ApiError(
                 401, "invalid_token", f"{why}: an admin makes tokens for scripts on the page Access"
             )
-        return nobody._replace(token=token)
-    caller = signed_in(services, nobody)
+        return anonymous._replace(token=token)
+    caller = signed_in(services, anonymous)
     if caller is not None:
         return caller
     if known.accounts:
         raise ApiError(401, "sign_in_needed", "Sign in at /login, or send a token for scripts")
-    if not nobody.is_local:
+    if not anonymous.is_local:
         raise _no_password_yet()
-    return nobody._replace(is_onlooker=True)
+    return anonymous._replace(is_onlooker=True)
 
 
-def signed_in(services: Services, nobody: Caller) -> Caller | None:
+def signed_in(services: Services, anonymous: Caller) -> Caller | None:
     """The caller whose session the request belongs to."""
     account = services.access.snapshot.accounts.get(session.get("account", ""))
     if account is not None and session.get("generation") == account.generation:
-        return nobody._replace(account=account)
+        return anonymous._replace(account=account)
     generation = session.get("local_token")
     if generation is not None and services.local_token.is_session(generation):
-        return nobody._replace(local_token=generation)
+        return anonymous._replace(local_token=generation)
     return None
 
 
@@ -301,7 +248,9 @@ _HOW = (
 def _admin_needed(caller: Caller, rule: Rule) -> ApiError:
     if not caller.is_onlooker:
         return ApiError(
-            403, "admin_needed", f"{caller.name} may look at this, and not change it: ask an admin"
+            403,
+            "admin_needed",
+            f"{caller.name} may view this and change nothing: ask an admin",
         )
     if rule is Rule.SETUP:
         return ApiError(
@@ -356,32 +305,24 @@ def _check_token() -> None:
         raise ApiError(403, "page_outdated", "This page is out of date: load it again") from error
 
 
-def _finish(services: Services, rules: Mapping[str, Rule], response: Response) -> Response:
-    asked, kept = request._get_current_object(), g._get_current_object()
+def _finish(services: Services, calls: Mapping[str, Call], response: Response) -> Response:
+    asked, kept = current(request), current(g)
     if cors := kept.get("cors"):
         response.headers["Access-Control-Allow-Origin"] = cors
         response.headers["Access-Control-Expose-Headers"] = _CORS_EXPOSED
         response.headers.add("Vary", "Origin")
     route = asked.url_rule
     if route is not None and asked.environ["REQUEST_METHOD"] in CHANGING:
-        is_change = rules[route.endpoint] in (Rule.ADMIN, Rule.CONFIG)
-        is_done = response.status_code < 400 or kept.get("is_done")
-        if is_change and is_done and not _changes_nothing():
-            _record(services)
+        call = calls[route.endpoint]
+        if call.audit and kept.get("is_change", response.status_code < 400):
+            _record(services, call)
     return response
 
 
-def _changes_nothing() -> bool:
-    return request.endpoint in _CHANGES_NOTHING or "dry_run" in request.args
-
-
-def _record(services: Services) -> None:
-    rule = request.url_rule
-    assert rule is not None
-    path = rule.rule.replace("<path:", "{").replace("<", "{").replace(">", "}")
+def _record(services: Services, call: Call) -> None:
     names = [str(value) for value in (request.view_args or {}).values()]
     given: Any = {}
-    if 0 < (request.content_length or 0) <= _LONGEST_NOTED:
+    if 0 < (request.content_length or 0) <= _MAX_RECORDED:
         try:
             given = json.loads(request.get_data())
         except (ValueError, RecursionError):
@@ -389,7 +330,7 @@ def _record(services: Services) -> None:
     detail = given if isinstance(given, dict) else {}
     if not names and isinstance(detail.get("name"), str):
         names = [detail["name"]]
-    record_audit(services, g.caller, f"{request.method} {path}", ", ".join(names), detail)
+    record_audit(services, g.caller, call.name, ", ".join(names), detail)
 
 
 def record_audit(

@@ -4,35 +4,56 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
-from jobs.supervisor import Supervisor
 from manager.access.limits import KeyLimits
 from manager.access.local_token import LocalToken
 from manager.access.registry import AccessRegistry
 from manager.billing.price_versions import PriceBook
 from manager.clock import Clock
 from manager.config import loader
+from manager.config.declaration import keys
+from manager.config.loader import ConfigError
+from manager.config.settings import Program
 from manager.devices import Monitor
+from manager.errors import ApiError
 from manager.events import Events
 from manager.interfaces import Interface
+from manager.metrics import Metrics
 from manager.models.fleet import Fleet
 from manager.placement.placement import Placement
 from manager.relay.watcher import Watcher
 from manager.storage.logs import ModelLogs
 from manager.storage.maintenance_tasks import Orders
 from manager.storage.spool import Spool
+from manager.storage.store import DatabaseError
 from manager.usage.activity import Activity
 from manager.usage.reports import Reports
-from routes.api.metrics import Metrics
 from routes.http.slots import Slots
+
+Proxied = TypeVar("Proxied")
+
+
+def current(proxy: Proxied) -> Proxied:
+    """What one of Flask's proxies (``request``, ``g``) stands for now: each use of the proxy looks
+    it up again, which is felt where every request passes."""
+    found: Proxied = proxy._get_current_object()  # type: ignore[attr-defined]
+    return found
+
+
+class Worker(Protocol):
+    """The process that prices requests and runs maintenance tasks."""
+
+    def update(self, program: Program) -> None: ...
+    def view(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
 class Services:
-    """Built once by the front door. ``closing`` is set when the program shuts down; ``load``
-    reads the config's file anew; ``host`` is where the program listens."""
+    """Built once, at the program's start. ``closing`` is set when the program shuts down; ``load``
+    reads the config's file again; ``host`` is where the program listens."""
 
     fleet: Fleet
     interfaces: Mapping[str, Interface]
@@ -52,13 +73,50 @@ class Services:
     reports: Reports
     prices: PriceBook
     orders: Orders
-    worker: Supervisor
+    worker: Worker
     access: AccessRegistry
     limits: KeyLimits
     local_token: LocalToken
     host: str
+    _reloading: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def models_are_open(self) -> bool:
-        """Whether ``/v1`` asks nobody for an API key."""
+        """Whether ``/v1`` takes requests without an API key."""
         return not self.access.snapshot.requires_key(self.fleet.config.program.require_key)
+
+    def reload_config(self) -> dict[str, Any]:
+        """Reads the config's file and applies it: the models, and the keys that take effect at the
+        program's next start, ``{"models": [names], "restart_needed_for": [keys]}``.
+
+        Raises ApiError 400 ``invalid_config``, and then nothing has changed; 503
+        ``database_unavailable`` where all is applied but the prices of models that had none.
+        """
+        with self._reloading:  # of two at once, the one that read the older file could be the last
+            before = self.fleet.config
+            try:
+                after = self.load()
+            except ConfigError as error:
+                raise ApiError(400, "invalid_config", str(error)) from error
+            self.fleet.apply(after)
+            self.worker.update(after.program)
+        loader.log_warnings(after)
+        try:
+            self.prices.seed_from_config(after.first_prices())
+        except DatabaseError as error:
+            raise ApiError(
+                503,
+                "database_unavailable",
+                f"The config is in use, but prices that are new in it are not: {error}. Reload"
+                " again",
+                retry_after=5,
+            ) from error
+        changed = [
+            key.name
+            for key in keys(Program)
+            if key.restart
+            and getattr(before.program, key.field) != getattr(after.program, key.field)
+        ]
+        if after.program.export and before.program.timezone != after.program.timezone:
+            changed.append("timezone")  # of the schedule: all else has it now
+        return {"models": list(after.models), "restart_needed_for": changed}

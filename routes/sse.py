@@ -1,4 +1,4 @@
-"""Server-sent events to a page: one thread each, given back when the page goes."""
+"""Server-sent events to a page: each holds a thread until the page disconnects."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from routes.services import Services
 
 
 class _Stream:
-    """A WSGI iterable that frees what it holds when it is closed, begun or not."""
+    """A WSGI iterable that releases what it holds when it is closed, also before it began."""
 
     def __init__(self, pieces: Iterator[bytes], close: Callable[[], None]) -> None:
         self._pieces = pieces
@@ -33,26 +33,30 @@ class _Stream:
 def stream_response(
     services: Services, pieces: Iterator[bytes], stop: Callable[[], None]
 ) -> Response:
-    """Streams the pieces; ``stop`` is called when the client leaves or is signed out or the
-    program shuts down, to wake whoever makes them, and at the end. Raises ApiError 503 where no
+    """Streams the pieces; ``stop`` is called when the client disconnects or is signed out or the
+    program shuts down, to wake whatever makes them, and at the end. Raises ApiError 503 where no
     thread is left."""
     try:
-        give_back = services.slots.acquire_stream()
+        release = services.slots.acquire_stream()
     except ApiError:
-        stop()  # what was to be streamed lets go of what it holds
+        stop()  # releases what was to be streamed
         raise
-    gone = request.environ["waitress.client_disconnected"]
+    client_disconnected = request.environ["waitress.client_disconnected"]
     caller: Caller = g.caller
 
     def is_over() -> bool:
-        return gone() or services.closing.is_set() or not is_still_authorized(services, caller)
+        return (
+            client_disconnected()
+            or services.closing.is_set()
+            or not is_still_authorized(services, caller)
+        )
 
     token = services.watch.add(is_over, stop)
 
     def close() -> None:
         services.watch.remove(token)
         stop()
-        give_back()
+        release()
 
     return Response(
         _Stream(pieces, close),

@@ -112,6 +112,17 @@ def set_role(connection: sqlite3.Connection, name: str, role: str) -> Account:
     return find(connection, name)
 
 
+def change(
+    connection: sqlite3.Connection, name: str, role: str | None, password: str | None
+) -> Account:
+    """Sets the role and the hashed password, where there is one. Raises ApiError 400, 404, 409."""
+    if role is not None:
+        set_role(connection, name, role)
+    if password is not None:
+        set_password(connection, name, password)
+    return find(connection, name)
+
+
 def sign_out(connection: sqlite3.Connection, name: str) -> Account:
     """Ends all its sessions, wherever they are. Raises ApiError 404."""
     find(connection, name)

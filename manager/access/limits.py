@@ -25,14 +25,12 @@ from manager.clock import Clock
 from manager.errors import ApiError
 from manager.storage.maintenance import billed_seq
 from manager.storage.store import reading
-from manager.tokens import TokenUsage
+from manager.tokens import TokenUsage, prompt_estimate
 from manager.usage.reports import Reports
 
 log = logging.getLogger(__name__)
 
 MINUTE = 60.0
-_BYTES_PER_TOKEN = 4  # of a JSON body, about
-_LONGEST_ESTIMATE = 1 << 16  # bytes: pictures are large, and few tokens
 _USUAL_COMPLETION = 500  # tokens, until a model has shown what is usual
 _MOST_SPANS = 4  # of a period that are remembered
 _WEIGHT = 0.1  # of the last answer in what is usual
@@ -46,11 +44,6 @@ Headers = list[tuple[str, str]]
 
 Cost = Callable[[str, int, TokenUsage], int]
 """What so many tokens of a model cost that were asked for at a moment (epoch ms), in billionths."""
-
-
-def prompt_estimate(size: int) -> int:
-    """About how many tokens a request's body of so many bytes has."""
-    return min(size, _LONGEST_ESTIMATE) // _BYTES_PER_TOKEN
 
 
 class Window:

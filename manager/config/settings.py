@@ -3,7 +3,7 @@ keys that need a restart, config.schema.json and the tables of docs/config.md co
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -140,11 +140,11 @@ class Program:
     export: Export | None = key(
         None, record(Export), "Bills as CSV files, by a schedule.", absent="off", restart=True
     )
-    # None: /v1 asks for a key once one is defined. False: never, keys then only tell who sends.
+    # None: /v1 asks for a key once one is defined. False: never, keys then only name who sends.
     require_key: bool | None = key(
         None,
         boolean,
-        "Whether `/v1` asks for an API key; with `false` keys only tell who sends.",
+        "Whether `/v1` asks for an API key; with `false` keys only name who sends.",
         absent="once a key exists",
     )
     # In lower case, without a port; addresses are never among them.
@@ -173,6 +173,11 @@ class Program:
         "An admin may read and change the config, which names programs to run, from other machines"
         " too.",
     )
+
+    @property
+    def export_directory(self) -> Path | None:
+        """Where the config wants the bills; None where it does not say."""
+        return self.export.directory if self.export else None
 
 
 @dataclass(frozen=True)
@@ -286,3 +291,7 @@ class Config:
     def find(self, name: str) -> Model | None:
         """The model with this name or alias."""
         return self._named.get(name)
+
+    def first_prices(self) -> Iterator[tuple[str, Price]]:
+        """The models that name a price, with it."""
+        return ((model.name, model.price) for model in self.models.values() if model.price)

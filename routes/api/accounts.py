@@ -1,34 +1,34 @@
-"""``/api/accounts``, ``/api/tokens``, ``/api/audit``: who may see and steer, and who did."""
+"""``/api/accounts``, ``/api/tokens``, ``/api/audit``: who may use the API, and who changed what."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from flask import Blueprint, Response, g, jsonify, session
+from flask import Response, g, jsonify, session
 
 from manager.access import accounts, audit, credentials
 from manager.access.accounts import Account, Token
 from manager.billing.calendar import iso
-from manager.storage.store import Connection, DatabaseError, reading
-from routes import fields
-from routes.api.usage import database_error, zone_of
-from routes.request import Query, body, refuse_unknown
+from manager.storage.store import reading
+from routes.api.usage import zone_of
+from routes.calls import Api, Rule
+from routes.request import choice, integer, moment, text
 from routes.services import Services
 
-_PAGE = 100
-_LONGEST_PAGE = 1000
-_MOST_ID = 999_999_999
+_MAX_ID = 999_999_999
+_NAME = text(pattern="^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$")
+_ROLE = choice("admin", "viewer")
+_PASSWORD = text(8, 200)
 _NO_STORE = {"Cache-Control": "no-store"}
 
 
-def blueprint(services: Services) -> Blueprint:
-    routes = Blueprint("access", __name__)
-    routes.register_error_handler(DatabaseError, database_error)
+def blueprint(services: Services) -> Api:
+    api = Api("access", tag="access")
     path = services.data_dir / "usage.db"
 
-    @routes.get("/api/session")
+    @api.call("GET /api/session", Rule.VIEW)
     def whoami() -> Response:
-        """Who asks, and how the door stands."""
+        """Who is signed in, and whether a password is set and `/v1` asks for keys."""
         known, caller = services.access.snapshot, g.caller
         return jsonify(
             {
@@ -40,70 +40,83 @@ def blueprint(services: Services) -> Blueprint:
             }
         )
 
-    @routes.get("/api/accounts")
+    @api.call("GET /api/accounts", Rule.ADMIN)
     def all_accounts() -> Response:
+        """The people who may sign in."""
         known = services.access.snapshot.accounts.values()
         return jsonify({"accounts": [_account(one) for one in known]})
 
-    @routes.post("/api/accounts")
-    def add_account() -> tuple[Response, int]:
-        given = body()
-        refuse_unknown(given, ("name", "role", "password"))
-        name = fields.read(given, "name", fields.text)
-        role = fields.read(given, "role", fields.text)
-        hashed = credentials.password_hash(fields.read(given, "password", fields.text))
+    @api.call(
+        "POST /api/accounts",
+        Rule.ADMIN,
+        body={
+            "name": _NAME.required(),
+            "role": _ROLE.required(),
+            "password": _PASSWORD.required(),
+        },
+        answers={201: "Json"},
+        errors=(409,),
+    )
+    def add_account(body: dict[str, Any]) -> tuple[Response, int]:
+        """Adds an account."""
+        name, role = body["name"], body["role"]
+        hashed = credentials.password_hash(body["password"])
         now_ms = services.clock.wall_ms()
         made = services.access.change(
             lambda connection: accounts.add(connection, name, role, hashed, now_ms)
         )
         return jsonify(_account(made)), 201
 
-    @routes.patch("/api/accounts/<name>")
-    def change_account(name: str) -> Response:
-        given = body()
-        refuse_unknown(given, ("role", "password"))
-        role = fields.read(given, "role", fields.text, None)
-        password = fields.read(given, "password", fields.text, None)
+    @api.call(
+        "PATCH /api/accounts/<name>",
+        Rule.ADMIN,
+        body={"role": _ROLE, "password": _PASSWORD},
+        errors=(409,),
+    )
+    def change_account(name: str, body: dict[str, Any]) -> Response:
+        """Sets a role or a password; a new password signs out everywhere else."""
+        role, password = body.get("role"), body.get("password")
         hashed = None if password is None else credentials.password_hash(password)
-
-        def change(connection: Connection) -> Account:
-            if role is not None:
-                accounts.set_role(connection, name, role)
-            if hashed is not None:
-                accounts.set_password(connection, name, hashed)
-            return accounts.find(connection, name)
-
-        account = services.access.change(change)
+        account = services.access.change(
+            lambda connection: accounts.change(connection, name, role, hashed)
+        )
         if hashed is not None and g.caller.account and g.caller.account.name == name:
             session["generation"] = account.generation  # signed out everywhere else
         return jsonify(_account(account))
 
-    @routes.delete("/api/accounts/<name>")
+    @api.call("DELETE /api/accounts/<name>", Rule.ADMIN, errors=(409,))
     def remove_account(name: str) -> Response:
+        """Removes an account; there is always an admin."""
         services.access.change(lambda connection: accounts.remove(connection, name))
         return jsonify({"name": name})
 
-    @routes.post("/api/accounts/<name>/sign-out")
+    @api.call("POST /api/accounts/<name>/sign-out", Rule.ADMIN, errors=(409,))
     def sign_out(name: str) -> Response:
+        """Ends all sessions of an account."""
         return jsonify(
             _account(services.access.change(lambda connection: accounts.sign_out(connection, name)))
         )
 
-    @routes.get("/api/tokens")
+    @api.call("GET /api/tokens", Rule.ADMIN)
     def all_tokens() -> Response:
+        """Tokens of scripts, without their secrets."""
         known, now_ms = services.access.snapshot.tokens.values(), services.clock.wall_ms()
         return jsonify({"tokens": [_token(one, now_ms) for one in known]})
 
-    @routes.post("/api/tokens")
-    def add_token() -> tuple[Response, int]:
-        given = body()
-        refuse_unknown(given, ("name", "role", "expires_at"))
-        name = fields.read(given, "name", fields.text)
-        role = fields.read(given, "role", fields.text)
-        until = given.get("expires_at")
-        expires_ms = (
-            None if until is None else fields.moment("expires_at", until, zone_of(services))
-        )
+    @api.call(
+        "POST /api/tokens",
+        Rule.ADMIN,
+        body={
+            "name": _NAME.required(),
+            "role": _ROLE.required(),
+            "expires_at": moment(lambda: zone_of(services)).nullable(),
+        },
+        answers={201: "Json"},
+        errors=(409,),
+    )
+    def add_token(body: dict[str, Any]) -> tuple[Response, int]:
+        """Adds a token; its `secret` is shown once."""
+        name, role, expires_ms = body["name"], body["role"], body.get("expires_at")
         now_ms, by = services.clock.wall_ms(), g.caller.name
         made, secret = services.access.change(
             lambda connection: accounts.add_token(connection, name, role, by, expires_ms, now_ms)
@@ -112,18 +125,21 @@ def blueprint(services: Services) -> Blueprint:
         answer.headers.update(_NO_STORE)
         return answer, 201
 
-    @routes.delete("/api/tokens/<name>")
+    @api.call("DELETE /api/tokens/<name>", Rule.ADMIN, errors=(409,))
     def remove_token(name: str) -> Response:
+        """Removes a token."""
         services.access.change(lambda connection: accounts.remove_token(connection, name))
         return jsonify({"name": name})
 
-    @routes.get("/api/audit")
-    def changes() -> Response:
-        query = Query(("limit", "cursor"))
-        limit = query.integer("limit", 1, _LONGEST_PAGE) or _PAGE
-        before = query.integer("cursor", 1, _MOST_ID)
+    @api.call(
+        "GET /api/audit",
+        Rule.ADMIN,
+        query={"limit": integer(1, 1000).default_to(100), "cursor": integer(1, _MAX_ID)},
+    )
+    def changes(query: dict[str, Any]) -> Response:
+        """Who changed what, newest first; `cursor` is the last answer's `next`."""
         with reading(path) as connection:
-            found, following = audit.page(connection, limit, before)
+            found, following = audit.page(connection, query["limit"], query.get("cursor"))
         return jsonify(
             {
                 "audit": [
@@ -142,7 +158,7 @@ def blueprint(services: Services) -> Blueprint:
             }
         )
 
-    return routes
+    return api
 
 
 def _account(one: Account) -> dict[str, Any]:

@@ -10,40 +10,63 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any
 
-from flask import Blueprint, Response, g, jsonify
+from flask import Response, g, jsonify
 
-from jobs.tasks import WorkerSettings
 from manager.config import config_file, loader
-from manager.config.declaration import keys
 from manager.config.loader import ConfigError, Problem
 from manager.config.redaction import MASK, argument_spans, redact_spans
-from manager.config.settings import Program
 from manager.errors import ApiError
-from manager.storage.store import DatabaseError
-from routes.request import Number, bad, body, refuse_unknown
+from routes.calls import Api, Rule
+from routes.request import Field, Number, bad
 from routes.services import Services
 
-_LONGEST_TEXT = 200_000  # some hundred models; one as long as that takes seconds
-_applying = threading.Lock()
+_MAX_TEXT = 200_000  # some hundred models; one as long as that takes seconds
 
 
-def blueprint(services: Services) -> Blueprint:
-    routes = Blueprint("settings", __name__)
+def _read_text(path: str, value: Any) -> str:
+    if not isinstance(value, str) or isinstance(value, Number):
+        raise bad(path, f"{path} has to be the config, as text")
+    if len(value) > _MAX_TEXT:
+        raise ApiError(
+            413,
+            "body_too_large",
+            f"The text is over {_MAX_TEXT} characters: edit the file itself",
+        )
+    return value
+
+
+def _read_version(path: str, value: Any) -> str | None:
+    if value is not None and (not isinstance(value, str) or isinstance(value, Number)):
+        raise bad(path, f"{path} has to be what came with the text")
+    return value
+
+
+_TEXT = Field(_read_text, {"type": "string", "maxLength": _MAX_TEXT})
+_VERSION = Field(
+    _read_version, {"type": ["string", "null"], "description": "What came with the text"}
+)
+
+
+def blueprint(services: Services) -> Api:
+    api = Api("settings", tag="program")
     writing = threading.Lock()
 
     def modes(_folder: Path | None) -> Collection[str]:
         return services.interfaces  # loaded once, at the program's start
 
-    @routes.get("/api/config")
+    @api.call("GET /api/config", Rule.VIEW)
     def show() -> Response:
+        """What the program runs with, secrets and all values of `env` masked."""
         return jsonify(masked(services.fleet.config))
 
-    @routes.post("/api/config/reload")
+    @api.call("POST /api/config/reload", Rule.ADMIN)
     def reload() -> Response:
-        return jsonify(apply(services))
+        """Reads the config's file again and applies it."""
+        return jsonify(services.reload_config())
 
-    @routes.get("/api/config/text")
+    @api.call("GET /api/config/text", Rule.CONFIG)
     def text() -> Response:
+        """The config as a text to edit, as it is."""
         path = services.fleet.config.path
         found = config_file.read_file(path)
         return jsonify(
@@ -56,20 +79,23 @@ def blueprint(services: Services) -> Blueprint:
             }
         )
 
-    @routes.post("/api/config/check")
-    def check() -> Response:
-        given = body()
-        refuse_unknown(given, ("text",))
+    @api.call("POST /api/config/check", Rule.CONFIG, body={"text": _TEXT.required()}, audit=False)
+    def check(body: dict[str, Any]) -> Response:
+        """What is wrong with a text of the config; nothing is written."""
         found = config_file.read_file(services.fleet.config.path)
-        edited = found.edited(_text(given), modes)
+        edited = found.edited(body["text"], modes)
         names = list(edited.config.models) if edited.config else []
         return jsonify({"problems": _listed(edited.problems), "models": names})
 
-    @routes.put("/api/config/text")
-    def put() -> Response:
-        given = body()
-        refuse_unknown(given, ("text", "version"))
-        text, version = _text(given), _version(given)
+    @api.call(
+        "PUT /api/config/text",
+        Rule.CONFIG,
+        body={"text": _TEXT.required(), "version": _VERSION.required()},
+        errors=(409,),
+    )
+    def put(body: dict[str, Any]) -> Response:
+        """Writes and applies the config."""
+        text, version = body["text"], body["version"]
         path = services.fleet.config.path
         found = config_file.read_file(path)
         _require_version(found, version)
@@ -81,7 +107,7 @@ def blueprint(services: Services) -> Blueprint:
                 f"{ConfigError(path, edited.problems)}\nNothing was written",
                 details={"problems": _listed(edited.problems)},
             )
-        with writing:  # I/O, but of a small file on a local disk, and only savers wait for it
+        with writing:  # I/O, but of a small file on a local disk, and only writers wait for it
             _require_version(config_file.read_file(path), version)
             try:
                 written = config_file.write(path, edited.text, found)
@@ -89,9 +115,9 @@ def blueprint(services: Services) -> Blueprint:
                 raise ApiError(
                     409, "config_not_writable", f"{path} was not changed: {error}"
                 ) from error
-        g.is_done = True  # whatever comes now: it is to be in the audit table
+        g.is_change = True  # whatever comes now: it is to be in the audit table
         try:
-            return jsonify({**apply(services), "version": written.version})
+            return jsonify({**services.reload_config(), "version": written.version})
         except ApiError as error:
             raise ApiError(
                 error.status,
@@ -102,29 +128,7 @@ def blueprint(services: Services) -> Blueprint:
                 details={"version": written.version},
             ) from error
 
-    return routes
-
-
-def _text(given: dict[str, Any]) -> str:
-    text = given.get("text")
-    if not isinstance(text, str) or isinstance(text, Number):
-        raise bad("text", "text has to be the config, as text")
-    if len(text) > _LONGEST_TEXT:
-        raise ApiError(
-            413,
-            "body_too_large",
-            f"The text is over {_LONGEST_TEXT} characters: edit the file itself",
-        )
-    return text
-
-
-def _version(given: dict[str, Any]) -> str | None:
-    if "version" not in given:
-        raise bad("version", "version is missing: it came with the text")
-    version = given["version"]
-    if version is not None and (not isinstance(version, str) or isinstance(version, Number)):
-        raise bad("version", "version has to be what came with the text")
-    return version
+    return api
 
 
 def _require_version(found: config_file.ConfigFile, version: str | None) -> None:
@@ -135,50 +139,13 @@ def _require_version(found: config_file.ConfigFile, version: str | None) -> None
             409,
             "config_changed",
             f"{found.path} is another one than this text was made from (or the program was"
-            " started anew meanwhile): get it again, and make your changes there",
+            " restarted meanwhile): get it again, and make your changes there",
             details={"version": found.version},
         )
 
 
 def _listed(problems: Iterable[Problem]) -> list[dict[str, Any]]:
     return [dataclasses.asdict(problem) for problem in problems]
-
-
-def apply(services: Services) -> dict[str, Any]:
-    """Reads the file and applies it; says what needs a restart of the program to take effect.
-
-    Raises ApiError 400 ``invalid_config``, and then nothing has changed; 503
-    ``database_unavailable`` where all is applied but the prices of models that had none.
-    """
-    with _applying:  # of two at once, the one that read the older file could be the last
-        before = services.fleet.config
-        try:
-            after = services.load()
-        except ConfigError as error:
-            refusal = ApiError(400, "invalid_config", str(error))
-            raise refusal from error
-        services.fleet.apply(after)
-        services.worker.update(WorkerSettings.of(after.program, services.data_dir))
-    loader.log_warnings(after)
-    try:
-        services.prices.seed_from_config(
-            (model.name, model.price) for model in after.models.values() if model.price
-        )
-    except DatabaseError as error:
-        raise ApiError(
-            503,
-            "database_unavailable",
-            f"The config is in use, but prices that are new in it are not: {error}. Reload again",
-            retry_after=5,
-        ) from error
-    changed = [
-        key.name
-        for key in keys(Program)
-        if key.restart and getattr(before.program, key.field) != getattr(after.program, key.field)
-    ]
-    if after.program.export and before.program.timezone != after.program.timezone:
-        changed.append("timezone")  # of the schedule: all else has it now
-    return {"models": list(after.models), "restart_needed_for": changed}
 
 
 def masked(settings: loader.Config) -> dict[str, Any]:

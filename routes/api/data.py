@@ -1,33 +1,37 @@
-"""``/api/data``: what is stored of each model, deleting it, copies, and how the worker does."""
+"""``/api/data``: what is stored of each model, deleting it, backups, the worker's state."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from flask import Blueprint, Response, jsonify, request
+from flask import Response, jsonify
 
 from manager.billing.calendar import iso
 from manager.errors import ApiError
 from manager.storage import maintenance
 from manager.storage.maintenance_tasks import Order
-from manager.storage.store import DatabaseError, reading
-from routes import fields
-from routes.api.usage import database_error
-from routes.request import body, refuse_unknown
+from manager.storage.store import reading
+from routes.calls import Api, Rule
+from routes.request import WAIT, text
 from routes.services import Services
 
 _WAIT_SECONDS = 60.0
 _AT_REST = ("stopped", "failed")
+TASK = {200: "Json", 202: "Accepted"}
 
 
-def blueprint(services: Services) -> Blueprint:
-    routes = Blueprint("data", __name__)
-    routes.register_error_handler(DatabaseError, database_error)
+def blueprint(services: Services) -> Api:
+    api = Api("data", tag="data")
     path = services.data_dir / "usage.db"
 
-    @routes.get("/api/data")
+    @api.call("GET /api/data", Rule.VIEW)
     def state() -> Response:
+        """How large the database is, and what the worker does.
+
+        `oldest_at` is the first moment that something is stored of, `worker` whether it is alive,
+        since when, and how it last ended, `orders` the tasks that wait or failed.
+        """
         with reading(path) as connection:
             free, pages, page = (
                 connection.execute(f"PRAGMA {name}").fetchone()[0]
@@ -47,8 +51,9 @@ def blueprint(services: Services) -> Blueprint:
             }
         )
 
-    @routes.get("/api/data/models")
+    @api.call("GET /api/data/models", Rule.VIEW)
     def models() -> Response:
+        """What is stored of each model, also of those that are no longer configured."""
         configured = services.fleet.config.models
         with reading(path) as connection:
             found = maintenance.stored(connection)
@@ -71,33 +76,53 @@ def blueprint(services: Services) -> Blueprint:
             }
         )
 
-    @routes.delete("/api/data/models/<path:name>")
-    def delete(name: str) -> tuple[Response, int]:
+    @api.call(
+        "DELETE /api/data/models/<path:name>",
+        Rule.ADMIN,
+        query=WAIT,
+        answers=TASK,
+        errors=(409, 500),
+    )
+    def delete(name: str, query: dict[str, Any]) -> tuple[Response, int]:
+        """Deletes a model's requests, runs and sums; prices and adjustments stay.
+
+        409 `model_running` while it runs. Reports and bills made from then on are without it.
+        """
         model = next((m for m in services.fleet.models() if m.settings.name == name), None)
         if model is not None and (state := model.to_json()["state"]) not in _AT_REST:
             raise ApiError(
                 409, "model_running", f"{name} is {state}: stop it first, then delete its data"
             )
         _require_stored(path, name)
-        return run_task(services, services.orders.place("delete", name))
+        return run_task(services, services.orders.place("delete", name), query["wait"])
 
-    @routes.post("/api/data/reprice")
-    def reprice() -> tuple[Response, int]:
-        given = body()
-        refuse_unknown(given, ("model",))
-        name = fields.read(given, "model", fields.text)
-        _require_stored(path, name)
-        return run_task(services, services.orders.place("reprice", name))
+    @api.call(
+        "POST /api/data/reprice",
+        Rule.ADMIN,
+        query=WAIT,
+        body={"model": text().required()},
+        answers=TASK,
+        errors=(404, 500),
+    )
+    def reprice(query: dict[str, Any], body: dict[str, Any]) -> tuple[Response, int]:
+        """Prices a model's requests that had no price when they were billed and have one now.
 
-    @routes.post("/api/data/vacuum")
-    def vacuum() -> tuple[Response, int]:
-        return run_task(services, services.orders.place("vacuum"))
+        Nothing that has a price is changed.
+        """
+        _require_stored(path, body["model"])
+        return run_task(services, services.orders.place("reprice", body["model"]), query["wait"])
 
-    @routes.post("/api/data/backup")
-    def back_up() -> tuple[Response, int]:
-        return run_task(services, services.orders.place("backup"))
+    @api.call("POST /api/data/vacuum", Rule.ADMIN, query=WAIT, answers=TASK, errors=(500,))
+    def vacuum(query: dict[str, Any]) -> tuple[Response, int]:
+        """Returns free space of the database to the disk, some at a time."""
+        return run_task(services, services.orders.place("vacuum"), query["wait"])
 
-    return routes
+    @api.call("POST /api/data/backup", Rule.ADMIN, query=WAIT, answers=TASK, errors=(500,))
+    def back_up(query: dict[str, Any]) -> tuple[Response, int]:
+        """Copies `usage.db` into `backups/` of the data folder."""
+        return run_task(services, services.orders.place("backup"), query["wait"])
+
+    return api
 
 
 def _require_stored(path: Path, model: str) -> None:
@@ -106,25 +131,25 @@ def _require_stored(path: Path, model: str) -> None:
             raise ApiError(404, "no_data", f"Nothing is stored of a model {model[:200]!r}")
 
 
-def run_task(services: Services, order: Order) -> tuple[Response, int]:
-    """202 at once; with ``?wait=1`` 200 when it is done, and still 202 where that lasts.
+def run_task(services: Services, order: Order, wait: bool) -> tuple[Response, int]:
+    """202 at once; where it is to ``wait``, 200 when it is done, and 202 after a minute.
 
     Raises ApiError 500 ``not_done``, with the reason.
     """
     now: Order | None = order
-    if request.args.get("wait") in ("1", "true"):
-        give_back = services.slots.acquire()
+    if wait:
+        release = services.slots.acquire()
         try:
             now = services.orders.wait(order, _WAIT_SECONDS, services.closing.is_set)
         finally:
-            give_back()
+            release()
     if now is not None and now.error is not None:
         raise ApiError(500, "not_done", f"{order.kind} {order.subject}: {now.error}")
     return jsonify({**task_to_json(order), "done": now is None}), 200 if now is None else 202
 
 
 def task_to_json(order: Order) -> dict[str, Any]:
-    """An order, as JSON."""
+    """A maintenance task, as JSON."""
     return {
         "kind": order.kind,
         "subject": order.subject,

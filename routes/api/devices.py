@@ -1,82 +1,86 @@
-"""``/api/devices``: the devices, and which model holds how much of each."""
+"""``/api/devices``: the devices, and how much of each a model has reserved."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from flask import Blueprint, Response, jsonify
+from flask import Response, jsonify
 
 from manager.devices import Device, Reading, Snapshot
 from manager.placement import memory
 from manager.placement.types import Allocation, DeviceBudget
+from routes.calls import Api, Rule
 from routes.services import Services
 
-_AGE = 2.0  # seconds: older readings are from when nobody looked
+_AGE = 2.0  # seconds: older readings are from before this page was open
 _READING = 0.5  # seconds that a page waits for a newer one
-_FIRST_READING = 2.0  # for the first of all: a driver that nobody has used may have to wake up
+_FIRST_READING = 2.0  # for the first of all: a driver that was idle may take long to answer
 
 
-def blueprint(services: Services) -> Blueprint:
-    routes = Blueprint("devices", __name__)
+def blueprint(services: Services) -> Api:
+    api = Api("devices", tag="program")
 
-    @routes.get("/api/devices")
+    @api.call("GET /api/devices", Rule.VIEW)
     def devices() -> Response:
+        """Each device, and how much of it which model has reserved."""
         services.monitor.touch()
         is_first = services.monitor.snapshot.taken_at is None
         wait = _FIRST_READING if is_first else _READING
         services.monitor.wait_for_reading(services.clock.monotonic() - _AGE, wait)
         return jsonify(view(services))
 
-    def tell(_snapshot: Snapshot) -> None:
+    def publish(_snapshot: Snapshot) -> None:
         services.events.publish("devices", lambda: view(services), wakes=False)
 
-    services.monitor.add_listener(tell)
-    return routes
+    services.monitor.add_listener(publish)
+    return api
 
 
 def view(services: Services) -> dict[str, Any]:
     """Every device, and why the drivers that do not answer do not."""
     snapshot = services.monitor.snapshot
-    cards, holdings = services.placement.snapshot()
+    budgets, allocations = services.placement.snapshot()
     known = {device.reading.id: device for device in snapshot.devices}
-    devices = [_device(services, card, known.get(card.id), cards, holdings) for card in cards]
+    devices = [
+        _device(services, budget, known.get(budget.id), budgets, allocations) for budget in budgets
+    ]
     return {"devices": devices, "faults": dict(snapshot.faults)}
 
 
 def _device(
     services: Services,
-    card: DeviceBudget,
+    budget: DeviceBudget,
     device: Device | None,
-    cards: Sequence[DeviceBudget],
-    holdings: Sequence[Allocation],
+    budgets: Sequence[DeviceBudget],
+    allocations: Sequence[Allocation],
 ) -> dict[str, Any]:
-    reading = device.reading if device else Reading(card.name, "declared", 0, card.total_mb)
+    reading = device.reading if device else Reading(budget.name, "declared", 0, budget.total_mb)
     free = None
-    room = memory.free_mb(card.id, cards, holdings)
+    unreserved_mb = memory.free_mb(budget.id, budgets, allocations)
     if reading.total_mb is not None and reading.used_mb is not None:
         free = max(0, reading.total_mb - reading.used_mb)
     return {
-        "id": card.id,
+        "id": budget.id,
         "name": reading.name,
         "kind": reading.kind,
         "index": reading.index,
         "total_mb": reading.total_mb,
         "used_mb": reading.used_mb,
         "free_mb": free,
-        "budget_mb": card.total_mb,
-        "room_mb": None if room is None else max(0, room),
+        "budget_mb": budget.total_mb,
+        "room_mb": None if unreserved_mb is None else max(0, unreserved_mb),
         "load": reading.load,
         "temperature_c": reading.temperature_c,
         "read_at": services.clock.iso(device.read_at) if device else None,
         "stale": device.stale if device else False,
         "models": [
             {
-                "name": holding.model,
-                "declared_mb": holding.declared_mb[card.id],
-                "measured_mb": holding.measured_mb.get(card.id),
+                "name": allocation.model,
+                "declared_mb": allocation.declared_mb[budget.id],
+                "measured_mb": allocation.measured_mb.get(budget.id),
             }
-            for holding in holdings
-            if card.id in holding.declared_mb
+            for allocation in allocations
+            if budget.id in allocation.declared_mb
         ],
     }

@@ -6,7 +6,7 @@ from datetime import timezone, tzinfo
 from pathlib import Path
 from typing import Any
 
-from flask import Blueprint, Response, jsonify
+from flask import Response, jsonify
 
 from manager.billing import calendar, statements
 from manager.billing.calendar import iso
@@ -14,39 +14,61 @@ from manager.billing.statements import Period
 from manager.config.schedule import next_time
 from manager.config.settings import Export
 from manager.errors import ApiError
-from manager.storage.store import DatabaseError
-from routes.api.data import run_task, task_to_json
-from routes.api.usage import database_error, zone_of
-from routes.request import bad, body, refuse_unknown
+from routes.api.data import TASK, run_task, task_to_json
+from routes.api.usage import zone_of
+from routes.calls import Api, Rule
+from routes.request import WAIT, Body, bad, text
 from routes.services import Services
 
+_PERIOD = Body(
+    {
+        "month": text(pattern="^[0-9]{4}-[0-9]{2}$"),
+        "day": text(pattern="^[0-9]{4}-[0-9]{2}-[0-9]{2}$"),
+    },
+    {"minProperties": 1, "maxProperties": 1},
+)
 
-def blueprint(services: Services) -> Blueprint:
-    routes = Blueprint("exports", __name__)
-    routes.register_error_handler(DatabaseError, database_error)
-    # Where and when they are made are settings that need a restart.
+
+def blueprint(services: Services) -> Api:
+    api = Api("exports", tag="money")
+    # Where and when they are made needs a restart.
     program = services.fleet.config.program
-    folder = statements.directory(program.export and program.export.directory, services.data_dir)
+    folder = statements.directory(program.export_directory, services.data_dir)
     export, zone = program.export, calendar.zone(program.timezone)
 
-    @routes.get("/api/exports")
+    @api.call("GET /api/exports", Rule.VIEW)
     def exports() -> Response:
+        """The bills, the latest period first; tasks that wait or failed; the schedule."""
         orders = [task_to_json(order) for order in services.orders.all() if order.kind == "export"]
         files = [_file(path) for path in statements.written(folder)]
         schedule = export and _schedule(export, folder, zone, services.clock.wall_ms())
         return jsonify({"exports": files, "orders": orders, "schedule": schedule})
 
-    @routes.post("/api/exports")
-    def make() -> tuple[Response, int]:
-        period = _period()
+    @api.call(
+        "POST /api/exports",
+        Rule.ADMIN,
+        query=WAIT,
+        body=_PERIOD,
+        answers=TASK,
+        errors=(500,),
+    )
+    def make(query: dict[str, Any], body: dict[str, Any]) -> tuple[Response, int]:
+        """Makes the bill of a month or of a day; `file` is its name.
+
+        One that is there is replaced.
+        """
+        period = _period(body)
         start_ms, _ = _bounds(services, period)
         if start_ms > services.clock.wall_ms():
             raise bad("month" if period.is_month else "day", f"{period.text} has not begun")
-        answer, status = run_task(services, services.orders.place("export", period.text))
+        answer, status = run_task(
+            services, services.orders.place("export", period.text), query["wait"]
+        )
         return jsonify({**answer.get_json(), "file": period.file}), status
 
-    @routes.get("/api/exports/<file>")
+    @api.call("GET /api/exports/<file>", Rule.VIEW, answers={200: "Csv"})
     def download(file: str) -> Response:
+        """A bill."""
         # Only the names that bills have: none of them leads out of the folder.
         if statements.period_of(file) is None:
             raise _missing(file)
@@ -58,7 +80,7 @@ def blueprint(services: Services) -> Blueprint:
         answer.headers["Content-Disposition"] = f"attachment; filename={file}"
         return answer
 
-    return routes
+    return api
 
 
 def _schedule(export: Export, folder: Path, zone: tzinfo, now_ms: int) -> dict[str, Any]:
@@ -72,14 +94,12 @@ def _schedule(export: Export, folder: Path, zone: tzinfo, now_ms: int) -> dict[s
     }
 
 
-def _period() -> Period:
-    given = body()
-    refuse_unknown(given, ("month", "day"))
+def _period(given: dict[str, str]) -> Period:
     if len(given) != 1:
         raise bad("month", 'say which: {"month": "2026-11"} or {"day": "2026-11-05"}')
-    ((kind, text),) = given.items()
+    ((kind, wanted),) = given.items()
     try:
-        period = Period.read(text if isinstance(text, str) else str(text))
+        period = Period.read(wanted)
     except ValueError as error:
         raise bad(kind, f"{kind}: {error}") from None
     if period.is_month != (kind == "month"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flask import Blueprint, Response, g, jsonify
+from flask import Response, g, jsonify
 
 from manager.access import api_keys
 from manager.access.api_keys import Budget, Key
@@ -12,30 +12,33 @@ from manager.billing import calendar
 from manager.billing.calendar import iso
 from manager.billing.pricing import decimal_text
 from manager.errors import ApiError
-from manager.storage.store import DatabaseError
 from manager.usage.request_search import Filters
-from routes import fields
-from routes.api.usage import database_error, totals_to_json, zone_of
-from routes.request import bad, body, refuse_unknown
+from routes.api.usage import totals_to_json, zone_of
+from routes.calls import Api, Rule
+from routes.request import Body, Field, amount, choice, integer, list_of, moment, record, text
 from routes.services import Services
 
-_CHANGEABLE = (
-    *("owner", "models", "requests_per_minute", "tokens_per_minute", "max_concurrency"),
-    *("budget", "priority", "expires_at"),
-)
 _HOURS = 24  # that a replaced secret stays valid
 _HOUR_MS = 3_600_000
-_MOST_REQUESTS = 1_000_000
-_MOST_TOKENS = 10**12
+_MAX_REQUESTS = 1_000_000
+_MAX_TOKENS = 10**12
+_BUDGET = Body({"amount": amount().required(), "period": choice("day", "month").required()})
 _NO_STORE = {"Cache-Control": "no-store"}
 
 
-def blueprint(services: Services) -> Blueprint:
-    routes = Blueprint("keys", __name__)
-    routes.register_error_handler(DatabaseError, database_error)
+def blueprint(services: Services) -> Api:
+    api = Api("keys", tag="access")
+    changeable = _changeable(services)
 
-    @routes.get("/api/keys")
+    @api.call("GET /api/keys", Rule.VIEW)
     def all_keys() -> Response:
+        """All API keys, without their secrets.
+
+        Of each its fields, `state` (`active`, `expired`, `revoked`), `created_at`, `revoked_at`,
+        `secrets` with `hint`, `created_at` and `valid_until`, where `hint` is a secret's last
+        characters, and `now` with `requests` and `tokens` of the last sixty seconds, `in_flight`,
+        `spent_today` and `spent_this_month`.
+        """
         known = services.access.snapshot.keys.values()
         return jsonify(
             {
@@ -44,8 +47,9 @@ def blueprint(services: Services) -> Blueprint:
             }
         )
 
-    @routes.get("/api/keys/me")
+    @api.call("GET /api/keys/me", Rule.KEY)
     def me() -> Response:
+        """The limits of the key that asks, and what it has used today and this month."""
         key: Key = g.caller.key
         zone, now_ms = zone_of(services), services.clock.wall_ms()
         spans = {
@@ -66,51 +70,65 @@ def blueprint(services: Services) -> Blueprint:
             }
         )
 
-    @routes.post("/api/keys")
-    def add() -> tuple[Response, int]:
-        given = body()
-        refuse_unknown(given, ("name", *_CHANGEABLE))
-        key = Key(fields.read(given, "name", fields.text), **_changes(services, given))
+    @api.call(
+        "POST /api/keys",
+        Rule.ADMIN,
+        body={
+            "name": text(1, 100).required(),
+            **changeable,
+            "priority": changeable["priority"].default_to(0),
+        },
+        answers={201: "Json"},
+        errors=(409,),
+    )
+    def add(body: dict[str, Any]) -> tuple[Response, int]:
+        """Adds a key; its `secret` is shown once."""
+        key = Key(**_changes(body))
         now_ms = services.clock.wall_ms()
         made, secret = services.access.change(
             lambda connection: api_keys.add(connection, key, now_ms)
         )
-        return _told_once(services, made, secret), 201
+        return _with_secret(services, made, secret), 201
 
-    @routes.get("/api/keys/<path:name>")
+    @api.call("GET /api/keys/<path:name>", Rule.VIEW)
     def key(name: str) -> Response:
+        """One key."""
         return jsonify(_shown(services, _find(services, name)))
 
-    @routes.patch("/api/keys/<path:name>")
-    def change(name: str) -> Response:
-        given = body()
-        refuse_unknown(given, _CHANGEABLE)
-        changes = _changes(services, given)
+    @api.call("PATCH /api/keys/<path:name>", Rule.ADMIN, body=changeable, errors=(409,))
+    def change(name: str, body: dict[str, Any]) -> Response:
+        """Changes fields of a key."""
+        changes = _changes(body)
         changed = services.access.change(
             lambda connection: api_keys.change(connection, name, changes)
         )
         return jsonify(_shown(services, changed))
 
-    @routes.post("/api/keys/<path:name>/rotate")
-    def rotate(name: str) -> Response:
-        given = body()
-        refuse_unknown(given, ("keep_old_hours",))
-        hours = fields.read(given, "keep_old_hours", _hours, _HOURS)
+    @api.call(
+        "POST /api/keys/<path:name>/rotate",
+        Rule.ADMIN,
+        body={"keep_old_hours": integer(0, api_keys.MAX_GRACE_HOURS).default_to(_HOURS)},
+        errors=(409,),
+    )
+    def rotate(name: str, body: dict[str, Any]) -> Response:
+        """Gives a key a new `secret`; those before it stay valid for so many more hours."""
+        hours = body["keep_old_hours"]
         now_ms = services.clock.wall_ms()
         made, secret = services.access.change(
             lambda connection: api_keys.rotate(connection, name, hours * _HOUR_MS, now_ms)
         )
-        return _told_once(services, made, secret)
+        return _with_secret(services, made, secret)
 
-    @routes.delete("/api/keys/<path:name>")
+    @api.call("DELETE /api/keys/<path:name>", Rule.ADMIN, errors=(409,))
     def revoke(name: str) -> Response:
+        """Revokes a key, for ever."""
         now_ms = services.clock.wall_ms()
         revoked = services.access.change(
             lambda connection: api_keys.revoke(connection, name, now_ms)
         )
         return jsonify(_shown(services, revoked))
 
-    return routes
+    return api
 
 
 def _find(services: Services, name: str) -> Key:
@@ -120,7 +138,7 @@ def _find(services: Services, name: str) -> Key:
     return found
 
 
-def _told_once(services: Services, key: Key, secret: str) -> Response:
+def _with_secret(services: Services, key: Key, secret: str) -> Response:
     answer = jsonify({**_shown(services, key), "secret": secret})
     answer.headers.update(_NO_STORE)
     return answer
@@ -166,50 +184,25 @@ def _iso(ms: int | None) -> str | None:
     return None if ms is None else iso(ms)
 
 
-def _changes(services: Services, given: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a key that are given. Raises ApiError 400."""
-
-    def moment(path: str, value: Any) -> int:
-        return fields.moment(path, value, zone_of(services))
-
-    readers = {
-        "owner": ("owner", fields.text),
-        "models": ("models", fields.optional(_models)),
-        "requests_per_minute": ("requests_per_minute", fields.optional(_limit(_MOST_REQUESTS))),
-        "tokens_per_minute": ("tokens_per_minute", fields.optional(_limit(_MOST_TOKENS))),
-        "max_concurrency": ("max_concurrency", fields.optional(_limit(_MOST_REQUESTS))),
-        "budget": ("budget", fields.optional(_budget)),
-        "priority": ("priority", _priority),
-        "expires_at": ("expires_ms", fields.optional(moment)),
-    }
+def _changeable(services: Services) -> dict[str, Field]:
+    names = list_of(text(1, 200), 1, None, "models' names, or null for all")
     return {
-        field: reader(name, given[name])
-        for name, (field, reader) in readers.items()
-        if name in given
+        "owner": text(most=100),
+        "models": names.nullable(),
+        "requests_per_minute": integer(1, _MAX_REQUESTS).nullable(),
+        "tokens_per_minute": integer(1, _MAX_TOKENS).nullable(),
+        "max_concurrency": integer(1, _MAX_REQUESTS).nullable(),
+        "budget": record(_BUDGET, '{"amount": "10", "period": "month"}').nullable(),
+        "priority": integer(0, api_keys.MAX_PRIORITY),
+        "expires_at": moment(lambda: zone_of(services)).nullable(),
     }
 
 
-def _limit(most: int) -> fields.Reader:
-    return lambda path, value: fields.integer(path, value, 1, most)
-
-
-def _priority(path: str, value: Any) -> int:
-    return fields.integer(path, value, 0, api_keys.MAX_PRIORITY)
-
-
-def _hours(path: str, value: Any) -> int:
-    return fields.integer(path, value, 0, api_keys.MAX_GRACE_HOURS)
-
-
-def _models(path: str, value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list):
-        raise bad(path, f"{path} has to be a list of models' names, or null for all")
-    return tuple(fields.text(f"{path}[{place}]", name) for place, name in enumerate(value))
-
-
-def _budget(path: str, value: Any) -> Budget:
-    if not isinstance(value, dict):
-        raise bad(path, f'{path} has to be as {{"amount": "10", "period": "month"}}, or null')
-    refuse_unknown(value, ("amount", "period"), f"{path}.")
-    period = fields.read(value, "period", fields.text, path=f"{path}.")
-    return Budget(fields.read(value, "amount", fields.amount, path=f"{path}."), period)
+def _changes(body: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a Key."""
+    changes = dict(body)
+    if "expires_at" in changes:
+        changes["expires_ms"] = changes.pop("expires_at")
+    if changes.get("budget") is not None:
+        changes["budget"] = Budget(**changes["budget"])
+    return changes

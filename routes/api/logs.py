@@ -2,71 +2,69 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Iterator
 from typing import Any
 
-from flask import Blueprint, Response, jsonify, request
+from flask import Response, jsonify
 
 from manager.billing.calendar import iso
-from manager.errors import ApiError
 from manager.events import Event
 from manager.storage import runs
 from manager.storage.runs import PastRun
-from manager.storage.store import DatabaseError
 from routes import sse
-from routes.api.usage import database_error
-from routes.request import Query
+from routes.calls import Api, Rule
+from routes.request import anything, integer
 from routes.services import Services
 
-_MAX_LINES = 10_000
-_RUNS, _MOST_RUNS = 50, 1000
+LINES = {"lines": integer(1, 10_000).default_to(200)}
 _KEEP_ALIVE_ROUNDS = 60  # quiet moments of a follower, about 15 seconds
 
 
-def blueprint(services: Services) -> Blueprint:
-    routes = Blueprint("logs", __name__)
-    routes.register_error_handler(DatabaseError, database_error)
+def blueprint(services: Services) -> Api:
+    api = Api("logs", tag="models")
 
-    @routes.get("/api/models/<path:name>/logs")
-    def logs(name: str) -> Response:
+    @api.call(
+        "GET /api/models/<path:name>/logs",
+        Rule.VIEW,
+        query={**LINES, "run": anything().described("The id of a run")},
+        answers={200: "Text"},
+    )
+    def logs(name: str, query: dict[str, Any]) -> Response:
+        """The last lines of a run's log, the latest run's where none is named."""
         model = services.fleet.find(name)
-        run = request.args.get("run")
-        return _text(services.logs.tail(model.settings.name, lines_asked_for(), run))
+        return _text(services.logs.tail(model.settings.name, query["lines"], query.get("run")))
 
-    @routes.get("/api/models/<path:name>/runs")
-    def past(name: str) -> Response:
+    @api.call(
+        "GET /api/models/<path:name>/runs",
+        Rule.VIEW,
+        query={"limit": integer(1, 1000).default_to(50)},
+    )
+    def past(name: str, query: dict[str, Any]) -> Response:
+        """Its runs, newest first."""
         model = services.fleet.find(name).settings.name
-        limit = Query(("limit",)).integer("limit", 1, _MOST_RUNS) or _RUNS
-        found = runs.newest(services.data_dir / "usage.db", model, limit)
+        found = runs.newest(services.data_dir / "usage.db", model, query["limit"])
         return jsonify({"runs": [_run(services, model, one) for one in found]})
 
-    @routes.get("/api/models/<path:name>/logs/stream")
-    def follow(name: str) -> Response:
+    @api.call(
+        "GET /api/models/<path:name>/logs/stream",
+        Rule.VIEW,
+        query=LINES,
+        answers={200: "Events"},
+    )
+    def follow(name: str, query: dict[str, Any]) -> Response:
+        """The lines of its log as they are written."""
         model = services.fleet.find(name)
         stopped = threading.Event()
-        lines = services.logs.follow(model.settings.name, lines_asked_for(), stopped)
+        lines = services.logs.follow(model.settings.name, query["lines"], stopped)
         return sse.stream_response(services, _log_pieces(lines), stopped.set)
 
-    @routes.get("/api/log")
-    def own() -> Response:
-        return _text(services.logs.program_tail(lines_asked_for()))
+    @api.call("GET /api/log", Rule.VIEW, query=LINES, answers={200: "Text"}, tag="program")
+    def own(query: dict[str, Any]) -> Response:
+        """The last lines of the program's own log."""
+        return _text(services.logs.program_tail(query["lines"]))
 
-    return routes
-
-
-def lines_asked_for() -> int:
-    """How many lines of a log are wanted. Raises ApiError 400."""
-    text = request.args.get("lines", "200")
-    if not re.fullmatch("[1-9][0-9]{0,4}", text) or int(text) > _MAX_LINES:
-        raise ApiError(
-            400,
-            "bad_parameter",
-            f"lines has to be 1 to {_MAX_LINES}, not {text[:40]!r}",
-            param="lines",
-        )
-    return int(text)
+    return api
 
 
 def _log_pieces(lines: Iterator[str | None]) -> Iterator[bytes]:

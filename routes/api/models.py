@@ -1,67 +1,90 @@
-"""``/api/models``: what each model does, and steering it."""
+"""``/api/models``: the state of each model, and starting and stopping it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from flask import Blueprint, Response, jsonify, request
+from flask import Response, g, jsonify
 
 from manager.models.model import Model
+from routes.calls import Api, Rule
+from routes.request import WAIT, flag
 from routes.services import Services
 
+_DRY_RUN = {"dry_run": flag("1: only says what a start would do")}
+_ANSWERS = {200: "Model", 202: "Accepted"}
 
-def blueprint(services: Services) -> Blueprint:
-    routes = Blueprint("models", __name__)
 
-    @routes.get("/api/models")
+def blueprint(services: Services) -> Api:
+    api = Api("models", tag="models")
+
+    @api.call("GET /api/models", Rule.VIEW)
     def models() -> Response:
+        """The state of each model."""
         return jsonify({"models": [model.to_json() for model in services.fleet.models()]})
 
-    @routes.get("/api/models/<path:name>")
+    @api.call("GET /api/models/<path:name>", Rule.VIEW, answers={200: "Model"})
     def model(name: str) -> Response:
+        """The state of one model."""
         return jsonify(services.fleet.find(name).to_json())
 
-    @routes.post("/api/models/<path:name>/start")
-    def start(name: str) -> tuple[Response, int]:
+    @api.call(
+        "POST /api/models/<path:name>/start",
+        Rule.ADMIN,
+        query={**WAIT, **_DRY_RUN},
+        answers=_ANSWERS,
+    )
+    def start(name: str, query: dict[str, Any]) -> tuple[Response, int]:
+        """Starts it."""
         model = services.fleet.find(name)
-        if request.args.get("dry_run") in ("1", "true"):
+        if query["dry_run"]:
+            g.is_change = False
             return jsonify(model.preview()), 200
         model.start()
-        return _accepted(services, [model], model.to_json)
+        return _accepted(services, [model], model.to_json, query["wait"])
 
-    @routes.post("/api/models/<path:name>/stop")
-    def stop(name: str) -> tuple[Response, int]:
+    @api.call("POST /api/models/<path:name>/stop", Rule.ADMIN, query=WAIT, answers=_ANSWERS)
+    def stop(name: str, query: dict[str, Any]) -> tuple[Response, int]:
+        """Stops it."""
         model = services.fleet.find(name)
         model.stop()
-        return _accepted(services, [model], model.to_json)
+        return _accepted(services, [model], model.to_json, query["wait"])
 
-    @routes.post("/api/models/<path:name>/restart")
-    def restart(name: str) -> tuple[Response, int]:
+    @api.call("POST /api/models/<path:name>/restart", Rule.ADMIN, query=WAIT, answers=_ANSWERS)
+    def restart(name: str, query: dict[str, Any]) -> tuple[Response, int]:
+        """Stops it and starts it again."""
         model = services.fleet.find(name)
         model.stop(start_again=True)
-        return _accepted(services, [model], model.to_json)
+        return _accepted(services, [model], model.to_json, query["wait"])
 
-    @routes.post("/api/models/stop")
-    def stop_all() -> tuple[Response, int]:
+    @api.call("POST /api/models/stop", Rule.ADMIN, query=WAIT, answers=_ANSWERS, errors=(404,))
+    def stop_all(query: dict[str, Any]) -> tuple[Response, int]:
+        """Stops all models."""
         models = services.fleet.models()
         services.fleet.stop_all()
         return _accepted(
-            services, models, lambda: {"models": [model.to_json() for model in models]}
+            services,
+            models,
+            lambda: {"models": [model.to_json() for model in models]},
+            query["wait"],
         )
 
-    return routes
+    return api
 
 
-def _accepted(services: Services, models: list[Model], view: Any) -> tuple[Response, int]:
-    """202 at once; with ``?wait=1`` 200 when every start and stop under way has ended."""
-    if request.args.get("wait") not in ("1", "true"):
+def _accepted(
+    services: Services, models: list[Model], view: Callable[[], Any], wait: bool
+) -> tuple[Response, int]:
+    """202 at once; where it is to ``wait``, 200 when every start and stop under way has ended."""
+    if not wait:
         return jsonify(view()), 202
-    give_back = services.slots.acquire()
+    release = services.slots.acquire()
     try:
         for model in models:
             settings = model.settings
-            room = services.fleet.config.program.queue_timeout
-            model.wait_idle(room + settings.start_timeout + 3 * settings.stop_timeout)
+            queued = services.fleet.config.program.queue_timeout
+            model.wait_idle(queued + settings.start_timeout + 3 * settings.stop_timeout)
     finally:
-        give_back()
+        release()
     return jsonify(view()), 200

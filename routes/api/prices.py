@@ -4,37 +4,65 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from dataclasses import replace
 from typing import Any
 
-from flask import Blueprint, Response, jsonify
+from flask import Response, jsonify
 
 from manager.billing import pricing
 from manager.billing.calendar import iso
 from manager.billing.price_versions import Adjustment
 from manager.billing.pricing import Price, PriceVersion, Tier, decimal_text
-from manager.storage.store import DatabaseError
 from manager.tokens import MAX_TOKENS
-from routes import fields
-from routes.api.usage import database_error, model_named, zone_of
-from routes.request import Number, Query, bad, body, refuse_unknown
+from routes.api.usage import model_named, zone_of
+from routes.calls import Api, Rule
+from routes.request import (
+    Body,
+    Field,
+    Number,
+    amount,
+    anything,
+    bad,
+    boolean,
+    integer,
+    list_of,
+    moment,
+    record,
+    text,
+)
 from routes.services import Services
 
-_PRICE = ("effective_from", "per_hour", "tiers")
-_TOKENS = ("prompt_tokens", "cached_tokens", "completion_tokens")
-_QUOTE = ("per_hour", "tiers", *_TOKENS, "seconds")
-_ADJUSTMENT = ("model", "key", "at", "amount", "note")
-_MOST_TIERS = 100
-_MOST_TOKENS = 10**12
+_MAX_TIERS = 100
+_MAX_TOKENS = 10**12
 _SECONDS = re.compile(r"([0-9]{1,9})(?:\.([0-9]{1,3}))?")
 
 
-def blueprint(services: Services) -> Blueprint:
-    routes = Blueprint("prices", __name__)
-    routes.register_error_handler(DatabaseError, database_error)
+def _tier_field(declared: dataclasses.Field[Any]) -> Field:
+    """What a body may have for a field of ``Tier``, by its declaration there."""
+    unit, default = declared.metadata["unit"], declared.metadata["default"]
+    if unit == "tokens":  # whose default is the least that they may be
+        return integer(default, _MAX_TOKENS).default_to(default)
+    if unit == "flag":
+        return boolean().default_to(bool(default))
+    return amount().required() if default is None else replace(amount(), default=default)
 
-    @routes.get("/api/prices")
-    def prices() -> Response:
-        model = Query(("model",)).text("model")
+
+_TIER = Body({one.name: _tier_field(one) for one in dataclasses.fields(Tier)})
+_PRICE = {
+    "per_hour": amount().nullable(),
+    "tiers": list_of(record(_TIER, ""), 0, _MAX_TIERS, "tiers").nullable(),
+}
+_TOKENS = integer(0, MAX_TOKENS).default_to(0)
+
+
+def blueprint(services: Services) -> Api:
+    api = Api("prices", tag="money")
+    when = moment(lambda: zone_of(services))
+
+    @api.call("GET /api/prices", Rule.VIEW, query={"model": anything()})
+    def prices(query: dict[str, Any]) -> Response:
+        """Every version of every price, or of one model's, oldest first."""
+        model = query.get("model")
         versions = services.prices.versions(None if model is None else model_named(services, model))
         return jsonify(
             {
@@ -43,32 +71,47 @@ def blueprint(services: Services) -> Blueprint:
             }
         )
 
-    @routes.put("/api/models/<path:name>/price")
-    def put(name: str) -> Response:
+    @api.call(
+        "PUT /api/models/<path:name>/price",
+        Rule.ADMIN,
+        body=Body(
+            {"effective_from": when.nullable(), **_PRICE},
+            {"description": "per_hour, tiers or both"},
+        ),
+        errors=(409,),
+    )
+    def put(name: str, body: dict[str, Any]) -> Response:
+        """Sets a new version of a model's price."""
         model = services.fleet.find(name).settings.name
-        given = body()
-        refuse_unknown(given, _PRICE)
-        price = _price(given)
-        moment = given.get("effective_from")
-        effective_ms = (
-            None if moment is None else fields.moment("effective_from", moment, zone_of(services))
-        )
-        version = services.prices.set_price(model, price, effective_ms)
+        price = _price(body)
+        version = services.prices.set_price(model, price, body.get("effective_from"))
         answer = {**_version(version), "currency": services.fleet.config.program.currency}
         return jsonify(answer | {"warnings": pricing.warnings(price)})
 
-    @routes.post("/api/prices/quote")
-    def quote() -> Response:
-        given = body()
-        refuse_unknown(given, _QUOTE)
-        price = _price(given)
-        prompt, cached, completion = (fields.read(given, name, _tokens, 0) for name in _TOKENS)
+    @api.call(
+        "POST /api/prices/quote",
+        Rule.VIEW,
+        body={
+            **_PRICE,
+            "prompt_tokens": _TOKENS,
+            "cached_tokens": _TOKENS,
+            "completion_tokens": _TOKENS,
+            "seconds": Field(
+                _milliseconds, {"type": "number", "minimum": 0, "maximum": 999999999}, default=0
+            ),
+        },
+    )
+    def quote(body: dict[str, Any]) -> Response:
+        """What a request would cost under a price, which is not stored."""
+        price = _price(body)
+        prompt, cached = body["prompt_tokens"], body["cached_tokens"]
+        completion = body["completion_tokens"]
         if cached > prompt:
             raise bad("cached_tokens", "cached_tokens are a part of prompt_tokens: no more of them")
         place = pricing.tier_of(price, prompt, completion)
         tier = None if place is None else price.tiers[place]
         tokens = 0 if tier is None else pricing.token_cost(tier, prompt, cached, completion)
-        hours = pricing.hour_cost(price.per_hour, fields.read(given, "seconds", _milliseconds, 0))
+        hours = pricing.hour_cost(price.per_hour, body["seconds"])
         return jsonify(
             {
                 "currency": services.fleet.config.program.currency,
@@ -80,15 +123,19 @@ def blueprint(services: Services) -> Blueprint:
             }
         )
 
-    @routes.get("/api/adjustments")
-    def adjustments() -> Response:
-        query, zone = Query(("model", "key", "start", "end")), zone_of(services)
-        model = query.text("model")
+    @api.call(
+        "GET /api/adjustments",
+        Rule.VIEW,
+        query={"model": anything(), "key": anything(), "start": when, "end": when},
+    )
+    def adjustments(query: dict[str, Any]) -> Response:
+        """What was added to bills or taken off them, oldest first."""
+        model = query.get("model")
         found = services.prices.adjustments(
             None if model is None else model_named(services, model),
-            query.text("key"),
-            query.moment_ms("start", zone),
-            query.moment_ms("end", zone),
+            query.get("key"),
+            query.get("start"),
+            query.get("end"),
         )
         return jsonify(
             {
@@ -97,33 +144,36 @@ def blueprint(services: Services) -> Blueprint:
             }
         )
 
-    @routes.post("/api/adjustments")
-    def adjust() -> tuple[Response, int]:
-        given = body()
-        refuse_unknown(given, _ADJUSTMENT)
-        amount = fields.read(given, "amount", fields.signed)
-        note = fields.read(given, "note", fields.text)
-        if amount == 0:
+    @api.call(
+        "POST /api/adjustments",
+        Rule.ADMIN,
+        body={
+            "model": text().default_to(""),
+            "key": text().default_to(""),
+            "at": when.nullable(),
+            "amount": amount(is_signed=True).required(),
+            "note": text(1).required(),
+        },
+        answers={201: "Json"},
+        errors=(404,),
+    )
+    def adjust(body: dict[str, Any]) -> tuple[Response, int]:
+        """Adds an amount to a bill, or takes it off; it stays."""
+        at_ms, note = body.get("at"), body["note"]
+        if body["amount"] == 0:
             raise bad("amount", "amount has to be another than 0")
         if not note.strip():
             raise bad("note", "note has to say what the adjustment is for")
-        moment = given.get("at")
-        at_ms = (
-            services.clock.wall_ms()
-            if moment is None
-            else fields.moment("at", moment, zone_of(services))
-        )
-        model = model_named(services, fields.read(given, "model", fields.text, ""))
+        at_ms = services.clock.wall_ms() if at_ms is None else at_ms
+        model = model_named(services, body["model"])
         if model and model not in services.reports.models():
             model = services.fleet.find(model).settings.name
-        made = services.prices.add_adjustment(
-            model, fields.read(given, "key", fields.text, ""), at_ms, amount, note
-        )
+        made = services.prices.add_adjustment(model, body["key"], at_ms, body["amount"], note)
         if made.key:
             services.limits.apply_adjustment(made.key, made.at_ms, made.amount)
         return jsonify(_adjustment(made)), 201
 
-    return routes
+    return api
 
 
 def _version(version: PriceVersion) -> dict[str, Any]:
@@ -158,73 +208,18 @@ def _adjustment(one: Adjustment) -> dict[str, Any]:
     }
 
 
-# --- reading a body: the name that a message gives a field is its path -------------------
+# --- reading a body ---------------------------------------------------------------------
 
 
-def _price(given: dict[str, Any]) -> Price:
-    per_hour, tiers = given.get("per_hour"), given.get("tiers")
+def _price(body: dict[str, Any]) -> Price:
+    per_hour, tiers = body.get("per_hour"), body.get("tiers")
     if per_hour is None and tiers is None:
         raise bad("tiers", "a price has per_hour, tiers or both")
-    if not isinstance(tiers, list | None):
-        raise bad("tiers", "tiers has to be a list")
-    if len(tiers or ()) > _MOST_TIERS:
-        raise bad("tiers", f"tiers has to have at most {_MOST_TIERS} in it")
-    price = Price(
-        None if per_hour is None else fields.amount("per_hour", per_hour),
-        tuple(_tier(f"tiers[{place}].", tier) for place, tier in enumerate(tiers or ())),
-    )
+    price = Price(per_hour, tuple(Tier(**tier) for tier in tiers or ()))
     faults = pricing.faults(price)
     if faults:
         raise bad("tiers", "; ".join(faults))
     return price
-
-
-def _tier(path: str, given: Any) -> Tier:
-    if not isinstance(given, dict):
-        raise bad(path.rstrip("."), f"{path.rstrip('.')} has to be an object")
-    refuse_unknown(given, tuple(one.name for one in dataclasses.fields(Tier)), path)
-    values = {
-        one.name: fields.read(given, one.name, _reader(one), _default(one), path)
-        for one in dataclasses.fields(Tier)
-    }
-    return Tier(**values)
-
-
-def _reader(one: dataclasses.Field[Any]) -> fields.Reader:
-    unit, least = one.metadata["unit"], one.metadata["default"]
-    if unit == "tokens":
-        return lambda path, value: fields.integer(path, value, least, _MOST_TOKENS)
-    return fields.amount if unit == "amount" else fields.boolean
-
-
-def _default(one: dataclasses.Field[Any]) -> Any:
-    default = one.metadata["default"]
-    return fields.REQUIRED if default is None else default
-
-
-def tier_schema() -> dict[str, Any]:
-    """The schema of a tier in a body."""
-    amount = {"$ref": "#/components/schemas/Amount"}
-    properties = {
-        one.name: {
-            "tokens": {"type": "integer", "minimum": one.metadata["default"]},
-            "amount": amount,
-            "flag": {"type": "boolean"},
-        }[one.metadata["unit"]]
-        for one in dataclasses.fields(Tier)
-    }
-    return {
-        "type": "object",
-        "additionalProperties": False,
-        "required": [
-            one.name for one in dataclasses.fields(Tier) if one.metadata["default"] is None
-        ],
-        "properties": properties,
-    }
-
-
-def _tokens(path: str, value: Any) -> int:
-    return fields.integer(path, value, 0, MAX_TOKENS)
 
 
 def _milliseconds(path: str, value: Any) -> int:

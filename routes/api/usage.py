@@ -7,14 +7,13 @@ import binascii
 import csv
 import io
 import itertools
-import logging
 import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import tzinfo
 from typing import Any
 
-from flask import Blueprint, Response, jsonify
+from flask import Response, jsonify, request
 
 from manager.billing import calendar, statements
 from manager.billing.calendar import iso
@@ -22,21 +21,16 @@ from manager.billing.pricing import decimal_text
 from manager.errors import ApiError
 from manager.storage import latency
 from manager.storage.rows import RequestRow
-from manager.storage.store import DatabaseError
 from manager.usage import reports, request_search
 from manager.usage.reports import TooManyBuckets
 from manager.usage.request_search import Filters, Search
 from manager.usage.totals import Totals
-from routes.request import Query, bad
+from routes.calls import Api, Rule
+from routes.request import Field, anything, bad, choice, integer, moment
 from routes.services import Services
 
-log = logging.getLogger(__name__)
-
-_RANGE = ("start", "end", "model", "key", "mode", "scheme", "format")
-_SEARCH = (*_RANGE, "status", "text", "limit", "cursor")
-_PAGE = 100
-_LONGEST_PAGE = 1000
-_LONGEST_TEXT = 200
+_STATUS = "ok|error|[1-9][0-9][0-9]"
+_MAX_TEXT = 200
 _CSV_ROWS = 1000  # of which a piece of a CSV answer is made
 _PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 _MONEY = ("cost", "cost_tokens", "cost_hours", "adjustments")  # may begin with a minus
@@ -51,19 +45,28 @@ _CSV_MARK = b"\xef\xbb\xbf"  # without it spreadsheets take UTF-8 for something 
 # What makes a spreadsheet take a text for a formula.
 
 
-def blueprint(services: Services) -> Blueprint:
-    routes = Blueprint("usage", __name__)
-    routes.register_error_handler(DatabaseError, database_error)
+def blueprint(services: Services) -> Api:
+    api = Api("usage", tag="usage")
+    filters_of = _parameters(services)
 
-    @routes.get("/api/usage/summary")
-    def summary() -> Response:
-        query = Query((*_RANGE, "group", "round"))
+    @api.call(
+        "GET /api/usage/summary",
+        Rule.VIEW,
+        query={
+            **filters_of,
+            "group": choice(*request_search.GROUPS),
+            "round": choice(*reports.ROUNDS).default_to("hour"),
+        },
+        answers={200: "JsonOrCsv"},
+    )
+    def summary(query: dict[str, Any]) -> Response:
+        """Sums of a time range."""
         zone = zone_of(services)
-        group = query.choice("group", request_search.GROUPS)
+        group = query.get("group")
         start_ms, end_ms = _range(services, query, zone)
-        filters, unit = _filters(services, query), query.choice("round", reports.ROUNDS)
+        filters, unit = _filters(services, query), query["round"]
         try:
-            found = services.reports.summary(start_ms, end_ms, zone, filters, group, unit or "hour")
+            found = services.reports.summary(start_ms, end_ms, zone, filters, group, unit)
         except TooManyBuckets as error:
             raise bad("round", f"{error}: choose a longer round or a shorter range") from error
         span = {"start": iso(found.start_ms), "end": iso(found.end_ms)}
@@ -76,13 +79,21 @@ def blueprint(services: Services) -> Blueprint:
         answer = {**span, "timezone": str(zone), "currency": currency, **whole}
         return jsonify(answer | ({"group": group, "groups": rows} if group else {}))
 
-    @routes.get("/api/usage/series")
-    def series() -> Response:
-        query = Query((*_RANGE, "group", "bucket"))
+    @api.call(
+        "GET /api/usage/series",
+        Rule.VIEW,
+        query={
+            **filters_of,
+            "group": choice("none", *request_search.GROUPS),
+            "bucket": choice(*reports.BUCKETS),
+        },
+        answers={200: "JsonOrCsv"},
+    )
+    def series(query: dict[str, Any]) -> Response:
+        """The same sums by buckets of time."""
         zone = zone_of(services)
-        group = query.choice("group", ("none", *request_search.GROUPS))
+        group, bucket = query.get("group"), query.get("bucket")
         group = None if group == "none" else group
-        bucket = query.choice("bucket", reports.BUCKETS)
         start_ms, end_ms = _range(services, query, zone)
         filters = _filters(services, query)
         try:
@@ -115,14 +126,24 @@ def blueprint(services: Services) -> Blueprint:
             }
         )
 
-    @routes.get("/api/usage/requests")
-    def requests() -> Response:
-        query = Query(_SEARCH)
-        filters, sought = _filters(services, query), _search(query, zone_of(services))
+    @api.call(
+        "GET /api/usage/requests",
+        Rule.VIEW,
+        query={
+            **filters_of,
+            "status": anything(pattern=f"^({_STATUS})$"),
+            "text": anything(minLength=1, maxLength=_MAX_TEXT),
+            "limit": integer(1, 1000).default_to(100),
+            "cursor": anything(description="The last answer's next"),
+        },
+        answers={200: "JsonOrCsv"},
+    )
+    def requests(query: dict[str, Any]) -> Response:
+        """Single requests, newest first, by pages."""
+        filters, sought = _filters(services, query), _search(query)
         if _is_csv(query):
-            return _csv_of_requests(services, query, filters, sought)
-        limit = query.integer("limit", 1, _LONGEST_PAGE) or _PAGE
-        page = services.reports.requests(filters, sought, limit, _before(query))
+            return _csv_of_requests(services, filters, sought)
+        page = services.reports.requests(filters, sought, query["limit"], _before(query))
         return jsonify(
             {
                 "requests": [_request(one) for one in page.requests],
@@ -130,8 +151,9 @@ def blueprint(services: Services) -> Blueprint:
             }
         )
 
-    @routes.get("/api/usage/requests/<number>")
+    @api.call("GET /api/usage/requests/<number>", Rule.VIEW)
     def request(number: str) -> Response:
+        """One request."""
         try:
             found = services.reports.request(uuid.UUID(number).bytes)
         except ValueError:
@@ -140,7 +162,7 @@ def blueprint(services: Services) -> Blueprint:
             raise ApiError(404, "request_not_found", f"There is no request {number[:40]!r}")
         return jsonify(_request(found))
 
-    return routes
+    return api
 
 
 def zone_of(services: Services) -> tzinfo:
@@ -154,35 +176,35 @@ def model_named(services: Services, name: str) -> str:
     return name if found is None else found.name
 
 
-def database_error(error: Exception) -> Response:
-    """The answer where usage.db cannot be used."""
-    log.error("usage.db cannot be used: %s", error)
-    refusal = ApiError(
-        503, "database_unavailable", f"usage.db cannot be used: {error}", retry_after=5
-    )
-    response = jsonify(refusal.body())
-    response.status_code = refusal.status
-    response.headers["Retry-After"] = "5"
-    return response
-
-
 # --- what is asked for ------------------------------------------------------------------
 
 
-def _filters(services: Services, query: Query) -> Filters:
-    model = query.text("model")
+def _parameters(services: Services) -> dict[str, Field]:
+    """Of a range, and of what is in it."""
+    when = moment(lambda: zone_of(services))
+    names = ("model", "key", "mode", "scheme")
+    return {
+        "start": when,
+        "end": when,
+        **{name: anything() for name in names},
+        "format": choice("json", "csv").default_to("json"),
+    }
+
+
+def _filters(services: Services, query: dict[str, Any]) -> Filters:
+    model = query.get("model")
     return Filters(
         model=None if model is None else model_named(services, model),
-        key=query.text("key"),
-        mode=query.text("mode"),
-        scheme=query.text("scheme"),
+        key=query.get("key"),
+        mode=query.get("mode"),
+        scheme=query.get("scheme"),
     )
 
 
-def _range(services: Services, query: Query, zone: tzinfo) -> tuple[int, int]:
+def _range(services: Services, query: dict[str, Any], zone: tzinfo) -> tuple[int, int]:
     """From the beginning of the month until now, where nothing else is said."""
-    end_ms = query.moment_ms("end", zone)
-    start_ms = query.moment_ms("start", zone)
+    end_ms = query.get("end")
+    start_ms = query.get("start")
     if end_ms is None:
         end_ms = services.clock.wall_ms() + 1
     if start_ms is None:
@@ -194,32 +216,32 @@ def _range(services: Services, query: Query, zone: tzinfo) -> tuple[int, int]:
     return start_ms, end_ms
 
 
-def _search(query: Query, zone: tzinfo) -> Search:
-    status = query.text("status")
-    if status is not None and not re.fullmatch("ok|error|[1-9][0-9][0-9]", status):
+def _search(query: dict[str, Any]) -> Search:
+    status = query.get("status")
+    if status is not None and not re.fullmatch(_STATUS, status):
         raise bad("status", f"status has to be ok, error or such as 404, not {status[:40]!r}")
-    text = query.text("text")
-    if text is not None and not 1 <= len(text) <= _LONGEST_TEXT:
-        raise bad("text", f"text has to have 1 to {_LONGEST_TEXT} characters")
+    text = query.get("text")
+    if text is not None and not 1 <= len(text) <= _MAX_TEXT:
+        raise bad("text", f"text has to have 1 to {_MAX_TEXT} characters")
     return Search(
         status=int(status) if status and status.isdigit() else None,
         failed={"ok": False, "error": True}.get(status or ""),
         text=text,
-        start_ms=query.moment_ms("start", zone),
-        end_ms=query.moment_ms("end", zone),
+        start_ms=query.get("start"),
+        end_ms=query.get("end"),
     )
 
 
-def _is_csv(query: Query) -> bool:
-    return query.choice("format", ("json", "csv")) == "csv"
+def _is_csv(query: dict[str, Any]) -> bool:
+    return bool(query["format"] == "csv")
 
 
 def _cursor(number: bytes) -> str:
     return base64.urlsafe_b64encode(number).decode().rstrip("=")
 
 
-def _before(query: Query) -> bytes | None:
-    cursor = query.text("cursor")
+def _before(query: dict[str, Any]) -> bytes | None:
+    cursor = query.get("cursor")
     if cursor is None:
         return None
     try:
@@ -285,20 +307,18 @@ def _shown(column: str, value: Any) -> Any:
     return decimal_text(value) if column == "cost" else value
 
 
-def _csv_of_requests(
-    services: Services, query: Query, filters: Filters, sought: Search
-) -> Response:
+def _csv_of_requests(services: Services, filters: Filters, sought: Search) -> Response:
     """All of them, as they are read: there may be millions."""
     for name in ("limit", "cursor"):
-        if query.text(name) is not None:
+        if name in request.args:
             raise bad(name, f"CSV has no pages: leave {name} out, and narrow it by start and end")
     found = services.reports.each_request(filters, sought)
     first = list(itertools.islice(found, 1))  # what fails should fail before the first byte
     rows = map(_request, itertools.chain(first, found))
     batches = iter(lambda: list(itertools.islice(rows, _CSV_ROWS)), [])
-    give_back = services.slots.acquire_stream()
+    release = services.slots.acquire_stream()
     response = _csv("usage-requests", list(_NAMES.values()), batches)
-    response.call_on_close(give_back)
+    response.call_on_close(release)
     return response
 
 

@@ -1,5 +1,4 @@
-"""Where a request comes from: its client's address, the name that it called us by, the page that
-sent it."""
+"""Where a request comes from: its client's address, its Host, the page that sent it."""
 
 from __future__ import annotations
 
@@ -11,13 +10,14 @@ from urllib.parse import urlsplit
 
 from flask import Response, request
 
-from manager.config.settings import Network, Program
+from manager.config.hosts import Network
+from manager.config.settings import Program
 from manager.errors import ApiError
 
 # Names that reach a machine from its own containers, which no foreign name server answers for.
 _OWN_NAMES = frozenset(("localhost", "host.docker.internal", "host.containers.internal"))
 _PROXY_HEADERS = ("HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_VIA")
-_LONGEST_HOST = 260
+_MAX_HOST = 260
 _CORS_SECONDS = "7200"
 
 
@@ -35,7 +35,7 @@ def client_of(environ: dict[str, Any], program: Program) -> Client:
     peer, host = environ.get("REMOTE_ADDR", ""), environ.get("HTTP_HOST")
     trusted = program.trusted_proxies
     if not trusted or not _is_within(peer, trusted):
-        # A proxy on this machine that nobody has named brings in who knows whom.
+        # A proxy on this machine that the config does not name may forward anybody.
         is_local = _is_loopback(peer) and not any(name in environ for name in _PROXY_HEADERS)
         return Client(peer, is_local, environ["wsgi.url_scheme"] == "https", host)
     address = peer
@@ -44,10 +44,10 @@ def client_of(environ: dict[str, Any], program: Program) -> Client:
         address = _without_port_of_hop(hop)
         if not _is_within(address, trusted):
             break
-    # Who is at home on the proxy's machine is so here only if it is this one; and a proxy that
-    # tells in another way who came in has not told it in the one that we read.
-    tells = "HTTP_X_FORWARDED_FOR" in environ or not any(n in environ for n in _PROXY_HEADERS)
-    is_local = tells and _is_loopback(peer) and _is_loopback(address)
+    # An address that is loopback on the proxy's machine is local only if that is this one; and a
+    # proxy that names its client in another header has not set the one that is read here.
+    is_named = "HTTP_X_FORWARDED_FOR" in environ or not any(n in environ for n in _PROXY_HEADERS)
+    is_local = is_named and _is_loopback(peer) and _is_loopback(address)
     proto = environ.get("HTTP_X_FORWARDED_PROTO", "").partition(",")[0]
     is_secure = proto.strip().lower() == "https"
     return Client(address, is_local, is_secure, environ.get("HTTP_X_FORWARDED_HOST", host))
@@ -86,13 +86,13 @@ def _ip(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def check_host(host: str | None, program: Program) -> None:
-    """Raises ApiError 403 for a name that is none of this machine's. A page that has its own name
-    resolve to this machine is, to its browser, at home here: its name tells, since no address can
-    be another's."""
+    """Raises ApiError 403 for a name that is none of this machine's. A page whose own name
+    resolves to this machine (DNS rebinding) has the same origin as ours to its browser: only the
+    name tells them apart."""
     if host is None:
         return
-    # Longer ones are no names, and are not to be remembered.
-    is_name = len(host) <= _LONGEST_HOST
+    # Longer ones are no names, and must not fill the cache.
+    is_name = len(host) <= _MAX_HOST
     if not (is_name and _is_own_host(host, program.host, program.allowed_hosts)):
         name = _without_port(host)[:100]
         raise ApiError(
@@ -124,9 +124,9 @@ def _without_port(host: str) -> str:
 
 
 def allowed_origin(environ: dict[str, Any], host: str | None, program: Program) -> str | None:
-    """The foreign origin that may use the models; None where the page is our own, or none. A
-    browser lets any page post to a local port, and only keeps the answer from it. Raises ApiError
-    403."""
+    """The foreign origin that may use the models; None for a page of our own. Raises ApiError 403
+    for others: a browser lets any page post to a local port, and only keeps the response from
+    it."""
     origin = environ["HTTP_ORIGIN"]
     if host is not None and _is_same(origin, host):
         return None
@@ -149,12 +149,12 @@ def _is_same(origin: str, host: str) -> bool:
 
 
 def _bare(netloc: str) -> str:
-    """Without the port that goes without saying: a proxy may have added or dropped it."""
+    """Without a default port: a proxy may have added or dropped it."""
     return netloc.lower().removesuffix(":80").removesuffix(":443")
 
 
 def preflight() -> Response:
-    """What a browser is told that asks first whether a page may."""
+    """The response to a CORS preflight."""
     wanted = request.headers.get("Access-Control-Request-Headers", "")
     return Response(
         status=204,

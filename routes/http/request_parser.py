@@ -13,9 +13,9 @@ from waitress.buffers import OverflowableBuffer
 from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.utilities import BadRequest, RequestHeaderFieldsTooLarge
 
-MOST_HEADERS = 256
-_LONGEST_LINE = 4096  # bytes, of a chunk's size or of a trailer
-_MOST_TRAILERS = 32
+MAX_HEADERS = 256
+_MAX_LINE = 4096  # bytes, of a chunk's size or of a trailer
+_MAX_TRAILERS = 32
 _CONTROLS = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _REQUEST_LINE = re.compile(rb"[A-Z]+ (?P<target>[\x21-\x7e]+) HTTP/1\.(?P<minor>[01])")
 _ABSOLUTE = re.compile(rb"https?://(?P<authority>[^/?#]+)(?:[/?].*)?", re.IGNORECASE)
@@ -28,6 +28,9 @@ _CHUNK = re.compile(rb"(?P<size>[0-9A-Fa-f]{1,16})(?:[ \t]*;[\t\x20-\x7e]*)?")
 class RequestParser(HTTPRequestParser):
     """One request, as it arrives."""
 
+    # waitress's own, which has no types.
+    empty: bool
+    body_rcv: Any
     path = ""  # which waitress logs, also of a request whose head could not be read
 
     def received(self, data: bytes) -> int:
@@ -35,17 +38,17 @@ class RequestParser(HTTPRequestParser):
         try:
             taken = int(super().received(data))
         except _TooManyHeaders:
-            self.error = RequestHeaderFieldsTooLarge(f"more than {MOST_HEADERS} headers")
+            self.error = RequestHeaderFieldsTooLarge(f"more than {MAX_HEADERS} headers")
             self.completed = self.headers_finished = True
             return len(data)
         if self.empty:
-            # A request of nothing but line ends. Taken as none, one every now and then would
-            # keep its connection's place for ever.
+            # A request of line ends only. Ignored, one every now and then would
+            # hold its connection for ever.
             self.empty = False
             self.error = BadRequest("There is no request before the empty line")
         if self.completed:
-            # There is no body to be let in. waitress would take up the request again, with the
-            # next one's head added to this one's.
+            # The body is complete. waitress would continue the request, with the next one's head
+            # added to this one's.
             self.expect_continue = False
         return taken
 
@@ -56,7 +59,7 @@ class RequestParser(HTTPRequestParser):
         if request_line is None:
             raise ParsingError("The first line is not METHOD /path HTTP/1.1")
         lines = [line for line in lines if line]  # of a request that was cut for its length
-        if len(lines) > MOST_HEADERS:
+        if len(lines) > MAX_HEADERS:
             raise _TooManyHeaders
         fields = [_field(line) for line in lines]
         hosts = [value for name, value in fields if name.lower() == b"host"]
@@ -127,7 +130,7 @@ class ChunkedBody:
             end = data.find(b"\r\n", at)
             if end < 0 and self._await == self._end and data[at:] != b"\r":
                 self._end(data[at:])  # no more is needed to see that it is none
-            elif end > at + _LONGEST_LINE or (end < 0 and len(data) - at > _LONGEST_LINE):
+            elif end > at + _MAX_LINE or (end < 0 and len(data) - at > _MAX_LINE):
                 self.error = BadRequest("A line between the chunks is too long")
             elif end < 0:
                 self._line = data[at:]
@@ -157,12 +160,12 @@ class ChunkedBody:
         self._await = self._size
 
     def _trailer(self, line: bytes) -> None:
-        """What follows the last chunk is checked and thrown away (7.1.2)."""
+        """What follows the last chunk is checked and discarded (7.1.2)."""
         if not line:
             self.completed = True
             return
         self._trailers += 1
-        if self._trailers > _MOST_TRAILERS:
+        if self._trailers > _MAX_TRAILERS:
             self.error = BadRequest("There are too many trailers")
             return
         try:

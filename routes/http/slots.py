@@ -1,4 +1,4 @@
-"""How many threads the long answers may hold, so that some are left for all the rest."""
+"""How many threads long responses may hold, so that some are left for all other requests."""
 
 from __future__ import annotations
 
@@ -7,54 +7,54 @@ from collections.abc import Callable
 
 from manager.errors import ApiError
 
-# Threads kept for pages, health and the refusals themselves.
+# Threads kept for pages, health and the errors themselves.
 RESERVED = 32
-# Of the others, the part that open pages may hold with their streams of events.
-_WATCHERS_SHARE = 4
+# One of so many slots may be held by a page's stream of events.
+_STREAMS_SHARE = 4
 
 
 class Slots:
     """Counts the threads that proxied requests and event streams hold.
 
     waitress hands every request to a thread, and one without a thread is not even read. So a
-    request that may last takes a slot first; when none is left it is refused at once.
+    request that may last takes a slot first; when none is left it is rejected at once.
     """
 
     def __init__(self, threads: int) -> None:
         self.capacity = threads - RESERVED
         self._lock = threading.Lock()
         self._taken = 0
-        self._watchers = 0
+        self._streams = 0
 
     def acquire(self) -> Callable[[], None]:
-        """A slot for a proxied request; call what it returns to give it back, once.
+        """A slot for a proxied request; call what it returns to release it, once.
 
         Raises ApiError 503 ``busy``.
         """
         with self._lock:
             if self._taken >= self.capacity:
-                raise _busy(f"All {self.capacity} places for requests are taken")
+                raise _busy(f"All {self.capacity} slots for requests are taken")
             self._taken += 1
-        return self._give_back
+        return self._release
 
     def acquire_stream(self) -> Callable[[], None]:
         """A slot for a stream that lasts as long as a page is open. Raises ApiError 503."""
-        limit = max(1, self.capacity // _WATCHERS_SHARE)
+        limit = max(1, self.capacity // _STREAMS_SHARE)
         with self._lock:
-            if self._watchers >= limit or self._taken >= self.capacity:
-                raise _busy(f"All {limit} places for live pages are taken")
-            self._watchers += 1
+            if self._streams >= limit or self._taken >= self.capacity:
+                raise _busy(f"All {limit} slots for live pages are taken")
+            self._streams += 1
             self._taken += 1
-        return self._give_back_watcher
+        return self._release_stream
 
-    def _give_back(self) -> None:
+    def _release(self) -> None:
         with self._lock:
             self._taken -= 1
 
-    def _give_back_watcher(self) -> None:
+    def _release_stream(self) -> None:
         with self._lock:
             self._taken -= 1
-            self._watchers -= 1
+            self._streams -= 1
 
 
 def _busy(message: str) -> ApiError:

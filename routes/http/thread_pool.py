@@ -60,7 +60,7 @@ class ThreadPool:
 
     def shutdown(self, cancel_pending: bool = True, timeout: float = 5) -> bool:
         """Ends the idle threads now, the others after their task, for up to ``timeout``
-        seconds; what nobody has begun is cancelled. Returns whether all have ended."""
+        seconds; tasks that have not begun are cancelled. Returns whether all have ended."""
         with self._lock:
             self._stopped = True
             idle, self._idle = self._idle, []

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from flask import Blueprint, Response, abort, request
+from flask import Response, abort, request
+
+from routes.calls import Api, Rule
 
 _ROOT = Path(__file__).resolve().parents[2] / "static"
 _SENT = {".js", ".css", ".svg", ".png"}
@@ -24,34 +26,35 @@ class _Asset:
     mimetype: str
 
 
-def blueprint() -> tuple[Blueprint, Callable[[str], str]]:
+def blueprint() -> tuple[Api, Callable[[str], str]]:
     """The routes, and the function that gives a file's address.
 
     The address holds a digest of all files, so that a browser keeps them for ever and still never
     mixes those of two versions; modules name each other relatively, and stay within one.
     """
     assets, digest = _read()
-    routes = Blueprint("assets", __name__)
+    api = Api("assets")
 
     def asset(name: str) -> str:
         if name not in assets:
             raise KeyError(f"there is no static/{name}")
         return f"/static/{digest}/{name}"
 
-    @routes.get("/static/<version>/<path:name>")
+    @api.call("GET /static/<version>/<path:name>", Rule.OPEN)
     def send(version: str, name: str) -> Response:
+        """A script or style of the pages."""
         found = assets.get(name)
         if found is None or version != digest:
             abort(404)
         answer = Response(found.content, mimetype=found.mimetype)
-        if found.compressed is not None and "gzip" in request.accept_encodings:
+        if found.compressed is not None and request.accept_encodings["gzip"]:
             answer = Response(found.compressed, mimetype=found.mimetype)
             answer.headers["Content-Encoding"] = "gzip"
         answer.headers["Vary"] = "Accept-Encoding"
         answer.headers["Cache-Control"] = _FOR_EVER
         return answer
 
-    return routes, asset
+    return api, asset
 
 
 def _read() -> tuple[dict[str, _Asset], str]:

@@ -7,14 +7,14 @@ import logging
 import math
 
 import werkzeug
-from flask import Blueprint, Response, g, redirect, render_template, request, session
+from flask import Response, g, redirect, render_template, request, session
 
 from manager.access import accounts, credentials
 from manager.access.accounts import FIRST
 from manager.access.login_throttle import LoginThrottle
 from manager.errors import ApiError
-from manager.storage.store import DatabaseError
 from routes.auth import Caller, record_audit, signed_in
+from routes.calls import Api, Rule
 from routes.pages import views
 from routes.services import Services
 
@@ -23,26 +23,27 @@ log = logging.getLogger(__name__)
 _NO_STORE = {"Cache-Control": "no-store"}
 
 
-def blueprint(services: Services) -> Blueprint:
-    routes = Blueprint("login", __name__)
-    routes.register_error_handler(DatabaseError, _unreadable)
+def blueprint(services: Services) -> Api:
+    api = Api("login")
     throttle = LoginThrottle(services.clock.monotonic)
 
-    @routes.get("/login")
+    @api.call("GET /login", Rule.OPEN)
     def show() -> werkzeug.Response:
+        """The page to sign in."""
         if signed_in(services, g.caller) is not None:
             return redirect(views.own_path(request.args.get("next", "")), 303)
         is_new = not services.access.snapshot.accounts
         return _form("login.html", is_new=is_new, name="", back=request.args.get("next", ""))
 
-    @routes.post("/login")
+    @api.call("POST /login", Rule.OPEN)
     def sign_in() -> werkzeug.Response:
+        """Signs in with a name and a password."""
         name, password = _given("name"), _given("password")
         account = services.access.snapshot.accounts.get(name)
         back = _given("next")
 
         def check() -> bool:
-            hashed = _nobodys() if account is None else account.password
+            hashed = _unusable_hash() if account is None else account.password
             return credentials.is_password(hashed, password)
 
         try:
@@ -56,14 +57,18 @@ def blueprint(services: Services) -> Blueprint:
         _begin(services, g.caller._replace(account=account), "signed in")
         return redirect(views.own_path(back), 303)
 
-    @routes.get("/login/link")
+    @api.call("GET /login/link", Rule.OPEN)
     def link() -> Response:
-        """Where a link of the local token leads: a script sends its code, which is in the part of
-        the address that only the browser sees."""
+        """Where a sign-in link leads.
+
+        A script of the page sends its code, which is in the part of the address that only the
+        browser sees.
+        """
         return _form("link.html")
 
-    @routes.post("/login/link")
+    @api.call("POST /login/link", Rule.OPEN)
     def follow_link() -> werkzeug.Response:
+        """Signs in with the code of a link, once."""
         generation = services.local_token.accept(_given("code"), services.clock.wall_ms())
         if generation is None:
             log.warning("a link that is not valid to sign in from %s", g.caller.address)
@@ -78,23 +83,24 @@ def blueprint(services: Services) -> Blueprint:
         _begin(services, g.caller._replace(local_token=generation), "signed in")
         return redirect("/", 303)
 
-    @routes.post("/logout")
+    @api.call("POST /logout", Rule.OPEN)
     def sign_out() -> werkzeug.Response:
+        """Signs out."""
         session.clear()
         return redirect("/login", 303)
 
-    @routes.get("/setup")
+    @api.call("GET /setup", Rule.SETUP)
     def setup() -> werkzeug.Response:
+        """The page to make the first account."""
         if services.access.snapshot.accounts:
             return redirect("/login", 303)
         return _form("setup.html", name=FIRST)
 
-    @routes.post("/setup")
+    @api.call("POST /setup", Rule.SETUP)
     def set_up() -> werkzeug.Response:
+        """Makes the first account."""
         name, password = _given("name"), _given("password")
-        if (
-            services.access.snapshot.accounts
-        ):  # before the work of hashing, which nobody may ask for
+        if services.access.snapshot.accounts:  # before hashing, which takes long
             return redirect("/login", 303)
         try:
             if password != _given("again"):
@@ -109,18 +115,13 @@ def blueprint(services: Services) -> Blueprint:
         _begin(services, g.caller._replace(account=account), "first password")
         return redirect("/", 303)
 
-    return routes
+    return api
 
 
 @functools.cache
-def _nobodys() -> str:
-    """As long to check as any: nobody learns by the time which accounts there are."""
-    return credentials.password_hash("nobody's password")
-
-
-def _unreadable(error: Exception) -> Response:
-    log.error("usage.db cannot be used: %s", error)
-    return views.failed(ApiError(503, "database_unavailable", f"usage.db cannot be used: {error}"))
+def _unusable_hash() -> str:
+    """Takes as long to check as any, so that the time does not tell which accounts there are."""
+    return credentials.password_hash("no account's password")
 
 
 def _given(name: str) -> str:

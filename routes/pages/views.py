@@ -1,5 +1,4 @@
-"""The pages. What they show comes from ``/api``, like everybody else's; here is what they are made
-of: structure, words, and what a browser may do with them."""
+"""The pages: templates, languages, themes. What they show comes from ``/api``."""
 
 from __future__ import annotations
 
@@ -11,13 +10,14 @@ from pathlib import Path
 from urllib.parse import quote
 
 import werkzeug
-from flask import Blueprint, Flask, Response, g, redirect, render_template, request
+from flask import Flask, Response, g, redirect, render_template, request
 from flask_babel import Babel, get_locale
 from flask_wtf.csrf import generate_csrf
 
 from manager.errors import ApiError
 from routes.api.usage import zone_of
 from routes.auth import may_edit_config
+from routes.calls import Api, Rule
 from routes.pages import headers, words
 from routes.services import Services
 
@@ -35,14 +35,16 @@ PAGES = (
 _SIGN_IN_PAGES = ("login", "setup")
 
 
-def blueprint(services: Services) -> Blueprint:
-    routes = Blueprint("pages", __name__)
+def blueprint(services: Services) -> Api:
+    api = Api("pages")
 
     for page in PAGES:
         path = "/" if page == "overview" else f"/{page}"
-        routes.add_url_rule(path, page, _show(services, page))
+        api.call(f"GET {path}", Rule.VIEW, endpoint=page, summary=f"The page {page}")(
+            _show(services, page)
+        )
 
-    @routes.post("/preferences")
+    @api.call("POST /preferences", Rule.OPEN)
     def preferences() -> werkzeug.Response:
         """Language and theme, kept by the browser."""
         answer = redirect(own_path(request.form.get("back", ""), PAGES[1:] + _SIGN_IN_PAGES), 303)
@@ -52,7 +54,7 @@ def blueprint(services: Services) -> Blueprint:
                 answer.set_cookie(name, value, max_age=_YEAR, samesite="Lax", httponly=True)
         return answer
 
-    return routes
+    return api
 
 
 def init_app(app: Flask, secret: bytes, asset: Callable[[str], str]) -> None:
@@ -82,7 +84,7 @@ def init_app(app: Flask, secret: bytes, asset: Callable[[str], str]) -> None:
 
 
 def failed(error: ApiError) -> Response:
-    """A page instead of JSON, for who came here with a browser's address line."""
+    """An error as a page instead of JSON."""
     text = render_template(
         "error.html", page=None, status=error.status, code=error.code, message=error.message
     )
@@ -114,7 +116,7 @@ def _show(services: Services, page: str) -> Callable[[], Response]:
 
 @dataclass(frozen=True)
 class AccessSummary:
-    """What every page says about access. ``is_reachable``: from other machines."""
+    """What every page shows of who may use the program. ``is_reachable``: from other machines."""
 
     models_are_open: bool
     is_reachable: bool
@@ -122,7 +124,7 @@ class AccessSummary:
 
 
 def _access_summary(services: Services) -> AccessSummary:
-    # Through a trusted proxy other machines reach it, too.
+    # A trusted proxy forwards requests of other machines.
     is_reachable = not _is_loopback(services.host) or bool(
         services.fleet.config.program.trusted_proxies
     )
@@ -158,7 +160,7 @@ def _theme() -> str:
 
 
 def own_path(address: str, own: Collection[str] = PAGES[1:]) -> str:
-    """Where to go back to: only within the pages, whoever has made the form."""
+    """A path of our own pages, and ``/`` for anything else: a foreign form must not redirect."""
     path, _, query = address.partition("?")
     page = path.strip("/")
     if page not in own:

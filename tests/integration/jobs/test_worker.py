@@ -22,6 +22,7 @@ from jobs.queue import TaskQueue
 from jobs.supervisor import Supervisor
 from jobs.tasks import WorkerSettings, lock_billing
 from manager.clock import Clock
+from manager.config.settings import Program
 from manager.storage.maintenance_tasks import Orders
 from manager.storage.rollups import SPANS
 from manager.storage.store import Store
@@ -356,7 +357,7 @@ def test_a_reload_reaches_the_worker(shared: House, eventually: Eventually) -> N
         return f"{date},Late," in bill.read_text(encoding="utf-8")
 
     assert is_billed_on("2026-11-05")
-    shared.supervisor.update(settings(shared.folder, timezone="Asia/Shanghai"))
+    shared.supervisor.update(Program(timezone="Asia/Shanghai"))
     eventually(lambda: is_billed_on("2026-11-06"))
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
-from flask import Flask, session
+from flask import Blueprint, Flask, session
 from flask.testing import FlaskClient
 from flask_wtf.csrf import generate_csrf
 from werkzeug.test import TestResponse
@@ -33,6 +33,7 @@ from manager.clock import Clock
 from manager.config import plugins
 from manager.config.settings import Config, Program
 from manager.storage import maintenance
+from routes import app as app_module
 from routes import auth
 from routes.services import Services
 from tests.support.usage_rows import new_store
@@ -168,7 +169,7 @@ ALONE = dict.fromkeys(CLASSES, NO_PASSWORD) | {"open": YES, "models": YES, "key"
 OWNER = dict.fromkeys(CLASSES, YES) | {"key": NO_KEY}
 # While there is no account and no key: this machine may look, others use models; who has the local
 # token does everything.
-NEW_HOUSE: dict[str, dict[str, str]] = {
+WITHOUT_ACCOUNT: dict[str, dict[str, str]] = {
     "nobody on loopback": dict.fromkeys(CLASSES, YES)
     | {"key": NO_KEY, "first": NO_ADMIN, "admin": SIGN_IN, "config": SIGN_IN},
     "nobody from elsewhere": ALONE,
@@ -191,7 +192,7 @@ STRANGER = ANYBODY | {
 }
 WITH_A_SECRET = STRANGER | dict.fromkeys(("pages", "view", "admin", "config"), NO_TOKEN)
 # Once there are a password and a key.
-LOCKED_HOUSE: dict[str, dict[str, str]] = {
+WITH_ACCOUNT: dict[str, dict[str, str]] = {
     "nobody on loopback": STRANGER,
     "nobody from elsewhere": STRANGER,
     "key": WITH_A_SECRET | {"models": YES, "key": YES},
@@ -220,7 +221,7 @@ LOCKED_HOUSE: dict[str, dict[str, str]] = {
 
 PERSONS = ("viewer", "admin", "admin from elsewhere", "admin without CSRF", "local session")
 
-# --- the house ------------------------------------------------------------------------------------
+# --- the application ------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -231,7 +232,7 @@ def hashed_password() -> str:
 class Gate:
     """The whole application, of which each route only says that it was reached."""
 
-    def __init__(self, folder: Path, is_whole: bool = False) -> None:
+    def __init__(self, folder: Path, whole: tuple[str, ...] = ()) -> None:
         self.store = new_store(folder / "usage.db")
         clock = Clock(wall=lambda: NOW / 1000)
         self.access = AccessRegistry(self.store, folder / "usage.db", clock)
@@ -255,7 +256,7 @@ class Gate:
         services = self.services = Services(**parts, **others)
         self.app = routes.create_app(services, b"a secret")
         for endpoint in self.app.view_functions:
-            if not (is_whole and endpoint.startswith(("login.", "access."))):
+            if not endpoint.startswith(whole):
                 self.app.view_functions[endpoint] = lambda **_: YES
 
     def set(self, **program: Any) -> None:
@@ -421,15 +422,20 @@ def test_every_route_has_its_place_in_the_table(gate: Gate) -> None:
     assert served(gate.app) == set(PROMISED)
 
 
-def test_a_route_without_a_rule_keeps_the_program_from_starting(
+def test_a_route_without_a_declaration_keeps_the_program_from_starting(
     gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(auth.RULES, "health.health")
-    with pytest.raises(LookupError, match="health"):
-        auth.protect(gate.app, gate.app)  # type: ignore[arg-type]
+    def undeclared(_services: Services) -> Blueprint:
+        bare = Blueprint("bare", __name__)
+        bare.add_url_rule("/api/bare", "bare", lambda: YES)
+        return bare
+
+    monkeypatch.setattr(app_module, "_BLUEPRINTS", (undeclared,))
+    with pytest.raises(LookupError, match="/api/bare"):
+        routes.create_app(gate.services, b"a secret")
 
 
-@pytest.mark.parametrize("name", NEW_HOUSE)
+@pytest.mark.parametrize("name", WITHOUT_ACCOUNT)
 def test_without_an_account_this_machine_may_look_and_the_local_token_does_all(
     gate: Gate, name: str
 ) -> None:
@@ -439,14 +445,16 @@ def test_without_an_account_this_machine_may_look_and_the_local_token_does_all(
     found, wanted = {}, {}
     for route, kind in PROMISED.items():
         method, path = route
-        expected = NEW_HOUSE[name][kind]
+        expected = WITHOUT_ACCOUNT[name][kind]
         wanted[route] = OWNER[kind] if expected == OUTDATED and method == "GET" else expected
         found[route] = caller.outcome(method, spelled(path))
     assert found == wanted
 
 
-@pytest.mark.parametrize("name", LOCKED_HOUSE)
-def test_a_locked_house_lets_in_whom_it_means_to(gate: Gate, name: str) -> None:
+@pytest.mark.parametrize("name", WITH_ACCOUNT)
+def test_with_an_account_and_a_key_each_caller_may_call_what_its_rule_says(
+    gate: Gate, name: str
+) -> None:
     gate.lock()
     caller = gate.caller(name)
     if name not in PERSONS:
@@ -457,9 +465,9 @@ def test_a_locked_house_lets_in_whom_it_means_to(gate: Gate, name: str) -> None:
     found, wanted = {}, {}
     for route, kind in PROMISED.items():
         method, path = route
-        expected = LOCKED_HOUSE[name][kind]
+        expected = WITH_ACCOUNT[name][kind]
         if expected == OUTDATED and method == "GET":
-            expected = LOCKED_HOUSE["admin"][kind]
+            expected = WITH_ACCOUNT["admin"][kind]
         # Only a page's own script sends its token along to a model.
         caller.sends_token = kind != "models" or name in PERSONS
         found[route] = caller.outcome(method, spelled(path))
@@ -650,7 +658,7 @@ def test_the_models_are_closed_as_require_key_says(gate: Gate) -> None:
     gate.set(require_key=None)
     gate.lock()
     assert nobody.outcome(*ask) == nobody.outcome(*ask, headers=unknown) == NO_KEY
-    # To revoke the last one does not open the door again.
+    # To revoke the last one does not open /v1 again.
     for name in ("good", "late"):
         gate.access.change(lambda c, name=name: api_keys.revoke(c, name, NOW))
     assert nobody.outcome(*ask) == NO_KEY
@@ -706,7 +714,7 @@ def test_the_config_is_edited_from_elsewhere_only_where_that_is_on(gate: Gate) -
 @pytest.fixture
 def desk(tmp_path: Path) -> Iterator[Gate]:
     """A gate whose own pages do what they do."""
-    gate = Gate(tmp_path, is_whole=True)
+    gate = Gate(tmp_path, whole=("login.", "access."))
     yield gate
     gate.store.close()
 
@@ -1013,6 +1021,45 @@ def test_every_change_is_in_the_audit_table_and_no_refusal(desk: Gate) -> None:
     ]
     stored = desk.path.read_bytes() + desk.path.with_name("usage.db-wal").read_bytes()
     assert b"sw0rdfish" not in stored
+
+
+class DryRun:
+    """A model that notes what was asked of it."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def preview(self) -> dict[str, str]:
+        self.calls.append("preview")
+        return {}
+
+    def start(self) -> None:
+        self.calls.append("start")
+
+    def to_json(self) -> dict[str, str]:
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("query", "calls", "is_recorded"),
+    [
+        ("?dry_run=1", ["preview"], False),
+        ("?dry_run=0", ["start"], True),
+        ("", ["start"], True),
+        ("?dryrun=1", [], False),
+    ],
+)
+def test_only_a_start_that_is_made_is_in_the_audit_table(
+    tmp_path: Path, query: str, calls: list[str], is_recorded: bool
+) -> None:
+    gate = Gate(tmp_path, whole=("models.",))
+    model = DryRun()
+    gate.fleet.find = lambda _name: model
+    gate.lock()
+    gate.caller("admin's token").call("POST", f"/api/models/some/start{query}")
+    assert model.calls == calls
+    assert bool(entries(gate)) == is_recorded
+    gate.store.close()
 
 
 @pytest.mark.parametrize(

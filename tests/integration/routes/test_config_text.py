@@ -8,6 +8,7 @@ import stat
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,16 +17,17 @@ import pytest
 from werkzeug.test import TestResponse
 
 import routes
-from jobs.tasks import WorkerSettings
 from manager.clock import Clock
 from manager.config import config_file, loader
+from manager.config.settings import Program
 from manager.errors import ApiError
 from routes import app as app_module
 from routes.api import config as settings
+from routes.services import Services
 from tests.support.doors import as_admin, unlocked
 
 TEXT = """\
-# A house with two models.
+# Two models.
 program:
   max_waiting: 7
 Local-Models:
@@ -59,17 +61,20 @@ class Desk:
         self.path = folder / "config.yaml"
         self.path.write_bytes(TEXT.encode())
         self.fleet = Fleet(self.load())
-        self.told: list[WorkerSettings] = []
-        services: Any = SimpleNamespace(
+        self.told: list[Program] = []
+        parts: dict[str, Any] = {
             **unlocked(),
-            clock=Clock(),
-            fleet=self.fleet,
-            interfaces=MODES,
-            load=self.load,
-            data_dir=folder,
-            worker=SimpleNamespace(update=self.told.append),
-            prices=SimpleNamespace(seed_from_config=list),
-        )
+            "clock": Clock(),
+            "fleet": self.fleet,
+            "interfaces": MODES,
+            "load": self.load,
+            "data_dir": folder,
+            "worker": SimpleNamespace(update=self.told.append),
+            "prices": SimpleNamespace(seed_from_config=list),
+            "_reloading": threading.Lock(),
+        }
+        others = {field.name: None for field in fields(Services) if field.name not in parts}
+        services = Services(**parts, **others)  # type: ignore[arg-type]
         monkeypatch.setattr(app_module, "_BLUEPRINTS", (settings.blueprint,))
         self.app = routes.create_app(services, b"secret")
 
@@ -176,14 +181,14 @@ def test_a_saved_file_and_its_backup_have_the_rights_that_it_had(desk: Desk, mod
 
 
 def test_a_link_stays_a_link_and_the_file_that_it_leads_to_is_saved(desk: Desk) -> None:
-    real = desk.path.parent / "real" / "house.yaml"
+    real = desk.path.parent / "real" / "real.yaml"
     real.parent.mkdir()
     desk.path.rename(real)
-    desk.path.symlink_to(Path("real") / "house.yaml")
+    desk.path.symlink_to(Path("real") / "real.yaml")
     assert desk.put(TEXT + "# more\n").status_code == 200
     assert desk.path.is_symlink()
     assert real.read_text() == TEXT + "# more\n"
-    assert sorted(path.name for path in real.parent.iterdir()) == ["house.yaml", "house.yaml.bak"]
+    assert sorted(path.name for path in real.parent.iterdir()) == ["real.yaml", "real.yaml.bak"]
 
 
 @pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"])
@@ -295,7 +300,7 @@ def test_a_folder_in_the_files_place_is_told_and_not_replaced(desk: Desk) -> Non
     desk.refused(desk.put(TEXT, None), 409, "config_not_writable")
 
 
-def test_a_file_that_is_gone_can_be_written_anew(desk: Desk) -> None:
+def test_a_file_that_was_removed_can_be_written_again(desk: Desk) -> None:
     desk.path.unlink()
     found = desk.get()
     assert (found["text"], found["version"], found["writable"]) == ("", None, True)
@@ -314,7 +319,7 @@ def test_where_it_is_written_but_cannot_be_applied_both_are_said(desk: Desk) -> 
     assert desk.path.read_text() == TEXT + "# more\n"
 
 
-def test_a_broken_file_can_be_mended_on_the_page(desk: Desk) -> None:
+def test_a_broken_file_can_be_fixed_on_the_page(desk: Desk) -> None:
     broken = TEXT.replace("[serve]}", "[serve}")
     desk.path.write_text(broken)
     found = desk.get()
@@ -325,9 +330,9 @@ def test_a_broken_file_can_be_mended_on_the_page(desk: Desk) -> None:
 
 
 def test_a_file_that_is_not_utf8_is_shown_with_that_problem(desk: Desk) -> None:
-    desk.path.write_bytes(TEXT.replace("house", "h\xe4user").encode("latin-1"))
+    desk.path.write_bytes(TEXT.replace("Two models", "M\xe4user").encode("latin-1"))
     found = desk.get()
-    assert "# A h\ufffduser" in found["text"]
+    assert "# M\ufffduser" in found["text"]
     assert "UTF-8" in found["problems"][0]["message"]
 
 

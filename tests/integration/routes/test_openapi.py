@@ -1,24 +1,18 @@
-"""``/openapi.json`` names what there is, and nothing else."""
+"""``/openapi.json`` and docs/http-api.md name what there is, and nothing else."""
 
 from __future__ import annotations
 
 import re
-import threading
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from flask import Flask
 from openapi_spec_validator import validate
 
-import routes
-from manager.clock import Clock
-from manager.config import loader
 from manager.interfaces import BUILT_IN, Chat
-from routes.api.metrics import Metrics
+from routes.auth import calls_of
+from scripts import http_reference
 
-CONFIG = "program: {timezone: UTC}\nLocal-Models: {m: {Default: {command: [serve]}}}\n"
 _NOT_DESCRIBED = ("pages", "login", "assets")
 
 
@@ -30,26 +24,8 @@ class Poem(Chat):
 
 
 @pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory) -> Flask:
-    folder = tmp_path_factory.mktemp("house")
-    (folder / "config.yaml").write_text(CONFIG, encoding="utf-8")
-    return make_app(folder)
-
-
-def make_app(folder: Path) -> Flask:
-    """The whole application, over as much of a house as its making needs."""
-    kinds = [kind() for kind in (*BUILT_IN, Poem)]
-    loaded = loader.load(folder / "config.yaml", lambda _folder: [kind.mode for kind in kinds])
-    services: Any = SimpleNamespace(
-        fleet=SimpleNamespace(config=loaded),
-        interfaces={kind.mode: kind for kind in kinds},
-        clock=Clock(),
-        monitor=SimpleNamespace(add_listener=lambda _listener: None),
-        data_dir=folder,
-        metrics=Metrics(),
-        closing=threading.Event(),
-    )
-    return routes.create_app(services, b"secret")
+def app() -> Flask:
+    return http_reference.application([kind() for kind in (*BUILT_IN, Poem)])
 
 
 @pytest.fixture(scope="module")
@@ -101,9 +77,19 @@ def test_every_part_of_a_path_is_a_parameter(document: dict[str, Any]) -> None:
 def test_a_plugins_endpoint_is_named_as_a_mode_of_its_own(document: dict[str, Any]) -> None:
     poems, chats = (document["paths"][path]["post"] for path in Poem.endpoints)
     assert "503" in poems["responses"]
-    assert "messages" in str(chats["requestBody"])
+    assert "ChatPrompt" in str(chats["requestBody"])
 
 
 def test_it_names_the_cookie_of_this_program(app: Flask, document: dict[str, Any]) -> None:
     cookie = document["components"]["securitySchemes"]["session"]["name"]
     assert cookie == app.config["SESSION_COOKIE_NAME"] != "session"
+
+
+def test_the_page_of_the_docs_is_that_of_the_routes() -> None:
+    page = http_reference.PAGE.read_text(encoding="utf-8")
+    assert page == http_reference.page_text(page), "run `make reference`"
+
+
+def test_every_call_says_what_it_does(app: Flask) -> None:
+    calls = calls_of(app).values()
+    assert [call.name for call in calls if call.tag and not call.summary] == []

@@ -1,4 +1,4 @@
-"""``/api/about``: which program this is, on what it runs, and what it takes on the disk."""
+"""``/health``, ``/metrics`` and ``/api/about``: the program itself."""
 
 from __future__ import annotations
 
@@ -6,38 +6,66 @@ import os
 import platform
 import re
 import shutil
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from flask import Blueprint, Response, jsonify
+from flask import Response, jsonify
+from prometheus_client import generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.registry import Collector
 
 from manager import __version__
 from manager.billing import statements
+from manager.models.fleet import Fleet
+from manager.models.model import Model, State
 from routes.api.usage import zone_of
+from routes.calls import Api, Rule
 from routes.services import Services
 
 _REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"
 _DATABASES = ("usage.db", "queue.db")
-_MOST_FILES = 20_000  # looked at in one folder
+_MAX_FILES = 20_000  # counted in one folder
 
 
-def blueprint(services: Services) -> Blueprint:
-    routes = Blueprint("about", __name__)
+def blueprint(services: Services) -> Api:
+    api = Api("status", tag="program")
+    services.metrics.registry.register(_ModelCollector(services.fleet))
     started = services.clock.monotonic()
     # Now: what is on the disk may be renewed while this program runs on with what it has read.
     versions = packages()
     # Where bills are is one of the settings that need a restart.
     program = services.fleet.config.program
-    exports = statements.directory(program.export and program.export.directory, services.data_dir)
+    exports = statements.directory(program.export_directory, services.data_dir)
     folders = {
         "logs": services.data_dir / "logs",
         "exports": exports,
         "backups": services.data_dir / "backups",
     }
 
-    @routes.get("/api/about")
+    @api.call("GET /health", Rule.OPEN)
+    def health() -> Response:
+        """Whether the program answers."""
+        return jsonify({"status": "ok"})
+
+    @api.call("GET /metrics", Rule.VIEW, answers={200: "Text"})
+    def metrics() -> Response:
+        """Metrics for Prometheus."""
+        return Response(
+            generate_latest(services.metrics.registry), content_type=CONTENT_TYPE_LATEST
+        )
+
+    @api.call("GET /api/about", Rule.VIEW)
     def about() -> Response:
+        """Versions, where the program runs, and what it takes on the disk.
+
+        `sizes` has `name`, `bytes` and `complete` of `usage.db`, `queue.db`, `logs`, `exports` and
+        `backups`; `complete` is false where only the first 20,000 files were counted, or some may
+        not be read. `packages` are those of `requirements.txt`, null where one is not installed;
+        `disk_free_bytes` is in the data folder.
+        """
         config = services.fleet.config
         sizes = [
             {"name": name, "bytes": _database_bytes(services.data_dir / name), "complete": True}
@@ -65,7 +93,48 @@ def blueprint(services: Services) -> Blueprint:
             }
         )
 
-    return routes
+    return api
+
+
+class _ModelCollector(Collector):
+    """Reads the models' states at the moment of the scrape."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+
+    def collect(self) -> Iterator[Metric]:
+        state = GaugeMetricFamily(
+            "llm_manager_model_state", "1 for the state it is in.", labels=["model", "state"]
+        )
+        in_flight = GaugeMetricFamily(
+            "llm_manager_in_flight", "Requests under way.", labels=["model"]
+        )
+        waiting = GaugeMetricFamily(
+            "llm_manager_waiting", "Requests that wait for the model.", labels=["model"]
+        )
+        starts = CounterMetricFamily(
+            "llm_manager_starts", "Starts by how they ended.", labels=["model", "outcome"]
+        )
+        for model in self._fleet.models():
+            self._add(model, state, in_flight, waiting, starts)
+        yield from (state, in_flight, waiting, starts)
+
+    @staticmethod
+    def _add(
+        model: Model,
+        state: GaugeMetricFamily,
+        in_flight: GaugeMetricFamily,
+        waiting: GaugeMetricFamily,
+        starts: CounterMetricFamily,
+    ) -> None:
+        view = model.to_json()
+        name = view["name"]
+        for each in State:
+            state.add_metric([name, each.value], float(view["state"] == each.value))
+        in_flight.add_metric([name], view["in_flight"])
+        waiting.add_metric([name], view["waiting"])
+        starts.add_metric([name, "ready"], model.starts)
+        starts.add_metric([name, "failed"], model.failed_starts)
 
 
 def packages() -> dict[str, Any]:
@@ -87,7 +156,7 @@ def _version(package: str) -> str | None:
 
 def bytes_below(folder: Path) -> tuple[int, bool]:
     """The sizes of the files in a folder and below; links are not followed. And whether that was
-    all: not where there are more than `_MOST_FILES`, or some that may not be looked at."""
+    all: not where there are more than `_MAX_FILES`, or some that may not be read."""
     total, seen, complete = 0, 0, True
     waiting = [os.fspath(folder)]
     while waiting:
@@ -95,7 +164,7 @@ def bytes_below(folder: Path) -> tuple[int, bool]:
             with os.scandir(waiting.pop()) as entries:
                 for entry in entries:
                     seen += 1
-                    if seen > _MOST_FILES:
+                    if seen > _MAX_FILES:
                         return total, False
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append(entry.path)

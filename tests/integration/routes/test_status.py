@@ -15,8 +15,9 @@ import manager
 import routes
 from manager.clock import Clock
 from manager.config.settings import Config, Program
+from manager.metrics import Metrics
 from routes import app as app_module
-from routes.api import about
+from routes.api import status
 from tests.support.doors import unlocked
 
 
@@ -28,9 +29,10 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         **unlocked(),
         clock=Clock(monotonic=lambda: now[0], wall=lambda: 1_795_349_000 + now[0]),
         data_dir=tmp_path,
-        fleet=SimpleNamespace(config=Config(tmp_path / "config.yaml", program, {})),
+        fleet=SimpleNamespace(config=Config(tmp_path / "config.yaml", program, {}), models=list),
+        metrics=Metrics(),
     )
-    monkeypatch.setattr(app_module, "_BLUEPRINTS", (about.blueprint,))
+    monkeypatch.setattr(app_module, "_BLUEPRINTS", (status.blueprint,))
     client = routes.create_app(services, b"secret").test_client()
     now[0] += 60
 
@@ -89,6 +91,6 @@ def test_a_folder_with_too_many_files_is_told_to_be_at_least_so_large(
 ) -> None:
     for number in range(10):
         (tmp_path / str(number)).write_bytes(b"x" * 10)
-    assert about.bytes_below(tmp_path) == (100, True)
-    monkeypatch.setattr(about, "_MOST_FILES", 4)
-    assert about.bytes_below(tmp_path) == (40, False)
+    assert status.bytes_below(tmp_path) == (100, True)
+    monkeypatch.setattr(status, "_MAX_FILES", 4)
+    assert status.bytes_below(tmp_path) == (40, False)
