@@ -1,4 +1,4 @@
-"""The two clocks, in one place so that a test can put its own there."""
+"""The two clocks, in one place so that a test can inject its own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 
 @dataclass(frozen=True)
 class Clock:
-    """``monotonic`` measures spans, ``wall`` tells the time; both in seconds."""
+    """``monotonic`` measures durations, ``wall`` dates things; both in seconds."""
 
     monotonic: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time

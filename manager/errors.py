@@ -1,4 +1,4 @@
-"""What a caller can be told: the errors of the OpenAI side and of ``/api``."""
+"""The errors that a client gets, of the OpenAI side and of ``/api``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class ApiError(Exception):
-    """A refusal or a failure that has a place in the error table.
+    """A refusal or a failure that the error table lists.
 
     ``status`` is the HTTP status, ``code`` the stable name that a program can test,
     ``message`` what a person can act on, ``retry_after`` seconds, where waiting helps;
@@ -57,4 +57,4 @@ class ApiError(Exception):
 
 
 class ClientDisconnected(Exception):
-    """The client left before its answer was there; nobody is left to be told."""
+    """The client disconnected before its answer was there; nobody is left to answer."""

@@ -1,4 +1,4 @@
-"""Pure reading: how many tokens an answer says it took.
+"""How many tokens an answer reports: pure, bytes or JSON in, counts out.
 
 Three shapes are understood: OpenAI's ``usage``, llama.cpp's ``timings`` and Anthropic's
 ``usage``. Numbers come from other programs, so whatever is not a plausible count is ignored.
@@ -51,7 +51,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def from_answer(answer: Any) -> TokenUsage | None:
-    """Reads a decoded answer or chunk; None where it says nothing about tokens.
+    """Reads a decoded answer or chunk; None where it reports no tokens.
 
     Anthropic counts its cached tokens beside ``input_tokens``, OpenAI inside ``prompt_tokens``;
     llama.cpp's ``prompt_n`` is what was computed and ``cache_n`` what came from its cache.
@@ -69,7 +69,7 @@ def from_answer(answer: Any) -> TokenUsage | None:
         cached = _count(usage, "cache_read_input_tokens") or 0
         prompt = fresh + cached + (_count(usage, "cache_creation_input_tokens") or 0)
     if prompt is None and completion is None:
-        prompt = _count(usage, "total_tokens")  # some rerankers tell no more than this
+        prompt = _count(usage, "total_tokens")  # some rerankers report no more than this
     if cached is None:
         cached = _count(timings, "cache_n")
     if prompt is None and (computed := _count(timings, "prompt_n")) is not None:
@@ -84,7 +84,7 @@ def from_answer(answer: Any) -> TokenUsage | None:
 
 
 def from_body(body: bytes) -> TokenUsage | None:
-    """Reads a JSON answer, whole or only its end; None where it says nothing of tokens."""
+    """Reads a JSON answer, whole or only its end; None where it reports no tokens."""
     matches = list(_USAGE_OBJECT.finditer(body))
     if not matches:
         return None

@@ -15,7 +15,7 @@ from manager.models.lease import Lease
 from manager.recorder import Recorder
 from manager.relay.forward import CLIENT_CLOSED_REQUEST, Outcome, RelayRequest, forward
 from manager.relay.payload import Payload
-from manager.relay.upstream import Headers
+from manager.relay.response import Headers
 from manager.tokens import MAX_TOKENS
 from routes.auth import Caller
 from routes.calls import Api, Rule
@@ -147,7 +147,7 @@ def _proxy(services: Services, recorder: Recorder) -> Response:
             lease,
             RelayRequest(_target(path, environ), _headers(environ), payload),
             watch=services.watch,
-            gone=client_disconnected,
+            client_disconnected=client_disconnected,
             on_end=record.close,
         )
         record.answered(answer.stream)

@@ -1,4 +1,4 @@
-"""What the tests of several rooms share: waiting with a bound, and servers to talk to."""
+"""What the tests of several packages share: bounded waiting, and servers to talk to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may see and steer: accounts of people, tokens of scripts, and their rows in usage.db."""
+"""Accounts of people, tokens of scripts, and their rows in usage.db."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ADMIN = "admin"
 VIEWER = "viewer"
 ROLES = (ADMIN, VIEWER)
 FIRST = "admin"
-"""The account whose password is set first."""
+"""The name of the first account."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 
@@ -82,7 +82,7 @@ def add(
     connection.execute(
         "INSERT INTO accounts (name, role, password, generation, created_ms)"
         " VALUES (?, ?, ?, ?, ?)",
-        # Of the time: sessions of one that was removed are not those of another of its name.
+        # The time: sessions of a removed account are not those of a later one of its name.
         (name, role, password, now_ms, now_ms),
     )
     _require_admin(connection)
@@ -90,7 +90,7 @@ def add(
 
 
 def add_first(connection: sqlite3.Connection, name: str, password: str, now_ms: int) -> Account:
-    """The admin who sets the first password. Raises ApiError 400, and 409 where there is one."""
+    """Adds the first account, an admin's. Raises ApiError 400, and 409 where there is one."""
     if accounts(connection):  # of two at once, one comes second
         raise ApiError(409, "password_is_set", "A password is set already: sign in")
     return add(connection, name, ADMIN, password, now_ms)
@@ -184,13 +184,16 @@ def _check(name: str, role: str) -> None:
         )
     if name == "local":
         raise ApiError(
-            400, "bad_parameter", "local is whoever is here without an account", param="name"
+            400,
+            "bad_parameter",
+            "local stands for a user of this machine without an account",
+            param="name",
         )
     if role not in ROLES:
         raise ApiError(400, "bad_parameter", f"a role is {' or '.join(ROLES)}", param="role")
 
 
 def _require_admin(connection: sqlite3.Connection) -> None:
-    # The change is taken back with the transaction.
+    # The change is rolled back with the transaction.
     if not connection.execute("SELECT 1 FROM accounts WHERE role = ?", (ADMIN,)).fetchone():
-        raise ApiError(409, "last_admin", "There has to be an admin: nobody else could mend it")
+        raise ApiError(409, "last_admin", "There has to be an admin: nobody else could make one")

@@ -1,4 +1,4 @@
-"""API keys: what one may do, and their rows in usage.db."""
+"""API keys: their limits, and their rows in usage.db."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ MAX_NAME_LENGTH = 100
 MAX_PRIORITY = 10
 PERIODS = ("day", "month")
 MAX_GRACE_HOURS = 24 * 90
-# "me" is whoever asks, "none" the requests of nobody; with @ begin accounts that use a model.
+# "me" is the client's own key, "none" stands for requests without a key; accounts that use a
+# model begin with @.
 _TAKEN_NAMES = (ALL, "me", "none", ".", "..")
 _MAX_MODELS = 1000
 _MAX_BUDGET = 10**18  # billionths, so that sums stay far below SQLite's integers
@@ -38,8 +39,8 @@ class Budget:
 
 @dataclass(frozen=True)
 class Secret:
-    """What a key is told by. Times are epoch ms; without ``valid_until_ms`` it is valid as long as
-    its key."""
+    """A secret of a key, by its digest. Times are epoch ms; without ``valid_until_ms`` it is valid
+    as long as its key."""
 
     digest: bytes
     hint: str
@@ -50,7 +51,7 @@ class Secret:
 @dataclass(frozen=True)
 class Key:
     """Where a limit is None there is none. ``models`` are names or aliases. ``priority`` is 0 to
-    10: a request that waits goes before those of a lower one. Times are epoch ms."""
+    10: a queued request is served before those of a lower one. Times are epoch ms."""
 
     name: str
     owner: str = ""
@@ -83,9 +84,9 @@ def validate(key: Key) -> Key:
         raise _bad("name", f"a name has 1 to {MAX_NAME_LENGTH} characters, none of them a control")
     if name.strip() != name or any(unicodedata.category(c) == "Cf" for c in name):
         raise _bad("name", "a name does not begin or end with a blank, and all of it can be seen")
-    # Addresses lose slashes at their ends, and one of two.
-    is_cut = name.strip("/") != name or "//" in name
-    if name in _TAKEN_NAMES or name.startswith("@") or is_cut:
+    # URLs lose slashes at their ends, and one of two.
+    loses_slashes = name.strip("/") != name or "//" in name
+    if name in _TAKEN_NAMES or name.startswith("@") or loses_slashes:
         raise _bad("name", f"a key cannot be named {name}: choose another name")
     if len(key.owner) > MAX_NAME_LENGTH or has_control(key.owner):
         raise _bad("owner", f"an owner has at most {MAX_NAME_LENGTH} characters")
@@ -150,7 +151,7 @@ def add(connection: sqlite3.Connection, key: Key, now_ms: int) -> tuple[Key, str
 def change(connection: sqlite3.Connection, name: str, changes: Mapping[str, Any]) -> Key:
     """Sets fields of it other than its name. Raises ApiError 400 and 404, and 409 for one that is
     revoked."""
-    key = validate(replace(_alive(connection, name), **changes))
+    key = validate(replace(_active(connection, name), **changes))
     _write(connection, key)
     return key
 
@@ -159,9 +160,9 @@ def rotate(
     connection: sqlite3.Connection, name: str, keep_old_ms: int, now_ms: int
 ) -> tuple[Key, str]:
     """A new secret; those before it are valid for so many more ms. Raises ApiError 404, 409."""
-    key = _alive(connection, name)
+    key = _active(connection, name)
     until_ms = now_ms + keep_old_ms
-    # One that is over is of no more use.
+    # Expired secrets are of no more use.
     connection.execute(
         "DELETE FROM key_secrets WHERE key = ? AND valid_until_ms <= ?", (name, now_ms)
     )
@@ -182,7 +183,7 @@ def revoke(connection: sqlite3.Connection, name: str, now_ms: int) -> Key:
     return key
 
 
-def _alive(connection: sqlite3.Connection, name: str) -> Key:
+def _active(connection: sqlite3.Connection, name: str) -> Key:
     key = find(connection, name)
     if key.revoked_ms is not None:
         raise ApiError(

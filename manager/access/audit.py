@@ -10,8 +10,8 @@ from typing import Any
 
 from manager.config.redaction import MASK, is_secret_name
 
-_LONGEST_DETAIL = 2000  # characters
-_LONGEST_VALUE = 200
+_MAX_DETAIL = 2000  # characters
+_MAX_VALUE = 200  # characters
 
 
 @dataclass(frozen=True)
@@ -37,16 +37,16 @@ def add(
     subject: str,
     detail: Mapping[str, Any] | None = None,
 ) -> None:
-    """Secrets in the detail are left out, long values are cut. Part of a transaction."""
+    """Secrets in the detail are redacted, long values truncated. Part of a transaction."""
     shown = _text(detail or {})
-    if len(shown) > _LONGEST_DETAIL:
+    if len(shown) > _MAX_DETAIL:
         shown = json.dumps({"size": len(shown)})
-    # Half a character, which JSON can spell and no database takes, is not to keep it from here.
+    # A lone surrogate, which JSON can spell and no database takes, must not prevent the entry.
     shown, subject = (text.encode("utf-8", "replace").decode() for text in (shown, subject))
     connection.execute(
         "INSERT INTO audit (at_ms, who, address, action, subject, detail)"
         " VALUES (?, ?, ?, ?, ?, ?)",
-        (now_ms, who, address, action, subject[:_LONGEST_VALUE], shown),
+        (now_ms, who, address, action, subject[:_MAX_VALUE], shown),
     )
 
 
@@ -66,24 +66,24 @@ def page(
 
 def _text(detail: Mapping[str, Any]) -> str:
     try:
-        return json.dumps(_shown(detail), ensure_ascii=False, allow_nan=False)
-    except (ValueError, RecursionError):  # a call that takes no body was given a strange one
+        return json.dumps(_redacted(detail), ensure_ascii=False, allow_nan=False)
+    except (ValueError, RecursionError):  # a call that takes no body was sent a strange one
         return "{}"
 
 
-def _shown(value: Any) -> Any:
+def _redacted(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {
-            str(name): MASK if _is_secret(str(name), item) else _shown(item)
+            str(name): MASK if _is_secret(str(name), item) else _redacted(item)
             for name, item in value.items()
         }
     if isinstance(value, list | tuple):
-        return [_shown(item) for item in value]
-    if isinstance(value, str) and len(value) > _LONGEST_VALUE:
+        return [_redacted(item) for item in value]
+    if isinstance(value, str) and len(value) > _MAX_VALUE:
         return f"{len(value)} characters"
     return value
 
 
 def _is_secret(name: str, value: Any) -> bool:
-    # Limits of tokens tell no secret, and nor does which key was meant. A config may hold many.
+    # Limits of tokens are no secrets, and nor is the name of a key. A config may hold many.
     return isinstance(value, str) and (name == "text" or (is_secret_name(name) and name != "key"))

@@ -1,4 +1,4 @@
-"""The local token: what the owner of the machine, who can read the data folder, is an admin with.
+"""The local token: it makes an admin of the machine's owner, who can read the data folder.
 
 A script sends the token itself. A browser is given a link with a code that is good once and for
 some minutes, so that no address, history or list of processes ever holds the token.
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 FILE = "admin-token"
 NAME = "local token"
-"""What the audit table calls who has used it."""
+"""The name of its user in the audit table."""
 LINK_SECONDS = 600
 _PAGE = "open.html"
 _TOKEN = re.compile(r"[!-~]{32,256}")
@@ -32,7 +32,7 @@ _Stamp = tuple[int, ...]
 
 
 class LocalTokenError(Exception):
-    """There is no token to be read; says why and what to do."""
+    """There is no readable token; the message says why and what to do."""
 
 
 def read(data_dir: Path) -> str:
@@ -86,7 +86,7 @@ class LocalToken:
 
     @property
     def value(self) -> str | None:
-        """None where the file is gone, or is not private any more."""
+        """None where the file is missing, or is not private any more."""
         try:
             state = os.lstat(self._path)
         except OSError:
@@ -113,7 +113,7 @@ class LocalToken:
         return _generation(value)
 
     def is_session(self, generation: str) -> bool:
-        """Whether a session of this generation was begun with the token of now."""
+        """Whether a session of this generation was begun with the current token."""
         value = self.value
         return value is not None and _is_same(_generation(value), generation)
 

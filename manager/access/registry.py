@@ -1,4 +1,4 @@
-"""What the server knows of keys, accounts and tokens, at hand for each request."""
+"""Keys, accounts and tokens in memory, for each request."""
 
 from __future__ import annotations
 
@@ -52,15 +52,15 @@ class AccessSnapshot:
 
     def requires_key(self, require_key: bool | None) -> bool:
         """Whether the models are for keys alone: as the config says, else once one was made. One
-        that is revoked counts, so that to revoke the last does not let everybody in."""
+        that is revoked counts, so that to revoke the last does not admit everybody."""
         return bool(self.keys) if require_key is None else require_key
 
     def key(self, secret: str, now_ms: int) -> Key | None:
         """The key with this secret; None where none has it. Raises ApiError 401 for one that is
         revoked or expired, or was replaced."""
         digest = credentials.digest(secret)
-        # Who finds a digest by its time still has no secret for it; compared in constant time all
-        # the same, so that nobody has to think about that.
+        # A digest found by timing is still no secret; compared in constant time all the same, so
+        # that nobody has to think about that.
         key, found = self._secrets.get(digest, (None, None))
         if key is None or found is None or not credentials.is_same(found.digest, digest):
             return None
@@ -97,7 +97,7 @@ def invalid_key_error(why: str) -> ApiError:
 
 
 class AccessRegistry:
-    """``now`` is what is known; each change and each ``refresh`` puts another one in its place."""
+    """Holds the current ``snapshot``; each change and each ``refresh`` replaces it."""
 
     def __init__(self, store: Store, path: Path, clock: Clock) -> None:
         """Raises sqlite3.Error."""
@@ -118,12 +118,12 @@ class AccessRegistry:
             changed(connection)
             return result, AccessSnapshot.read(connection)
 
-        result, known = self._store.transact(work)
-        self._take(known)
+        result, read = self._store.transact(work)
+        self._replace(read)
         return result
 
     def record(self, function: Callable[[sqlite3.Connection], object]) -> None:
-        """Calls it within a transaction; it changes nothing of who may do what. Raises
+        """Calls it within a transaction; it changes no permission. Raises
         sqlite3.Error."""
         self._store.transact(function)
 
@@ -137,10 +137,10 @@ class AccessRegistry:
                 else None
             )
         if known is not None:
-            self._take(known)
+            self._replace(known)
 
     def tick(self) -> None:
-        """As `refresh`, for the clock: a database that cannot be read is told, once."""
+        """As `refresh`, for the scheduler: a database that cannot be read is logged, once."""
         try:
             self.refresh()
         except sqlite3.Error as error:
@@ -150,11 +150,11 @@ class AccessRegistry:
         else:
             self._is_unreadable = False
 
-    def _take(self, known: AccessSnapshot) -> None:
-        # Two may have been read in one order and come here in the other.
+    def _replace(self, read: AccessSnapshot) -> None:
+        # Two may have been read in one order and arrive here in the other.
         with self._lock:
-            if known.version > self.snapshot.version:
-                self.snapshot = known
+            if read.version > self.snapshot.version:
+                self.snapshot = read
 
 
 def version(connection: sqlite3.Connection) -> int:
@@ -163,7 +163,7 @@ def version(connection: sqlite3.Connection) -> int:
 
 
 def changed(connection: sqlite3.Connection) -> None:
-    """Lets every process see that something has changed. Part of a transaction."""
+    """Makes every process see that something has changed. Part of a transaction."""
     connection.execute(
         "INSERT OR REPLACE INTO marks (name, value) VALUES (?, ?)",
         (_MARK, str(version(connection) + 1)),

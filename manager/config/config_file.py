@@ -1,4 +1,4 @@
-"""config.yaml as a file that a page edits: what it has in it, and replacing it."""
+"""config.yaml as a file that a page edits: its content, and replacing it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class ConfigFile:
 
     @property
     def version(self) -> str | None:
-        """Tells one content from another, while the program runs; None where there is none."""
+        """Identifies the content while the program runs; None where there is none."""
         if self.content is None:
             return None
         return hashlib.blake2b(self.content, digest_size=16, key=_VERSION_KEY).hexdigest()
@@ -86,7 +86,7 @@ def read_file(path: Path) -> ConfigFile:
 
 
 def is_writable(path: Path) -> bool:
-    """Whether `write` is allowed to; that it has room is known only by trying."""
+    """Whether `write` is allowed to; whether the disk has space is known only by trying."""
     target = _target(path)
     return os.access(target.parent, os.W_OK | os.X_OK) and (
         not os.path.lexists(target) or (target.is_file() and os.access(target, os.W_OK))
@@ -107,7 +107,7 @@ def write(path: Path, text: str, before: ConfigFile) -> ConfigFile:
     if (before.content or b"").startswith(_BOM) and not content.startswith(_BOM):
         content = _BOM + content
     if not os.access(target, os.W_OK) and os.path.lexists(target):
-        # A folder's right would be enough to replace it, but who protected it meant something.
+        # The folder's permission would be enough to replace it, but it was protected on purpose.
         raise PermissionError(f"{target} is write-protected")
     if before.content is not None:
         _replace(backup_of(path), before.content, like=target)
@@ -123,10 +123,12 @@ def _replace(target: Path, content: bytes, like: Path) -> None:
     descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     part = Path(name)
     try:
-        with os.fdopen(descriptor, "wb") as file:  # only for its owner, until it has its rights
+        with os.fdopen(
+            descriptor, "wb"
+        ) as file:  # for its owner only, until it has its permissions
             file.write(content)
             file.flush()
-            _take_rights(part, like)
+            _copy_permissions(part, like)
             os.fsync(file.fileno())
         os.replace(part, target)
     except BaseException:
@@ -135,13 +137,13 @@ def _replace(target: Path, content: bytes, like: Path) -> None:
     _sync(target.parent)
 
 
-def _take_rights(part: Path, like: Path) -> None:
+def _copy_permissions(part: Path, like: Path) -> None:
     try:
         state = like.stat()
     except FileNotFoundError:
         return
     if sys.platform != "win32":
-        # Only root may give a file away; to others their own group has to do.
+        # Only root may change a file's owner; otherwise it stays the process's own.
         with contextlib.suppress(PermissionError):
             os.chown(part, state.st_uid, state.st_gid)
     os.chmod(part, stat.S_IMODE(state.st_mode))

@@ -25,7 +25,7 @@ def host(value: Value) -> str:
     written = _in_ascii(text(value))
     if "*" in written:
         raise InvalidValue(
-            "a * would let every web page in that takes such a name for itself:"
+            "a * would admit every web page that takes such a name for itself:"
             " write each name, such as llm.example.org"
         )
     name = written.partition("://")[2] or written

@@ -1,4 +1,4 @@
-"""Finds plugins, ours and the user's. A broken file is named in the log and left out."""
+"""Finds plugins, shipped and the user's. A broken file is named in the log and left out."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ class Program:
     stop_timeout: float = key(
         10.0,
         _SECONDS,
-        "How long requests under way may take to end before a model is killed.",
+        "How long requests in flight may take to end before a model is killed.",
         unit="seconds",
     )
     queue_timeout: float = key(
@@ -140,11 +140,11 @@ class Program:
     export: Export | None = key(
         None, record(Export), "Bills as CSV files, by a schedule.", absent="off", restart=True
     )
-    # None: /v1 asks for a key once one is defined. False: never, keys then only name who sends.
+    # None: /v1 asks for a key once one is defined. False: never, keys only identify the client.
     require_key: bool | None = key(
         None,
         boolean,
-        "Whether `/v1` asks for an API key; with `false` keys only name who sends.",
+        "Whether `/v1` asks for an API key; with `false` keys only identify the client.",
         absent="once a key exists",
     )
     # In lower case, without a port; addresses are never among them.
@@ -254,7 +254,7 @@ class Model:
     max_concurrency: int | None = key(
         None,
         _COUNT,
-        "Requests under way at once; further ones are queued.",
+        "Requests in flight at once; further ones are queued.",
         absent="any number",
     )
     pinned: bool = key(False, boolean, "It is never stopped to free memory for another.")

@@ -163,9 +163,9 @@ class _Document:
     problems: list[Problem] = field(default_factory=list)
     warnings: set[Problem] = field(default_factory=set)
     noted: set[Problem] = field(default_factory=set)
-    values: int = 0  # looked at, and so often
+    values: int = 0  # read, and how often
     complaints: int = 0  # a problem may be noted again for each that merges it
-    # By the node's id, so that a base that many models merge is looked through once.
+    # By the node's id, so that a base that many models merge is read once.
     entries: dict[int, dict[str, Value]] = field(default_factory=dict)
 
     def count(self, values: int, line: int) -> None:

@@ -1,4 +1,4 @@
-"""The modes a model can have: their routes, their probe, how their answers count tokens."""
+"""The modes that a model can have: endpoints, probe, token usage."""
 
 from manager.interfaces.base import Interface
 from manager.interfaces.chat import Chat

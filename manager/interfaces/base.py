@@ -13,7 +13,7 @@ class Interface:
 
     ``mode`` is its name in the config. ``endpoints`` are the paths that it answers, each below
     ``/v1/``. ``streams_end_with_done``: its streams end with ``data: [DONE]``, so that one
-    without it was cut short. ``reports_usage_on_request``: its servers understand
+    without it was truncated. ``reports_usage_on_request``: its servers understand
     ``stream_options.include_usage``.
     """
 
@@ -28,5 +28,5 @@ class Interface:
         raise NotImplementedError(f"{type(self).__name__} has no probe")
 
     def usage(self, body: bytes) -> TokenUsage | None:
-        """The tokens that a whole answer reports; None where it says nothing."""
+        """The tokens that a whole answer reports; None where it reports none."""
         return tokens.from_body(body)

@@ -6,7 +6,7 @@ from manager.interfaces.base import Interface
 
 
 class Base(Interface):
-    """Text that goes on: ``/v1/completions``."""
+    """Text completions: ``/v1/completions``."""
 
     mode = "Base"
     endpoints = ("/v1/completions",)

@@ -30,7 +30,8 @@ from manager.models.server import (
 )
 from manager.placement.reservation import Evictable, Reservation
 from manager.placement.waiter import DeviceAssignment, PlacementError, QueuePosition
-from manager.relay.upstream import Exchange, Upstream, UpstreamError
+from manager.relay.response import UpstreamError
+from manager.relay.upstream import Exchange, Upstream
 from manager.storage import runs
 from manager.storage.rows import Run
 from manager.storage.store import DatabaseError

@@ -17,30 +17,30 @@ class ChunkedDecoder:
     """Takes the framing off a body, all that has arrived at once.
 
     A stream of tokens comes as hundreds of small chunks a read; one piece of data for all of
-    them is what lets one process forward hundreds of thousands a second.
+    them lets one process forward hundreds of thousands a second.
     """
 
     def __init__(self) -> None:
         self.finished = False
-        self.rest = b""  # once finished: what came behind the body
-        self._waiting = b""  # framing that is not complete yet
-        self._left = 0  # data still to come of the chunk under way
+        self.rest = b""  # once finished: the bytes after the body
+        self._buffer = b""  # framing that is not complete yet
+        self._remaining = 0  # bytes of the current chunk still to come
         self._line_end_due = False
         self._in_trailers = False
 
     def feed(self, data: bytes) -> bytes:
         """The body's bytes that are in these; may be empty. Raises NotChunked."""
-        if self._waiting:
-            data = self._waiting + data
+        if self._buffer:
+            data = self._buffer + data
         parts = []
         at = 0
         while not self._in_trailers:
-            if self._left:
-                part = data[at : at + self._left]
+            if self._remaining:
+                part = data[at : at + self._remaining]
                 parts.append(part)
                 at += len(part)
-                self._left -= len(part)
-                if self._left:
+                self._remaining -= len(part)
+                if self._remaining:
                     break
                 self._line_end_due = True
             if self._line_end_due:
@@ -56,23 +56,23 @@ class ChunkedDecoder:
                     raise NotChunked(f"a chunk's size is not a number: {data[at : at + 40]!r}")
                 break
             at = match.end()
-            self._left = int(match[1], 16)
-            self._in_trailers = self._left == 0
-        self._waiting = data[at:]
+            self._remaining = int(match[1], 16)
+            self._in_trailers = self._remaining == 0
+        self._buffer = data[at:]
         if self._in_trailers:
             self._skip_trailers()
         return b"".join(parts)
 
     def _skip_trailers(self) -> None:
-        waiting = self._waiting
-        if waiting.startswith(b"\r\n"):
+        buffer = self._buffer
+        if buffer.startswith(b"\r\n"):
             end = 2
         else:
-            end = waiting.find(b"\r\n\r\n") + 4
+            end = buffer.find(b"\r\n\r\n") + 4
             if end < 4:
-                if len(waiting) > _MAX_TRAILERS:
+                if len(buffer) > _MAX_TRAILERS:
                     raise NotChunked("the trailers have no end")
                 return
         self.finished = True
-        self.rest = waiting[end:]
-        self._waiting = b""
+        self.rest = buffer[end:]
+        self._buffer = b""

@@ -1,7 +1,7 @@
 """Server-sent events on their way through: pure, bytes in, bytes out.
 
-Events are passed on whole and unchanged. Only a client's last, incomplete event is held back
-until the rest of it is here, so that a stream that breaks never ends in half an event.
+Events are passed on whole and unchanged. Only the last, incomplete event is buffered
+until the rest of it has arrived, so that a stream that breaks never ends in half an event.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ class EventStream:
         self.chunks = 0
         self.done = False
         self._strip_usage = strip_usage
-        self._held = b""
+        self._buffer = b""
         self._first: bytes | None = None
         self._last: bytes | None = None
 
     def feed(self, piece: bytes) -> bytes:
-        """Takes the next bytes, as they came; returns those that may go on now."""
-        data = self._held + piece if self._held else piece
-        end = _end_of_events(data, len(self._held))
+        """Takes the next bytes, as they came; returns those to send on now."""
+        data = self._buffer + piece if self._buffer else piece
+        end = _end_of_events(data, len(self._buffer))
         if end == len(data):
-            self._held = b""
+            self._buffer = b""
         elif len(data) - end > MAX_BUFFERED:
-            self._held = b""
+            self._buffer = b""
             end = len(data)
         else:
-            self._held = data[end:]
+            self._buffer = data[end:]
             data = data[:end]
         if not data:
             return b""
         self.chunks += data.count(b"\ndata:") + data.startswith(b"data:")
-        if mentions := tokens.find_usage_offsets(data):
-            data = self._read_usage(data, mentions)
+        if offsets := tokens.find_usage_offsets(data):
+            data = self._read_usage(data, offsets)
         # A plain search first: this is asked of every piece of every stream.
         if not self.done and b"[DONE]" in data and _DONE.search(data):
             self.done = True
@@ -59,28 +59,28 @@ class EventStream:
         return data
 
     def flush(self) -> bytes:
-        """At a clean end of the stream: what was held back, an event with no blank line."""
-        held, self._held = self._held, b""
-        self.done = self.done or bool(_DONE.search(held))
-        return held
+        """At a clean end of the stream: what was buffered, an event with no blank line."""
+        rest, self._buffer = self._buffer, b""
+        self.done = self.done or bool(_DONE.search(rest))
+        return rest
 
     def usage(self) -> TokenUsage | None:
-        """What the stream said of its tokens; None where it said nothing."""
+        """The tokens that the stream reported; None where it reported none."""
         first = tokens.from_answer(_data_of(self._first)) if self._first else None
         last = tokens.from_answer(_data_of(self._last)) if self._last else None
         return tokens.merge(first, last)
 
     def estimate(self) -> TokenUsage:
-        """For a stream that was cut short: a chunk is about a token."""
+        """For a truncated stream: a chunk is about a token."""
         return TokenUsage(completion_tokens=max(0, self.chunks), estimated=True)
 
-    def _read_usage(self, data: bytes, mentions: list[int]) -> bytes:
+    def _read_usage(self, data: bytes, offsets: list[int]) -> bytes:
         kept = []
         position = 0
-        for mention in mentions:
-            if mention < position:
+        for offset in offsets:
+            if offset < position:
                 continue  # in an event that has been read
-            start, end = _event_around(data, mention, position)
+            start, end = _event_around(data, offset, position)
             event = data[start:end]
             self._first = self._first or event
             self._last = event

@@ -1,7 +1,7 @@
 """One request to one upstream and back.
 
-What arrives goes on at once, as it came. The relay knows a lease and nothing else of the
-fleet: who the upstream is, what it calls its model, and how to give the place back.
+What arrives is sent on at once, as it came. The relay knows a lease and nothing else of the
+fleet: who the upstream is, what it calls its model, and how to release it.
 """
 
 from __future__ import annotations
@@ -16,25 +16,18 @@ from manager.errors import ApiError, ClientDisconnected
 from manager.interfaces import Interface
 from manager.relay.event_stream import EventStream, error_event
 from manager.relay.payload import Payload
-from manager.relay.upstream import (
-    Aborted,
-    Exchange,
-    Headers,
-    Response,
-    Upstream,
-    UpstreamError,
-    UpstreamTimeout,
-)
+from manager.relay.response import Aborted, Headers, Response, UpstreamError, UpstreamTimeout
+from manager.relay.upstream import Exchange, Upstream
 from manager.relay.watcher import Watcher
 from manager.tokens import TokenUsage
 
 CLIENT_CLOSED_REQUEST = 499  # nginx's number for a client that closed before its answer
 
-# Up to this size an answer of known length is read whole before its first byte goes on: one
+# Up to this size an answer of known length is read whole before its first byte is sent: one
 # write, and an upstream that breaks off in the middle is still a clean 502.
-_READ_WHOLE = 1 << 20
+_MAX_BUFFERED = 1 << 20  # bytes
 
-_AFTER_DONE = 2.0  # seconds
+_AFTER_DONE_SECONDS = 2.0
 
 _HOP_BY_HOP = frozenset(
     [
@@ -72,8 +65,8 @@ _NOT_FORWARDED = _HOP_BY_HOP | {
 }
 
 
-# Of an answer: its length is told anew, and the others only we may say to our clients.
-_OURS = frozenset(("content-length", "set-cookie", "x-llm-manager-request"))
+# Of an answer: its length is stated again, and the others are for the manager alone to set.
+_SET_BY_MANAGER = frozenset(("content-length", "set-cookie", "x-llm-manager-request"))
 
 
 class Lease(Protocol):
@@ -114,15 +107,15 @@ class Outcome:
 
 
 class TruncatedResponse(OSError):
-    """An answer that breaks off in the middle. As an OSError it makes the server cut the
-    client's connection, so that half an answer never looks whole."""
+    """An answer that breaks off in the middle. As an OSError it makes the server close the
+    client's connection, so that a truncated answer never looks complete."""
 
 
 class RelayResponse:
     """An answer on its way to the client: status, headers and an iterable of bytes.
 
-    ``close`` gives back whatever is still held, wherever the answer stands. (A generator
-    would not do: one that was never begun runs none of its clean-up.)
+    ``close`` releases whatever is still held, however far the answer is. (A generator would
+    not do: one that was never started runs none of its clean-up.)
     """
 
     def __init__(
@@ -135,7 +128,7 @@ class RelayResponse:
     ) -> None:
         self.status = status
         self.headers = headers
-        self.stream = stream  # of an answer that comes as events; it counts them
+        self.stream = stream  # of an answer in server-sent events; it counts them
         self._pieces = pieces
         self._closers = ExitStack()  # all of them, also if one fails
         self._closers.callback(close)
@@ -146,9 +139,9 @@ class RelayResponse:
     def __next__(self) -> bytes:
         return next(self._pieces)
 
-    def when_closed(self, act: Callable[[], None]) -> None:
-        """Calls ``act`` once the client's side is over."""
-        self._closers.callback(act)
+    def when_closed(self, action: Callable[[], None]) -> None:
+        """Calls ``action`` once the client has its answer or has disconnected."""
+        self._closers.callback(action)
 
     def close(self) -> None:
         self._closers.close()
@@ -159,14 +152,14 @@ def forward(
     request: RelayRequest,
     *,
     watch: Watcher,
-    gone: Callable[[], bool],
+    client_disconnected: Callable[[], bool],
     on_end: Callable[[Outcome], None],
 ) -> RelayResponse:
     """Sends the request and returns the answer, its body still to come.
 
-    ``gone`` tells whether the client has left; then the upstream's connection is closed.
-    ``on_end`` is called once, before the client has the last byte. The lease is given back
-    as soon as the upstream is done. Raises ApiError 502 or 504, and ClientDisconnected.
+    Once ``client_disconnected`` is true the upstream's connection is closed. ``on_end`` is
+    called once, before the client has the last byte. The lease is released as soon as the
+    upstream is done. Raises ApiError 502 or 504, and ClientDisconnected.
     """
     body, strip_usage = _outgoing_body(lease, request.payload)
     exchange = Exchange(
@@ -176,24 +169,24 @@ def forward(
         body,
         timeout=lease.upstream_timeout,
     )
-    passage = _Passage(lease, watch, watch.add(gone, exchange.abort), on_end)
+    transfer = _Transfer(lease, watch, watch.add(client_disconnected, exchange.abort), on_end)
     try:
         response = lease.upstream.send(exchange)
-        return passage.answer(response, strip_usage)
+        return transfer.answer(response, strip_usage)
     except Aborted as error:
-        passage.close()
+        transfer.close()
         raise ClientDisconnected from error
     except UpstreamError as error:
-        refusal = _refusal(error)
-        passage.fail(refusal)
-        raise refusal from error
+        failure = _to_api_error(error)
+        transfer.fail(failure)
+        raise failure from error
     except BaseException:
-        passage.close()
+        transfer.close()
         raise
 
 
-class _Passage:
-    """One exchange under way: it is reported once, and frees what it holds once."""
+class _Transfer:
+    """One exchange in progress: it is reported once, and releases what it holds once."""
 
     def __init__(
         self, lease: Lease, watch: Watcher, token: int, on_end: Callable[[Outcome], None]
@@ -206,7 +199,7 @@ class _Passage:
         self._stream: EventStream | None = None
         self._first_byte_at: float | None = None
         self._reported = False
-        self._freed = False
+        self._released = False
 
     def answer(self, response: Response, strip_usage: bool) -> RelayResponse:
         """The answer to this response. Raises UpstreamError where it can be none."""
@@ -218,52 +211,52 @@ class _Passage:
         if _is_stream(response):
             self._stream = EventStream(strip_usage)
             pieces = self._events(response, self._stream)
-        elif response.length is not None and response.length <= _READ_WHOLE:
+        elif response.length is not None and response.length <= _MAX_BUFFERED:
             pieces = iter(self._whole(response))
         else:
-            pieces = self._passed_on(response)
+            pieces = self._unbuffered(response)
         status = f"{response.status} {response.reason}"
         return RelayResponse(status, headers, pieces, self.close, self._stream)
 
     def close(self) -> None:
-        """The client's side is over; what is still under way ends with it."""
+        """The client has its answer or has disconnected; what is still open is closed."""
         try:
-            self._report(CLIENT_CLOSED_REQUEST, "the client left")
+            self._report(CLIENT_CLOSED_REQUEST, "the client disconnected")
         finally:
-            self._free()
+            self._release()
 
-    def fail(self, refusal: ApiError) -> None:
-        """Nothing has gone to the client yet, so that it can be told in full."""
+    def fail(self, failure: ApiError) -> None:
+        """The exchange failed before anything was sent to the client."""
         try:
-            self._report(refusal.status, refusal.message)
+            self._report(failure.status, failure.message)
         finally:
-            self._free()
+            self._release()
 
     def _whole(self, response: Response) -> list[bytes]:
         body = b"".join(response.iter_bytes())
         self._first_byte_at = time.monotonic()
         self._report(response.status, usage=self._lease.interface.usage(body))
-        self._free()
+        self._release()
         return [body]
 
-    def _passed_on(self, response: Response) -> Iterator[bytes]:
+    def _unbuffered(self, response: Response) -> Iterator[bytes]:
         """An answer that is too large to hold, or of unknown length."""
-        tail, left = b"", response.length
+        tail, remaining = b"", response.length
         try:
             for piece in response.iter_bytes():
                 self._first_byte_at = self._first_byte_at or time.monotonic()
-                tail = (tail + piece)[-_READ_WHOLE:]
-                left = None if left is None else left - len(piece)
-                if left == 0:  # a client reads no further than the length that it was told
+                tail = (tail + piece)[-_MAX_BUFFERED:]
+                remaining = None if remaining is None else remaining - len(piece)
+                if remaining == 0:  # a client reads no further than the length in its head
                     self._report(response.status, usage=self._lease.interface.usage(tail))
                 yield piece
         except Aborted:
-            return  # the client has left, as close() will report
+            return  # the client disconnected, which close() reports
         except UpstreamError as error:
             self._report(response.status, str(error))
             raise TruncatedResponse(str(error)) from error
         self._report(response.status, usage=self._lease.interface.usage(tail))
-        self._free()
+        self._release()
 
     def _events(self, response: Response, stream: EventStream) -> Iterator[bytes]:
         try:
@@ -273,21 +266,21 @@ class _Passage:
                 if stream.done:
                     # Before the client has [DONE]: to most of them that is the last byte.
                     self._report(response.status)
-                    response.set_deadline(_AFTER_DONE)
+                    response.set_deadline(_AFTER_DONE_SECONDS)
                 if data:
                     yield data
             rest = stream.flush()
             if self._lease.interface.streams_end_with_done and not stream.done:
                 raise UpstreamError("the model's server ended its stream without [DONE]")
         except Aborted:
-            return  # the client has left, as close() will report
+            return  # the client disconnected, which close() reports
         except UpstreamError as error:
             if not stream.done:
                 self._report(response.status, str(error))
-                yield error_event(_refusal(error).body())
+                yield error_event(_to_api_error(error).body())
             return
         self._report(response.status)
-        self._free()
+        self._release()
         if rest:
             yield rest
 
@@ -302,38 +295,38 @@ class _Passage:
         streamed = self._stream is not None
         self._on_end(Outcome(status, usage, streamed, self._first_byte_at, error))
 
-    def _free(self) -> None:
-        if self._freed:
+    def _release(self) -> None:
+        if self._released:
             return
-        self._freed = True
+        self._released = True
         self._watch.remove(self._token)
         if self._response is not None:
             self._response.discard()
         self._lease.release()
 
 
-def _refusal(error: UpstreamError) -> ApiError:
+def _to_api_error(error: UpstreamError) -> ApiError:
     if isinstance(error, UpstreamTimeout):
         return ApiError(504, "upstream_timeout", str(error))
     return ApiError(502, "upstream_error", str(error))
 
 
 def _outgoing_body(lease: Lease, payload: Payload) -> tuple[bytes, bool]:
-    """The body to send, and whether its answer's usage chunk was our wish alone."""
+    """The body to send, and whether only the manager asked for a usage chunk."""
     changes: dict[str, Any] = {}
     if lease.served_model_name is not None:
         changes["model"] = lease.served_model_name
     options = payload.fields.get("stream_options")
-    ours = (
+    is_added = (
         payload.fields.get("stream") is True
         and lease.ask_usage
         and lease.interface.reports_usage_on_request
         and (options is None or isinstance(options, dict))
         and not (options or {}).get("include_usage")
     )
-    if ours:
+    if is_added:
         changes["stream_options"] = {**(options or {}), "include_usage": True}
-    return payload.with_changes(changes), ours
+    return payload.with_changes(changes), is_added
 
 
 def _outgoing_headers(headers: Headers) -> Headers:
@@ -345,14 +338,14 @@ def _outgoing_headers(headers: Headers) -> Headers:
 
 
 def _returned_headers(response: Response) -> Headers:
-    dropped = _HOP_BY_HOP | _OURS | _names(response.header("Connection"))
+    dropped = _HOP_BY_HOP | _SET_BY_MANAGER | _names(response.header("Connection"))
     headers = [
         (name, value)
         for name, value in response.header_items
         if (key := name.lower()) not in dropped and not key.startswith("access-control-")
     ]
     if response.length is not None and not _is_stream(response):
-        # As it was understood, not as it was written: "7, 7" is a length to us alone.
+        # As it was understood, not as it was written: not every client reads "7, 7".
         headers.append(("Content-Length", str(response.length)))
     return headers
 
@@ -362,5 +355,5 @@ def _is_stream(response: Response) -> bool:
 
 
 def _names(connection: str) -> set[str]:
-    """The headers that a Connection header says are for this connection only."""
+    """The headers that a Connection header names as hop-by-hop."""
     return {name.strip().lower() for name in connection.split(",")}

@@ -17,7 +17,7 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 class Payload:
-    """A JSON object as text, with the places of its top-level values.
+    """A JSON object as text, with the offsets of its top-level values.
 
     ``fields`` are the decoded top-level values; the last of a repeated key counts, as
     everywhere. Raises ApiError 400 ``invalid_json``.

@@ -1,4 +1,4 @@
-"""Sees what tells nobody that it happened: clients that went away, processes that died."""
+"""Polls for what sends no notification: disconnected clients, dead processes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Callable
 
 log = logging.getLogger(__name__)
 
-INTERVAL = 0.2  # seconds; a departure is noticed within a second with room to spare
+INTERVAL_SECONDS = 0.2  # what happened is noticed within a second
 
 
 class Watcher:
-    """Asks every registered question a few times a second, in one thread named ``watch``.
+    """Polls every registered condition a few times a second, in one thread named ``watch``.
 
-    When a question answers True its action is called, once, and it is forgotten. Both are
-    called in the watching thread and must not block.
+    Once a condition is true its action is called, once, and the entry is removed. Both are
+    called in that thread and must not block.
     """
 
     def __init__(self) -> None:
@@ -32,11 +32,11 @@ class Watcher:
         self._stopped.set()
         self._thread.join()
 
-    def add(self, happened: Callable[[], bool], act: Callable[[], None]) -> int:
-        """Begins to watch; the token ends it again. Dict operations are atomic, so that the
-        request path takes no lock here."""
+    def add(self, condition: Callable[[], bool], action: Callable[[], None]) -> int:
+        """Registers them; ``remove`` takes the returned token. Dict operations are atomic, so
+        that the request path takes no lock here."""
         token = next(self._tokens)
-        self._entries[token] = (happened, act)
+        self._entries[token] = (condition, action)
         return token
 
     def remove(self, token: int) -> None:
@@ -44,16 +44,16 @@ class Watcher:
 
     def poll(self) -> None:
         """One round: what the thread does at each interval."""
-        for token, (happened, act) in list(self._entries.items()):
+        for token, (condition, action) in list(self._entries.items()):
             try:
-                # pop: the entry may have been removed meanwhile, and then nobody wants to know.
-                if happened() and self._entries.pop(token, None) is not None:
-                    act()
+                # pop: the entry may have been removed meanwhile, and then no action is wanted.
+                if condition() and self._entries.pop(token, None) is not None:
+                    action()
             except Exception:
-                # One faulty question must not end the watch over all others.
+                # One faulty condition must not stop the polling of all others.
                 self._entries.pop(token, None)
-                log.exception("watching failed")
+                log.exception("a watched condition failed")
 
     def _run(self) -> None:
-        while not self._stopped.wait(INTERVAL):
+        while not self._stopped.wait(INTERVAL_SECONDS):
             self.poll()

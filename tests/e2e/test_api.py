@@ -1,5 +1,5 @@
-"""The manager's side: what it tells of its models, live and at once, and what it keeps to
-itself."""
+"""The manager's side: what it reports of its models, live and at once, and which secrets it
+keeps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.fixtures import Launch
-from tests.support.program import FEW_THREADS, Program, error_of, eventually, fake, gated, plain
+from tests.support.program import FEW_THREADS, Program, error_of, eventually, fake, gated
 
 FIELDS = {
     "name",
@@ -30,18 +30,6 @@ FIELDS = {
     "start_seconds",
     "last_error",
 }
-PLUGIN = '''
-from manager.interfaces import Interface
-
-class Speech(Interface):
-    """Spoken text."""
-
-    mode = "Speech"
-    endpoints = ("/v1/audio/speech",)
-
-    def probe(self, model):
-        return self.endpoints[0], {"model": model, "input": "Hi"}
-'''
 
 
 @pytest.fixture(scope="module")
@@ -64,13 +52,14 @@ def program(launch_once: Launch, gates: Path) -> Program:
             "Broken": fake("--crash-after-boot", 4),
         },
         threads=FEW_THREADS,
+        list_aliases=True,
     )
 
 
 # --- models -----------------------------------------------------------------------------
 
 
-def test_models_are_told_with_the_names_that_scripts_rely_on(program: Program) -> None:
+def test_models_have_the_fields_that_scripts_rely_on(program: Program) -> None:
     views = {view["name"]: view for view in program.get("/api/models").json()["models"]}
     assert list(views) == ["Model", "Watched", "Logged", "Counted", "Secretive", "Broken"]
     assert set(views["Model"]) >= FIELDS
@@ -92,14 +81,21 @@ def test_models_are_told_with_the_names_that_scripts_rely_on(program: Program) -
     assert view["start_seconds"] > 0
 
 
-def test_a_model_is_found_and_steered_by_its_alias_slashes_and_all(program: Program) -> None:
+def test_aliases_are_entries_of_their_own_where_the_config_says_so(program: Program) -> None:
+    names = [entry["id"] for entry in program.get("/v1/models").json()["data"]]
+    assert {"Model", "org/model:7b", "Logged"} <= set(names)
+
+
+def test_a_model_is_found_and_controlled_by_its_alias_slashes_and_all(
+    program: Program,
+) -> None:
     assert program.get("/api/models/org/model:7b").json()["name"] == "Model"
     assert program.command("org/model:7b", "start")["state"] == "ready"
     assert "listening" in program.log("org/model:7b")
     assert program.command("org/model:7b", "stop")["state"] == "stopped"
 
 
-def test_a_failed_start_by_hand_is_told(program: Program) -> None:
+def test_a_failed_manual_start_is_reported(program: Program) -> None:
     view = program.command("Broken", "start")
     assert view["state"] == "failed"
     assert "exit code 4" in view["last_error"]
@@ -108,7 +104,7 @@ def test_a_failed_start_by_hand_is_told(program: Program) -> None:
 # --- logs -------------------------------------------------------------------------------
 
 
-def test_a_models_output_is_kept_and_its_last_lines_are_told(program: Program) -> None:
+def test_a_models_output_is_kept_and_its_last_lines_are_served(program: Program) -> None:
     assert program.ask("Logged", {"log": "first\nsecond ✓"}).status_code == 200
     response = program.get("/api/models/Logged/logs")
     assert response.headers["Content-Type"].startswith("text/plain")
@@ -157,9 +153,7 @@ def test_why_an_earlier_run_ended_can_be_read_later(program: Program) -> None:
 # --- events -----------------------------------------------------------------------------
 
 
-def test_a_page_is_told_of_every_model_and_then_of_each_change(
-    program: Program, gates: Path
-) -> None:
+def test_a_page_gets_every_model_and_then_each_change(program: Program, gates: Path) -> None:
     page = program.page("/api/events")
     first = page.until(lambda view: view["name"] == "Broken")
     assert len(first) == 6
@@ -174,7 +168,7 @@ def test_a_page_is_told_of_every_model_and_then_of_each_change(
     page.close()
 
 
-def test_a_page_sees_the_requests_under_way_and_how_fast_they_go(program: Program) -> None:
+def test_a_page_sees_the_requests_in_flight_and_their_throughput(program: Program) -> None:
     page = program.page("/api/events?only=requests,throughput", "requests", "throughput")
     page.until(lambda seen: seen == [])
     with program.held("Model") as answer:
@@ -191,8 +185,8 @@ def test_a_page_sees_the_requests_under_way_and_how_fast_they_go(program: Progra
         now = page.until(lambda seen: isinstance(seen, dict) and seen["in_flight"] == 1)[-1]
         assert now["models"]["Model"]["in_flight"] == 1
         page.until(lambda seen: isinstance(seen, dict) and seen["completion_tokens_per_second"] > 0)
-        under_way = program.get("/api/activity").json()["requests"]
-        assert [one["id"] for one in under_way] == [number]
+        active = program.get("/api/activity").json()["requests"]
+        assert [one["id"] for one in active] == [number]
     page.until(lambda seen: seen == [])
     assert sum(program.get("/api/activity").json()["history"]["completion_tokens"]) > 0
     page.close()
@@ -216,10 +210,10 @@ def test_the_programs_own_log_is_read_and_followed(program: Program) -> None:
 
 
 def test_a_stream_outlives_the_model_whose_log_it_was_to_show(program: Program) -> None:
-    page = program.page("/api/events?only=throughput&log=model/Gone", "lines", "throughput")
-    (line,) = page.until(lambda told: isinstance(told, list))[-1]
-    assert "'Gone' does not exist" in line
-    page.until(lambda told: isinstance(told, dict))  # all else goes on
+    page = program.page("/api/events?only=throughput&log=model/Missing", "lines", "throughput")
+    (line,) = page.until(lambda data: isinstance(data, list))[-1]
+    assert "'Missing' does not exist" in line
+    page.until(lambda data: isinstance(data, dict))  # all else goes on
     page.close()
 
 
@@ -229,7 +223,7 @@ def test_a_stream_that_cannot_be_is_refused(program: Program, query: str) -> Non
     assert (answer.status_code, error_of(answer)["code"]) == (400, "bad_parameter")
 
 
-def test_a_page_that_is_closed_gives_its_place_back_and_pages_never_take_all(
+def test_a_page_that_is_closed_releases_its_slot_and_pages_never_take_all(
     program: Program,
 ) -> None:
     for path in ("/api/events", "/api/models/Model/logs/stream"):
@@ -246,7 +240,7 @@ def test_a_page_that_is_closed_gives_its_place_back_and_pages_never_take_all(
 # --- config -----------------------------------------------------------------------------
 
 
-def test_the_config_is_told_without_its_secrets(program: Program) -> None:
+def test_the_config_is_served_without_its_secrets(program: Program) -> None:
     response = program.get("/api/config")
     assert response.status_code == 200
     for secret in ("hf-secret", "not-shown", "sk-in-argument", "sk-behind-argument"):
@@ -276,7 +270,7 @@ def samples(program: Program) -> dict[tuple[str, ...], float]:
     }
 
 
-def test_metrics_count_requests_and_tokens_and_tell_states(program: Program) -> None:
+def test_metrics_count_requests_and_tokens_and_report_states(program: Program) -> None:
     before = samples(program)
     for _ in range(3):
         assert program.ask("Counted").status_code == 200
@@ -306,36 +300,9 @@ def test_metrics_count_requests_and_tokens_and_tell_states(program: Program) -> 
     assert "Nobody" not in program.get("/metrics").text
 
 
-def test_a_client_that_leaves_is_counted_as_such(program: Program) -> None:
+def test_a_client_that_disconnects_is_counted_as_such(program: Program) -> None:
     before = samples(program).get(("llm_manager_requests_total", "Counted", "499"), 0)
     with program.held("Counted"):
         pass
     key = ("llm_manager_requests_total", "Counted", "499")
     eventually(lambda: samples(program).get(key, 0) == before + 1)
-
-
-# --- plugins ----------------------------------------------------------------------------
-
-
-def test_a_mode_from_the_plugin_folder_is_served_and_a_broken_plugin_is_only_named(
-    launch: Launch, tmp_path: Path
-) -> None:
-    folder = tmp_path / "interfaces"
-    folder.mkdir()
-    (folder / "speech.py").write_text(PLUGIN, encoding="utf-8")
-    (folder / "broken.py").write_text("def mode(:", encoding="utf-8")
-    (folder / "raising.py").write_text("raise RuntimeError('no luck')", encoding="utf-8")
-    (folder / "leaving.py").write_text("import sys; sys.exit(3)", encoding="utf-8")
-    (folder / "_helper.py").write_text("raise RuntimeError('never read')", encoding="utf-8")
-    models = {"Speaker": plain(mode="Speech"), "Model": fake()}
-    program = launch(models, interface_plugin_dir=str(folder))
-    program.may_log_tracebacks = True
-    for name in ("broken.py", "raising.py", "leaving.py"):
-        assert name in program.output
-    assert "never read" not in program.output
-
-    answer = program.post("/v1/audio/speech", {"model": "Speaker", "input": "hello"})
-    assert answer.json()["asked"] == {"model": "Speaker", "input": "hello"}
-    assert program.model("Speaker")["mode"] == "Speech"
-    assert program.ask("Model").status_code == 200
-    assert "/v1/audio/speech" in error_of(program.ask("Speaker"))["message"]

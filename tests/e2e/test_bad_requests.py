@@ -1,4 +1,4 @@
-"""What a client does wrong: it is told what and how to mend it, and nobody else notices."""
+"""Faulty requests: each gets an error that says how to fix it, and no other client notices."""
 
 from __future__ import annotations
 
@@ -179,8 +179,8 @@ def test_a_header_bomb_is_refused_and_the_client_can_read_it(
 
 
 def test_what_is_not_http_is_refused(program: Program) -> None:
-    for rubbish in (b"\x16\x03\x01\x02\x00\x01 hello\r\n\r\n", b"hello\r\n\r\n"):
-        status, answer = read_answer(program.raw(rubbish))
+    for data in (b"\x16\x03\x01\x02\x00\x01 hello\r\n\r\n", b"hello\r\n\r\n"):
+        status, answer = read_answer(program.raw(data))
         assert status == 400
         assert json.loads(answer)["error"]["message"]
 
@@ -195,17 +195,17 @@ def test_an_unreadable_length_is_refused(program: Program) -> None:
 # --- paths and calls --------------------------------------------------------------------
 
 
-def test_an_unknown_path_is_told_in_the_shape_of_all_errors(program: Program) -> None:
+def test_an_unknown_path_is_an_error_of_the_usual_shape(program: Program) -> None:
     for path in ("/v1/chat/completion", "/nothing", "/api/nothing", "/v1/../etc/passwd"):
         answer = program.get(path)
         assert answer.status_code == 404
         assert error_of(answer)["code"] == "not_found"
-    for path in ("/v1/nothing", "/api/nothing"):  # also to who would rather have a page
+    for path in ("/v1/nothing", "/api/nothing"):  # also to a client that prefers a page
         answer = program.get(path, headers={"Accept": "text/html"})
         assert (answer.status_code, error_of(answer)["code"]) == (404, "not_found")
 
 
-def test_a_wrong_method_is_told_with_the_right_ones(program: Program) -> None:
+def test_a_wrong_method_is_an_error_that_names_the_right_ones(program: Program) -> None:
     answer = program.get(CHAT)
     assert answer.status_code == 405
     assert error_of(answer)["code"] == "method_not_allowed"

@@ -1,4 +1,4 @@
-"""The first minutes with the program: check a config, start it, ask it things."""
+"""The first minutes with the program: check a config, start it, send it requests."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def client(program: Program) -> Iterator[openai.OpenAI]:
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """The program where it ends by itself."""
+    """Runs the program where it ends by itself."""
     command = [sys.executable, str(ROOT / "wsgi.py"), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
@@ -56,13 +56,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 # --- the command line -------------------------------------------------------------------
 
 
-def test_check_says_that_a_good_config_has_no_problems(program: Program) -> None:
-    done = run("--config", program.config, "--check")
-    assert done.returncode == 0, done.stderr
-    assert "6 models, no problems" in done.stdout
-
-
-def test_check_names_what_is_odd_and_is_content(tmp_path: Path) -> None:
+def test_check_warns_of_what_is_odd_and_succeeds(tmp_path: Path) -> None:
     text = "program:\n  queue: redis://:hunter2@cache:6379/0\nLocal-Models:\n"
     (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
     done = run("--config", tmp_path / "config.yaml", "--check")
@@ -72,13 +66,10 @@ def test_check_names_what_is_odd_and_is_content(tmp_path: Path) -> None:
     assert "hunter2" not in done.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--check"], ["--port", "0"]])
-def test_a_bad_config_is_refused_with_every_problem_and_its_line(
-    tmp_path: Path, arguments: list[str]
-) -> None:
+def test_a_bad_config_is_refused_with_every_problem_and_its_line(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(BAD_CONFIG, encoding="utf-8")
     data = tmp_path / "data"
-    done = run("--config", tmp_path / "config.yaml", "--data-dir", data, *arguments)
+    done = run("--config", tmp_path / "config.yaml", "--data-dir", data, "--port", "0")
     assert done.returncode == 1
     assert "config.yaml:2: " in done.stderr
     assert "port" in done.stderr.splitlines()[0]
@@ -88,12 +79,7 @@ def test_a_bad_config_is_refused_with_every_problem_and_its_line(
     assert not data.exists()
 
 
-@pytest.mark.parametrize("content", [None, "", "- a\n- b\n", "program:\n\tport: 1\n"])
-def test_a_config_that_is_missing_or_empty_or_no_mapping_or_has_a_tab_is_named(
-    tmp_path: Path, content: str | None
-) -> None:
-    if content is not None:
-        (tmp_path / "config.yaml").write_text(content, encoding="utf-8")
+def test_check_fails_for_a_config_that_is_missing(tmp_path: Path) -> None:
     done = run("--config", tmp_path / "config.yaml", "--check")
     assert done.returncode == 1
     assert done.stderr.startswith("config.yaml:")
@@ -156,12 +142,6 @@ def test_models_are_listed_once_with_their_aliases_and_without_the_unlisted(
     assert names == ["Talker", "Writer", "Vectors", "Judge", "Broken"]
     assert listed["data"][0]["object"] == "model"
     assert listed["data"][0]["aliases"] == ["gpt", "org/talker:7b"]
-
-
-def test_aliases_are_entries_of_their_own_where_the_config_says_so(launch: Launch) -> None:
-    program = launch(MODELS, list_aliases=True)
-    names = [entry["id"] for entry in program.get("/v1/models").json()["data"]]
-    assert set(names) == {"Talker", "gpt", "org/talker:7b", "Writer", "Vectors", "Judge", "Broken"}
 
 
 @pytest.mark.parametrize("name", ["Talker", "gpt", "org/talker:7b", "Hidden"])
@@ -244,8 +224,8 @@ def test_the_sdk_chats(client: openai.OpenAI) -> None:
 def test_the_sdk_streams_a_chat(client: openai.OpenAI) -> None:
     messages = [{"role": "user", "content": "Hi"}]
     stream = client.chat.completions.create(model="Talker", messages=messages, stream=True)
-    said = [chunk.choices[0].delta.content or "" for chunk in stream]
-    assert "".join(said) == " token0 token1 token2"
+    text = [chunk.choices[0].delta.content or "" for chunk in stream]
+    assert "".join(text) == " token0 token1 token2"
 
 
 def test_the_sdk_completes_and_embeds_and_lists(client: openai.OpenAI) -> None:

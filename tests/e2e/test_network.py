@@ -1,5 +1,5 @@
-"""Two hosts on one wire: what the other one may do with a program as it is shipped, and with one
-that is opened to the network and nothing else."""
+"""Two hosts on one link: what the other one may do with a program as it is shipped, and with one
+that listens on the network and nothing else."""
 
 from __future__ import annotations
 
@@ -21,18 +21,23 @@ OURS, OTHERS = "10.213.77.1", "10.213.77.2"
 
 ASK = """
 import json, sys, urllib.error, urllib.request
-address, method, body, headers = json.loads(sys.argv[1])
-data = None if body is None else json.dumps(body).encode()
-request = urllib.request.Request(address, data, headers, method=method)
 opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-try:
-    with opener.open(request, timeout=20) as answer:
-        print(json.dumps([answer.status, answer.read().decode()]))
-except urllib.error.HTTPError as error:
-    print(json.dumps([error.code, error.read().decode()]))
-except OSError as error:
-    print(json.dumps([0, str(error)]))
+answers = []
+for method, address, body, headers in json.loads(sys.argv[1]):
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(address, data, headers, method=method)
+    try:
+        with opener.open(request, timeout=20) as answer:
+            answers.append([answer.status, answer.read().decode()])
+    except urllib.error.HTTPError as error:
+        answers.append([error.code, error.read().decode()])
+    except OSError as error:
+        answers.append([0, str(error)])
+print(json.dumps(answers))
 """
+
+Sent = tuple[str, str, Any, dict[str, str]]
+"""Method, path, JSON body and headers of a request."""
 
 
 def run(*command: str) -> str:
@@ -56,8 +61,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-class Wire:
-    """Two network namespaces with a cable between them."""
+class Link:
+    """Two network namespaces with a link between them."""
 
     def __init__(self) -> None:
         self.port = 0  # that the program listens on
@@ -75,38 +80,43 @@ class Wire:
 
     def remove(self) -> None:
         for name in (self.ours, self.other):
-            run("ip", "netns", "del", name)  # the cable goes with its ends
+            run("ip", "netns", "del", name)  # the link goes with its ends
 
-    def ask(
-        self,
-        path: str,
-        method: str = "GET",
-        body: Any = None,
-        *,
-        here: bool = False,
-        **headers: str,
-    ) -> tuple[int, str]:
-        """Status and text of what is answered to the other host, or to ours; 0 where nothing is."""
+    def ask(self, *requests: Sent, here: bool = False) -> list[tuple[int, str]]:
+        """Status and text of each answer to the other host, or to ours; 0 where there is none."""
         host, address = (self.ours, "127.0.0.1") if here else (self.other, OURS)
-        if body is not None:
-            headers["Content-Type"] = "application/json"
-        asked = json.dumps([f"http://{address}:{self.port}{path}", method, body, headers])
-        said = run("ip", "netns", "exec", host, sys.executable, "-c", ASK, asked)
-        status, text = json.loads(said)
-        return status, text
+        sent = [
+            (method, f"http://{address}:{self.port}{path}", body, headers)
+            for method, path, body, headers in requests
+        ]
+        arguments = [sys.executable, "-c", ASK, json.dumps(sent)]
+        answers = json.loads(run("ip", "netns", "exec", host, *arguments))
+        return [(status, text) for status, text in answers]
+
+
+def get(path: str, **headers: str) -> Sent:
+    return "GET", path, None, headers
+
+
+def post(path: str, body: Any, **headers: str) -> Sent:
+    return "POST", path, body, {"Content-Type": "application/json", **headers}
+
+
+def bearer(secret: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {secret}"}
 
 
 @pytest.fixture
-def wire() -> Iterator[Wire]:
-    wire = Wire()
-    yield wire
-    wire.remove()
+def link() -> Iterator[Link]:
+    link = Link()
+    yield link
+    link.remove()
 
 
-def start(launch: Launch, wire: Wire, **settings: Any) -> Program:
-    wrapper = ["ip", "netns", "exec", wire.ours]
+def start(launch: Launch, link: Link, **settings: Any) -> Program:
+    wrapper = ["ip", "netns", "exec", link.ours]
     program = launch({"Model": fake()}, wrapper=wrapper, **settings)
-    wire.port = program.port
+    link.port = program.port
     return program
 
 
@@ -114,51 +124,55 @@ PAGES = ("/", "/models", "/settings", "/setup")
 CALLS = ("/api/models", "/api/config", "/api/keys", "/metrics")
 
 
-def test_as_it_is_shipped_no_other_host_reaches_it(launch: Launch, wire: Wire) -> None:
-    start(launch, wire)
-    for path in ("/health", "/v1/models", *PAGES, *CALLS):
-        status, why = wire.ask(path)
-        assert (status, "refused" in why) == (0, True)
-        assert wire.ask(path, here=True)[0] == (403 if path == "/setup" else 200)
+def test_as_it_is_shipped_no_other_host_reaches_it(launch: Launch, link: Link) -> None:
+    start(launch, link)
+    paths = ("/health", "/v1/models", *PAGES, *CALLS)
+    for status, error in link.ask(*map(get, paths)):
+        assert (status, "refused" in error) == (0, True)
+    local = [status for status, _ in link.ask(*map(get, paths), here=True)]
+    assert local == [403 if path == "/setup" else 200 for path in paths]
 
 
-def test_opened_to_the_network_models_answer_and_all_else_says_what_to_do(
-    launch: Launch, wire: Wire
+def test_on_the_network_models_answer_and_the_rest_takes_credentials(
+    launch: Launch, link: Link
 ) -> None:
-    program = start(launch, wire, host="0.0.0.0")
-    status, text = wire.ask(CHAT, "POST", chat("Model"))
-    assert (status, "token0" in text) == (200, True)
-    assert wire.ask("/v1/models")[0] == wire.ask("/health")[0] == 200
-    for path in (*PAGES, *CALLS):
-        status, text = wire.ask(path)
+    program = start(launch, link, host="0.0.0.0")
+    chatting = post(CHAT, chat("Model"))
+    answer, *others = link.ask(chatting, get("/v1/models"), get("/health"))
+    assert (answer[0], "token0" in answer[1]) == (200, True)
+    assert [status for status, _ in others] == [200, 200]
+    for status, text in link.ask(*map(get, (*PAGES, *CALLS))):
         assert status == 403
         assert "No password is set yet" in text
         assert "llm-manager open" in text
-    for path in ("/api/models/Model/stop", "/api/keys", "/api/config/reload"):
-        status, text = wire.ask(path, "POST", {})
+    changes = ("/api/models/Model/stop", "/api/keys", "/api/config/reload")
+    for status, text in link.ask(*(post(path, {}) for path in changes)):
         assert (status, "no_password_yet" in text) == (403, True)
     # What the other host writes into its request changes nothing.
-    for name in ("X-Forwarded-For", "X-Real-IP", "Forwarded", "Host"):
-        assert wire.ask("/api/models", **{name: "127.0.0.1"})[0] == 403
-    assert wire.ask("/api/models", here=True)[0] == 200
-    # All of it is said at the start.
+    names = ("X-Forwarded-For", "X-Real-IP", "Forwarded", "Host")
+    forged = [get("/api/models", **{name: "127.0.0.1"}) for name in names]
+    assert [status for status, _ in link.ask(*forged)] == [403] * len(names)
+    # All of it is in the output of the start.
     assert "no API key is asked for" in program.output
     assert "there is no account" in program.output
 
-
-def test_with_a_password_and_a_key_the_other_host_does_what_it_may(
-    launch: Launch, wire: Wire
-) -> None:
-    program = start(launch, wire, host="0.0.0.0")
-    owner = {"Authorization": f"Bearer {program.local_token}"}
-    assert wire.ask("/api/keys", "POST", {"name": "ann"}, here=True)[0] == 401
-    _, made = wire.ask("/api/keys", "POST", {"name": "ann"}, here=True, **owner)
-    key = {"Authorization": f"Bearer {json.loads(made)['secret']}"}
-    _, made = wire.ask("/api/tokens", "POST", {"name": "ops", "role": "admin"}, here=True, **owner)
-    token = {"Authorization": f"Bearer {json.loads(made)['secret']}"}
-    assert wire.ask(CHAT, "POST", chat("Model"))[0] == 401
-    assert wire.ask(CHAT, "POST", chat("Model"), **key)[0] == 200
-    assert wire.ask("/api/models", **key)[0] == 401
-    assert wire.ask("/api/models", **token)[0] == 200
-    status, text = wire.ask("/api/config/text", **token)
-    assert (status, "config_locked" in text) == (403, True)
+    owner = bearer(program.local_token)
+    read, refused, key, token = link.ask(
+        get("/api/models"),
+        post("/api/keys", {"name": "ann"}),
+        post("/api/keys", {"name": "ann"}, **owner),
+        post("/api/tokens", {"name": "ops", "role": "admin"}, **owner),
+        here=True,
+    )
+    assert (read[0], refused[0]) == (200, 401)
+    with_key = bearer(json.loads(key[1])["secret"])
+    with_token = bearer(json.loads(token[1])["secret"])
+    *statuses, locked = link.ask(
+        chatting,
+        post(CHAT, chat("Model"), **with_key),
+        get("/api/models", **with_key),
+        get("/api/models", **with_token),
+        get("/api/config/text", **with_token),
+    )
+    assert [status for status, _ in statuses] == [401, 200, 401, 200]
+    assert (locked[0], "config_locked" in locked[1]) == (403, True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 from urllib.parse import urljoin
 
 import pytest
@@ -67,6 +67,16 @@ def get(program: Program, path: str, **headers: str) -> requests.Response:
     return answer
 
 
+@functools.cache
+def imports(program: Program, path: str) -> set[str]:
+    """The addresses of the files that a file imports; a file never changes under its address."""
+    if not path.endswith((".js", ".css")):
+        return set()
+    names = (_IMPORT if path.endswith(".js") else _URL).findall(get(program, path).text)
+    return {urljoin(path, name) for name in names}
+
+
+@functools.cache
 def loaded(program: Program, page: str) -> set[str]:
     """The addresses of all files that a page loads, those that these import as well."""
     found: set[str] = set()
@@ -74,10 +84,22 @@ def loaded(program: Program, page: str) -> set[str]:
     while wanted:
         path = wanted.pop()
         found.add(path)
-        if path.endswith((".js", ".css")):
-            names = (_IMPORT if path.endswith(".js") else _URL).findall(get(program, path).text)
-            wanted |= {urljoin(path, name) for name in names} - found
+        wanted |= imports(program, path) - found
     return found
+
+
+@functools.cache
+def checked_size(program: Program, path: str) -> int:
+    """Bytes of a file over the wire, once it is known to be kept, packed and the same unpacked."""
+    plain = get(program, path, **{"Accept-Encoding": "identity"})
+    assert "Content-Encoding" not in plain.headers
+    assert plain.headers["Cache-Control"] == "public, max-age=31536000, immutable"
+    assert plain.headers["X-Content-Type-Options"] == "nosniff"
+    packed = get(program, path, **{"Accept-Encoding": "gzip"})
+    assert packed.headers["Content-Encoding"] == "gzip", path
+    assert packed.headers["Vary"] == "Accept-Encoding"
+    assert packed.content == plain.content
+    return int(packed.headers["Content-Length"])
 
 
 # --- what they are made of ----------------------------------------------------------------
@@ -98,30 +120,15 @@ def test_a_page_runs_nothing_but_files_of_ours(program: Program, page: str) -> N
 
 
 @pytest.mark.parametrize("page", pages())
-def test_all_that_a_page_loads_is_there_is_ours_and_is_kept_for_ever(
+def test_all_that_a_page_loads_is_its_own_kept_for_ever_and_light(
     program: Program, page: str
 ) -> None:
     paths = loaded(program, page)
     assert any(path.endswith("/core.js") for path in paths)
-    for path in paths:
-        assert path.startswith("/static/"), path
-        plain = get(program, path, **{"Accept-Encoding": "identity"})
-        assert "Content-Encoding" not in plain.headers
-        assert plain.headers["Cache-Control"] == "public, max-age=31536000, immutable"
-        assert plain.headers["X-Content-Type-Options"] == "nosniff"
-        packed = get(program, path, **{"Accept-Encoding": "gzip"})
-        assert packed.headers["Content-Encoding"] == "gzip", path
-        assert packed.headers["Vary"] == "Accept-Encoding"
-        assert packed.content == plain.content
-
-
-@pytest.mark.parametrize("page", pages())
-def test_a_page_and_its_files_are_light(program: Program, page: str) -> None:
-    sizes = {
-        path: int(get(program, path, **{"Accept-Encoding": "gzip"}).headers["Content-Length"])
-        for path in {address(page), *loaded(program, page)}
-    }
-    assert sum(sizes.values()) <= WEIGHT, sizes
+    assert all(path.startswith("/static/") for path in paths), paths
+    sizes = {path: checked_size(program, path) for path in paths}
+    text = get(program, address(page), **{"Accept-Encoding": "gzip"})
+    assert sum(sizes.values()) + int(text.headers["Content-Length"]) <= WEIGHT, sizes
 
 
 def test_files_of_another_version_are_not_served_under_this_ones_address(program: Program) -> None:
@@ -152,7 +159,7 @@ def test_a_file_that_has_changed_has_another_address(
 
 
 @pytest.mark.parametrize("page", pages())
-def test_a_page_tells_no_secret(program: Program, page: str) -> None:
+def test_a_page_has_no_secret(program: Program, page: str) -> None:
     assert not [secret for secret in SECRETS if secret in get(program, address(page)).text]
 
 
@@ -279,7 +286,7 @@ def test_a_page_is_in_the_language_that_the_browser_asks_for(
     assert f'<html lang="{language}"' in page.text
 
 
-def test_who_comes_with_a_browser_is_told_of_a_wrong_address_on_a_page(program: Program) -> None:
+def test_a_browser_gets_a_page_for_a_wrong_address(program: Program) -> None:
     page = program.get("/nothing/<b>here</b>", headers=HTML)
     assert page.status_code == 404
     assert page.headers["Content-Type"] == "text/html; charset=utf-8"
@@ -292,65 +299,53 @@ def test_who_comes_with_a_browser_is_told_of_a_wrong_address_on_a_page(program: 
         assert path in error_of(answer)["message"]
 
 
-def test_what_models_answer_is_handed_on_with_no_policy_of_ours(program: Program) -> None:
+def test_a_models_answer_is_passed_on_without_the_pages_policy(program: Program) -> None:
     answer = program.ask("Model")
     assert answer.status_code == 200
     assert "Content-Security-Policy" not in answer.headers
     assert "Set-Cookie" not in answer.headers
 
 
-def test_a_stream_with_nothing_to_tell_begins_at_once(program: Program) -> None:
+def test_a_stream_with_nothing_to_send_begins_at_once(program: Program) -> None:
     # Else a page with an empty log would not be live until the first sign of life, at 15 s.
     with program.get("/api/events?only=", stream=True, timeout=7) as answer:
         assert answer.status_code == 200
 
 
-# --- what they tell of who may come in ----------------------------------------------------
+# --- their warnings of open access -------------------------------------------------------
 
 OPEN_HERE = "Every program on this machine may use the models"
 OPEN_TO_ALL = "Everybody who reaches this machine may use the models"
 NO_ACCOUNT = "There is no account yet"
 
 
-def told(program: Program, page: str = "models") -> set[str]:
-    """What a page tells of who may come in, without a script."""
+def warnings(program: Program, page: str = "models") -> set[str]:
+    """A page's warnings of open access, without a script."""
     text = get(program, address(page)).text
-    return {said for said in (OPEN_HERE, OPEN_TO_ALL, NO_ACCOUNT) if said in text}
+    return {warning for warning in (OPEN_HERE, OPEN_TO_ALL, NO_ACCOUNT) if warning in text}
 
 
 @pytest.mark.parametrize("page", pages())
 def test_a_page_says_that_no_key_and_no_password_are_asked_for(program: Program, page: str) -> None:
-    assert told(program, page) == {OPEN_HERE, NO_ACCOUNT}
+    assert warnings(program, page) == {OPEN_HERE, NO_ACCOUNT}
     text = get(program, address(page)).text
     assert 'href="/keys"' in text
     assert 'href="/setup"' in text
     assert "You may look at everything here" not in text
 
 
-@pytest.mark.parametrize(
-    ("arguments", "settings"),
-    [
-        (("--host", "0.0.0.0"), {}),
-        ((), {"host": "0.0.0.0"}),
-    ],
-)
-def test_a_page_warns_where_others_reach_the_models(
-    launch: Launch, arguments: tuple[str, ...], settings: dict[str, Any]
+def test_a_page_warns_where_others_reach_the_models_until_keys_and_a_password_are_asked_for(
+    launch: Launch,
 ) -> None:
-    program = launch({}, arguments=arguments, **settings)
-    assert told(program) == {OPEN_TO_ALL, NO_ACCOUNT}
-
-
-def test_a_page_is_silent_once_keys_and_a_password_are_asked_for(launch: Launch) -> None:
-    program = launch({}, arguments=("--host", "127.0.0.1"), host="0.0.0.0")
-    assert told(program) == {OPEN_HERE, NO_ACCOUNT}
+    program = launch({}, arguments=("--host", "0.0.0.0"))
+    assert warnings(program) == {OPEN_TO_ALL, NO_ACCOUNT}
     program.add_key("first")
-    assert told(program) == {NO_ACCOUNT}
+    assert warnings(program) == {NO_ACCOUNT}
     program.add_account("admin")
-    assert told(program) == set()
+    assert warnings(program) == set()
 
 
-def test_pages_leads_to_every_other(program: Program) -> None:
+def test_every_page_links_to_every_other(program: Program) -> None:
     for page in pages():
         text = get(program, address(page)).text
         assert all(f'href="{address(other)}"' in text for other in pages())

@@ -1,4 +1,5 @@
-"""A request's row: on the disk when its client has the last byte, and sane whatever was said."""
+"""A request's row: on the disk when its client has the last byte, and sane whatever the model's
+server reports."""
 
 from __future__ import annotations
 
@@ -112,7 +113,7 @@ def says_why(answer: bytes) -> bool:
 
 
 def id_in(answer: bytes) -> str:
-    """The id that an answer's head tells."""
+    """The id in an answer's head."""
     (number,) = re.findall(rf"(?im)^{ID}: ([0-9a-f-]+)\r$", answer.decode("latin-1"))
     return str(number)
 
@@ -171,7 +172,7 @@ CASES = {
 
 
 def read_to_the_last_byte(program: Program, case: Case) -> str:
-    """Asks, and returns the id that the answer tells as soon as it is whole."""
+    """Sends the request, and returns the answer's id as soon as it is whole."""
     answer = b""
     with program.raw(raw_post(case.path, case.body)) as connection:
         while not case.is_whole(answer):
@@ -231,26 +232,26 @@ def test_a_row_outlives_a_kill_at_the_last_byte(launch: Launch) -> None:
     assert len(query(program.usage_db, "SELECT 1 FROM requests")) == len(CASES) + 1
 
 
-def test_a_client_that_leaves_pays_for_what_had_come(program: Program) -> None:
+def test_a_client_that_disconnects_pays_for_what_had_come(program: Program) -> None:
     numbers = []
-    for leave in (socket.socket.close, reset):
+    for disconnect in (socket.socket.close, reset):
         connection = program.raw_chat("Model", ENDLESS, stream=True)
         answer = b""
         while answer.count(b"data: {") < 3:
             answer += connection.recv(65536)
-        leave(connection)
+        disconnect(connection)
         numbers.append(id_in(answer))
     for number in numbers:
         row = priced_row(program, number)
         assert (row["status"], row["streamed"], row["estimated"]) == (499, 1, 1)
-        assert row["error"] == "the client left"
+        assert row["error"] == "the client disconnected"
         assert 3 <= row["completion_tokens"] < ENDLESS["chunks"]
         assert row["prompt_tokens"] > 0  # which the model has read
         cost = row["prompt_tokens"] * INPUT + row["completion_tokens"] * OUTPUT
         assert row["cost"] == cost // PER_MILLION
 
 
-# --- what the model's server says of its tokens ------------------------------------------
+# --- what the model's server reports of its tokens ---------------------------------------
 
 
 def said(**usage: Any) -> dict[str, str]:
@@ -286,7 +287,7 @@ COUNTS: list[tuple[dict[str, Any], tuple[int, int, int]]] = [
 ]
 
 
-def test_whatever_a_server_says_of_its_tokens_the_row_and_its_cost_are_sane(
+def test_whatever_a_server_reports_of_its_tokens_the_row_and_its_cost_are_sane(
     program: Program,
 ) -> None:
     total, prompts, numbers, bodies = 0, 0, [], []
@@ -359,8 +360,8 @@ def test_a_model_of_any_name_is_metered_billed_and_no_formula(program: Program) 
     header, *rows = table_of(bill.content)
     of_model = {row[1]: dict(zip(header, row, strict=True)) for row in rows}
     for name in NAMES:
-        line = of_model[shown[name]]
-        assert (line["date"], line["requests"], line["cost"]) == (day, "1", "0.000023")
+        row = of_model[shown[name]]
+        assert (row["date"], row["requests"], row["cost"]) == (day, "1", "0.000023")
     grouped = program.get("/api/usage/summary", params={"group": "model", "format": "csv"})
     header, *rows = table_of(grouped.content)
     assert set(shown.values()) <= {row[header.index("model")] for row in rows}

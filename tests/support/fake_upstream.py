@@ -1,10 +1,10 @@
-"""A model server that behaves, or misbehaves, as a test tells it.
+"""A model server that behaves, or misbehaves, as a test asks for.
 
     PORT=9001 python tests/support/fake_upstream.py [--mode Chat] [--boot 2] ...
 
 Flags say how it lives. The field `"fake": {...}` of a request's body says how that one request
 is answered; its keys are the fields of `Fake`. Without one it answers as a real server does.
-`GET /stats` tells what it has seen.
+`GET /stats` reports what it has seen.
 """
 
 from __future__ import annotations
@@ -272,7 +272,7 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             self.server.requests.append(self.seen(raw[:KEPT_BYTES]))
         if len(raw) < length:
-            raise ConnectionAbortedError("the client has gone away")
+            raise ConnectionAbortedError("the client disconnected")
         return raw
 
     def seen(self, raw: bytes) -> dict[str, Any]:
@@ -393,8 +393,8 @@ class Handler(BaseHTTPRequestHandler):
             if not readable.poll(min(left, 1.0) * 1000):
                 continue
             if not self.connection.recv(1, socket.MSG_PEEK):
-                raise ConnectionAbortedError("the client has gone away")
-            time.sleep(min(left, 0.02))  # it has sent its next request: look again now and then
+                raise ConnectionAbortedError("the client disconnected")
+            time.sleep(min(left, 0.02))  # it has sent its next request: poll again now and then
 
 
 def detach(daemonize: bool) -> None:
@@ -440,7 +440,7 @@ def boot(seconds: float, takes: list[int]) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="A model server that does as a test tells it.")
+    parser = argparse.ArgumentParser(description="A model server that does as a test asks.")
     add = parser.add_argument
     add("--port", type=int, default=os.environ.get("PORT"), help="default: $PORT")
     add("--mode", choices=MODES, default="Chat")

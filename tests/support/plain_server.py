@@ -1,5 +1,4 @@
-"""A model server of no known mode: it answers any POST. With --silent it answers none, with
---deaf it answers one and then listens no more."""
+"""A model server of no known mode: it answers any POST. With --silent it answers none."""
 
 from __future__ import annotations
 
@@ -21,10 +20,6 @@ class Handler(BaseHTTPRequestHandler):
         print(f"asked at {self.path}", flush=True)
         if "--silent" in sys.argv:
             threading.Event().wait()
-        if "--deaf" in sys.argv:
-            self.server.shutdown()
-            self.server.server_close()
-            self.close_connection = True
         self.answer({"path": self.path, "asked": json.loads(body)})
 
     def answer(self, content: object) -> None:
@@ -38,4 +33,3 @@ class Handler(BaseHTTPRequestHandler):
 
 if __name__ == "__main__":
     ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
-    threading.Event().wait()

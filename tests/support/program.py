@@ -1,4 +1,4 @@
-"""Runs the program, asks it things, and sees that it leaves nothing behind."""
+"""Runs the program, sends it requests, and checks that it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -40,8 +40,9 @@ NOBODY = {"Authorization": None}
 PLACES = 4  # for requests, of which pages may hold one
 FEW_THREADS = 32 + PLACES
 
-# The program's own mark on every process of a model, and ours, which tells our programs from
-# others that run at the same time. (Models inherit nothing that begins like the first.)
+# The program's own mark on every process of a model, and the tests', which distinguishes their
+# programs from others that run at the same time. (A model inherits nothing that begins like the
+# first.)
 RUN = "LLM_MANAGER_RUN"
 MARK = "TEST_OF_LLM_MANAGER"
 SECRET = re.compile(rb"[st]k-llm-[\w-]{20,}")
@@ -156,7 +157,7 @@ def frozen(pid: int) -> Iterator[None]:
 
 
 def chat(model: str, fake: dict[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
-    """A body for the chat endpoint; `fake` tells the fake upstream how to answer it."""
+    """A body for the chat endpoint; `fake` is how the fake upstream is to answer it."""
     body = {"model": model, "messages": [{"role": "user", "content": "Hi"}], **fields}
     return body | ({"fake": fake} if fake else {})
 
@@ -280,7 +281,7 @@ class Program:
         self.ends_well()
 
     def ends_well(self) -> None:
-        """Waits for the end of a program that was told to end."""
+        """Waits for the end of a program that was asked to end."""
         assert self.process.wait(PATIENCE * 2) == 0, self.output
         assert self.processes() == []
 
@@ -387,21 +388,21 @@ class Program:
 
     @contextlib.contextmanager
     def held(self, model: str) -> Iterator[requests.Response]:
-        """A streamed answer that goes on until the block ends, and then is left."""
+        """A streamed answer that goes on until the block ends, and is then disconnected."""
         endless = {"chunks": 5000, "interval": 0.1}
-        with self._with_a_place(lambda: self.ask(model, endless, stream=True)) as answer:
+        with self._with_a_slot(lambda: self.ask(model, endless, stream=True)) as answer:
             pieces = answer.iter_content(1)  # dropping it would close the connection
             next(pieces)
             yield answer
 
     def page(self, path: str, *kinds: str) -> Page:
         """A stream of server-sent events; without ``kinds`` those of models and of log lines."""
-        answer = self._with_a_place(lambda: self.get(path, stream=True))
+        answer = self._with_a_slot(lambda: self.get(path, stream=True))
         return Page(answer, kinds or ("model", "line"))
 
-    def _with_a_place(self, ask: Callable[[], requests.Response]) -> requests.Response:
-        """An answer, once there is a place for it: that of an answer that a client has just
-        read or left is given back a moment later."""
+    def _with_a_slot(self, ask: Callable[[], requests.Response]) -> requests.Response:
+        """An answer, once there is a slot for it: that of an answer that a client has just
+        read or left is released a moment later."""
 
         def answer() -> requests.Response | None:
             response = ask()
@@ -425,7 +426,7 @@ class Program:
         """A connection on which a whole chat has been asked for."""
         return self.raw(raw_post(CHAT, json.dumps(chat(model, fake, **fields)).encode()))
 
-    # --- who may come in ----------------------------------------------------------------
+    # --- authorization ------------------------------------------------------------------
 
     def add_account(self, name: str, role: str = "admin") -> None:
         """One with `PASSWORD`."""
@@ -491,7 +492,7 @@ class Program:
         return psutil.Process(self.model(name)["pid"]).environ()
 
     def visible(self, name: str) -> str | None:
-        """The cards that the model's server was told to use."""
+        """The cards that the model's server may use."""
         return self.environment(name).get("CUDA_VISIBLE_DEVICES")
 
     def devices(self) -> dict[str, dict[str, Any]]:
@@ -518,7 +519,7 @@ class Program:
 
 
 def raw_post(path: str, body: bytes, *headers: str, length: int | None = None) -> bytes:
-    """The bytes of a request; `length` is the one to tell where it is not the body's."""
+    """The bytes of a request; `length` is the one to declare where it is not the body's."""
     lines = [f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json"]
     lines += [f"Content-Length: {len(body) if length is None else length}", *headers, "", ""]
     return "\r\n".join(lines).encode() + body

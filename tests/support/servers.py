@@ -100,7 +100,7 @@ class RawServer:
         try:
             self._script(peer)
         except ConnectionError:
-            pass  # the client has gone, as many tests want it
+            pass  # the client disconnected, as in many tests
         except Exception as fault:  # noqa: BLE001 - shown at the test's end
             self.faults.append(fault)
         finally:

@@ -81,7 +81,7 @@ def test_the_usage_of_an_embedding_has_no_completion() -> None:
     )
 
 
-def test_a_reranker_that_only_tells_a_total_has_taken_that_as_its_prompt() -> None:
+def test_a_reranker_that_only_reports_a_total_has_taken_that_as_its_prompt() -> None:
     assert tokens.from_answer({"usage": {"total_tokens": 31}}) == TokenUsage(31, 0, 0)
 
 
@@ -90,7 +90,7 @@ def test_llama_cpp_timings_count_the_cache_beside_what_was_computed() -> None:
     assert tokens.from_answer(answer) == TokenUsage(100, 90, 5)
 
 
-def test_llama_cpp_timings_add_the_cached_tokens_that_its_usage_does_not_tell() -> None:
+def test_llama_cpp_timings_add_the_cached_tokens_that_its_usage_does_not_report() -> None:
     answer = {
         "usage": {"prompt_tokens": 100, "completion_tokens": 5},
         "timings": {"prompt_n": 10, "cache_n": 90, "predicted_n": 5},
@@ -115,7 +115,7 @@ def test_the_first_event_of_an_anthropic_stream_has_its_usage_in_the_message() -
     assert tokens.from_answer(start) == TokenUsage(12, 0, 0)
 
 
-def test_an_anthropic_stream_tells_its_prompt_first_and_its_completion_last() -> None:
+def test_an_anthropic_stream_reports_its_prompt_first_and_its_completion_last() -> None:
     first, last = TokenUsage(100, 60, 1), TokenUsage(0, 0, 25)
     assert tokens.merge(first, last) == TokenUsage(100, 60, 25)
 
@@ -144,7 +144,7 @@ def test_more_cached_tokens_than_the_prompt_has_are_not_believed() -> None:
 
 
 @pytest.mark.parametrize("answer", [None, [], "usage", 3, {}, {"usage": None}, {"usage": {}}])
-def test_an_answer_that_says_nothing_of_tokens_has_no_usage(answer: object) -> None:
+def test_an_answer_that_reports_no_tokens_has_no_usage(answer: object) -> None:
     assert tokens.from_answer(answer) is None
 
 

@@ -79,7 +79,7 @@ def test_in_any_sixty_seconds_there_are_no_more_requests_than_the_limit(counter:
     counter.begin(key)
     refused = counter.refusal(key)
     assert (refused.code, refused.retry_after) == ("rate_limited", 10)
-    counter.seconds = 60  # a new minute of the clock has no room for two more
+    counter.seconds = 60  # a new minute of the clock admits no two more
     counter.begin(key)
     assert counter.refusal(key).retry_after == 50
     assert counter.limits.headers(key) == [
@@ -106,12 +106,12 @@ def test_one_key_does_not_use_up_anothers_limit(counter: Counter) -> None:
     counter.refusal(first)
 
 
-def test_tasks_at_once_have_an_end_and_make_room(counter: Counter) -> None:
+def test_concurrent_requests_count_until_they_end(counter: Counter) -> None:
     key = Key("a", max_concurrency=2)
     first, second = counter.begin(key), counter.begin(key)
     assert counter.refusal(key).retry_after == 1
     counter.end(first)
-    counter.end(first)  # more than once makes no more room
+    counter.end(first)  # a second call changes nothing
     third = counter.begin(key)
     counter.refusal(key)
     for permit in (second, third):
@@ -170,18 +170,18 @@ def test_a_budget_of_a_month_is_not_renewed_by_a_day(counter: Counter) -> None:
     counter.begin(key)
 
 
-def test_what_is_under_way_may_not_be_spent_by_others(counter: Counter) -> None:
+def test_what_is_in_flight_may_not_be_spent_by_others(counter: Counter) -> None:
     key = Key("a", budget=Budget(100, "day"))
     permits = [counter.begin(key) for _ in range(5)]  # twenty each
     refused = counter.refusal(key)
     assert (refused.code, refused.retry_after) == ("budget_exceeded", 1)
-    assert "under way" in refused.message
+    assert "in flight" in refused.message
     for permit in permits:
         counter.end(permit, 10)
     counter.begin(key)
 
 
-def test_a_request_belongs_to_the_day_in_which_it_was_asked_for(counter: Counter) -> None:
+def test_a_request_belongs_to_the_day_in_which_it_started(counter: Counter) -> None:
     key = Key("a", budget=Budget(100, "day"))
     permit = counter.begin(key)
     began_ms = counter.clock.wall_ms()
@@ -206,7 +206,7 @@ def test_what_is_on_no_bill_is_in_no_budget(counter: Counter) -> None:
     assert (view.tokens, view.spent["day"]) == (10, 0)
 
 
-def test_a_credit_gives_room_and_a_charge_takes_it(counter: Counter) -> None:
+def test_a_credit_lowers_what_was_spent_and_a_charge_raises_it(counter: Counter) -> None:
     key = Key("a", budget=Budget(100, "day"))
     counter.end(counter.begin(key), 100)
     counter.refusal(key)
@@ -218,7 +218,7 @@ def test_a_credit_gives_room_and_a_charge_takes_it(counter: Counter) -> None:
     counter.refusal(key)
 
 
-def test_a_cost_that_cannot_be_read_is_told_and_holds_nothing_up(
+def test_a_cost_that_cannot_be_read_is_logged_and_blocks_nothing(
     counter: Counter, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(_model: str, _at_ms: int, _usage: TokenUsage) -> int:
@@ -401,5 +401,5 @@ TestUsing.settings = settings(max_examples=60, stateful_step_count=40, deadline=
     ("seconds", "spelled"),
     [(0, "0ms"), (0.02, "20ms"), (1, "1s"), (1.5, "1.5s"), (60, "1m0s"), (86.4, "1m26.4s")],
 )
-def test_a_span_is_spelled_as_openai_does(seconds: float, spelled: str) -> None:
+def test_a_duration_is_in_openais_format(seconds: float, spelled: str) -> None:
     assert duration(seconds) == spelled

@@ -32,7 +32,7 @@ from manager.usage.reports import Reports
 from routes import app as app_module
 from routes.api import prices, usage
 from routes.http.slots import Slots
-from tests.support.doors import as_admin, unlocked
+from tests.support.authorization import as_admin, unlocked
 from tests.support.usage_rows import a_request, add_request, query
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "billing.md").read_text(encoding="utf-8")
@@ -220,7 +220,7 @@ def happen(day: Example) -> None:
     assert (answer.status_code, answer.get_json()["warnings"]) == (200, [])
     day.heartbeats("2", "11:45:15.000", "11:59:45.000")
     day.request(7, "12:00:03.500")
-    day.request(6, "12:00:04.000", streamed=True, estimated=True, error="the client left")
+    day.request(6, "12:00:04.000", streamed=True, estimated=True, error="the client disconnected")
     day.heartbeats("2", "12:00:15.000", "12:09:45.000")
     day.die()  # at 12:10, but its model lives; the next program takes over its run
     day.at("12:20:00.000")

@@ -24,7 +24,7 @@ from manager.errors import ApiError
 from routes import app as app_module
 from routes.api import config as settings
 from routes.services import Services
-from tests.support.doors import as_admin, unlocked
+from tests.support.authorization import as_admin, unlocked
 
 TEXT = """\
 # Two models.

@@ -18,7 +18,7 @@ from manager.config.settings import Config, Program
 from manager.metrics import Metrics
 from routes import app as app_module
 from routes.api import status
-from tests.support.doors import unlocked
+from tests.support.authorization import unlocked
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ from manager.usage.reports import Reports
 from routes import app as app_module
 from routes.api import prices, usage
 from routes.http.slots import Slots
-from tests.support.doors import as_admin, unlocked
+from tests.support.authorization import as_admin, unlocked
 from tests.support.usage_rows import add_request, new_store
 
 ZONE = "Asia/Shanghai"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -14,7 +13,6 @@ import pytest
 
 from manager.access import accounts, api_keys, audit, credentials, registry
 from manager.access.api_keys import Budget, Key
-from manager.access.login_throttle import LoginThrottle
 from manager.access.registry import AccessRegistry
 from manager.clock import Clock
 from manager.errors import ApiError
@@ -25,41 +23,41 @@ NOW = 1_795_400_000_000
 DAY = 24 * 3_600_000
 
 
-class Door:
-    """Who may come in, and a second process that changes it as well."""
+class Database:
+    """A registry over a database, which a second process changes as well."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "usage.db"
         self.store = Store(self.path)
-        self.access = AccessRegistry(self.store, self.path, Clock(wall=lambda: NOW / 1000))
+        self.registry = AccessRegistry(self.store, self.path, Clock(wall=lambda: NOW / 1000))
 
     def add(self, name: str, **limits: object) -> str:
         key = replace(Key(name), **limits)  # type: ignore[arg-type]
-        return self.access.change(lambda c: api_keys.add(c, key, NOW))[1]
+        return self.registry.change(lambda c: api_keys.add(c, key, NOW))[1]
 
     def knows(self, secret: str, now_ms: int = NOW) -> str | None:
-        key = self.access.snapshot.key(secret, now_ms)
+        key = self.registry.snapshot.key(secret, now_ms)
         return None if key is None else key.name
 
     def refusal(self, secret: str, now_ms: int = NOW) -> str:
         with pytest.raises(ApiError) as caught:
-            self.access.snapshot.key(secret, now_ms)
+            self.registry.snapshot.key(secret, now_ms)
         assert (caught.value.status, caught.value.code) == (401, "invalid_api_key")
         return caught.value.message
 
 
 @pytest.fixture
-def door(tmp_path: Path) -> Iterator[Door]:
-    door = Door(tmp_path)
-    yield door
-    door.store.close()
+def database(tmp_path: Path) -> Iterator[Database]:
+    database = Database(tmp_path)
+    yield database
+    database.store.close()
 
 
-def test_a_new_key_is_known_by_its_secret_and_by_nothing_near_it(door: Door) -> None:
-    secret = door.add("ann")
+def test_a_new_key_is_known_by_its_secret_and_by_nothing_near_it(database: Database) -> None:
+    secret = database.add("ann")
     assert secret.startswith("sk-llm-")
     assert len(secret) == 7 + 43
-    assert door.knows(secret) == "ann"
+    assert database.knows(secret) == "ann"
     for other in (
         "",
         "ann",
@@ -68,15 +66,15 @@ def test_a_new_key_is_known_by_its_secret_and_by_nothing_near_it(door: Door) -> 
         secret.swapcase(),
         credentials.hint(secret),
     ):
-        assert door.knows(other) is None
+        assert database.knows(other) is None
 
 
-def test_what_is_on_the_disk_is_not_the_secret(door: Door, tmp_path: Path) -> None:
+def test_what_is_on_the_disk_is_not_the_secret(database: Database, tmp_path: Path) -> None:
     secret, (_, token) = (
-        door.add("ann"),
-        door.access.change(lambda c: accounts.add_token(c, "t", "admin", "me", None, NOW)),
+        database.add("ann"),
+        database.registry.change(lambda c: accounts.add_token(c, "t", "admin", "me", None, NOW)),
     )
-    door.access.change(
+    database.registry.change(
         lambda c: accounts.add(c, "admin", "admin", credentials.password_hash("swordfish!"), NOW)
     )
     stored = b"".join(path.read_bytes() for path in tmp_path.iterdir())
@@ -85,44 +83,44 @@ def test_what_is_on_the_disk_is_not_the_secret(door: Door, tmp_path: Path) -> No
         assert hidden.encode() not in stored
 
 
-def test_a_key_that_is_revoked_or_expired_says_so(door: Door) -> None:
-    secret, short = door.add("ann"), door.add("bob", expires_ms=NOW + DAY)
-    assert door.knows(short, NOW + DAY - 1) == "bob"
-    assert "expired" in door.refusal(short, NOW + DAY)
-    door.access.change(lambda c: api_keys.revoke(c, "ann", NOW))
-    assert "revoked" in door.refusal(secret)
-    again = door.access.change(lambda c: api_keys.revoke(c, "ann", NOW + 5))
+def test_a_key_that_is_revoked_or_expired_says_so(database: Database) -> None:
+    secret, short = database.add("ann"), database.add("bob", expires_ms=NOW + DAY)
+    assert database.knows(short, NOW + DAY - 1) == "bob"
+    assert "expired" in database.refusal(short, NOW + DAY)
+    database.registry.change(lambda c: api_keys.revoke(c, "ann", NOW))
+    assert "revoked" in database.refusal(secret)
+    again = database.registry.change(lambda c: api_keys.revoke(c, "ann", NOW + 5))
     assert again.revoked_ms == NOW
     for change in (
         lambda c: api_keys.rotate(c, "ann", 0, NOW),
         lambda c: api_keys.change(c, "ann", {"owner": "x"}),
     ):
         with pytest.raises(ApiError, match="revoked"):
-            door.access.change(change)
+            database.registry.change(change)
 
 
-def test_a_rotated_key_is_known_by_both_secrets_for_a_while(door: Door) -> None:
-    old = door.add("ann", requests_per_minute=5)
-    _, new = door.access.change(lambda c: api_keys.rotate(c, "ann", DAY, NOW))
-    assert door.knows(old) == door.knows(new) == "ann"
-    assert door.knows(old, NOW + DAY - 1) == "ann"
-    assert "replaced" in door.refusal(old, NOW + DAY)
-    assert door.knows(new, NOW + 100 * DAY) == "ann"
+def test_a_rotated_key_is_known_by_both_secrets_for_a_while(database: Database) -> None:
+    old = database.add("ann", requests_per_minute=5)
+    _, new = database.registry.change(lambda c: api_keys.rotate(c, "ann", DAY, NOW))
+    assert database.knows(old) == database.knows(new) == "ann"
+    assert database.knows(old, NOW + DAY - 1) == "ann"
+    assert "replaced" in database.refusal(old, NOW + DAY)
+    assert database.knows(new, NOW + 100 * DAY) == "ann"
     # Once more does not lengthen what the first time has left to the oldest.
-    door.access.change(lambda c: api_keys.rotate(c, "ann", 3 * DAY, NOW))
-    assert "replaced" in door.refusal(old, NOW + DAY)
-    assert door.knows(new, NOW + 3 * DAY - 1) == "ann"
+    database.registry.change(lambda c: api_keys.rotate(c, "ann", 3 * DAY, NOW))
+    assert "replaced" in database.refusal(old, NOW + DAY)
+    assert database.knows(new, NOW + 3 * DAY - 1) == "ann"
     # Those that are over are forgotten by the next.
-    door.access.change(lambda c: api_keys.rotate(c, "ann", 0, NOW + 2 * DAY))
-    assert door.knows(old, NOW + 2 * DAY) is None
-    assert "replaced" in door.refusal(new, NOW + 2 * DAY)
+    database.registry.change(lambda c: api_keys.rotate(c, "ann", 0, NOW + 2 * DAY))
+    assert database.knows(old, NOW + 2 * DAY) is None
+    assert "replaced" in database.refusal(new, NOW + 2 * DAY)
 
 
-def test_a_name_is_never_given_twice_since_bills_have_it(door: Door) -> None:
-    door.add("ann")
-    door.access.change(lambda c: api_keys.revoke(c, "ann", NOW))
+def test_a_name_is_never_given_twice_since_bills_have_it(database: Database) -> None:
+    database.add("ann")
+    database.registry.change(lambda c: api_keys.revoke(c, "ann", NOW))
     with pytest.raises(ApiError, match="'ann'") as caught:
-        door.add("ann")
+        database.add("ann")
     assert caught.value.status == 409
 
 
@@ -157,14 +155,16 @@ def test_a_name_is_never_given_twice_since_bills_have_it(door: Door) -> None:
         ("budget", Key("a", budget=Budget(-1, "day"))),
     ],
 )
-def test_what_a_key_cannot_be_is_told_by_its_field(door: Door, field: str, key: Key) -> None:
+def test_what_a_key_cannot_be_is_reported_by_its_field(
+    database: Database, field: str, key: Key
+) -> None:
     with pytest.raises(ApiError) as caught:
-        door.access.change(lambda c: api_keys.add(c, key, NOW))
+        database.registry.change(lambda c: api_keys.add(c, key, NOW))
     assert (caught.value.status, caught.value.param) == (400, field)
-    assert door.access.snapshot.keys == {}
+    assert database.registry.snapshot.keys == {}
 
 
-def test_a_key_keeps_all_that_it_was_made_with(door: Door) -> None:
+def test_a_key_keeps_all_that_it_was_made_with(database: Database) -> None:
     given = Key(
         "ann",
         owner="Ann 安",
@@ -176,11 +176,11 @@ def test_a_key_keeps_all_that_it_was_made_with(door: Door) -> None:
         priority=5,
         expires_ms=NOW + 6,
     )
-    door.access.change(lambda c: api_keys.add(c, given, NOW))
-    kept = door.access.snapshot.keys["ann"]
+    database.registry.change(lambda c: api_keys.add(c, given, NOW))
+    kept = database.registry.snapshot.keys["ann"]
     assert replace(kept, secrets=(), created_ms=0) == given
-    door.access.change(lambda c: api_keys.change(c, "ann", {"models": None, "budget": None}))
-    changed = door.access.snapshot.keys["ann"]
+    database.registry.change(lambda c: api_keys.change(c, "ann", {"models": None, "budget": None}))
+    changed = database.registry.snapshot.keys["ann"]
     assert changed == replace(kept, models=None, budget=None)
     assert changed.secrets == kept.secrets
 
@@ -196,66 +196,66 @@ def test_a_key_may_use_a_model_by_its_name_or_an_alias() -> None:
 # --- several processes ----------------------------------------------------------------------------
 
 
-def test_what_another_process_changes_is_seen(door: Door) -> None:
-    with closing(maintenance.connect(door.path)) as shell:
+def test_what_another_process_changes_is_seen(database: Database) -> None:
+    with closing(maintenance.connect(database.path)) as shell:
         with maintenance.transaction(shell):
             _, secret = api_keys.add(shell, Key("ann"), NOW)
             registry.changed(shell)
-        assert door.knows(secret) is None
-        door.access.tick()
-        assert door.knows(secret) == "ann"
+        assert database.knows(secret) is None
+        database.registry.tick()
+        assert database.knows(secret) == "ann"
         with maintenance.transaction(shell):
             api_keys.revoke(shell, "ann", NOW)
             registry.changed(shell)
-    door.access.tick()
-    assert "revoked" in door.refusal(secret)
+    database.registry.tick()
+    assert "revoked" in database.refusal(secret)
 
 
-def test_a_change_that_fails_leaves_all_as_it_was(door: Door) -> None:
-    door.add("ann")
-    before = door.access.snapshot
+def test_a_change_that_fails_leaves_all_as_it_was(database: Database) -> None:
+    database.add("ann")
+    before = database.registry.snapshot
 
     def fail(connection: sqlite3.Connection) -> None:
         api_keys.revoke(connection, "ann", NOW)
         raise ApiError(400, "x", "no")
 
     with pytest.raises(ApiError):
-        door.access.change(fail)
-    assert door.access.snapshot is before
-    door.access.refresh()
-    assert door.access.snapshot is before
+        database.registry.change(fail)
+    assert database.registry.snapshot is before
+    database.registry.refresh()
+    assert database.registry.snapshot is before
 
 
-def test_what_was_read_before_a_change_does_not_undo_it(door: Door) -> None:
-    before = door.access.snapshot
-    secret = door.add("ann")
-    door.access._take(before)  # by a thread that was slow
-    assert door.knows(secret) == "ann"
+def test_what_was_read_before_a_change_does_not_undo_it(database: Database) -> None:
+    before = database.registry.snapshot
+    secret = database.add("ann")
+    database.registry._replace(before)  # by a slow thread
+    assert database.knows(secret) == "ann"
 
 
-def test_a_database_that_cannot_be_read_leaves_what_is_known_and_is_told_once(
-    door: Door, caplog: pytest.LogCaptureFixture
+def test_a_database_that_cannot_be_read_keeps_the_last_snapshot_and_is_logged_once(
+    database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
-    secret = door.add("ann")
-    away = door.path.with_name("away")
-    door.path.rename(away)
+    secret = database.add("ann")
+    away = database.path.with_name("away")
+    database.path.rename(away)
     for _ in range(3):
-        door.access.tick()
-    assert door.knows(secret) == "ann"
+        database.registry.tick()
+    assert database.knows(secret) == "ann"
     assert [record.levelname for record in caplog.records] == ["ERROR"]
-    away.rename(door.path)
-    door.access.tick()
-    assert door.knows(secret) == "ann"
+    away.rename(database.path)
+    database.registry.tick()
+    assert database.knows(secret) == "ann"
 
 
 # --- accounts and tokens --------------------------------------------------------------------------
 
 
-def test_there_is_always_an_admin(door: Door) -> None:
-    change = door.access.change
+def test_there_is_always_an_admin(database: Database) -> None:
+    change = database.registry.change
     with pytest.raises(ApiError, match="admin"):
         change(lambda c: accounts.add(c, "eve", "viewer", "hash", NOW))
-    assert not door.access.snapshot.accounts
+    assert not database.registry.snapshot.accounts
     change(lambda c: accounts.add_first(c, "ann", "hash", NOW))
     with pytest.raises(ApiError) as caught:
         change(lambda c: accounts.add_first(c, "eve", "hash", NOW))
@@ -267,41 +267,41 @@ def test_there_is_always_an_admin(door: Door) -> None:
         with pytest.raises(ApiError) as caught:
             change(last)
         assert caught.value.code == "last_admin"
-    assert door.access.snapshot.accounts["ann"].role == "admin"
+    assert database.registry.snapshot.accounts["ann"].role == "admin"
     change(lambda c: accounts.add(c, "bob", "admin", "hash", NOW))
     change(lambda c: accounts.remove(c, "ann"))
-    assert list(door.access.snapshot.accounts) == ["bob"]
+    assert list(database.registry.snapshot.accounts) == ["bob"]
 
 
-def test_a_new_password_and_signing_out_end_all_sessions(door: Door) -> None:
-    door.access.change(lambda c: accounts.add_first(c, "ann", "hash", NOW))
-    seen = [door.access.snapshot.accounts["ann"].generation]
-    door.access.change(lambda c: accounts.set_password(c, "ann", "other"))
-    seen.append(door.access.snapshot.accounts["ann"].generation)
-    door.access.change(lambda c: accounts.sign_out(c, "ann"))
-    seen.append(door.access.snapshot.accounts["ann"].generation)
+def test_a_new_password_and_signing_out_end_all_sessions(database: Database) -> None:
+    database.registry.change(lambda c: accounts.add_first(c, "ann", "hash", NOW))
+    seen = [database.registry.snapshot.accounts["ann"].generation]
+    database.registry.change(lambda c: accounts.set_password(c, "ann", "other"))
+    seen.append(database.registry.snapshot.accounts["ann"].generation)
+    database.registry.change(lambda c: accounts.sign_out(c, "ann"))
+    seen.append(database.registry.snapshot.accounts["ann"].generation)
     assert len(set(seen)) == 3
 
 
 @pytest.mark.parametrize("name", ["", "-a", "a b", "/a", "a/", "a//b", "x" * 65, "名"])
-def test_an_account_has_a_name_that_fits_everywhere(door: Door, name: str) -> None:
+def test_an_account_has_a_name_that_fits_everywhere(database: Database, name: str) -> None:
     with pytest.raises(ApiError) as caught:
-        door.access.change(lambda c: accounts.add(c, name, "admin", "hash", NOW))
+        database.registry.change(lambda c: accounts.add(c, name, "admin", "hash", NOW))
     assert caught.value.param == "name"
 
 
-def test_a_token_is_known_until_it_ends(door: Door) -> None:
-    _, secret = door.access.change(
+def test_a_token_is_known_until_it_ends(database: Database) -> None:
+    _, secret = database.registry.change(
         lambda c: accounts.add_token(c, "prom", "viewer", "ann", NOW + DAY, NOW)
     )
-    found = door.access.snapshot.token(secret, NOW)
+    found = database.registry.snapshot.token(secret, NOW)
     assert found is not None
     assert (found.name, found.role) == ("prom", "viewer")
-    assert door.access.snapshot.token(secret, NOW + DAY) is None
-    assert door.access.snapshot.token(secret + "x", NOW) is None
-    assert door.access.snapshot.key(secret, NOW) is None
-    door.access.change(lambda c: accounts.remove_token(c, "prom"))
-    assert door.access.snapshot.token(secret, NOW) is None
+    assert database.registry.snapshot.token(secret, NOW + DAY) is None
+    assert database.registry.snapshot.token(secret + "x", NOW) is None
+    assert database.registry.snapshot.key(secret, NOW) is None
+    database.registry.change(lambda c: accounts.remove_token(c, "prom"))
+    assert database.registry.snapshot.token(secret, NOW) is None
 
 
 def test_a_password_is_right_only_as_it_was_set() -> None:
@@ -317,75 +317,10 @@ def test_a_password_is_right_only_as_it_was_set() -> None:
             credentials.password_hash(unfit)
 
 
-# --- guessing -------------------------------------------------------------------------------------
+# --- the audit table ------------------------------------------------------------------------------
 
 
-class Guesser:
-    def __init__(self) -> None:
-        self.now = 1000.0
-        self.checked = 0
-        self.guessing = LoginThrottle(lambda: self.now)
-
-    def guess(self, address: str = "203.0.113.9", right: bool = False) -> float:
-        """0, or how long it has to wait."""
-
-        def check() -> bool:
-            self.checked += 1
-            return right
-
-        try:
-            assert self.guessing.attempt(address, check) is right
-        except ApiError as error:
-            return error.retry_after or math.nan
-        return 0.0
-
-
-def test_wrong_passwords_cost_ever_more_time() -> None:
-    guesser = Guesser()
-    assert [guesser.guess() for _ in range(3)] == [0, 0, 0]
-    waits = []
-    for _ in range(12):
-        wait = guesser.guess()
-        waits.append(wait)
-        guesser.now += wait
-        assert guesser.guess() == 0
-    assert waits == [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300]
-    assert guesser.checked == 3 + 12  # what has to wait is not even looked at
-
-
-def test_another_address_does_not_wait_nor_does_who_knew_it_or_came_an_hour_later() -> None:
-    guesser = Guesser()
-    for _ in range(3):
-        guesser.guess()
-    assert guesser.guess() > 0
-    assert guesser.guess("203.0.113.10", right=True) == 0
-    guesser.now += 1
-    assert guesser.guess(right=True) == 0
-    assert [guesser.guess() for _ in range(3)] == [0, 0, 0]
-    assert guesser.guess() > 0
-    guesser.now += 3601
-    assert [guesser.guess() for _ in range(3)] == [0, 0, 0]
-
-
-def test_a_network_of_ipv6_is_one_address() -> None:
-    guesser = Guesser()
-    for number in range(3):
-        guesser.guess(f"2001:db8::{number:x}")
-    assert guesser.guess("2001:db8::ffff") > 0
-    assert guesser.guess("2001:db8:0:1::1") == 0
-
-
-def test_very_many_addresses_do_not_fill_the_memory() -> None:
-    guesser = Guesser()
-    for number in range(10_050):
-        guesser.guess(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
-    assert len(guesser.guessing._tries) == 10_000
-
-
-# --- who changed what -----------------------------------------------------------------------------
-
-
-def test_the_audit_table_has_what_was_asked_for_without_its_secrets(door: Door) -> None:
+def test_the_audit_table_has_what_was_asked_for_without_its_secrets(database: Database) -> None:
     detail = {
         "name": "ann",
         "password": "swordfish",
@@ -394,9 +329,11 @@ def test_the_audit_table_has_what_was_asked_for_without_its_secrets(door: Door) 
         "text": "x" * 300,
         "key": "ann",
     }
-    door.access.record(lambda c: audit.add(c, NOW, "ann", "::1", "PUT", "m", detail))
-    door.access.record(lambda c: audit.add(c, NOW, "b", "", "x", "", {"a": list(range(2000))}))
-    with closing(maintenance.connect(door.path)) as connection:
+    database.registry.record(lambda c: audit.add(c, NOW, "ann", "::1", "PUT", "m", detail))
+    database.registry.record(
+        lambda c: audit.add(c, NOW, "b", "", "x", "", {"a": list(range(2000))})
+    )
+    with closing(maintenance.connect(database.path)) as connection:
         (second, first), following = audit.page(connection, 5, None)
     assert following is None
     assert (first.at_ms, first.who, first.address, first.subject) == (NOW, "ann", "::1", "m")
@@ -411,11 +348,11 @@ def test_the_audit_table_has_what_was_asked_for_without_its_secrets(door: Door) 
     assert list(second.detail) == ["size"]
 
 
-def test_the_audit_table_is_read_page_by_page(door: Door) -> None:
+def test_the_audit_table_is_read_page_by_page(database: Database) -> None:
     for number in range(7):
-        door.access.record(lambda c, n=number: audit.add(c, NOW + n, "ann", "", "do", str(n)))
+        database.registry.record(lambda c, n=number: audit.add(c, NOW + n, "ann", "", "do", str(n)))
     seen, cursor = [], None
-    with closing(maintenance.connect(door.path)) as connection:
+    with closing(maintenance.connect(database.path)) as connection:
         for _ in itertools.count():
             found, cursor = audit.page(connection, 3, cursor)
             seen.append([int(entry.subject) for entry in found])

@@ -93,7 +93,7 @@ def test_what_is_no_token_is_as_none(tmp_path: Path, content: str) -> None:
         local_token.read(tmp_path)
 
 
-def test_where_the_program_has_never_run_one_is_told_what_to_do(tmp_path: Path) -> None:
+def test_where_the_program_has_never_run_the_error_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(LocalTokenError, match="--data-dir"):
         local_token.read(tmp_path)
 

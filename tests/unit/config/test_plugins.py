@@ -164,7 +164,7 @@ def test_a_broken_file_is_named_in_the_log_and_the_others_load(
         ("def probe(", "def __init__(self): 1 / 0\n    def probe(", "ZeroDivisionError"),
     ],
 )
-def test_a_plugin_with_a_mistake_is_left_out_and_told_what_it_needs(
+def test_a_plugin_with_a_mistake_is_left_out_with_a_log_line_of_what_it_needs(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, before: str, after: str, hint: str
 ) -> None:
     assert before in IMAGES
@@ -218,7 +218,7 @@ def test_modes_and_devices_may_share_a_folder_or_names_of_files(tmp_path: Path) 
         ("class Cards", "from here import nothing\nclass Cards", "ModuleNotFoundError"),
     ],
 )
-def test_a_device_plugin_with_a_mistake_is_left_out_and_told_what_it_needs(
+def test_a_device_plugin_with_a_mistake_is_left_out_with_a_log_line_of_what_it_needs(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, before: str, after: str, hint: str
 ) -> None:
     assert before in CARDS

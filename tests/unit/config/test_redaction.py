@@ -172,7 +172,7 @@ def test_no_value_of_a_variable_is_shown(loaded: loader.Config) -> None:
         ["-password", "s3cr3t"],
     ],
 )
-def test_an_argument_behind_a_telling_option_is_masked(
+def test_an_argument_behind_an_option_for_a_secret_is_masked(
     loaded: loader.Config, arguments: list[str]
 ) -> None:
     shown = shown_with(loaded, command=("vllm", "serve", *arguments, "--port", "10001"))

@@ -86,13 +86,13 @@ def test_a_body_that_is_cut_short_is_never_taken_for_a_whole_one(
     assert b"".join(chunks).startswith(body)
 
 
-def test_data_is_handed_on_before_its_chunk_is_complete() -> None:
+def test_data_is_returned_before_its_chunk_is_complete() -> None:
     decoder = ChunkedDecoder()
     assert decoder.feed(b"a\r\n01234") == b"01234"
     assert decoder.feed(b"56") == b"56"
 
 
-def test_many_chunks_that_came_together_go_on_as_one() -> None:
+def test_many_chunks_that_arrived_together_are_returned_as_one() -> None:
     assert ChunkedDecoder().feed(b"1\r\na\r\n" * 500) == b"a" * 500
 
 
@@ -119,7 +119,7 @@ def test_sizes_may_be_written_in_capitals_and_with_zeros_before_them() -> None:
         b"0\r\n" + b"X: y\r\n" * 20_000,
     ],
 )
-def test_what_is_not_chunked_is_said_to_be_not_chunked(data: bytes) -> None:
+def test_what_is_not_chunked_is_rejected(data: bytes) -> None:
     with pytest.raises(NotChunked):
         decoded([data])
     with pytest.raises(NotChunked):

@@ -143,7 +143,7 @@ def test_no_bytes_are_so_odd_that_they_raise_or_are_lost(data: bytes) -> None:
 # --- one promise at a time --------------------------------------------------------------
 
 
-def test_a_whole_event_goes_on_at_once_and_half_of_one_waits_for_the_rest() -> None:
+def test_a_whole_event_is_sent_at_once_and_a_part_waits_for_the_rest() -> None:
     stream = EventStream()
     first, second = event(content("a")), event(content("b"))
     assert stream.feed(first + second[:9]) == first
@@ -193,7 +193,7 @@ def test_a_text_that_says_done_is_not_the_end() -> None:
 # --- tokens -----------------------------------------------------------------------------
 
 
-def test_the_usage_chunk_that_only_we_asked_for_is_read_and_taken_out() -> None:
+def test_the_usage_chunk_that_only_the_manager_asked_for_is_read_and_taken_out() -> None:
     stream = EventStream(strip_usage=True)
     first, last = event(content("a")), event(DONE)
     assert stream.feed(first + event(usage_chunk()) + last) == first + last
@@ -231,7 +231,7 @@ def test_an_anthropic_stream_has_its_prompt_at_the_start_and_its_completion_at_t
     assert stream.usage() == TokenUsage(25, 0, 15)
 
 
-def test_a_stream_that_says_nothing_of_its_tokens_has_no_usage() -> None:
+def test_a_stream_that_reports_no_tokens_has_no_usage() -> None:
     stream = EventStream()
     stream.feed(event(content("a")) + event(content("b", usage=None)) + event(DONE))
     assert stream.usage() is None

@@ -1,4 +1,4 @@
-"""The watch: clients that went away and processes that died are noticed."""
+"""The watcher: disconnected clients and dead processes are noticed."""
 
 from __future__ import annotations
 
@@ -22,116 +22,116 @@ def running() -> Iterator[Watcher]:
     watch.stop()
 
 
-def test_what_has_happened_is_acted_upon_once() -> None:
+def test_an_action_is_called_once() -> None:
     watch = Watcher()
-    acted: list[int] = []
-    watch.add(lambda: True, lambda: acted.append(1))
+    called: list[int] = []
+    watch.add(lambda: True, lambda: called.append(1))
     watch.poll()
     watch.poll()
-    assert acted == [1]
+    assert called == [1]
 
 
-def test_what_has_not_happened_is_asked_about_again() -> None:
+def test_a_condition_that_is_false_is_polled_again() -> None:
     watch = Watcher()
     answers = iter([False, False, True])
-    acted: list[int] = []
-    watch.add(lambda: next(answers), lambda: acted.append(1))
+    called: list[int] = []
+    watch.add(lambda: next(answers), lambda: called.append(1))
     watch.poll()
     watch.poll()
-    assert acted == []
+    assert called == []
     watch.poll()
-    assert acted == [1]
+    assert called == [1]
 
 
-def test_what_nobody_wants_to_know_any_more_is_neither_asked_nor_acted_upon() -> None:
+def test_a_removed_entry_is_neither_polled_nor_called() -> None:
     watch = Watcher()
     seen: list[str] = []
-    token = watch.add(lambda: bool(seen.append("asked")) or True, lambda: seen.append("acted"))
+    token = watch.add(lambda: bool(seen.append("asked")) or True, lambda: seen.append("called"))
     watch.remove(token)
     watch.remove(token)
     watch.poll()
     assert seen == []
 
 
-def test_one_that_is_removed_while_it_is_asked_is_not_acted_upon() -> None:
+def test_an_entry_that_is_removed_while_it_is_polled_is_not_called() -> None:
     watch = Watcher()
-    acted: list[int] = []
+    called: list[int] = []
     tokens: list[int] = []
 
     def happened() -> bool:
         watch.remove(tokens[0])
         return True
 
-    tokens.append(watch.add(happened, lambda: acted.append(1)))
+    tokens.append(watch.add(happened, lambda: called.append(1)))
     watch.poll()
-    assert acted == []
+    assert called == []
 
 
-@pytest.mark.parametrize("faulty", ["question", "action"])
-def test_a_faulty_one_is_logged_and_does_not_end_the_watch_over_the_others(
+@pytest.mark.parametrize("faulty", ["condition", "action"])
+def test_a_faulty_entry_is_logged_and_does_not_stop_the_others(
     faulty: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     watch = Watcher()
-    acted: list[int] = []
+    called: list[int] = []
 
     def fail() -> bool:
-        raise RuntimeError("a fault of ours")
+        raise RuntimeError("a faulty entry")
 
-    if faulty == "question":
-        watch.add(fail, lambda: acted.append(0))
+    if faulty == "condition":
+        watch.add(fail, lambda: called.append(0))
     else:
         watch.add(lambda: True, fail)
-    watch.add(lambda: True, lambda: acted.append(1))
+    watch.add(lambda: True, lambda: called.append(1))
     with caplog.at_level(logging.ERROR):
         watch.poll()
         watch.poll()
-    assert acted == [1]
+    assert called == [1]
     assert len(caplog.records) == 1
-    assert "a fault of ours" in caplog.text
+    assert "a faulty entry" in caplog.text
 
 
-def test_it_looks_by_itself(running: Watcher, eventually: Eventually) -> None:
-    happened, acted = threading.Event(), threading.Event()
-    running.add(happened.is_set, acted.set)
+def test_it_polls_by_itself(running: Watcher, eventually: Eventually) -> None:
+    happened, called = threading.Event(), threading.Event()
+    running.add(happened.is_set, called.set)
     happened.set()
-    eventually(acted.is_set)
+    eventually(called.is_set)
 
 
 def test_an_action_may_add_and_remove_others() -> None:
     watch = Watcher()
-    acted: list[str] = []
-    other = watch.add(lambda: False, lambda: acted.append("other"))
+    called: list[str] = []
+    other = watch.add(lambda: False, lambda: called.append("other"))
 
-    def act() -> None:
+    def action() -> None:
         watch.remove(other)
-        watch.add(lambda: True, lambda: acted.append("added"))
+        watch.add(lambda: True, lambda: called.append("added"))
 
-    watch.add(lambda: True, act)
+    watch.add(lambda: True, action)
     watch.poll()
     watch.poll()
-    assert acted == ["added"]
+    assert called == ["added"]
 
 
-def test_many_threads_may_come_and_go_while_it_looks(running: Watcher) -> None:
-    acted: list[int] = []
+def test_many_threads_may_add_and_remove_while_it_polls(running: Watcher) -> None:
+    called: list[int] = []
 
-    def come_and_go() -> None:
+    def add_and_remove() -> None:
         for number in range(2000):
-            running.remove(running.add(lambda: False, lambda number=number: acted.append(number)))
+            running.remove(running.add(lambda: False, lambda number=number: called.append(number)))
 
-    threads = [threading.Thread(target=come_and_go) for _ in range(4)]
+    threads = [threading.Thread(target=add_and_remove) for _ in range(4)]
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
         running.poll()
-    assert acted == []
+    assert called == []
 
 
-def test_nothing_is_acted_upon_once_it_has_stopped() -> None:
+def test_nothing_is_called_once_it_has_stopped() -> None:
     watch = Watcher()
     watch.start()
     watch.stop()
-    acted: list[int] = []
-    watch.add(lambda: True, lambda: acted.append(1))
+    called: list[int] = []
+    watch.add(lambda: True, lambda: called.append(1))
     assert not any(thread.name == "watch" for thread in threading.enumerate())
-    assert acted == []
+    assert called == []

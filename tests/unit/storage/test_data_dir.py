@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import stat
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -16,8 +15,6 @@ import pytest
 from manager.storage import data_dir, maintenance
 from manager.storage.store import Store, StoreError
 from tests.support.usage_rows import NOON, a_request, add_request
-
-ROOT = Path(__file__).resolve().parents[3]
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such rights")
 
@@ -74,15 +71,7 @@ def test_a_copy_of_the_database_is_its_owners_also_where_it_replaces_another(
     with_rights(tmp_path / "usage.db", 0o644)
     target = tmp_path / "copy.db"
     target.touch(0o644)
-    done = subprocess.run(
-        [sys.executable, "-m", "commands", "backup", str(target), "--data-dir", str(tmp_path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    maintenance.back_up(tmp_path / "usage.db", target)
     assert mode(target) == 0o600
 
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import random
 import sqlite3
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +20,6 @@ from manager.storage.store import Store, StoreError
 from tests.support.usage_rows import a_request, query
 
 Eventually = Callable[[Callable[[], Any]], Any]
-ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -74,56 +70,6 @@ def test_many_threads_add_at_once_and_each_row_is_there_once(tmp_path: Path, sto
         list(threads.map(spool.add, rows))
     spool.close()
     assert sorted(ids(tmp_path)) == sorted(row.id for row in rows)
-    assert left(tmp_path) == b""
-
-
-WRITER = """
-import sys
-from pathlib import Path
-from threading import Lock, Thread
-sys.path.insert(0, ".")
-from tests.support.usage_rows import a_request
-from manager.storage.spool import Spool
-from manager.storage.store import Store
-
-folder, said = Path(sys.argv[1]), Lock()
-spool = Spool(folder, Store(folder / "usage.db").add_requests)
-
-def client():
-    while True:
-        row = a_request()
-        spool.add(row)
-        with said:
-            print(row.id.hex(), flush=True)
-
-for _ in range(4):
-    Thread(target=client).start()
-"""
-
-
-def test_what_was_added_survives_kill_9_at_any_moment_and_is_there_once(tmp_path: Path) -> None:
-    dice = random.Random(7)
-    told: set[str] = set()
-    for _ in range(6):
-        writer = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(tmp_path)],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert writer.stdout is not None
-        for _ in range(dice.randrange(1, 800)):
-            told.add(writer.stdout.readline().strip())
-        writer.kill()
-        told |= {line.strip() for line in writer.stdout if line.endswith("\n")}
-        writer.wait()
-        writer.stdout.close()
-    store = Store(tmp_path / "usage.db")
-    Spool(tmp_path, store.add_requests).close()
-    store.close()
-    found = [number.hex() for number in ids(tmp_path)]
-    assert len(found) == len(set(found))
-    assert told <= set(found)
     assert left(tmp_path) == b""
 
 

@@ -1,4 +1,4 @@
-"""Who may come in, for the application over a part of its services."""
+"""Authorization for tests of the Flask app with a part of its services."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TOKEN = "tk-llm-" + "t" * 43
 
 
 def unlocked() -> dict[str, Any]:
-    """The services that know who may come in, where there is no account and no key."""
+    """The services that authorize, where there is no account and no key."""
     return {
         "access": SimpleNamespace(snapshot=AccessSnapshot(), record=lambda _function: None),
         "local_token": SimpleNamespace(check=lambda secret: "1" if secret == TOKEN else None),

@@ -1,0 +1,304 @@
+"""Requests whose upstream fails or whose client disconnects."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from manager.errors import ApiError, ClientDisconnected
+from manager.relay.forward import (
+    CLIENT_CLOSED_REQUEST,
+    Outcome,
+    TruncatedResponse,
+)
+from manager.tokens import TokenUsage
+from tests.support.relayed import (
+    DONE,
+    EVENT_HEAD,
+    FIRST,
+    LARGE,
+    Relay,
+    Relayed,
+    chat,
+    chunk,
+    events,
+    read,
+    streamed,
+)
+from tests.support.servers import PATIENCE, FakeModel, Peer, RawServer
+from tests.support.upstreams import Eventually, Serve
+
+# --- the upstream fails before its answer -----------------------------------------------
+
+
+def fails(
+    one: Relayed, body: dict[str, Any], status: int = 502, code: str = "upstream_error"
+) -> None:
+    """The request is refused with this, reported once, and releases all."""
+    with pytest.raises(ApiError) as caught:
+        one.send(body)
+    assert (caught.value.status, caught.value.code) == (status, code)
+    assert (one.outcome.status, one.outcome.usage) == (status, None)
+    assert one.outcome.error == caught.value.message
+    assert one.is_over()
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+@pytest.mark.parametrize(
+    "fake", [{"fail": "close"}, {"fail": "reset"}, {"garbage": True}, {"html": True}]
+)
+def test_an_upstream_that_gives_no_answer_is_a_plain_error(
+    to_model: Relayed, fake: dict[str, Any], is_stream: bool
+) -> None:
+    fails(to_model, chat(fake, stream=is_stream))
+
+
+@pytest.mark.parametrize(
+    "fake",
+    [
+        {"length": 5, "close": "unsaid"},
+        {"fail": "close", "fail_at": "inside"},
+        {"fail": "reset", "fail_at": "inside"},
+        {"fail": "close", "fail_at": "between"},
+    ],
+)
+def test_a_short_answer_that_breaks_off_is_a_plain_error_too(
+    to_model: Relayed, fake: dict[str, Any]
+) -> None:
+    """None of it was sent to the client yet."""
+    fails(to_model, chat(fake))
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_silent_upstream_is_a_plain_time_out(
+    relay: Relay, model: FakeModel, is_stream: bool
+) -> None:
+    one = relay(model, upstream_timeout=0.2)
+    fails(one, chat({"fail": "silent"}, stream=is_stream), 504, "upstream_timeout")
+
+
+def test_a_short_answer_that_stops_in_its_middle_is_a_plain_time_out_too(
+    relay: Relay, model: FakeModel
+) -> None:
+    one = relay(model, upstream_timeout=0.2)
+    fails(one, chat({"fail": "silent", "fail_at": "inside"}), 504, "upstream_timeout")
+
+
+def test_nobody_at_the_port_is_a_plain_error(relay: Relay) -> None:
+    server = RawServer(lambda _: None)
+    server.close()
+    fails(relay(server), chat())
+
+
+def test_a_page_that_says_it_is_an_error_is_passed_on(to_model: Relayed) -> None:
+    answer = to_model.send(chat({"html": True, "status": 404}))
+    assert answer.status == "404 Fake"
+    assert b"<h1>" in read(answer)
+    assert to_model.is_over()
+
+
+# --- the upstream fails in the middle ---------------------------------------------------
+
+
+@pytest.mark.parametrize("fail", ["close", "reset"])
+@pytest.mark.parametrize("fail_at", ["between", "inside"])
+@pytest.mark.parametrize("after", [1, 3])
+def test_a_stream_whose_upstream_dies_ends_with_an_error_and_no_half_event(
+    to_model: Relayed, fail: str, fail_at: str, after: int
+) -> None:
+    fake = {"fail": fail, "fail_at": fail_at, "after": after, "chunks": 6, "interval": 0.01}
+    *chunks, last = events(read(to_model.send(streamed(fake))))
+    assert len(chunks) == after
+    assert last["error"]["code"] == "upstream_error"
+    assert "[DONE]" not in chunks
+    outcome = to_model.outcome
+    assert outcome.error == last["error"]["message"]
+    assert outcome.usage == TokenUsage(0, 0, after, estimated=True)
+    assert to_model.is_over()
+
+
+def test_a_stream_that_falls_silent_ends_with_an_error(relay: Relay, model: FakeModel) -> None:
+    one = relay(model, upstream_timeout=0.2)
+    fake = {"fail": "silent", "fail_at": "between", "after": 2}
+    *chunks, last = events(read(one.send(streamed(fake))))
+    assert len(chunks) == 2
+    assert last["error"]["code"] == "upstream_timeout"
+    assert one.is_over()
+
+
+@pytest.mark.parametrize("framing", ["chunked", "close"])
+def test_a_stream_without_its_done_is_not_taken_for_a_whole_one(
+    to_model: Relayed, framing: str
+) -> None:
+    *_, last = events(read(to_model.send(streamed({"done": False, "framing": framing}))))
+    assert last["error"]["code"] == "upstream_error"
+    assert "[DONE]" in last["error"]["message"]
+    assert to_model.outcome.error
+    assert to_model.outcome.usage == TokenUsage(17, 0, 3)
+    assert to_model.is_over()
+
+
+def test_a_failure_after_done_changes_nothing(serve: Serve, relay: Relay) -> None:
+    def script(peer: Peer) -> None:
+        peer.request()
+        peer.send(EVENT_HEAD + chunk(FIRST + DONE))
+
+    one = relay(serve(script))
+    assert read(one.send(streamed())) == FIRST + DONE
+    assert one.outcome.error is None
+    assert one.is_over()
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+def test_a_large_answer_that_breaks_off_breaks_the_clients_connection_too(
+    to_model: Relayed, framing: str
+) -> None:
+    fake = {"size": LARGE, "framing": framing, "fail": "close", "fail_at": "inside"}
+    answer = to_model.send(chat(fake))
+    with pytest.raises(TruncatedResponse):
+        read(answer)
+    assert issubclass(TruncatedResponse, OSError)
+    assert to_model.outcome.error
+    assert to_model.is_over()
+
+
+# --- the client disconnects -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+def test_a_client_that_disconnects_during_a_silent_prompt_releases_the_upstream(
+    to_model: Relayed, model: FakeModel, eventually: Eventually, is_stream: bool
+) -> None:
+    aborted = model.stats()["aborted"]
+    with ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(to_model.send, chat({"fail": "silent"}, stream=is_stream))
+        eventually(lambda: model.stats()["open"] == 1)
+        to_model.disconnect_client()
+        assert isinstance(asked.exception(PATIENCE), ClientDisconnected)
+    eventually(lambda: model.stats()["aborted"] == aborted + 1)
+    assert to_model.outcome.status == CLIENT_CLOSED_REQUEST
+    assert to_model.is_over()
+
+
+def test_a_client_that_disconnects_between_chunks_releases_the_upstream(
+    to_model: Relayed, model: FakeModel, eventually: Eventually
+) -> None:
+    aborted = model.stats()["aborted"]
+    answer = to_model.send(streamed({"fail": "silent", "fail_at": "between", "after": 1}))
+    assert b"token0" in next(answer)
+    with ThreadPoolExecutor(1) as threads:
+        rest = threads.submit(lambda: list(answer))
+        to_model.disconnect_client()
+        assert rest.result(PATIENCE) == []
+    answer.close()
+    eventually(lambda: model.stats()["aborted"] == aborted + 1)
+    assert to_model.outcome.status == CLIENT_CLOSED_REQUEST
+    assert to_model.outcome.usage == TokenUsage(0, 0, 1, estimated=True)
+    assert to_model.is_over()
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+def test_a_client_that_disconnects_from_a_large_answer_is_what_ended_it(
+    to_model: Relayed, model: FakeModel, eventually: Eventually, framing: str
+) -> None:
+    aborted = model.stats()["aborted"]
+    fake = {"size": LARGE, "framing": framing, "fail": "silent", "fail_at": "inside"}
+    answer = to_model.send(chat(fake))
+    assert next(answer)
+    with ThreadPoolExecutor(1) as threads:
+        rest = threads.submit(lambda: [len(piece) for piece in answer])
+        to_model.disconnect_client()
+        rest.exception(PATIENCE)
+    answer.close()
+    eventually(lambda: model.stats()["aborted"] == aborted + 1)
+    assert to_model.outcome.status == CLIENT_CLOSED_REQUEST
+    assert to_model.is_over()
+
+
+@pytest.mark.parametrize("pieces", [0, 1])
+@pytest.mark.parametrize(
+    "body",
+    [
+        streamed({"fail": "silent", "fail_at": "between", "after": 1}),
+        chat({"size": LARGE, "fail": "silent", "fail_at": "inside"}),
+    ],
+)
+def test_an_answer_that_is_closed_at_any_point_releases_all(
+    to_model: Relayed,
+    model: FakeModel,
+    eventually: Eventually,
+    body: dict[str, Any],
+    pieces: int,
+) -> None:
+    """As when the server finds that it cannot write to the client."""
+    aborted = model.stats()["aborted"]
+    answer = to_model.send(body)
+    for _ in range(pieces):
+        next(answer)
+    answer.close()
+    answer.close()
+    eventually(lambda: model.stats()["aborted"] == aborted + 1)
+    assert to_model.outcome.status == CLIENT_CLOSED_REQUEST
+    assert to_model.is_over()
+
+
+def test_a_client_that_disconnects_after_done_had_all(to_model: Relayed) -> None:
+    answer = to_model.send(streamed())
+    for piece in answer:
+        if b"[DONE]" in piece:
+            break
+    to_model.disconnect_client()
+    answer.close()
+    assert to_model.outcome.status == 200
+    assert to_model.outcome.error is None
+    assert to_model.is_over()
+
+
+# --- the record fails -------------------------------------------------------------------
+
+
+def full_disk(_: Outcome) -> None:
+    raise RuntimeError("the disk is full")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        chat(),
+        chat({"size": LARGE}),
+        streamed(),
+        streamed({"fail": "close", "fail_at": "between"}),
+        chat({"fail": "close"}),
+    ],
+)
+def test_a_record_that_fails_is_not_tried_twice_and_holds_nothing(
+    to_model: Relayed, body: dict[str, Any]
+) -> None:
+    to_model.on_end = full_disk
+    with pytest.raises(RuntimeError, match="the disk is full"):
+        read(to_model.send(body))
+    assert to_model.is_over()
+
+
+def test_a_record_that_fails_for_a_disconnected_client_holds_nothing(
+    to_model: Relayed,
+) -> None:
+    to_model.on_end = full_disk
+    answer = to_model.send(streamed())
+    with pytest.raises(RuntimeError, match="the disk is full"):
+        answer.close()
+    answer.close()
+    assert to_model.is_over()
+
+
+def test_what_is_registered_for_the_close_is_called_once(to_model: Relayed) -> None:
+    done = []
+    answer = to_model.send(chat())
+    answer.when_closed(lambda: done.append(1))
+    b"".join(answer)
+    assert done == []
+    answer.close()
+    answer.close()
+    assert done == [1]

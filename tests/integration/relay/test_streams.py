@@ -1,0 +1,187 @@
+"""Streams through the relay: events as they come, usage read on the way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from manager.interfaces import Base, Embedding
+from manager.tokens import TokenUsage
+from tests.support.relayed import (
+    DONE,
+    EVENT_HEAD,
+    FIRST,
+    SECOND,
+    USAGE,
+    Relay,
+    Relayed,
+    chat,
+    chunk,
+    events,
+    lockstep,
+    read,
+    seen_by,
+    streamed,
+)
+from tests.support.servers import FakeModel, Peer
+from tests.support.upstreams import Serve
+
+# --- streams ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("crlf", [False, True])
+def test_a_stream_comes_whole_without_the_usage_that_only_the_manager_asked_for(
+    to_model: Relayed, model: FakeModel, crlf: bool
+) -> None:
+    body = read(to_model.send(streamed({"crlf": crlf}))).replace(b"\r\n", b"\n")
+    *chunks, done = events(body)
+    assert done == "[DONE]"
+    said = [one["choices"][0]["delta"].get("content", "") for one in chunks]
+    assert "".join(said) == " token0 token1 token2"
+    assert b"usage" not in body
+    asked = json.loads(seen_by(model)["body"])
+    assert asked["stream_options"] == {"include_usage": True}
+    outcome = to_model.outcome
+    assert (outcome.status, outcome.usage) == (200, TokenUsage(17, 0, 3))
+    assert (outcome.streamed, outcome.error) == (True, None)
+    assert to_model.is_over()
+
+
+def test_the_usage_that_the_client_asked_for_stays(to_model: Relayed, model: FakeModel) -> None:
+    body = streamed(stream_options={"include_usage": True})
+    *_, last, done = events(read(to_model.send(body)))
+    assert (last["choices"], last["usage"]["prompt_tokens"], done) == ([], 17, "[DONE]")
+    assert json.loads(seen_by(model)["body"]) == body
+    assert to_model.outcome.usage == TokenUsage(17, 0, 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        (None, {"include_usage": True}),
+        ({}, {"include_usage": True}),
+        ({"include_usage": False}, {"include_usage": True}),
+        ({"include_usage": None, "other": 1}, {"include_usage": True, "other": 1}),
+        ({"other": [1]}, {"include_usage": True, "other": [1]}),
+    ],
+)
+def test_a_clients_other_stream_options_are_kept(
+    to_model: Relayed, model: FakeModel, given: Any, sent: Any
+) -> None:
+    answer = read(to_model.send(streamed(stream_options=given)))
+    assert json.loads(seen_by(model)["body"])["stream_options"] == sent
+    assert b"usage" not in answer
+    assert to_model.outcome.usage == TokenUsage(17, 0, 3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "lease"),
+    [
+        ({"stream": True}, {"ask_usage": False}),
+        ({"stream": True}, {"interface": Embedding()}),
+        ({"stream": False}, {}),
+        ({"stream": "yes"}, {}),
+        ({"stream": None}, {}),
+        ({}, {}),
+        ({"stream": True, "stream_options": {"include_usage": True}}, {}),
+        ({"stream": False, "stream_options": {"include_usage": False}}, {}),
+    ],
+)
+def test_usage_is_not_asked_for_where_it_would_be_refused_or_makes_no_sense(
+    relay: Relay, model: FakeModel, fields: dict[str, Any], lease: dict[str, Any]
+) -> None:
+    body = json.dumps(chat(**fields)).encode()
+    read(relay(model, **lease).send(body))
+    assert seen_by(model)["body"].encode() == body
+
+
+@pytest.mark.parametrize("options", [[], "usage", 3])
+def test_options_that_are_none_are_the_upstreams_to_refuse(
+    relay: Relay, fake_model: Callable[..., FakeModel], options: Any
+) -> None:
+    strict = fake_model(no_ask_usage=True)
+    body = json.dumps(streamed(stream_options=options)).encode()
+    answer = relay(strict).send(body)
+    read(answer)
+    assert answer.status == "400 Fake"
+    assert seen_by(strict)["body"].encode() == body
+
+
+def test_base_models_streams_are_asked_for_usage_too(
+    relay: Relay, fake_model: Callable[..., FakeModel]
+) -> None:
+    one = relay(fake_model(mode="Base"), interface=Base())
+    body = {"model": "mine", "prompt": "Hi", "stream": True}
+    assert b"usage" not in read(one.send(body, target="/v1/completions"))
+    assert one.outcome.usage == TokenUsage(17, 0, 3)
+
+
+def test_without_any_usage_the_chunks_are_counted_as_an_estimate(to_model: Relayed) -> None:
+    read(to_model.send(streamed({"usage": "never", "chunks": 9})))
+    assert to_model.outcome.usage == TokenUsage(
+        0, 0, 10, estimated=True
+    )  # the last only says "stop"
+
+
+def test_each_event_is_sent_at_once_and_the_outcome_reported_before_the_last(
+    serve: Serve, relay: Relay
+) -> None:
+    """To most clients [DONE] is the last byte: what they have had must be on record by then,
+    also where the server then keeps its connection open."""
+    script, go_on = lockstep(FIRST, SECOND, USAGE + DONE)
+    one = relay(serve(script))
+    answer = one.send(streamed())
+    for expected in (FIRST, SECOND):
+        go_on()
+        assert next(answer) == expected
+        assert one.outcomes == []
+        assert one.lease.releases == 0
+    go_on()
+    assert next(answer) == DONE
+    assert one.outcome.usage == TokenUsage(5, 0, 2)
+    assert one.outcome.error is None
+    answer.close()
+    assert one.is_over()
+
+
+def test_half_an_event_waits_for_its_other_half(serve: Serve, relay: Relay) -> None:
+    script, go_on = lockstep(FIRST + SECOND[:10], SECOND[10:])
+    answer = relay(serve(script)).send(streamed())
+    go_on()
+    assert next(answer) == FIRST
+    go_on()
+    assert next(answer) == SECOND
+    answer.close()
+
+
+def test_a_last_event_without_its_blank_line_is_a_whole_end(serve: Serve, relay: Relay) -> None:
+    def script(peer: Peer) -> None:
+        peer.request()
+        peer.send(EVENT_HEAD + chunk(FIRST + DONE[:-1]) + b"0\r\n\r\n")
+
+    one = relay(serve(script))
+    answer = one.send(streamed())
+    pieces = []
+    for piece in answer:
+        if b"[DONE]" in piece:
+            assert one.outcome.error is None
+        pieces.append(piece)
+    answer.close()
+    assert b"".join(pieces) == FIRST + DONE[:-1]
+    assert one.is_over()
+
+
+def test_a_mode_whose_streams_do_not_end_with_done_ends_well_without(
+    serve: Serve, relay: Relay
+) -> None:
+    def script(peer: Peer) -> None:
+        peer.request()
+        peer.send(EVENT_HEAD + chunk(FIRST) + b"0\r\n\r\n")
+
+    one = relay(serve(script), interface=Embedding())
+    assert read(one.send(streamed())) == FIRST
+    assert one.outcome.error is None
+    assert one.is_over()
