@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev run test lint audit bench translations reference screenshots clean
+.PHONY: help setup setup-dev run test test-nightly lint audit bench translations reference screenshots clean
 
 help: ## list these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -17,8 +17,12 @@ setup-dev: ## the same, with what the tests need
 run: setup ## serve config.yaml
 	@exec $(VENV)/python wsgi.py
 
-test: lint ## lint, then the whole test suite
-	$(VENV)/python -m pytest -n auto --dist loadscope --no-loadscope-reorder
+test: lint ## lint, then the tests but for those of test-nightly
+	$(VENV)/python -m pytest --ignore=tests/nightly -n auto --dist loadscope --no-loadscope-reorder
+
+# One after the other: each of them loads the machine.
+test-nightly: setup-dev ## kills, soak, fuzz, real models, the bench: some minutes
+	$(VENV)/python -m pytest tests/nightly
 
 lint: setup-dev ## ruff, mypy and bandit
 	$(VENV)/ruff check .

@@ -268,7 +268,6 @@ def request_bytes(
     stream: bool,
     tokens: int,
     interval_ms: float,
-    key: str | None = None,
 ) -> bytes:
     """The one chat request that a run sends, head and body."""
     content: dict[str, Any] = {
@@ -282,9 +281,8 @@ def request_bytes(
         content["interval_us"] = round(interval_ms * 1000)
     body = json.dumps(content).encode()
     host, port = address
-    credentials = "" if key is None else f"Authorization: Bearer {key}\r\n"
     head = (
-        f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}:{port}\r\n{credentials}"
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}:{port}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
@@ -300,12 +298,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=0, help="max_tokens")
     parser.add_argument("--interval-ms", type=float, default=0, help="pause between chunks")
     parser.add_argument("--timeout", type=float, default=120, help="seconds for the whole run")
-    parser.add_argument("--key", help="an API key to send")
     options = parser.parse_args()
     url = urllib.parse.urlsplit(options.url)
     address = (url.hostname or "127.0.0.1", url.port or 80)
     request = request_bytes(
-        address, options.model, options.stream, options.tokens, options.interval_ms, options.key
+        address, options.model, options.stream, options.tokens, options.interval_ms
     )
     clients = [Client(address, request, options.stream) for _ in range(options.c)]
     gc.disable()  # a collection would show up as lag

@@ -1,7 +1,7 @@
-"""Whom to stop to make room: ours, and what it is compared with.
+"""Whom to stop to make room: the program's policy, and what it is compared with.
 
 A policy is the cost that each idle model has and the choice made by these costs; all else, that
-is schemes, room, waiting and yielding, is the same for all of them.
+is schemes, free memory, waiting and yielding, is the same for all of them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from manager.placement.planner import stop_cost
 from manager.placement.types import Allocation
 from manager.placement.victims import VictimChooser, choose_victims
 
@@ -19,14 +18,14 @@ class Use:
     """What is known of a model that holds memory; times in seconds."""
 
     idle: float  # since the end of its last request
-    usual_gap: float | None
-    start: float
-    mb: int  # on all cards
+    mb: int  # on all devices
 
 
 @dataclass(frozen=True)
 class Policy:
-    cost: Callable[[Use], float]
+    """``cost`` is None where the program's own is kept."""
+
+    cost: Callable[[Use], float] | None
     victims: VictimChooser
 
 
@@ -34,24 +33,20 @@ def in_order(
     lacking: Mapping[str, int], candidates: Sequence[Allocation]
 ) -> tuple[Allocation, ...] | None:
     """Stops one after the other by its cost alone, until there is enough; only such as hold memory
-    on a card that still lacks some, and none where all together are not enough."""
+    on a device that still lacks some, and none where all together are not enough."""
     missing = dict(lacking)
     chosen = []
-    for holding in sorted(candidates, key=lambda holding: holding.cost):
+    for allocation in sorted(candidates, key=lambda allocation: allocation.cost):
         if not missing:
             break
-        if any(holding.held_mb(card) for card in missing):
-            chosen.append(holding)
+        if any(allocation.held_mb(device) for device in missing):
+            chosen.append(allocation)
             missing = {
-                card: mb - holding.held_mb(card)
-                for card, mb in missing.items()
-                if mb > holding.held_mb(card)
+                device: mb - allocation.held_mb(device)
+                for device, mb in missing.items()
+                if mb > allocation.held_mb(device)
             }
     return None if missing else tuple(chosen)
-
-
-def _ours(use: Use) -> float:
-    return stop_cost(use.idle, use.usual_gap, use.start)
 
 
 def _lru(use: Use) -> float:
@@ -65,7 +60,7 @@ def _score(use: Use) -> float:
 
 
 POLICIES = {
-    "ours": Policy(_ours, choose_victims),
+    "ours": Policy(None, choose_victims),
     "lru": Policy(_lru, in_order),
     "score": Policy(_score, in_order),
 }

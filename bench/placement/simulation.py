@@ -1,16 +1,13 @@
-"""The live program's rules on a simulated clock.
+"""The program's `Placement` on a simulated clock, with models that only take time.
 
 - One start a model however many requests; those that wait go on together when it is ready. A
-  ready model's requests go on at once.
-- Starts stand in one line, first come first served; ``manager.planner.plan`` decides for all
-  of it whenever a model is wanted, ready, idle or gone.
-- A start that has waited ``PATIENCE`` seconds for busy models makes these yield: their new
-  requests wait until the start has its place. One that has drained may then be stopped; if
-  requests wait behind it, it is wanted again, at the end of the line.
+  ready model's requests go on at once, but for those of one that yields to others.
+- A model that was stopped while requests waited for it gets in the queue again, at its end.
 - An idle model is stopped for another one or after ``ALIVE`` seconds. Readings are perfect: a
-  card's used memory is what ready models and those that are being stopped declared.
+  device's used memory is what ready models and those that are being stopped declared.
 
-Unlike the program it has no ``queue_timeout``, so that the longest wait shows, and no priorities.
+Unlike in the program nobody's wait ends with ``queue_timeout``, so that the longest one shows,
+and no request has a priority.
 """
 
 from __future__ import annotations
@@ -20,10 +17,17 @@ import heapq
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, cast
 
 from bench.placement.policies import Policy, Use
-from bench.placement.trace import ModelSpec, Trace
-from manager.placement.planner import plan, update_mean_gap, yield_at
+from bench.placement.traces import ModelSpec, Trace
+from manager.clock import Clock
+from manager.config.settings import Program
+from manager.devices import Device, Monitor, Snapshot
+from manager.events import Events
+from manager.placement.placement import Placement
+from manager.placement.planner import Plan, plan, update_mean_gap
+from manager.placement.reservation import EvictionStatus
 from manager.placement.types import (
     Action,
     Allocation,
@@ -32,45 +36,92 @@ from manager.placement.types import (
     Evictability,
     StartRequest,
 )
-from manager.placement.victims import VictimChooser
+from manager.placement.waiter import Waiter
+
+if TYPE_CHECKING:
+    from manager.placement.reservation import Reservation
 
 ALIVE = 15 * 60.0  # seconds
 STOPPING = 0.5  # seconds
-
-Planner = Callable[
-    [Sequence[StartRequest], Sequence[DeviceBudget], Sequence[Allocation], VictimChooser],
-    list[Decision],
-]
+INF = float("inf")
+POLL = 1.0  # seconds after which a start that waits decides again, as in the program
 
 
 class State(enum.Enum):
-    STOPPED = 0  # queued, if it is in the line
+    STOPPED = 0  # queued, if it has a waiter
     STARTING = 1
     READY = 2
     STOPPING = 3
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False)
 class Model:
-    """One model while the clock runs."""
+    """A model as the placement sees it, while the clock runs."""
 
     spec: ModelSpec
-    wanted: StartRequest
+    simulation: Simulation
     state: State = State.STOPPED
-    memory_mb: dict[str, int] = field(default_factory=dict)
+    waiter: Waiter | None = None
+    reservation: Reservation | None = None
     in_flight: int = 0
-    # (arrived, takes) of requests: those that go on when it is ready, and those that came when
+    # (arrived, takes) of requests: those that go on when it is ready, and those that came while
     # it was yielding.
     waiting: list[tuple[float, float]] = field(default_factory=list)
     behind: list[tuple[float, float]] = field(default_factory=list)
     yielding: bool = False
+    evicting: bool = False  # chosen, and about to be stopped
     last_used: float | None = None
     gap: float | None = None
-    ready_at: float = float("inf")
-    in_line_since: float = 0.0
-    asks_at: float = 0.0  # others to yield
-    asked: set[Model] = field(default_factory=set)  # to yield to it, while it is in the line
-    watched: bool = False  # an UNUSED event is on its way
+    is_idle_checked: bool = False  # a check whether it is idle is under way
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def memory_mb(self) -> dict[str, int]:
+        return dict(self.reservation.memory_mb) if self.reservation is not None else {}
+
+    def eviction_status(self) -> EvictionStatus:
+        if self.spec.pinned:
+            evictability = Evictability.PINNED
+        elif self.state is State.STOPPING or self.evicting:
+            evictability = Evictability.STOPPING
+        elif self.state is State.STARTING or self.in_flight:
+            evictability = Evictability.BUSY
+        else:
+            evictability = Evictability.IDLE
+        last_used = None if self.in_flight else self.last_used
+        return EvictionStatus(
+            evictability, last_used, self.gap, self.spec.start_seconds, self.yielding
+        )
+
+    def waiting_priority(self) -> int | None:
+        return 0
+
+    def begin_eviction(self) -> bool:
+        self.evicting = self.eviction_status().evictability is Evictability.IDLE
+        return self.evicting
+
+    def cancel_eviction(self) -> None:
+        self.evicting = False
+        self._admit()
+
+    def evict(self, _reason: str) -> None:
+        self.simulation.stop(self)
+
+    def set_yielding(self, yielding: bool) -> None:
+        if self.state is State.STOPPING:
+            return  # what waits behind it is for its next start
+        self.yielding = yielding
+        self._admit()
+
+    def _admit(self) -> None:
+        if not self.yielding and not self.evicting:
+            self.waiting += self.behind
+            self.behind = []
+            if self.state is State.READY:
+                self.simulation.send_waiting(self)
 
 
 @dataclass
@@ -81,7 +132,7 @@ class Outcome:
     refused: int = 0
     cold_starts: int = 0
     evictions: int = 0
-    memory_used: float = 0.0  # share of all the cards' memory, over the whole time
+    memory_used: float = 0.0  # share of all the devices' memory, over the whole time
 
     def wait(self, share: float) -> float:
         """The wait that this share of the requests does not exceed."""
@@ -90,25 +141,63 @@ class Outcome:
         ordered = sorted(self.waits)
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
+    def record_eviction(self, _model: str) -> None:
+        self.evictions += 1
+
+    def record_wait(self, _model: str, _seconds: float, _outcome: str) -> None:
+        pass
+
+
+class Readings:
+    """What `Placement` asks of a monitor: perfect readings at any moment."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        self._simulation = simulation
+
+    @property
+    def snapshot(self) -> Snapshot:
+        used = dict.fromkeys((device.id for device in self._simulation.trace.devices), 0)
+        for model in self._simulation.models.values():
+            if model.state is not State.STARTING:
+                for device, mb in model.memory_mb.items():
+                    used[device] += mb
+        readings = (
+            replace(device, used_mb=used[device.id]) for device in self._simulation.trace.devices
+        )
+        return Snapshot(tuple(Device(reading, INF, False) for reading in readings))
+
+    def wait_for_reading(self, _since: float, _timeout: float) -> Snapshot:
+        return self.snapshot
+
+    def add_listener(self, callback: Callable[[Snapshot], None]) -> None:
+        pass  # nothing is to be measured
+
+    def refresh(self) -> None:
+        pass
+
 
 class Simulation:
-    """Plays one trace. ``planner`` stands in for ``plan`` where somebody wants to look on."""
+    """Plays one trace. ``decide`` stands in for ``plan`` where somebody wants to look on."""
 
-    def __init__(self, trace: Trace, policy: Policy, planner: Planner = plan) -> None:
+    def __init__(self, trace: Trace, policy: Policy, decide: Callable[..., list[Decision]] = plan):
         self.outcome = Outcome()
-        self.models = {
-            spec.name: Model(spec, StartRequest(spec.name, spec.options)) for spec in trace.models
-        }
-        self.line: list[Model] = []
-        self._trace = trace
+        self.trace = trace
+        self.models = {spec.name: Model(spec, self) for spec in trace.models}
         self._policy = policy
-        self._planner = planner
+        self._decide_with = decide
         self._now = 0.0
+        self._placement = Placement(
+            cast(Monitor, Readings(self)),
+            Clock(lambda: self._now, lambda: self._now),
+            Events(),
+            self.outcome,
+            Program(),
+            cast(Plan, self._plan),
+        )
         self._events: list[tuple[float, int, Callable[[Model], None], Model]] = []
         self._number = itertools.count()
-        self._changed = False
-        self._some_yield = False
-        self._total_mb = sum(card.total_mb or 0 for card in trace.cards)
+        self._next_poll = INF
+        self._total_mb = sum(device.total_mb or 0 for device in trace.devices)
         self._held_mb = 0
         self._held_since = 0.0
         self._held_mb_seconds = 0.0
@@ -119,9 +208,8 @@ class Simulation:
             self._let_happen(until=at)
             self._now = at
             self._arrived(model, seconds)
-            if self._changed:
-                self._decide()
-        self._let_happen(until=float("inf"))
+            self._decide()
+        self._let_happen(until=INF)
         self._count_memory(0)
         if self._now and self._total_mb:
             self.outcome.memory_used = self._held_mb_seconds / self._now / self._total_mb
@@ -129,14 +217,21 @@ class Simulation:
 
     def _let_happen(self, until: float) -> None:
         events = self._events
-        while events and events[0][0] <= until:
-            self._now, _, happen, model = heapq.heappop(events)
-            happen(model)
-            if self._changed:
-                self._decide()
+        while True:
+            next_event = events[0][0] if events else INF
+            at = min(next_event, self._next_poll)
+            if at > until or at == INF:
+                return
+            if self._next_poll <= next_event:
+                self._now = self._next_poll
+                self._placement.wake()
+            else:
+                self._now, _, happen, model = heapq.heappop(events)
+                happen(model)
+            self._decide()
 
     def _arrivals(self, requests: int | None) -> Iterator[tuple[float, Model, float]]:
-        rounds = self._trace.requests
+        rounds = self.trace.requests
         if not rounds:
             return
         played = [(at, self.models[name], seconds) for at, name, seconds in rounds]
@@ -150,10 +245,7 @@ class Simulation:
                 return
 
     def _after(self, seconds: float, happen: Callable[[Model], None], model: Model) -> None:
-        self._at(self._now + seconds, happen, model)
-
-    def _at(self, moment: float, happen: Callable[[Model], None], model: Model) -> None:
-        heapq.heappush(self._events, (moment, next(self._number), happen, model))
+        heapq.heappush(self._events, (self._now + seconds, next(self._number), happen, model))
 
     # --- what happens ---------------------------------------------------------------------
 
@@ -167,20 +259,18 @@ class Simulation:
             model.behind.append((self._now, seconds))
         else:
             model.waiting.append((self._now, seconds))
-            if model.state is State.STOPPED and len(model.waiting) == 1:
-                self._want(model)
+            if model.state is State.STOPPED and model.waiter is None:
+                self._enqueue(model)
 
-    def _want(self, model: Model) -> None:
-        model.in_line_since = self._now
-        self.line.append(model)
-        self._changed = True
+    def _enqueue(self, model: Model) -> None:
+        model.waiter = self._placement.enqueue(model, model.spec.options)
 
     def _send(self, model: Model, arrived: float, seconds: float) -> None:
         model.in_flight += 1
         self.outcome.waits.append(self._now - arrived)
         self._after(seconds, self._finished, model)
 
-    def _send_waiting(self, model: Model) -> None:
+    def send_waiting(self, model: Model) -> None:
         waiting, model.waiting = model.waiting, []
         for arrived, seconds in waiting:
             self._send(model, arrived, seconds)
@@ -188,164 +278,102 @@ class Simulation:
     def _finished(self, model: Model) -> None:
         model.in_flight -= 1
         if not model.in_flight:
-            self._is_idle(model)
+            model.last_used = self._now
+            self._placement.wake()
+            if not model.is_idle_checked:
+                self._check_idle_in(model, ALIVE)
 
-    def _is_idle(self, model: Model) -> None:
-        model.last_used = self._now
-        self._changed = bool(self.line)
-        if not model.watched:
-            self._watch(model, ALIVE)
+    def _check_idle_in(self, model: Model, seconds: float) -> None:
+        model.is_idle_checked = True
+        self._after(seconds, self._check_idle, model)
 
-    def _unused(self, model: Model) -> None:
-        model.watched = False
-        if model.state is not State.READY or model.in_flight:
+    def _check_idle(self, model: Model) -> None:
+        model.is_idle_checked = False
+        if model.state is not State.READY or model.in_flight or model.last_used is None:
             return
         left = model.last_used + ALIVE - self._now
         if left > 0.001:  # a remainder of rounding is none
-            self._watch(model, left)
+            self._check_idle_in(model, left)
         else:
-            self._stop(model)
-
-    def _watch(self, model: Model, seconds: float) -> None:
-        model.watched = True
-        self._after(seconds, self._unused, model)
+            self.stop(model)
 
     def _started(self, model: Model) -> None:
+        assert model.reservation is not None
         model.state = State.READY
-        model.ready_at = self._now
-        self._changed = bool(self.line)
-        self._send_waiting(model)
+        self._placement.mark_ready(model.reservation)
+        self.send_waiting(model)
 
-    def _stop(self, model: Model) -> None:
+    def stop(self, model: Model) -> None:
+        assert model.reservation is not None
         model.state = State.STOPPING
-        self._after(STOPPING, self._gone, model)
+        self._placement.mark_stopping(model.reservation)
+        self._after(STOPPING, self._stopped, model)
 
-    def _gone(self, model: Model) -> None:
-        model.state = State.STOPPED
-        model.yielding = False
-        for other in self.line:
-            other.asked.discard(model)
-        self._count_memory(-sum(model.memory_mb.values()))
-        model.memory_mb = {}
-        self._changed = bool(self.line)
+    def _stopped(self, model: Model) -> None:
+        reservation = model.reservation
+        assert reservation is not None
+        self._count_memory(-sum(reservation.memory_mb.values()))
+        model.state, model.reservation = State.STOPPED, None
+        model.yielding = model.evicting = False
+        self._placement.release(reservation)
         model.waiting += model.behind
         model.behind = []
         if model.waiting:
-            self._want(model)
-
-    def _patient(self, _: Model) -> None:
-        self._changed = bool(self.line)
+            self._enqueue(model)
 
     # --- what is decided ------------------------------------------------------------------
 
     def _decide(self) -> None:
-        """Asks once and does what is said, for the whole line."""
-        self._changed = False
-        decisions = self._planner(
-            [model.wanted for model in self.line],
-            self._cards(),
-            [self._holding(model) for model in self.models.values() if model.memory_mb],
-            self._policy.victims,
-        )
-        line, self.line = self.line, []
-        for model, decision in zip(line, decisions, strict=True):
-            if decision.action is Action.START:
-                self._start(model, decision)
-            elif decision.action is Action.REJECT:
-                self._refuse(model)
-            else:
-                self.line.append(model)
-                if decision.action is Action.EVICT:
-                    self._evict(model, decision)
-                elif decision.action is Action.QUEUE and not decision.behind_queue:
-                    self._ask_to_yield(model, [self.models[name] for name in decision.models])
-        self._let_yield()
+        """Has the placement decide, and does what is said, until nothing changes any more."""
+        while True:
+            queued = [model for model in self.models.values() if model.waiter is not None]
+            if not queued:
+                self._next_poll = INF
+                return
+            self._placement.decide()
+            carried_out = [self._carry_out(model) for model in queued]
+            if not any(carried_out):
+                if not self._now < self._next_poll < INF:
+                    self._next_poll = self._now + POLL
+                return
 
-    def _start(self, model: Model, decision: Decision) -> None:
-        model.state = State.STARTING
-        model.ready_at = float("inf")
-        model.memory_mb = dict(decision.memory_mb)
-        self._leave_line(model)
-        self.outcome.cold_starts += 1
-        self._count_memory(sum(model.memory_mb.values()))
-        self._after(model.spec.start_seconds, self._started, model)
+    def _carry_out(self, model: Model) -> bool:
+        """Whether the model waits no more."""
+        waiter = model.waiter
+        assert waiter is not None
+        if waiter.assignment is not None:
+            model.state, model.reservation, model.waiter = State.STARTING, waiter.reservation, None
+            self.outcome.cold_starts += 1
+            self._count_memory(sum(waiter.assignment.memory_mb.values()))
+            self._after(model.spec.start_seconds, self._started, model)
+        elif waiter.decision is not None and waiter.decision.action is Action.REJECT:
+            self.outcome.refused += len(model.waiting)
+            model.waiting, model.waiter = [], None
+        else:
+            return False
+        self._placement.dequeue(waiter, placed=waiter.assignment is not None)
+        return True
 
-    def _refuse(self, model: Model) -> None:
-        self.outcome.refused += len(model.waiting)
-        model.waiting = []
-        self._leave_line(model)
+    def _plan(
+        self,
+        queue: Sequence[StartRequest],
+        budgets: Sequence[DeviceBudget],
+        allocations: Sequence[Allocation],
+    ) -> list[Decision]:
+        cost = self._policy.cost
+        if cost is not None:
+            allocations = [
+                replace(allocation, cost=cost(self._use(self.models[allocation.model])))
+                for allocation in allocations
+            ]
+        return self._decide_with(queue, budgets, allocations, self._policy.victims)
 
-    def _leave_line(self, model: Model) -> None:
-        model.asked.clear()
-        if model.wanted.planned is not None:
-            model.wanted = replace(model.wanted, planned=None)
-
-    def _evict(self, model: Model, decision: Decision) -> None:
-        model.wanted = replace(model.wanted, planned=decision)
-        for name in decision.models:
-            self.outcome.evictions += 1
-            self._stop(self.models[name])
-
-    def _ask_to_yield(self, model: Model, others: Sequence[Model]) -> None:
-        at = yield_at(model.in_line_since, [other.ready_at for other in others])
-        if at <= self._now:
-            model.asked.update(others)
-        elif at not in (model.asks_at, float("inf")):
-            model.asks_at = at
-            self._at(at, self._patient, model)
-
-    def _let_yield(self) -> None:
-        if not any(model.asked for model in self.line) and not self._some_yield:
-            return
-        asked = set().union(*(model.asked for model in self.line))
-        self._some_yield = bool(asked)
-        for model in self.models.values():
-            if model.state is State.STOPPING:
-                continue  # what waits behind it is for its next start
-            model.yielding = model in asked
-            if model.behind and not model.yielding:
-                model.waiting += model.behind
-                model.behind = []
-                if model.state is State.READY:
-                    self._send_waiting(model)
-
-    # --- what is seen ---------------------------------------------------------------------
-
-    def _cards(self) -> list[DeviceBudget]:
-        used = dict.fromkeys((card.id for card in self._trace.cards), 0)
-        for model in self.models.values():
-            if model.state is not State.STARTING:
-                for card, mb in model.memory_mb.items():
-                    used[card] += mb
-        return [
-            DeviceBudget(card.id, card.name, card.total_mb, used[card.id])
-            for card in self._trace.cards
-        ]
-
-    def _holding(self, model: Model) -> Allocation:
-        mb = sum(model.memory_mb.values())
-        last_used = self._now if model.last_used is None or model.in_flight else model.last_used
-        use = Use(self._now - last_used, model.gap, model.spec.start_seconds, mb)
-        return Allocation(
-            model.spec.name,
-            model.memory_mb,
-            _standing(model),
-            settled=model.state is not State.STARTING,
-            cost=self._policy.cost(use),
-            yielding=model.yielding,
-        )
+    def _use(self, model: Model) -> Use:
+        busy = model.last_used is None or model.in_flight
+        idle = 0.0 if busy else self._now - (model.last_used or 0.0)
+        return Use(idle, sum(model.memory_mb.values()))
 
     def _count_memory(self, change: int) -> None:
         self._held_mb_seconds += self._held_mb * (self._now - self._held_since)
         self._held_since = self._now
         self._held_mb += change
-
-
-def _standing(model: Model) -> Evictability:
-    if model.state is State.STOPPING:
-        return Evictability.STOPPING
-    if model.spec.pinned:
-        return Evictability.PINNED
-    if model.state is State.STARTING or model.in_flight:
-        return Evictability.BUSY
-    return Evictability.IDLE

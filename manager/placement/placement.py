@@ -68,12 +68,15 @@ class Placement:
         events: Events,
         metrics: PlacementMetrics,
         program: Program,
+        plan: planner.Plan = planner.plan,
     ) -> None:
+        """``plan`` decides; the simulator compares others with it."""
         self._monitor = monitor
         self._clock = clock
         self._events = events
         self._metrics = metrics
         self._program = program
+        self._plan = plan
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._ledger = Ledger()
@@ -106,31 +109,49 @@ class Placement:
         ``report`` is called with what it waits for; call ``wake`` when ``cancelled`` has become
         true. Raises PlacementError; a cancelled wait is one of code "cancelled".
         """
-        reservation = Reservation(evictable)
         if self._program.disable_gpu_monitoring:
-            return reservation, first_usable(options)
+            return Reservation(evictable), first_usable(options)
         if any(option.required_devices for option in options):
             self._monitor.touch()
             self._await_recent_reading()
-        waiter = Waiter(reservation, options, self._clock.monotonic())
+        waiter = self.enqueue(evictable, options)
         outcome = "failed"
         try:
             assignment = self._await_assignment(waiter, cancelled, report)
             outcome = "placed"
-            return reservation, assignment
+            return waiter.reservation, assignment
         finally:
-            with self._lock:
-                if waiter in self._queue:
-                    self._queue.remove(waiter)
-                if outcome != "placed" and reservation in self._ledger.reservations:
-                    # Another thread has assigned it devices, and it is cancelled.
-                    self._ledger.reservations.remove(reservation)
-                waiter.stop_yielding(self._queue)
-                self._wake_locked()
+            self.dequeue(waiter, placed=outcome == "placed")
             report(None)
             if waiter.had_to_wait:
                 seconds = self._clock.monotonic() - waiter.since
                 self._metrics.record_wait(evictable.name, seconds, outcome)
+
+    def enqueue(self, evictable: Evictable, options: Sequence[SchemeOption]) -> Waiter:
+        """A start in the queue, without waiting: ``reserve`` does both. ``dequeue`` ends it."""
+        waiter = Waiter(Reservation(evictable), options, self._clock.monotonic())
+        with self._lock:
+            self._queue.append(waiter)
+            self._is_due = True
+        return waiter
+
+    def decide(self) -> None:
+        """Decides for all who wait, if something has changed, and begins the evictions."""
+        with self._lock:
+            evictions = self._plan_queue() if self._is_due else []
+        for victim, reason in evictions:
+            self._evict(victim, reason)
+
+    def dequeue(self, waiter: Waiter, *, placed: bool) -> None:
+        """A start waits no more; unless it is ``placed``, it reserves nothing either."""
+        with self._lock:
+            if waiter in self._queue:
+                self._queue.remove(waiter)
+            if not placed and waiter.reservation in self._ledger.reservations:
+                # Another thread has assigned it devices, and it is cancelled.
+                self._ledger.reservations.remove(waiter.reservation)
+            waiter.stop_yielding(self._queue)
+            self._wake_locked()
 
     def reserve_running(
         self,
@@ -165,7 +186,7 @@ class Placement:
             budgets, allocations = self._state(self._monitor.snapshot)
             queue = self._in_order()
         request = StartRequest(evictable.name, tuple(options))
-        return planner.plan([*queue, request], budgets, allocations)[-1]
+        return self._plan([*queue, request], budgets, allocations)[-1]
 
     # --- a reservation's life ---------------------------------------------------------------
 
@@ -241,22 +262,15 @@ class Placement:
     ) -> DeviceAssignment:
         deadline = waiter.since + self._program.queue_timeout
         reported: tuple[object, ...] | None = None
-        with self._lock:
-            self._queue.append(waiter)
-            self._is_due = True
         while True:
             if self._program.disable_gpu_monitoring:  # a reload has switched it off meanwhile
                 return first_usable(waiter.options)
-            evictions: list[tuple[Evictable, str]] = []
+            if cancelled():
+                raise PlacementError("it was stopped while it waited for memory", "cancelled")
+            self.decide()
             with self._lock:
-                if cancelled():
-                    raise PlacementError("it was stopped while it waited for memory", "cancelled")
-                if self._is_due:
-                    evictions = self._plan_queue()
                 decision, assignment = waiter.decision, waiter.assignment
                 number = self._queue.index(waiter) + 1 if waiter in self._queue else 0
-            for victim, reason in evictions:
-                self._evict(victim, reason)
             if assignment is not None:
                 return assignment
             if decision is not None and decision.action is Action.REJECT:
@@ -318,7 +332,7 @@ class Placement:
             self._is_due = False
             snapshot = self._monitor.snapshot
             budgets, allocations = self._state(snapshot)
-            decisions = planner.plan(self._in_order(), budgets, allocations)
+            decisions = self._plan(self._in_order(), budgets, allocations)
             reservations = self._ledger.reservations
             evictables = {each.evictable.name: each.evictable for each in reservations}
             crossed = False

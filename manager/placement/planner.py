@@ -7,7 +7,7 @@ Pure: no clock, no I/O, no locks.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from manager.placement.matching import assignments, missing_devices
@@ -25,6 +25,10 @@ from manager.placement.victims import Shortage, VictimChooser, choose_victims
 
 YIELD_AFTER_SECONDS = 10.0  # that a model waits for busy ones before these are asked to yield
 PRIORITY_STEP_SECONDS = 10.0  # of waiting that each step of priority counts as
+
+Plan = Callable[
+    [Sequence[StartRequest], Sequence[DeviceBudget], Sequence[Allocation]], list[Decision]
+]
 
 
 def stop_cost(idle_seconds: float, mean_gap_seconds: float | None, start_seconds: float) -> float:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import random
 import sqlite3
-import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -16,10 +14,8 @@ from typing import Any
 
 import psutil
 import pytest
-import requests
 
 from e2e.test_first_use import run
-from e2e.test_full_disk import fill, own_mounts  # noqa: F401 - a fixture
 from manager.storage.store import MIGRATIONS, Store
 from tests.support.fixtures import Launch
 from tests.support.program import Program, events_of, eventually, fake
@@ -139,112 +135,7 @@ def test_a_run_ends_when_it_was_last_seen_alive_or_goes_on_under_the_next_progra
     eventually(lambda: Decimal(summary(program, model="Kept")["cost_hours"]) == took)
 
 
-def test_killed_at_random_every_answer_seen_whole_is_there_once_and_priced_once(
-    launch: Launch,
-) -> None:
-    """`python -m bench.bill` is the large one."""
-    program = launch({"Model": fake(price=PRICE)})
-    ask(program)
-    dice, lock = random.Random(4), threading.Lock()
-    seen: dict[str, int] = {}
-
-    def client(seed: int) -> None:
-        own = random.Random(seed)
-        for _ in range(6):
-            while not one_answer(own):
-                time.sleep(0.05)  # as clients do whose server is away
-
-    def one_answer(own: random.Random) -> bool:
-        chunks, stream = own.randrange(2, 9), own.random() < 0.7
-        fields: dict[str, Any] = {"stream_options": {"include_usage": True}} if stream else {}
-        try:
-            shape = {"chunks": chunks, "interval": 0.02}
-            with program.ask("Model", shape, stream=stream, **fields) as answer:
-                if answer.status_code != 200:
-                    return False
-                if not stream:
-                    told = answer.json()
-                else:
-                    *_, told, done = events_of(answer)
-                    if done != "[DONE]":
-                        return False
-        except requests.RequestException:
-            return False
-        with lock:
-            assert answer.headers[ID] not in seen
-            seen[answer.headers[ID]] = told["usage"]["completion_tokens"]
-        return True
-
-    with ThreadPoolExecutor(4) as pool:
-        clients = [pool.submit(client, number) for number in range(4)]
-        for so_many in (3, 7, 10, 15, 20):
-            eventually(lambda so_many=so_many: len(seen) >= so_many)
-            victims = dice.choice(["server", "worker", "both"])
-            for worker in program.workers() if victims != "server" else []:
-                worker.kill()
-            if victims != "worker":
-                program.kill()
-                program.start()
-        for each in clients:
-            each.result()
-
-    eventually(lambda: seen.keys() <= set(ids(program.usage_db)))
-    eventually(lambda: one(program.usage_db, UNPRICED) == 0)
-    rows = query(
-        program.usage_db, "SELECT id, prompt_tokens, completion_tokens, cost FROM requests"
-    )
-    costs = {}
-    for number, prompt, completion, cost in rows:
-        costs[str(uuid.UUID(bytes=number))] = cost
-        # One million tokens cost INPUT and OUTPUT of the currency, and this is in billionths.
-        assert cost == prompt * INPUT * 1000 + completion * OUTPUT * 1000
-    assert len(costs) == len(rows)
-    assert len(seen) == 24
-    for number, completion in seen.items():
-        assert costs[number] == 17 * INPUT * 1000 + completion * OUTPUT * 1000
-    total = Decimal(sum(costs.values())) / 10**9
-    sums = summary(program)
-    assert (sums["requests"], Decimal(sums["cost"])) == (len(rows), total)
-
-
-# --- a disk that is full, a file that is locked or damaged -------------------------------
-
-
-def test_on_a_full_disk_answers_come_and_their_rows_are_written_when_there_is_room(
-    launch: Launch,
-    tmp_path: Path,
-    own_mounts: list[str],  # noqa: F811
-) -> None:
-    data = tmp_path / "program-1" / "data"
-    mount = "mkdir -p {0} && mount -t tmpfs -o size={1} tmpfs {0}".format
-    script = f'{mount(data, "3m")} && {mount(data / "logs", "8m")} && exec "$@"'
-    wrapper = [*own_mounts, "sh", "-c", script, "sh"]
-    program = launch({"Model": fake(price=PRICE)}, wrapper=wrapper)
-    disk = Path(f"/proc/{program.pid}/root{data}")  # as the program sees it
-    # SQLite would follow that link to our own disk, so that the program has to say what is there.
-    listed = "/api/usage/requests?limit=1000"
-
-    def rows() -> list[str]:
-        return sorted(row["id"] for row in program.get(listed).json()["requests"])
-
-    numbers = [ask(program)]
-
-    fill(disk)
-    # What has room in the last page of the file is still written.
-    while "was not written and is kept" not in program.output:
-        numbers.append(ask(program))
-        assert len(numbers) < 500
-    numbers += [ask(program, stream=True) for _ in range(3)]
-    assert program.get("/health").status_code == 200
-    assert program.get("/api/usage/summary").status_code == 200
-    assert set(rows()) < set(numbers)
-    for worker in program.workers():
-        worker.kill()  # another one finds no room, or what it needs is there
-
-    (disk / "filler").unlink()
-    numbers.append(ask(program))
-    eventually(lambda: rows() == sorted(numbers))
-    assert summary(program)["requests"] == len(numbers)
+# --- a file that is locked or damaged -------------------------------
 
 
 def test_while_the_file_is_locked_answers_come_and_their_rows_later(launch: Launch) -> None:

@@ -1,10 +1,11 @@
-"""A disk that is full below logs/: a start says so, and what runs goes on."""
+"""A disk that is full: a start says so, what runs goes on, and no row of a request is lost."""
 
 from __future__ import annotations
 
-import os
+import errno
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,14 +39,15 @@ def logs_of(program: Program) -> Path:
 
 
 def fill(folder: Path) -> None:
+    """Until the disk refuses: asking it how much is free would race with the program's own log."""
     block = b"x" * 4096
     with (folder / "filler").open("wb", buffering=0) as filler:
-        while free_blocks(folder):
-            filler.write(block)
-
-
-def free_blocks(folder: Path) -> int:
-    return os.statvfs(folder).f_bfree
+        try:
+            while True:
+                filler.write(block)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
 
 
 def test_a_start_on_a_full_disk_says_so_and_nothing_else_is_lost(
@@ -81,3 +83,48 @@ def test_a_start_on_a_full_disk_says_so_and_nothing_else_is_lost(
 
     (logs_of(program) / "filler").unlink()
     assert eventually(lambda: program.ask("Cold").status_code == 200)
+
+
+def ask(program: Program, **fields: Any) -> str:
+    """The id of a request that was answered."""
+    with program.ask("Model", **fields) as answer:
+        assert answer.status_code == 200
+        assert answer.content
+        return answer.headers["X-LLM-Manager-Request"]
+
+
+def test_on_a_full_disk_answers_come_and_their_rows_are_written_when_there_is_room(
+    launch: Launch,
+    tmp_path: Path,
+    own_mounts: list[str],
+) -> None:
+    data = tmp_path / "program-1" / "data"
+    mount = "mkdir -p {0} && mount -t tmpfs -o size={1} tmpfs {0}".format
+    script = f'{mount(data, "3m")} && {mount(data / "logs", "8m")} && exec "$@"'
+    wrapper = [*own_mounts, "sh", "-c", script, "sh"]
+    program = launch({"Model": fake()}, wrapper=wrapper)
+    disk = Path(f"/proc/{program.pid}/root{data}")  # as the program sees it
+    # SQLite would follow that link to our own disk, so that the program has to say what is there.
+    listed = "/api/usage/requests?limit=1000"
+
+    def rows() -> list[str]:
+        return sorted(row["id"] for row in program.get(listed).json()["requests"])
+
+    numbers = [ask(program)]
+
+    fill(disk)
+    # What has room in the last page of the file is still written.
+    while "was not written and is kept" not in program.output:
+        numbers.append(ask(program))
+        assert len(numbers) < 500
+    numbers += [ask(program, stream=True) for _ in range(3)]
+    assert program.get("/health").status_code == 200
+    assert program.get("/api/usage/summary").status_code == 200
+    assert set(rows()) < set(numbers)
+    for worker in program.workers():
+        worker.kill()  # another one finds no room, or what it needs is there
+
+    (disk / "filler").unlink()
+    numbers.append(ask(program))
+    eventually(lambda: rows() == sorted(numbers))
+    eventually(lambda: program.get("/api/usage/summary?start=0").json()["requests"] == len(numbers))

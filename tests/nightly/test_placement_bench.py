@@ -6,16 +6,14 @@ import itertools
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.placement import shapes
 from bench.placement.policies import POLICIES, in_order
 from bench.placement.simulation import ALIVE, STOPPING, Outcome, Simulation
-from bench.placement.trace import ModelSpec, Trace, TraceError, read, with_ids, write
+from bench.placement.traces import TRACES, ModelSpec, Trace, devices_of, varied
 from manager.placement.planner import YIELD_AFTER_SECONDS, plan
 from manager.placement.types import (
     Action,
@@ -29,7 +27,6 @@ from manager.placement.types import (
 from manager.placement.victims import VictimChooser
 
 OURS = POLICIES["ours"]
-SHIPPED = sorted(shapes.SHIPPED)
 
 
 def trace(
@@ -42,7 +39,7 @@ def trace(
         ModelSpec(name, start, (SchemeOption("scheme 1", tuple(mb), mb),))
         for name, (start, mb) in models.items()
     ]
-    return Trace(with_ids(cards), tuple(specs), tuple(requests))
+    return Trace(devices_of(cards), tuple(specs), tuple(requests))
 
 
 def run(played: Trace) -> Outcome:
@@ -138,7 +135,7 @@ def traces(draw: st.DrawFn, *, pinned: bool = False) -> Trace:
     for _ in range(draw(st.integers(1, 40))):
         at += draw(gaps)
         requests.append((at, f"m{draw(st.integers(0, len(specs) - 1))}", draw(takes)))
-    return Trace(with_ids(cards), tuple(specs), tuple(requests))
+    return Trace(devices_of(cards), tuple(specs), tuple(requests))
 
 
 class Watched(Simulation):
@@ -241,12 +238,12 @@ def test_two_busy_models_in_the_way_of_a_third_let_it_in(
     assert both.last_used - 1.0 - asked <= YIELD_AFTER_SECONDS + takes + 2 * STOPPING + start
 
 
-# --- what is shipped ------------------------------------------------------------------------------
+# --- the traces of the docs ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", TRACES)
 def test_ours_starts_less_and_keeps_nobody_waiting_as_long(name: str) -> None:
-    played = read(shapes.TRACES / f"{name}.csv")
+    played = TRACES[name]()
     ours, *others = [Simulation(played, policy).run() for policy in POLICIES.values()]
     for other in others:
         assert ours.cold_starts < other.cold_starts
@@ -254,37 +251,17 @@ def test_ours_starts_less_and_keeps_nobody_waiting_as_long(name: str) -> None:
         assert len(ours.waits) == len(other.waits) == len(played.requests)
 
 
-@pytest.mark.parametrize("name", SHIPPED)
-def test_the_shipped_traces_are_those_that_the_shapes_make(name: str, tmp_path: Path) -> None:
-    write(shapes.SHIPPED[name](), tmp_path / "made.csv")
-    shipped = (shapes.TRACES / f"{name}.csv").read_text()
-    assert (tmp_path / "made.csv").read_text() == shipped
-
-
-def test_the_command_prints_a_line_for_each_policy(tmp_path: Path) -> None:
-    path = tmp_path / "trace.csv"
-    path.write_text(
-        "# two cards, one of which is enough\n"
-        "card,V100,16000\ncard,V100,16000\n"
-        "model,m,5,V100=9000;V100=9000|V100=12000\nmodel,p,1,V100=100,pinned\n"
-        "request,0,m,1\n"
-    )
-    command = [sys.executable, "-m", "bench.placement", str(path), "--requests", "10"]
+def test_the_command_prints_a_line_for_each_policy() -> None:
+    command = [sys.executable, "-m", "bench.placement", "big_and_small", "--requests", "50"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert [line.split()[1] for line in done.stdout.splitlines()[2:]] == list(POLICIES)
+    assert [line.split()[3] for line in done.stdout.splitlines()[2:]] == list(POLICIES)
 
 
-@pytest.mark.parametrize(
-    ("row", "reason"),
-    [
-        ("card,A", "trace.csv:2: no such row: card,A"),
-        ("request,soon,m,1", "trace.csv:2: could not convert"),
-        ("request,1,m,1", "requests for models it does not have: ['m']"),
-    ],
-)
-def test_a_mistake_in_a_trace_is_told_with_its_line(row: str, reason: str, tmp_path: Path) -> None:
-    path = tmp_path / "trace.csv"
-    path.write_text(f"card,A,8000\n{row}\n")
-    with pytest.raises(TraceError) as caught:
-        read(path)
-    assert reason in str(caught.value)
+def test_a_model_that_a_repeated_decision_has_chosen_already_is_stopped_once() -> None:
+    played = varied(107)  # in which a request comes to a victim while the queue is decided
+    outcome = Simulation(played, POLICIES["score"]).run()
+    assert len(outcome.waits) == len(played.requests)
+
+
+def test_a_trace_is_the_same_each_time() -> None:
+    assert varied(7) == varied(7)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import load, servers, tabs
+from bench import load, servers, storage
 from bench.report import Figures, Report, medians, ratio, render, table
 from bench.servers import BenchError
 
@@ -148,27 +148,16 @@ def test_server_that_is_not_there_is_counted_not_awaited() -> None:
     assert (figures["ok"], figures["failed"]) == (0, 5)
 
 
+def test_storage_is_filled_priced_and_asked(tmp_path: Path) -> None:
+    path = tmp_path / "usage.db"
+    storage.fill(path, rows=500, days=3)
+    asked = {what: ask() for what, ask, _ in storage.questions(path, days=3)}
+    assert asked["summary of a month"].totals.requests == 500
+    assert asked["bill of a month"].count(b"\n") > storage.MODELS / 2
+
+
 def test_program_that_ends_at_once_is_shown_with_its_last_words(tmp_path: Path) -> None:
     broken = tmp_path / "wsgi.py"
     broken.write_text("raise SystemExit('no such option')")
     with pytest.raises(BenchError, match="no such option"), servers.program(broken, tmp_path):
         pass
-
-
-def test_tabs_are_open_together_and_open_again(tmp_path: Path) -> None:
-    with servers.program(servers.HERE.parent / "wsgi.py", tmp_path) as program:
-        for _ in range(2):
-            with tabs.tabs(program.port, 3):
-                pass
-
-
-def test_tabs_that_cost_more_than_they_may_are_named(capsys: pytest.CaptureFixture[str]) -> None:
-    none = tabs.Cost(cpu=100, p50=1, p99=2)
-    within = {0: none, 1: none, 10: none, 100: tabs.Cost(cpu=299, p50=1.2, p99=2)}
-    assert tabs.tell("steady", within) == []
-    assert "| 100 | 299 | 1.99 | 1.20 | 2.00 |" in capsys.readouterr().out
-    over = within | {100: tabs.Cost(cpu=310, p50=1.5, p99=2)}
-    assert tabs.tell("steady", over) == [
-        "steady: 2.10 ms for each of 100 tabs, not 2",
-        "steady: requests are 1.50 times as slow",
-    ]

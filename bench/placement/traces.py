@@ -1,22 +1,51 @@
-"""`python -m bench.placement.shapes`: writes bench/traces/ anew, the same each time.
+"""Traces of requests over devices and models, the same each time.
 
-A shape is made of two kinds of use: conversations, requests of one model with pauses between
-them; and bursts, requests for several models within seconds. The shipped seeds are some on which
-the policies' longest waits differ; on most they do not.
+They are made of two kinds of use: conversations, requests of one model with pauses between them;
+and bursts, requests for several models within seconds. The seeds of TRACES are some on which the
+policies' longest waits differ; on most they do not.
 """
 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 
-from bench.placement.trace import ModelSpec, Trace, with_ids, write
+from manager.devices import Reading
 from manager.placement.types import SchemeOption
 
-TRACES = Path(__file__).resolve().parent.parent / "traces"
+Request = tuple[float, str, float]  # seconds since the beginning, model, seconds it takes
 
-Request = tuple[float, str, float]
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model; ``start_seconds`` is how long a cold start takes."""
+
+    name: str
+    start_seconds: float
+    options: tuple[SchemeOption, ...]
+    pinned: bool = False
+
+
+@dataclass(frozen=True)
+class Trace:
+    """``requests`` are in time's order."""
+
+    devices: tuple[Reading, ...]
+    models: tuple[ModelSpec, ...]
+    requests: tuple[Request, ...]
+
+
+def devices_of(cards: Sequence[tuple[str, int]]) -> tuple[Reading, ...]:
+    """Empty devices of these names and MB; equal ones are told apart by their index."""
+    seen: Counter[str] = Counter()
+    devices = []
+    for name, mb in cards:
+        # Whose processes' memory is known: nothing is left to be measured.
+        devices.append(Reading(name, "nvidia", seen[name], mb, 0, held_mb={}))
+        seen[name] += 1
+    return tuple(devices)
 
 
 def start_seconds(mb: int) -> float:
@@ -86,7 +115,7 @@ class Shape:
                 self.requests.append((moment, name, self.service(takes)))
 
     def trace(self, cards: Sequence[tuple[str, int]], models: Sequence[ModelSpec]) -> Trace:
-        return Trace(with_ids(cards), tuple(models), tuple(sorted(self.requests)))
+        return Trace(devices_of(cards), tuple(models), tuple(sorted(self.requests)))
 
 
 def chat_and_agents(seed: int = 15) -> Trace:
@@ -201,18 +230,8 @@ def varied(seed: int) -> Trace:
     return shape.trace(cards, models)
 
 
-SHIPPED = {
+TRACES = {
     "chat_and_agents": chat_and_agents,
     "big_and_small": big_and_small,
     "burst_of_all": burst_of_all,
 }
-
-
-def main() -> None:
-    TRACES.mkdir(exist_ok=True)
-    for name, make in SHIPPED.items():
-        write(make(), TRACES / f"{name}.csv")
-
-
-if __name__ == "__main__":
-    main()
