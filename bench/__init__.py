@@ -1,1 +1,1 @@
-"""The benchmark that README quotes: `python -m bench`."""
+"""The benchmark that docs/benchmarks.md quotes: `python -m bench`."""
