@@ -24,10 +24,11 @@ test: lint ## lint, then the tests but for those of test-nightly
 test-nightly: setup-dev ## kills, soak, fuzz, real models, the bench: some minutes
 	$(VENV)/python -m pytest tests/nightly
 
-lint: setup-dev ## ruff, mypy and bandit
+lint: setup-dev ## ruff, mypy, import-linter and bandit
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
 	$(VENV)/mypy
+	$(VENV)/lint-imports
 	$(VENV)/bandit -q -c pyproject.toml -r manager routes jobs commands scripts wsgi.py
 
 audit: setup ## look for known holes in what the program runs on; asks pypi.org

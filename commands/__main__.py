@@ -12,12 +12,9 @@ from collections.abc import Sequence
 from commands import data, keys, options, tray, users
 from commands import open as open_pages
 from commands.options import CommandError, ConfigLoader
-from manager.config import loader
-from manager.config.loader import ConfigError
+from manager.config import ConfigError, loader
 from manager.errors import ApiError
-from manager.storage import store
-from manager.storage.data_dir import DataDirInUse
-from manager.storage.store import StoreError
+from manager.storage import DataDirInUse, StoreError, store
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,8 +14,7 @@ import psutil
 
 from commands import options
 from commands.options import CommandError
-from manager.access import local_token
-from manager.access.local_token import LocalTokenError
+from manager.access import LocalTokenError, local_token
 from manager.storage import data_dir
 
 _TIMEOUT_SECONDS = 10.0

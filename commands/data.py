@@ -52,8 +52,10 @@ def add_to(commands: Any) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from jobs import export  # the queue's library takes a while to import
-    from jobs.tasks import WorkerSettings
+    from jobs import (
+        WorkerSettings,
+        export,  # the queue's library takes a while to import
+    )
 
     program = ConfigLoader(arguments.config)().program
     settings = WorkerSettings.of(program, arguments.data_dir)

@@ -8,9 +8,8 @@ from typing import Any
 
 from commands import offline, options
 from commands.offline import OfflineDatabase
-from manager.access import api_keys
-from manager.access.api_keys import Budget, Key
-from manager.billing.pricing import billionths, decimal_text
+from manager.access import Budget, Key, api_keys
+from manager.billing import billionths, decimal_text
 
 _HOUR_MS = 3_600_000
 # By what argparse calls them; each is a field of a key.

@@ -14,8 +14,7 @@ from typing import Any, TypeVar
 from commands import options
 from manager.access import audit, registry
 from manager.billing import calendar
-from manager.storage import data_dir, maintenance
-from manager.storage.store import Store
+from manager.storage import Store, data_dir, maintenance
 
 T = TypeVar("T")
 

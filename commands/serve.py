@@ -18,38 +18,23 @@ if sys.platform != "win32":
 from commands import tray
 from commands.client import pages_url
 from commands.options import CommandError, ConfigLoader
-from jobs import log_setup, schedule
-from jobs.queue import TaskQueue
-from jobs.supervisor import Supervisor
-from jobs.tasks import WorkerSettings
-from manager.access import local_token
-from manager.access.limits import KeyLimits
-from manager.access.local_token import LocalToken
-from manager.access.registry import AccessRegistry
-from manager.billing import calendar
-from manager.billing.price_versions import PriceBook
+from jobs import Supervisor, TaskQueue, WorkerSettings, log_setup, schedule
+from manager.access import AccessRegistry, KeyLimits, LocalToken, local_token
+from manager.billing import PriceBook, calendar
 from manager.clock import Clock
 from manager.config import loader, plugins
 from manager.devices import Monitor
 from manager.errors import ApiError
 from manager.events import Events
 from manager.metrics import Metrics
-from manager.models.fleet import Fleet
-from manager.models.ports import Ports
-from manager.models.server import ModelDependencies
-from manager.placement.placement import Placement
-from manager.relay.watcher import Watcher
+from manager.models import Fleet, ModelDependencies, Ports
+from manager.placement import Placement
+from manager.relay import Watcher
+from manager.storage import ModelLogs, Orders, Spool, Store
 from manager.storage import data_dir as datadir
-from manager.storage.logs import ModelLogs
-from manager.storage.maintenance_tasks import Orders
-from manager.storage.spool import Spool
-from manager.storage.store import Store
-from manager.usage.activity import Activity
-from manager.usage.reports import Reports
-from routes import create_app
-from routes.http.server import HttpServer, ListenError
-from routes.http.slots import Slots
-from routes.services import Services
+from manager.usage import Activity, Reports
+from routes import Services, create_app
+from routes.http import HttpServer, ListenError, Slots
 
 log = logging.getLogger("manager")
 

@@ -1,1 +1,16 @@
-"""Beside the request path: what runs by the clock."""
+"""Beside the request path: the queue, the worker process, billing, export, the schedule."""
+
+from jobs import export, import_history, log_setup, schedule
+from jobs.queue import TaskQueue
+from jobs.supervisor import Supervisor
+from jobs.tasks import WorkerSettings
+
+__all__ = [
+    "Supervisor",
+    "TaskQueue",
+    "WorkerSettings",
+    "export",
+    "import_history",
+    "log_setup",
+    "schedule",
+]

@@ -23,7 +23,7 @@ from jobs.rollups import (
     retry_on_conflict,
 )
 from manager.billing import pricing
-from manager.storage.maintenance import billed_seq, transaction
+from manager.storage import billed_seq, transaction
 from manager.storage.rollups import (
     ALL,
     CONTRIBUTION,

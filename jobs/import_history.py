@@ -17,11 +17,8 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from manager.billing import pricing
-from manager.billing.pricing import OPEN, Price, Tier, billionths, tiers_to_json
-from manager.storage import maintenance
-from manager.storage.rows import INSERT_REQUESTS, ONE_REQUEST, RequestRow
-from manager.storage.store import Store
+from manager.billing import OPEN, Price, Tier, billionths, pricing, tiers_to_json
+from manager.storage import INSERT_REQUESTS, ONE_REQUEST, RequestRow, Store, maintenance
 
 _SAFE_NAME = re.compile(r"\w+", re.ASCII)
 _ROWS = 500  # in one transaction

@@ -6,7 +6,7 @@ import logging
 import logging.handlers
 from pathlib import Path
 
-from manager.storage.logs import PROGRAM_LOG
+from manager.storage import PROGRAM_LOG
 
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _FILE_BYTES = 10 << 20

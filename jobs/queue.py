@@ -21,8 +21,7 @@ from huey.serializer import Serializer
 
 from jobs import tasks
 from manager.storage import data_dir as datadir
-from manager.storage import maintenance, maintenance_tasks
-from manager.storage.store import reading
+from manager.storage import maintenance, maintenance_tasks, reading
 
 log = logging.getLogger("manager.queue")
 

@@ -16,8 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
-from manager.billing.price_versions import read_versions
-from manager.billing.pricing import PriceVersion, hour_cost
+from manager.billing import PriceVersion, hour_cost, read_versions
 from manager.storage import latency
 from manager.storage.rollups import (
     CELL,

@@ -18,7 +18,7 @@ from jobs.rollups import (
     require,
     retry_on_conflict,
 )
-from manager.storage.maintenance import transaction
+from manager.storage import transaction
 from manager.storage.rollups import HOUR_MS, MAX_INTEGER, spread
 
 _AT_ONCE = 100  # hours in one transaction

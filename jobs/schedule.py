@@ -11,17 +11,14 @@ from apscheduler.triggers.base import BaseTrigger
 
 from jobs.log_setup import BufferedLogHandler
 from jobs.queue import TaskQueue
-from manager.access.registry import AccessRegistry
-from manager.billing import calendar, statements
-from manager.billing.statements import Period
+from manager.access import AccessRegistry
+from manager.billing import Period, calendar, statements
 from manager.clock import Clock
-from manager.config.schedule import next_time
-from manager.config.settings import Export, Program
+from manager.config import Export, Program, next_time
 from manager.devices import Monitor
-from manager.models.fleet import Fleet
-from manager.storage.logs import ModelLogs
-from manager.storage.maintenance_tasks import Orders
-from manager.usage.activity import Activity
+from manager.models import Fleet
+from manager.storage import ModelLogs, Orders
+from manager.usage import Activity
 
 _SWEEP_SECONDS = 1.0
 _POLL_SECONDS = 1.0

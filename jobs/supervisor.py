@@ -15,7 +15,7 @@ from typing import Any
 
 from jobs.tasks import WorkerSettings
 from manager.clock import Clock
-from manager.config.settings import Program
+from manager.config import Program
 
 log = logging.getLogger("manager.worker")
 

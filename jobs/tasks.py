@@ -22,11 +22,9 @@ from typing import Any
 from huey import Huey
 
 from manager.billing import calendar, statements
-from manager.config.settings import Program
+from manager.config import Program
+from manager.storage import Order, StoreError, maintenance, maintenance_tasks
 from manager.storage import data_dir as datadir
-from manager.storage import maintenance, maintenance_tasks
-from manager.storage.maintenance_tasks import Order
-from manager.storage.store import StoreError
 
 log = logging.getLogger("manager.worker")
 

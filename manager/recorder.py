@@ -11,11 +11,10 @@ from typing import Protocol
 
 from manager.clock import Clock
 from manager.metrics import Metrics
-from manager.relay.forward import CLIENT_CLOSED_REQUEST, Outcome
-from manager.storage.rows import RequestRow, uuid7
-from manager.storage.spool import Spool
+from manager.relay import CLIENT_CLOSED_REQUEST, Outcome
+from manager.storage import RequestRow, Spool, uuid7
 from manager.tokens import TokenUsage, prompt_estimate
-from manager.usage.activity import ActiveRequest, Activity, ChunkCounter
+from manager.usage import ActiveRequest, Activity, ChunkCounter
 
 log = logging.getLogger("manager.requests")
 

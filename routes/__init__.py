@@ -1,5 +1,6 @@
 """HTTP and nothing else: read, check, call the manager, answer."""
 
 from routes.app import create_app
+from routes.services import Services
 
-__all__ = ["create_app"]
+__all__ = ["Services", "create_app"]

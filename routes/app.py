@@ -13,8 +13,8 @@ from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
 from werkzeug.exceptions import HTTPException
 
 from manager.errors import ApiError, ClientDisconnected
-from manager.relay.forward import CLIENT_CLOSED_REQUEST
-from manager.storage.store import DatabaseError
+from manager.relay import CLIENT_CLOSED_REQUEST
+from manager.storage import DatabaseError
 from routes import auth, openai
 from routes.api import (
     accounts,

@@ -15,15 +15,22 @@ import werkzeug
 from flask import Flask, Response, current_app, g, request, session
 from flask_wtf.csrf import ValidationError, validate_csrf
 
-from manager.access import audit, credentials, local_token
-from manager.access.accounts import ADMIN, VIEWER, Account, Token
-from manager.access.api_keys import Key
-from manager.access.registry import invalid_key_error
-from manager.config.settings import Program
+from manager.access import (
+    ADMIN,
+    VIEWER,
+    Account,
+    Key,
+    Token,
+    audit,
+    credentials,
+    invalid_key_error,
+    local_token,
+)
+from manager.config import Program
 from manager.errors import ApiError
-from manager.storage.store import DatabaseError
+from manager.storage import DatabaseError
 from routes.calls import CHANGING, Api, Call, Rule
-from routes.http.client import Client, allowed_origin, check_host, client_of, preflight
+from routes.http import Client, allowed_origin, check_host, client_of, preflight
 from routes.services import Services, current
 
 log = logging.getLogger(__name__)

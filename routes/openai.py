@@ -8,14 +8,12 @@ from typing import Any
 
 from flask import Response, after_this_request, g, jsonify, request
 
-from manager.access.limits import Permit
+from manager.access import Permit
 from manager.config import loader
 from manager.errors import ApiError, ClientDisconnected
-from manager.models.lease import Lease
+from manager.models import Lease
 from manager.recorder import Recorder
-from manager.relay.forward import CLIENT_CLOSED_REQUEST, Outcome, RelayRequest, forward
-from manager.relay.payload import Payload
-from manager.relay.response import Headers
+from manager.relay import CLIENT_CLOSED_REQUEST, Headers, Outcome, Payload, RelayRequest, forward
 from manager.tokens import MAX_TOKENS
 from routes.auth import Caller
 from routes.calls import Api, Rule

@@ -13,8 +13,8 @@ from typing import Any
 
 from flask import request
 
-from manager.billing.pricing import billionths
-from manager.config.yaml_reader import has_control
+from manager.billing import billionths
+from manager.config import has_control
 from manager.errors import ApiError
 
 _LATEST = 253_339_228_800  # epoch seconds: the year 9998, the last that the calendar can compute

@@ -8,30 +8,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from manager.access.limits import KeyLimits
-from manager.access.local_token import LocalToken
-from manager.access.registry import AccessRegistry
-from manager.billing.price_versions import PriceBook
+from manager.access import AccessRegistry, KeyLimits, LocalToken
+from manager.billing import PriceBook
 from manager.clock import Clock
-from manager.config import loader
-from manager.config.declaration import keys
-from manager.config.loader import ConfigError
-from manager.config.settings import Program
+from manager.config import ConfigError, Program, keys, loader
 from manager.devices import Monitor
 from manager.errors import ApiError
 from manager.events import Events
 from manager.interfaces import Interface
 from manager.metrics import Metrics
-from manager.models.fleet import Fleet
-from manager.placement.placement import Placement
-from manager.relay.watcher import Watcher
-from manager.storage.logs import ModelLogs
-from manager.storage.maintenance_tasks import Orders
-from manager.storage.spool import Spool
-from manager.storage.store import DatabaseError
-from manager.usage.activity import Activity
-from manager.usage.reports import Reports
-from routes.http.slots import Slots
+from manager.models import Fleet
+from manager.placement import Placement
+from manager.relay import Watcher
+from manager.storage import DatabaseError, ModelLogs, Orders, Spool
+from manager.usage import Activity, Reports
+from routes.http import Slots
 
 Proxied = TypeVar("Proxied")
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from manager.access import credentials
-from manager.config.yaml_reader import has_control
+from manager.config import has_control
 from manager.errors import ApiError
 from manager.storage.rollups import ALL
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from manager.config.redaction import MASK, is_secret_name
+from manager.config import MASK, is_secret_name
 
 _MAX_DETAIL = 2000  # characters
 _MAX_VALUE = 200  # characters

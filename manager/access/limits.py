@@ -19,14 +19,12 @@ from datetime import tzinfo
 from pathlib import Path
 
 from manager.access.api_keys import PERIODS, Budget, Key
-from manager.billing import calendar
-from manager.billing.pricing import decimal_text
+from manager.billing import calendar, decimal_text
 from manager.clock import Clock
 from manager.errors import ApiError
-from manager.storage.maintenance import billed_seq
-from manager.storage.store import reading
+from manager.storage import billed_seq, reading
 from manager.tokens import TokenUsage, prompt_estimate
-from manager.usage.reports import Reports
+from manager.usage import Reports
 
 log = logging.getLogger(__name__)
 

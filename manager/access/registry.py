@@ -15,8 +15,7 @@ from manager.access.accounts import Account, Token
 from manager.access.api_keys import Key, Secret
 from manager.clock import Clock
 from manager.errors import ApiError
-from manager.storage.maintenance import mark
-from manager.storage.store import Store, reading
+from manager.storage import Store, mark, reading
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from manager.billing import calendar, pricing
 from manager.billing.pricing import Price, PriceVersion, tiers_from_json, tiers_to_json
 from manager.clock import Clock
 from manager.errors import ApiError
-from manager.storage.store import Store, reading
+from manager.storage import Store, reading
 from manager.tokens import TokenUsage
 
 log = logging.getLogger(__name__)

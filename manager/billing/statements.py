@@ -20,8 +20,8 @@ from pathlib import Path
 
 from manager.billing import calendar
 from manager.billing.pricing import decimal_text
+from manager.storage import reading
 from manager.storage.rollups import ADDED_UP, ALL, ON_BILL, Sums, pieces
-from manager.storage.store import reading
 
 # OWASP's list. The wide ones are those of Chinese keyboards, which some spreadsheets take as well.
 _BEGINS_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # noqa: RUF001

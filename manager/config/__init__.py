@@ -1,0 +1,31 @@
+"""config.yaml: each key's declaration, the reader, the file, plugins."""
+
+from manager.config import config_file, loader, plugins, variables
+from manager.config.declaration import keys
+from manager.config.hosts import Network
+from manager.config.loader import ConfigError, Problem
+from manager.config.redaction import MASK, argument_spans, is_secret_name, redact_spans
+from manager.config.schedule import next_time
+from manager.config.settings import Config, Export, Model, Program
+from manager.config.yaml_reader import has_control
+
+__all__ = [
+    "MASK",
+    "Config",
+    "ConfigError",
+    "Export",
+    "Model",
+    "Network",
+    "Problem",
+    "Program",
+    "argument_spans",
+    "config_file",
+    "has_control",
+    "is_secret_name",
+    "keys",
+    "loader",
+    "next_time",
+    "plugins",
+    "redact_spans",
+    "variables",
+]

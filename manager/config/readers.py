@@ -12,8 +12,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from manager.billing import pricing
-from manager.billing.pricing import Price, Tier, billionths
+from manager.billing import Price, Tier, billionths, pricing
 from manager.config import schedule, variables
 from manager.config.variables import Expanded
 from manager.config.yaml_reader import (

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from manager.billing.pricing import Price
+from manager.billing import Price
 from manager.config import hosts, readers
 from manager.config.declaration import inherited, key, record
 from manager.config.hosts import Network

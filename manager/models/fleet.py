@@ -8,15 +8,14 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 
-from manager.config.settings import Config
-from manager.config.settings import Model as ModelSettings
+from manager.config import Config
+from manager.config import Model as ModelSettings
 from manager.errors import ApiError
 from manager.interfaces import Interface
 from manager.models.model import Model
 from manager.models.process_tree import ProcessTree
 from manager.models.server import ModelDependencies, end_run
-from manager.storage import runs
-from manager.storage.rows import Run
+from manager.storage import Run, runs
 
 log = logging.getLogger(__name__)
 

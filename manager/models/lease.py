@@ -10,7 +10,7 @@ from collections.abc import Callable
 from manager.interfaces import Interface
 from manager.models.server import Server
 from manager.placement import planner
-from manager.relay.upstream import Upstream
+from manager.relay import Upstream
 
 
 class Lease:

@@ -29,8 +29,8 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from manager.config.settings import Model as ModelSettings
-from manager.config.settings import Program
+from manager.config import Model as ModelSettings
+from manager.config import Program
 from manager.errors import ApiError, ClientDisconnected
 from manager.interfaces import Interface
 from manager.models import views
@@ -47,10 +47,8 @@ from manager.models.server import (
 )
 from manager.models.startup import Start
 from manager.models.worker import Adoption, Step, Worker, bring_down, bring_up
-from manager.placement.planner import update_mean_gap
-from manager.placement.reservation import EvictionStatus
-from manager.placement.types import Evictability
-from manager.storage.rows import Run
+from manager.placement import Evictability, EvictionStatus, update_mean_gap
+from manager.storage import Run
 
 log = logging.getLogger(__name__)
 

@@ -15,14 +15,9 @@ from manager.interfaces import Interface
 from manager.models import process_tree
 from manager.models.ports import Ports
 from manager.models.process_tree import ProcessTree
-from manager.placement.placement import Placement
-from manager.placement.reservation import Reservation
-from manager.placement.types import SchemeOption
-from manager.relay.upstream import Upstream
-from manager.relay.watcher import Watcher
-from manager.storage import runs
-from manager.storage.logs import ModelLogs
-from manager.storage.store import DatabaseError, Store
+from manager.placement import Placement, Reservation, SchemeOption
+from manager.relay import Upstream, Watcher
+from manager.storage import DatabaseError, ModelLogs, Store, runs
 
 log = logging.getLogger(__name__)
 

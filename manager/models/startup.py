@@ -28,13 +28,15 @@ from manager.models.server import (
     launch_fingerprint,
     scheme_options,
 )
-from manager.placement.reservation import Evictable, Reservation
-from manager.placement.waiter import DeviceAssignment, PlacementError, QueuePosition
-from manager.relay.response import UpstreamError
-from manager.relay.upstream import Exchange, Upstream
-from manager.storage import runs
-from manager.storage.rows import Run
-from manager.storage.store import DatabaseError
+from manager.placement import (
+    DeviceAssignment,
+    Evictable,
+    PlacementError,
+    QueuePosition,
+    Reservation,
+)
+from manager.relay import Exchange, Upstream, UpstreamError
+from manager.storage import DatabaseError, Run, runs
 
 log = logging.getLogger(__name__)
 

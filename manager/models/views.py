@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from manager.clock import Clock
-from manager.config.settings import Model as ModelSettings
+from manager.config import Model as ModelSettings
 from manager.models.server import Server
 from manager.models.startup import Start
-from manager.placement.types import Action, Decision
-from manager.placement.waiter import QueuePosition
+from manager.placement import Action, Decision, QueuePosition
 
 # As scripts know them: they stay, whatever the actions are called here.
 _ACTION_NAMES = {

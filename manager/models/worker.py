@@ -15,8 +15,8 @@ from manager.models.server import (
     stop_server,
 )
 from manager.models.startup import Start
-from manager.placement.reservation import Reservation
-from manager.storage.rows import Run
+from manager.placement import Reservation
+from manager.storage import Run
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,34 @@
+"""Which model runs on which devices: pure decisions, and the lock that applies them."""
+
+from manager.placement import memory, planner
+from manager.placement.placement import Placement
+from manager.placement.planner import update_mean_gap
+from manager.placement.reservation import Evictable, EvictionStatus, Reservation
+from manager.placement.types import (
+    Action,
+    Allocation,
+    Decision,
+    DeviceBudget,
+    Evictability,
+    SchemeOption,
+)
+from manager.placement.waiter import DeviceAssignment, PlacementError, QueuePosition
+
+__all__ = [
+    "Action",
+    "Allocation",
+    "Decision",
+    "DeviceAssignment",
+    "DeviceBudget",
+    "Evictability",
+    "Evictable",
+    "EvictionStatus",
+    "Placement",
+    "PlacementError",
+    "QueuePosition",
+    "Reservation",
+    "SchemeOption",
+    "memory",
+    "planner",
+    "update_mean_gap",
+]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 from manager.clock import Clock
-from manager.config.settings import Program
+from manager.config import Program
 from manager.devices import Monitor, Snapshot
 from manager.errors import ApiError
 from manager.events import Events

@@ -1,0 +1,20 @@
+"""One request to one upstream and its answer back."""
+
+from manager.relay.forward import CLIENT_CLOSED_REQUEST, Outcome, RelayRequest, forward
+from manager.relay.payload import Payload
+from manager.relay.response import Headers, UpstreamError
+from manager.relay.upstream import Exchange, Upstream
+from manager.relay.watcher import Watcher
+
+__all__ = [
+    "CLIENT_CLOSED_REQUEST",
+    "Exchange",
+    "Headers",
+    "Outcome",
+    "Payload",
+    "RelayRequest",
+    "Upstream",
+    "UpstreamError",
+    "Watcher",
+    "forward",
+]

@@ -1,0 +1,62 @@
+"""The files of the data folder: usage.db with its one writer, the spool, logs."""
+
+from manager.storage import (
+    data_dir,
+    latency,
+    maintenance,
+    maintenance_tasks,
+    rollups,
+    runs,
+    spool,
+    store,
+)
+from manager.storage.data_dir import DataDirInUse
+from manager.storage.logs import POLL, PROGRAM_LOG, Follower, ModelLogs
+from manager.storage.maintenance import billed_seq, mark, transaction
+from manager.storage.maintenance_tasks import Order, Orders
+from manager.storage.rows import (
+    INSERT_REQUESTS,
+    ONE_REQUEST,
+    REQUEST_COLUMNS,
+    RequestRow,
+    Run,
+    request_of,
+    uuid7,
+)
+from manager.storage.runs import PastRun
+from manager.storage.spool import Spool
+from manager.storage.store import DatabaseError, Store, StoreError, reading
+
+__all__ = [
+    "INSERT_REQUESTS",
+    "ONE_REQUEST",
+    "POLL",
+    "PROGRAM_LOG",
+    "REQUEST_COLUMNS",
+    "DataDirInUse",
+    "DatabaseError",
+    "Follower",
+    "ModelLogs",
+    "Order",
+    "Orders",
+    "PastRun",
+    "RequestRow",
+    "Run",
+    "Spool",
+    "Store",
+    "StoreError",
+    "billed_seq",
+    "data_dir",
+    "latency",
+    "maintenance",
+    "maintenance_tasks",
+    "mark",
+    "reading",
+    "request_of",
+    "rollups",
+    "runs",
+    "spool",
+    "store",
+    "transaction",
+    "uuid7",
+]

@@ -18,10 +18,7 @@ from datetime import tzinfo
 from pathlib import Path
 
 from manager.billing import calendar
-from manager.storage import rollups
-from manager.storage.maintenance import billed_seq
-from manager.storage.rows import RequestRow
-from manager.storage.store import reading
+from manager.storage import RequestRow, billed_seq, reading, rollups
 from manager.usage import request_search
 from manager.usage.request_search import EVERYTHING, Filters, Page, Search
 from manager.usage.totals import Cells, Totals, TotalsQuery

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import dataclass
 
-from manager.storage.rows import REQUEST_COLUMNS, RequestRow, request_of
+from manager.storage import REQUEST_COLUMNS, RequestRow, request_of
 
 GROUPS = ("model", "key", "mode", "scheme")
 """What requests can be filtered by and summed up by."""

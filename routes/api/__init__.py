@@ -1,0 +1,1 @@
+"""JSON under `/api`, one blueprint a file; `/health`, `/metrics` and `/openapi.json`."""

@@ -6,10 +6,9 @@ from typing import Any
 
 from flask import Response, g, jsonify, session
 
-from manager.access import accounts, audit, credentials
-from manager.access.accounts import Account, Token
-from manager.billing.calendar import iso
-from manager.storage.store import reading
+from manager.access import Account, Token, accounts, audit, credentials
+from manager.billing import iso
+from manager.storage import reading
 from routes.api.usage import zone_of
 from routes.calls import Api, Rule
 from routes.request import choice, integer, moment, text

@@ -12,9 +12,15 @@ from typing import Any
 
 from flask import Response, g, jsonify
 
-from manager.config import config_file, loader
-from manager.config.loader import ConfigError, Problem
-from manager.config.redaction import MASK, argument_spans, redact_spans
+from manager.config import (
+    MASK,
+    ConfigError,
+    Problem,
+    argument_spans,
+    config_file,
+    loader,
+    redact_spans,
+)
 from manager.errors import ApiError
 from routes.calls import Api, Rule
 from routes.request import Field, Number, bad

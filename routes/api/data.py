@@ -7,11 +7,9 @@ from typing import Any
 
 from flask import Response, jsonify
 
-from manager.billing.calendar import iso
+from manager.billing import iso
 from manager.errors import ApiError
-from manager.storage import maintenance
-from manager.storage.maintenance_tasks import Order
-from manager.storage.store import reading
+from manager.storage import Order, maintenance, reading
 from routes.calls import Api, Rule
 from routes.request import WAIT, text
 from routes.services import Services

@@ -8,8 +8,7 @@ from typing import Any
 from flask import Response, jsonify
 
 from manager.devices import Device, Reading, Snapshot
-from manager.placement import memory
-from manager.placement.types import Allocation, DeviceBudget
+from manager.placement import Allocation, DeviceBudget, memory
 from routes.calls import Api, Rule
 from routes.services import Services
 

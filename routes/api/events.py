@@ -10,7 +10,7 @@ from flask import Response, jsonify
 
 from manager.errors import ApiError
 from manager.events import Event, Subscription
-from manager.storage.logs import POLL, Follower
+from manager.storage import POLL, Follower
 from routes import sse
 from routes.api.logs import LINES
 from routes.calls import Api, Rule

@@ -8,11 +8,8 @@ from typing import Any
 
 from flask import Response, jsonify
 
-from manager.billing import calendar, statements
-from manager.billing.calendar import iso
-from manager.billing.statements import Period
-from manager.config.schedule import next_time
-from manager.config.settings import Export
+from manager.billing import Period, calendar, iso, statements
+from manager.config import Export, next_time
 from manager.errors import ApiError
 from routes.api.data import TASK, run_task, task_to_json
 from routes.api.usage import zone_of

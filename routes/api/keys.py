@@ -6,13 +6,10 @@ from typing import Any
 
 from flask import Response, g, jsonify
 
-from manager.access import api_keys
-from manager.access.api_keys import Budget, Key
-from manager.billing import calendar
-from manager.billing.calendar import iso
-from manager.billing.pricing import decimal_text
+from manager.access import Budget, Key, api_keys
+from manager.billing import calendar, decimal_text, iso
 from manager.errors import ApiError
-from manager.usage.request_search import Filters
+from manager.usage import Filters
 from routes.api.usage import totals_to_json, zone_of
 from routes.calls import Api, Rule
 from routes.request import Body, Field, amount, choice, integer, list_of, moment, record, text

@@ -8,10 +8,9 @@ from typing import Any
 
 from flask import Response, jsonify
 
-from manager.billing.calendar import iso
+from manager.billing import iso
 from manager.events import Event
-from manager.storage import runs
-from manager.storage.runs import PastRun
+from manager.storage import PastRun, runs
 from routes import sse
 from routes.calls import Api, Rule
 from routes.request import anything, integer

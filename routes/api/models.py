@@ -7,7 +7,7 @@ from typing import Any
 
 from flask import Response, g, jsonify
 
-from manager.models.model import Model
+from manager.models import Model
 from routes.calls import Api, Rule
 from routes.request import WAIT, flag
 from routes.services import Services

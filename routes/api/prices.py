@@ -9,10 +9,7 @@ from typing import Any
 
 from flask import Response, jsonify
 
-from manager.billing import pricing
-from manager.billing.calendar import iso
-from manager.billing.price_versions import Adjustment
-from manager.billing.pricing import Price, PriceVersion, Tier, decimal_text
+from manager.billing import Adjustment, Price, PriceVersion, Tier, decimal_text, iso, pricing
 from manager.tokens import MAX_TOKENS
 from routes.api.usage import model_named, zone_of
 from routes.calls import Api, Rule

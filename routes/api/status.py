@@ -19,8 +19,7 @@ from prometheus_client.registry import Collector
 
 from manager import __version__
 from manager.billing import statements
-from manager.models.fleet import Fleet
-from manager.models.model import Model, State
+from manager.models import Fleet, Model, State
 from routes.api.usage import zone_of
 from routes.calls import Api, Rule
 from routes.services import Services

@@ -15,16 +15,10 @@ from typing import Any
 
 from flask import Response, jsonify, request
 
-from manager.billing import calendar, statements
-from manager.billing.calendar import iso
-from manager.billing.pricing import decimal_text
+from manager.billing import calendar, decimal_text, iso, statements
 from manager.errors import ApiError
-from manager.storage import latency
-from manager.storage.rows import RequestRow
-from manager.usage import reports, request_search
-from manager.usage.reports import TooManyBuckets
-from manager.usage.request_search import Filters, Search
-from manager.usage.totals import Totals
+from manager.storage import RequestRow, latency
+from manager.usage import Filters, Search, TooManyBuckets, Totals, reports, request_search
 from routes.calls import Api, Rule
 from routes.request import Field, anything, bad, choice, integer, moment
 from routes.services import Services

@@ -1,0 +1,16 @@
+"""What waitress does not do for us."""
+
+from routes.http.client import Client, allowed_origin, check_host, client_of, preflight
+from routes.http.server import HttpServer, ListenError
+from routes.http.slots import Slots
+
+__all__ = [
+    "Client",
+    "HttpServer",
+    "ListenError",
+    "Slots",
+    "allowed_origin",
+    "check_host",
+    "client_of",
+    "preflight",
+]

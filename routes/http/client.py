@@ -10,8 +10,7 @@ from urllib.parse import urlsplit
 
 from flask import Response, request
 
-from manager.config.hosts import Network
-from manager.config.settings import Program
+from manager.config import Network, Program
 from manager.errors import ApiError
 
 # Names that reach a machine from its own containers, which no foreign name server answers for.

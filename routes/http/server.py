@@ -15,7 +15,7 @@ from waitress.adjustments import Adjustments
 from waitress.server import TcpWSGIServer
 
 from manager.clock import Clock
-from manager.config.hosts import Network
+from manager.config import Network
 from manager.models import ports
 from routes.http.channel import MAX_HEADER_BYTES, Channel, ClientLimits
 from routes.http.thread_pool import ThreadPool

@@ -1,0 +1,5 @@
+"""The HTML pages."""
+
+from routes.pages import assets, headers, login, views
+
+__all__ = ["assets", "headers", "login", "views"]

@@ -9,9 +9,7 @@ import math
 import werkzeug
 from flask import Response, g, redirect, render_template, request, session
 
-from manager.access import accounts, credentials
-from manager.access.accounts import FIRST
-from manager.access.login_throttle import LoginThrottle
+from manager.access import FIRST, LoginThrottle, accounts, credentials
 from manager.errors import ApiError
 from routes.auth import Caller, record_audit, signed_in
 from routes.calls import Api, Rule
