@@ -11,7 +11,7 @@ Spans = list[tuple[int, int]]
 """Parts of a text, from and to, in order."""
 
 _SECRET = re.compile(
-    r"(?<!require_)key|token|secret|pass(?!ed|ing|ive)|pwd|_pat\b|bearer|credential|auth|密码",  # nosec B105
+    r"(?<!require_)key|token|secret|pass(?!ed|ing|ive)|pwd|_pat\b|bearer|credential|auth|密码",
     re.IGNORECASE,
 )
 """Words after which a secret may follow."""
