@@ -57,7 +57,7 @@ def _add_serve(commands: object) -> None:
     options.add_config(serve)
     options.add_data_dir(serve)
     serve.add_argument("--host", help="listen there, instead of where the config says")
-    serve.add_argument("--port", type=int, help="the same; 0 takes a free port")
+    serve.add_argument("--port", type=options.port, help="the same; 0 takes a free port")
     serve.add_argument("--tray", action="store_true", help="show an icon in the desktop's tray")
     serve.add_argument("--check", action="store_true", help="only check the config")
 

@@ -77,6 +77,13 @@ class ConfigLoader:
         return list(self.interfaces)
 
 
+def port(text: str) -> int:
+    """A port to listen on; 0 takes a free one. Raises ArgumentTypeError."""
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 0 to 65535")
+    return int(text)
+
+
 def now_ms() -> int:
     return time.time_ns() // 1_000_000
 

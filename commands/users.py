@@ -95,10 +95,23 @@ def _password(arguments: argparse.Namespace, database: OfflineDatabase) -> None:
 
 def _read_password(arguments: argparse.Namespace) -> str:
     if arguments.password_stdin:
-        return sys.stdin.readline().rstrip("\r\n")
-    password = getpass.getpass("Password: ")
-    if getpass.getpass("Once more: ") != password:
-        raise CommandError("the two passwords are not the same")
+        return _as_text(sys.stdin.readline().rstrip("\r\n"))
+    try:
+        password = getpass.getpass("Password: ")
+        if getpass.getpass("Once more: ") != password:
+            raise CommandError("the two passwords are not the same")
+    except EOFError:
+        raise CommandError(
+            "no password was given; a script gives one by --password-stdin"
+        ) from None
+    return _as_text(password)
+
+
+def _as_text(password: str) -> str:
+    try:
+        password.encode()
+    except UnicodeEncodeError:
+        raise CommandError("the password is not text in UTF-8") from None
     return password
 
 

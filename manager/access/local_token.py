@@ -26,7 +26,7 @@ NAME = "local token"
 LINK_SECONDS = 600
 _PAGE = "open.html"
 _TOKEN = re.compile(r"[!-~]{32,256}")
-_CODE = re.compile(r"(\d{1,12})\.[\w-]{22}\.[0-9a-f]{64}")
+_CODE = re.compile(r"([1-9]\d{0,11})\.[\w-]{22}\.[0-9a-f]{64}", re.ASCII)
 
 _Stamp = tuple[int, ...]
 
@@ -72,11 +72,14 @@ class LocalToken:
     """The program's side: the token as its file has it now. Who replaces the file ends what was
     signed in with the token before; who removes it, all of that until the next start."""
 
-    def __init__(self, data_dir: Path) -> None:
-        """Writes the file where there is none that is private. Raises OSError."""
+    def __init__(self, data_dir: Path, started_ms: int = 0) -> None:
+        """Writes the file where there is none that is private. Links that were made before
+        ``started_ms`` (epoch) are not accepted: which of them were used is not known any more.
+        Raises OSError."""
         self._path = data_dir / FILE
+        self._started = started_ms // 1000
         self._lock = threading.Lock()
-        self._used: dict[str, int] = {}  # codes of links, and when they expire (epoch seconds)
+        self._used: dict[str, int] = {}  # signatures of links, and when they expire (epoch s)
         self._known: tuple[_Stamp, str | None] = ((), None)
         if os.path.lexists(self._path) and self.value is None:
             log.warning("%s was not private and is replaced: scripts need the new one", self._path)
@@ -128,13 +131,13 @@ class LocalToken:
         nonce = signed.partition(".")[2]
         if not _is_same(_sign(value, expires, nonce), signature):
             return None
-        if not now < expires <= now + LINK_SECONDS:
+        if not now < expires <= now + LINK_SECONDS or expires - LINK_SECONDS < self._started:
             return None
         with self._lock:
             self._used = {one: until for one, until in self._used.items() if until > now}
-            if code in self._used:
+            if signature in self._used:
                 return None
-            self._used[code] = expires
+            self._used[signature] = expires
         return _generation(value)
 
 

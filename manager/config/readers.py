@@ -171,7 +171,17 @@ def path(value: Value) -> Path:
 @reader(type="string")
 def folder(value: Value) -> Path:
     """An existing folder."""
-    result = path(value)
+    return _existing(path(value))
+
+
+@reader(type="string")
+def working_folder(value: Value) -> Path:
+    """As `folder`, with ``${NAME}`` from the environment."""
+    written = variables.expand(text(value)).text
+    return _existing(value.document.folder / written.replace("\\", "/"))
+
+
+def _existing(result: Path) -> Path:
     # os.path answers False where pathlib raises (no right to read, a name too long).
     if not os.path.isdir(result):
         raise InvalidValue(f"there is no folder {result}")

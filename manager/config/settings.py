@@ -225,7 +225,10 @@ class Scheme:
         repr=False,
     )
     cwd: Path = key(
-        None, readers.folder, "The folder to run in.", absent="the folder of the config"
+        None,
+        readers.working_folder,
+        "The folder to run in; `${NAME}` is expanded.",
+        absent="the folder of the config",
     )
     expanded: frozenset[str] = frozenset()
 

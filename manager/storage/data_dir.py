@@ -14,6 +14,7 @@ log = logging.getLogger(__name__)
 _SECRET_BYTES = 32
 _MAX_PRIVATE_BYTES = 4096
 _OTHERS = 0o027  # rights in the folder: all of others', and the group's to write
+_OTHERS_WRITE = 0o022
 _NOT_OWNER = 0o077  # rights of a file
 # With secrets in them, or what secrets could be guessed from.
 _PRIVATE = ("secret", "usage.db*", "queue.db*", "backups/*")
@@ -74,9 +75,10 @@ def lock(folder: Path) -> BinaryIO:
     """Makes the folder and locks it until the program ends, however it ends.
 
     Two programs on one folder would stop each other's models. Keep what it returns open.
-    Raises DataDirInUse, OSError.
+    Raises DataDirInUse, OSError; PermissionError where another user has put something there.
     """
     create(folder)
+    _refuse_others_files(folder)
     file = (folder / "lock").open("a+b")
     try:
         _lock(file)
@@ -92,6 +94,30 @@ def lock(folder: Path) -> BinaryIO:
     file.write(str(os.getpid()).encode())
     file.flush()
     return file
+
+
+def _refuse_others_files(folder: Path) -> None:
+    """Nothing in the folder is opened that another user may have put there while they could: a
+    database with accounts of theirs, or a link to a file that we would write to. What belongs to
+    the folder's owner is trusted. Raises PermissionError."""
+    if sys.platform == "win32":
+        return
+    state = folder.stat()
+    # First, lest something is put there between the look and the use.
+    mode = stat.S_IMODE(state.st_mode)
+    if mode & _OTHERS_WRITE and not mode & stat.S_ISVTX and state.st_uid == os.geteuid():
+        log.warning("%s was writable by others (%o), and is not any more", folder, mode)
+        folder.chmod(mode & ~_OTHERS_WRITE)
+    trusted = {os.geteuid(), state.st_uid}
+    for place in (folder, *(folder / name for name in ("logs", "backups", "exports"))):
+        if not place.is_dir():
+            continue
+        for entry in os.scandir(place):
+            if entry.stat(follow_symlinks=False).st_uid not in trusted:
+                raise PermissionError(
+                    f"{entry.path} belongs to another user, who could have put anything into it:"
+                    " take it away, or name another folder with --data-dir"
+                )
 
 
 def owner(folder: Path) -> int | None:

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.support.program import CHAT, PATIENCE, Program, chat, eventually, fake
+from tests.support.program import CHAT, PATIENCE, ROOT, Program, chat, eventually, fake
 
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "geteuid") or os.geteuid() != 0 or shutil.which("setpriv") is None,
@@ -87,13 +87,18 @@ def ask(program: Program, requests: list[tuple[str, str, Any]]) -> list[str]:
 
 
 @pytest.fixture
-def program() -> Iterator[Program]:
-    """One in a folder that others can get to; the data folder's own rights are tested."""
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o711)
-        program = Program(Path(folder) / "program", {"Model": fake()})
-        yield program
-        program.finish()
+def folder() -> Iterator[Path]:
+    """One that others can get to; the data folder's own rights are tested."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o711)
+        yield Path(name)
+
+
+@pytest.fixture
+def program(folder: Path) -> Iterator[Program]:
+    program = Program(folder / "program", {"Model": fake()})
+    yield program
+    program.finish()
 
 
 def test_another_user_of_the_machine_reads_and_no_more(program: Program) -> None:
@@ -120,26 +125,28 @@ def test_another_user_of_the_machine_reads_and_no_more(program: Program) -> None
     assert LINK not in program.output  # which is no terminal
 
 
-def test_on_a_folder_that_was_open_to_others_nothing_of_theirs_is_used(program: Program) -> None:
-    program.data.mkdir()
-    program.data.chmod(0o777)
-    theirs = "t" * 43
-    script = (
-        f"import os; os.chdir({str(program.data)!r})\n"
-        f"for name in ('admin-token', 'secret'):\n"
-        f"    with open(os.open(name, os.O_WRONLY | os.O_CREAT, 0o600), 'w') as file:\n"
-        f"        file.write({theirs!r})\n"
-    )
-    command = [*AS_NOBODY, "/usr/bin/env", "python3", "-c", script]
+@pytest.mark.parametrize("planted", ["admin-token", "usage.db", "lock", "logs/llm-manager.log"])
+def test_a_program_does_not_start_on_what_another_user_has_put_into_its_folder(
+    folder: Path, planted: str
+) -> None:
+    data = folder / "data"
+    path = data / planted
+    path.parent.mkdir(parents=True)
+    for opened in {data, path.parent}:
+        opened.chmod(0o777)
+    command = [*AS_NOBODY, "/usr/bin/env", "ln", "-s", "/etc/hostname", str(path)]
     subprocess.run(command, check=True, cwd="/", timeout=PATIENCE)
-    program.start()
-    headers = {"Authorization": f"Bearer {theirs}"}
-    assert program.get("/api/accounts", headers=headers).status_code == 401
-    assert program.get("/api/accounts").status_code == 200
-    for name in ("admin-token", "secret"):
-        state = (program.data / name).stat()
-        assert (state.st_uid, state.st_mode & 0o777) == (0, 0o600)
-    assert program.data.stat().st_mode & 0o777 == 0o750
+    arguments = ["--data-dir", str(data), "--port", "0", "--config", "config.yaml"]
+    result = subprocess.run(
+        [sys.executable, "wsgi.py", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert result.returncode == 1
+    assert f"{path} belongs to another user" in result.stderr
+    assert data.stat().st_mode & 0o022 == 0
 
 
 def test_the_sign_in_link_is_printed_at_a_start_on_a_terminal_and_never_logged(

@@ -142,7 +142,7 @@ def test_where_no_program_runs_nobody_is_asked(tmp_path: Path) -> None:
     [
         ("127.0.0.1", "http://127.0.0.1:8080/"),
         ("0.0.0.0", "http://127.0.0.1:8080/"),
-        ("::", "http://127.0.0.1:8080/"),
+        ("::", "http://[::1]:8080/"),
         ("::1", "http://[::1]:8080/"),
         ("192.168.1.5", "http://192.168.1.5:8080/"),
         ("localhost", "http://localhost:8080/"),
@@ -152,7 +152,9 @@ def test_the_pages_are_where_a_browser_finds_them(host: str, address: str) -> No
     assert pages_url(host, 8080) == address
 
 
-@pytest.mark.parametrize(("host", "reached"), [("0.0.0.0", "127.0.0.1"), ("::1", "::1")])
+@pytest.mark.parametrize(
+    ("host", "reached"), [("0.0.0.0", "127.0.0.1"), ("::", "::1"), ("::1", "::1")]
+)
 def test_the_address_is_that_on_which_the_process_listens(
     monkeypatch: pytest.MonkeyPatch, host: str, reached: str
 ) -> None:

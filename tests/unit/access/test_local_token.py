@@ -119,6 +119,24 @@ def test_a_link_is_good_for_ten_minutes_and_not_before_its_time(tmp_path: Path) 
     assert token.accept(code(tmp_path), NOW - 2000) is None
 
 
+def test_a_used_link_is_not_good_again_in_another_spelling(tmp_path: Path) -> None:
+    token = LocalToken(tmp_path)
+    used = code(tmp_path)
+    assert token.accept(used, NOW)
+    arabic = used[:10].translate({ord(str(n)): chr(0x660 + n) for n in range(10)}) + used[10:]
+    for spelled in (used, "0" + used, "00" + used, arabic):
+        assert token.accept(spelled, NOW) is None, spelled
+
+
+def test_a_link_ends_with_the_program_that_may_have_seen_its_use(tmp_path: Path) -> None:
+    before = LocalToken(tmp_path, NOW - 60_000)
+    old = code(tmp_path, NOW)
+    assert before.accept(old, NOW)
+    after = LocalToken(tmp_path, NOW + 2000)
+    assert after.accept(old, NOW + 3000) is None
+    assert after.accept(code(tmp_path, NOW + 3000), NOW + 3000)
+
+
 def test_a_code_that_was_changed_or_made_up_is_worth_nothing(tmp_path: Path) -> None:
     token = LocalToken(tmp_path)
     good = code(tmp_path)

@@ -52,6 +52,8 @@ def test_the_page_of_the_docs_is_that_of_the_parser(capsys: pytest.CaptureFixtur
         ["keys"],
         ["nonsense"],
         ["serve", "--port", "many"],
+        ["serve", "--port", "99999"],
+        ["serve", "--port", "-1"],
         ["keys", "add"],
         ["users", "add", "ann", "--role", "king"],
         ["export"],
