@@ -191,4 +191,4 @@ def _like(text: str) -> str:
 
 def _first_id(ms: int) -> bytes:
     """No UUIDv7 of that moment or after it is smaller."""
-    return ms.to_bytes(6, "big") + bytes(10)
+    return max(ms, 0).to_bytes(6, "big") + bytes(10)  # a range may begin before 1970

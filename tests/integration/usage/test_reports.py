@@ -384,6 +384,11 @@ def test_a_series_has_a_bucket_for_each_day_also_for_those_without_anything(book
     assert [part.totals.requests for part in series.buckets] == [0, 0, 1, 0, 0]
 
 
+def test_a_series_may_begin_before_1970_as_its_first_hour_does_in_some_zones(books: Books) -> None:
+    series = books.reports.series(-1_800_000, 60_000, UTC, bucket="minute")
+    assert len(series.buckets) == 31
+
+
 def test_the_days_of_a_series_are_those_of_the_zone(books: Books) -> None:
     zone = calendar.zone("Europe/Berlin")
     sunday = 1_792_879_200_000  # the clock is set back on it
