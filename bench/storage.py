@@ -26,9 +26,9 @@ from manager.billing.pricing import Price, Tier
 from manager.clock import Clock
 from manager.storage import maintenance, runs
 from manager.storage.rows import RequestRow, Run, uuid7
-from manager.storage.store import Store, reading
+from manager.storage.store import Store, read_connection
 from manager.usage.reports import Reports
-from manager.usage.request_search import GROUPS, Filters, Search
+from manager.usage.request_search import GROUPS, Filters, RequestFilter
 
 MODELS, KEYS, DAYS = 50, 20, 60
 START_MS = 1_788_220_800_000  # 2026-09-01 in UTC
@@ -186,10 +186,10 @@ def questions(path: Path, days: int) -> Iterator[tuple[str, Callable[[], object]
                 SUMMARY_MS,
             )
     for what, filters, search in (
-        ("", Filters(), Search()),
-        (f" of {model} and {key}", Filters(model=model, key=key), Search()),
-        (" that failed", Filters(), Search(failed=True)),
-        (" with a text that none has", Filters(), Search(text="no such text")),
+        ("", Filters(), RequestFilter()),
+        (f" of {model} and {key}", Filters(model=model, key=key), RequestFilter()),
+        (" that failed", Filters(), RequestFilter(failed=True)),
+        (" with a text that none has", Filters(), RequestFilter(text="no such text")),
     ):
         for where, at_ms in (("last", last), ("middle", (start + last) // 2)):
             before = at_ms.to_bytes(6, "big") + bytes(10)
@@ -202,8 +202,10 @@ def questions(path: Path, days: int) -> Iterator[tuple[str, Callable[[], object]
             )
 
     def bill() -> bytes:
-        with reading(path) as connection:
-            return statements.make(connection, statements.Period.read("2026-09"), ZONE, "CNY")
+        with read_connection(path) as connection:
+            return statements.render_csv(
+                connection, statements.Period.parse("2026-09"), ZONE, "CNY"
+            )
 
     yield "bill of a month", bill, BILL_MS
 

@@ -68,7 +68,7 @@ def _export(arguments: argparse.Namespace) -> None:
 def _period(kind: str) -> Callable[[str], statements.Period]:
     def period(text: str) -> statements.Period:
         try:
-            found = statements.Period.read(text)
+            found = statements.Period.parse(text)
         except ValueError as error:
             raise argparse.ArgumentTypeError(str(error)) from None
         if found.is_month != (kind == "month"):
@@ -80,7 +80,7 @@ def _period(kind: str) -> Callable[[str], statements.Period]:
 
 def _backup(arguments: argparse.Namespace) -> None:
     spool.commit_leftovers(arguments.data_dir)
-    size = maintenance.back_up(arguments.data_dir / "usage.db", arguments.file)
+    size = maintenance.backup(arguments.data_dir / "usage.db", arguments.file)
     print(f"{arguments.file}: {size:,} bytes, checked")
 
 
@@ -90,7 +90,7 @@ def _import_usage(arguments: argparse.Namespace) -> None:
     data_dir.create(arguments.data_dir)
     try:
         report = import_history.import_file(arguments.file, arguments.data_dir / "usage.db")
-    except import_history.NotReadable as error:
+    except import_history.UnsupportedDatabase as error:
         raise CommandError(str(error)) from error
     print(
         f"{report.requests} requests, {report.runs} runs and {report.prices} prices added;"

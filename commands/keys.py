@@ -9,7 +9,7 @@ from typing import Any
 from commands import offline, options
 from commands.offline import OfflineDatabase
 from manager.access import Budget, Key, api_keys
-from manager.billing import billionths, decimal_text
+from manager.billing import format_amount, parse_amount
 
 _HOUR_MS = 3_600_000
 # By what argparse calls them; each is a field of a key.
@@ -86,7 +86,7 @@ def _list(_arguments: argparse.Namespace, database: OfflineDatabase) -> None:
                 key.owner,
                 "all" if key.models is None else ",".join(key.models),
                 *("-" if limit is None else str(limit) for limit in limits),
-                "-" if budget is None else f"{decimal_text(budget.amount)}/{budget.period}",
+                "-" if budget is None else f"{format_amount(budget.amount)}/{budget.period}",
             )
         )
     offline.table(rows)
@@ -144,7 +144,7 @@ def _as_json(given: dict[str, Any]) -> dict[str, Any]:
     budget = given.get("budget")
     if budget is None:
         return given
-    return {**given, "budget": f"{decimal_text(budget.amount)}/{budget.period}"}
+    return {**given, "budget": f"{format_amount(budget.amount)}/{budget.period}"}
 
 
 def _models(text: str) -> tuple[str, ...] | None:
@@ -164,7 +164,7 @@ def _budget(text: str) -> Budget | None:
         return None
     amount, _, period = text.partition("/")
     try:
-        return Budget(billionths(amount), period)
+        return Budget(parse_amount(amount), period)
     except ValueError as error:
         raise argparse.ArgumentTypeError(
             f"expected a budget such as 10/month or 0.5/day: {error}"

@@ -30,7 +30,7 @@ from manager.metrics import Metrics
 from manager.models import Fleet, ModelDependencies, Ports
 from manager.placement import Placement
 from manager.relay import Watcher
-from manager.storage import ModelLogs, Orders, Spool, Store
+from manager.storage import MaintenanceTasks, ModelLogs, Spool, Store
 from manager.storage import data_dir as datadir
 from manager.usage import Activity, Reports
 from routes import Services, create_app
@@ -131,7 +131,7 @@ class Program:
             load=load,
             reports=reports,
             prices=prices,
-            orders=Orders(store, usage_db, clock, self._tasks.enqueue),
+            orders=MaintenanceTasks(store, usage_db, clock, self._tasks.enqueue),
             worker=Supervisor(WorkerSettings.of(program, data_dir), clock),
             access=AccessRegistry(store, usage_db, clock),
             limits=limits,

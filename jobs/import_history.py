@@ -17,12 +17,12 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from manager.billing import OPEN, Price, Tier, billionths, pricing, tiers_to_json
+from manager.billing import UNBOUNDED, Price, Tier, parse_amount, pricing, tiers_to_json
 from manager.storage import INSERT_REQUESTS, ONE_REQUEST, RequestRow, Store, maintenance
 
 _SAFE_NAME = re.compile(r"\w+", re.ASCII)
 _ROWS = 500  # in one transaction
-_MOST_TOKENS = 2**31 - 1
+_MAX_TOKENS = 2**31 - 1
 _LATEST_MS = 253_339_228_800_000  # the year 9998, as far as the calendar goes
 _EARLIEST = 0  # ms: the price of 2.2 held for all that there was
 
@@ -41,7 +41,7 @@ _COLUMNS = {
 }
 
 
-class NotReadable(Exception):
+class UnsupportedDatabase(Exception):
     """The file is not a database of LLM-Manager 2.2; says why."""
 
 
@@ -63,13 +63,13 @@ def import_file(source: Path, target: Path) -> Report:
     Raises NotReadable before anything is added; StoreError, sqlite3.Error.
     """
     if not source.is_file():
-        raise NotReadable(f"{source} is missing")
+        raise UnsupportedDatabase(f"{source} is missing")
     report = Report()
     with closing(_open(source)) as theirs:
         try:
             models = _models(theirs)
         except sqlite3.DatabaseError as error:
-            raise NotReadable(f"{source} cannot be read: {error}") from error
+            raise UnsupportedDatabase(f"{source} cannot be read: {error}") from error
         Store(target).close()  # makes or migrates it
         with closing(maintenance.connect(target)) as ours:
             for model, safe_name in models.items():
@@ -91,7 +91,7 @@ def _models(theirs: sqlite3.Connection) -> dict[str, str]:
         tables[table] = {column[1] for column in theirs.execute(f'PRAGMA table_info("{table}")')}
     if not {"original_name", "safe_name"} <= tables.get("model_name_mapping", set()):
         newer = " It looks like a database of 3.x." if "models" in tables else ""
-        raise NotReadable(
+        raise UnsupportedDatabase(
             "there is no table model_name_mapping(original_name, safe_name), as in 2.2." + newer
         )
     found: dict[str, str] = {}
@@ -99,11 +99,13 @@ def _models(theirs: sqlite3.Connection) -> dict[str, str]:
         "SELECT original_name, safe_name FROM model_name_mapping"
     ):
         if not isinstance(name, str) or not _SAFE_NAME.fullmatch(str(safe_name)):
-            raise NotReadable(f"model_name_mapping has {name!r}, {safe_name!r}, which are no names")
+            raise UnsupportedDatabase(
+                f"model_name_mapping has {name!r}, {safe_name!r}, which are no names"
+            )
         for kind, columns in _COLUMNS.items():
             missing = set(columns) - tables.get(f"{safe_name}_{kind}", set())
             if missing:
-                raise NotReadable(
+                raise UnsupportedDatabase(
                     f"{name}: the table {safe_name}_{kind} has no {', '.join(sorted(missing))}"
                 )
         found[name] = safe_name
@@ -265,7 +267,7 @@ class _Model:
             return Price(per_hour, ()) if per_hour else None
         tiers = tuple(_tier(*row) for rows in self._batches("tier_pricing") for row in rows)
         price = Price(None, tiers)
-        faults = pricing.faults(price)
+        faults = pricing.find_errors(price)
         if faults:
             raise ValueError("; ".join(faults))
         amounts = [(t.input, t.output, t.cache_read, t.cache_write) for t in tiers]
@@ -316,13 +318,13 @@ def _ms(name: str, seconds: object) -> int:
 
 
 def _tokens(name: str, count: object) -> int:
-    if not isinstance(count, int) or not 0 <= count <= _MOST_TOKENS:
-        raise ValueError(f"{name} is {count!r}, not 0 to {_MOST_TOKENS}")
+    if not isinstance(count, int) or not 0 <= count <= _MAX_TOKENS:
+        raise ValueError(f"{name} is {count!r}, not 0 to {_MAX_TOKENS}")
     return count
 
 
 def _bound(name: str, tokens: object) -> int:
-    if not isinstance(tokens, int) or tokens < OPEN:
+    if not isinstance(tokens, int) or tokens < UNBOUNDED:
         raise ValueError(f"{name} is {tokens!r}, not a number of tokens")
     return tokens
 
@@ -331,6 +333,6 @@ def _amount(name: str, amount: object) -> int:
     if not isinstance(amount, int | float):
         raise ValueError(f"{name} is {amount!r}, not an amount")
     try:
-        return billionths(repr(amount))  # the shortest decimal that is this number
+        return parse_amount(repr(amount))  # the shortest decimal that is this number
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None

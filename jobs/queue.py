@@ -21,14 +21,14 @@ from huey.serializer import Serializer
 
 from jobs import tasks
 from manager.storage import data_dir as datadir
-from manager.storage import maintenance, maintenance_tasks, reading
+from manager.storage import maintenance, maintenance_tasks, read_connection
 
 log = logging.getLogger("manager.queue")
 
 _FILE = "queue.db"
 _TRY_AGAIN_SECONDS = 10.0
 _BILL_SECONDS = 30.0
-_MOST_WAITING = 50  # tasks; a further one would say nothing new
+_MAX_WAITING = 50  # tasks; a further one would say nothing new
 
 
 class TaskQueue:
@@ -73,10 +73,10 @@ class TaskQueue:
 
     def _has_work(self) -> bool:
         try:
-            with reading(self._data_dir / "usage.db") as connection:
+            with read_connection(self._data_dir / "usage.db") as connection:
                 return maintenance.newest_seq(connection) > maintenance.billed_seq(
                     connection
-                ) or any(order.error is None for order in maintenance_tasks.orders(connection))
+                ) or any(order.error is None for order in maintenance_tasks.load_all(connection))
         except sqlite3.Error:
             return True  # the worker runs into it as well, and says what it is
 
@@ -84,7 +84,7 @@ class TaskQueue:
         if self._huey is None or self._tasks is None:
             self._huey = connect(self._data_dir)
             self._tasks = tasks.declare(self._huey, lambda _name: None)
-        if self._huey.pending_count() < _MOST_WAITING:
+        if self._huey.pending_count() < _MAX_WAITING:
             self._tasks[task]()
 
     def _failed(self, now: float, why: str) -> None:

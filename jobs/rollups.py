@@ -120,7 +120,7 @@ class LatencyCells:
                 sums = rows[(span, start_ms // length * length, *whose)]
                 sums[0] += first
                 sums[1] += whole
-        connection.create_function("latency_added", 2, latency.added, deterministic=True)
+        connection.create_function("latency_added", 2, latency.add, deterministic=True)
         connection.executemany(
             _ADD_LATENCIES,
             [(*cell, *map(latency.pack, sums)) for cell, sums in sorted(rows.items())],

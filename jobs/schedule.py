@@ -17,7 +17,7 @@ from manager.clock import Clock
 from manager.config import Export, Program, next_time
 from manager.devices import Monitor
 from manager.models import Fleet
-from manager.storage import ModelLogs, Orders
+from manager.storage import MaintenanceTasks, ModelLogs
 from manager.usage import Activity
 
 _SWEEP_SECONDS = 1.0
@@ -38,7 +38,7 @@ def start(
     logs: ModelLogs,
     journal: BufferedLogHandler,
     tasks: TaskQueue,
-    orders: Orders,
+    orders: MaintenanceTasks,
     clock: Clock,
     data_dir: Path,
 ) -> BackgroundScheduler:
@@ -97,7 +97,9 @@ class CronTrigger(BaseTrigger):  # type: ignore[misc]
 class ScheduledExport:
     """Orders the bill of the last month or day that has ended."""
 
-    def __init__(self, program: Program, export: Export, data_dir: Path, orders: Orders) -> None:
+    def __init__(
+        self, program: Program, export: Export, data_dir: Path, orders: MaintenanceTasks
+    ) -> None:
         self._period = export.period
         self._zone = calendar.zone(program.timezone)
         self._folder = statements.directory(program.export_directory, data_dir)
@@ -106,15 +108,15 @@ class ScheduledExport:
         self.trigger = CronTrigger(export.schedule, self._zone)
 
     def order(self, now_ms: int) -> None:
-        self._orders.place("export", Period.last_whole(self._period, now_ms, self._zone).text)
+        self._orders.enqueue("export", Period.last_complete(self._period, now_ms, self._zone).text)
 
     def catch_up(self, now_ms: int) -> None:
         """Orders it where the program was off when it was due."""
-        period = Period.last_whole(self._period, now_ms, self._zone)
+        period = Period.last_complete(self._period, now_ms, self._zone)
         _, ended_ms = period.bounds_ms(self._zone)
         due = self.trigger.get_next_fire_time(None, calendar.local(ended_ms, self._zone))
         is_missed = due is not None and due <= calendar.local(now_ms, self._zone)
-        made_ms = statements.made_ms(self._folder / period.file)
+        made_ms = statements.modified_ms(self._folder / period.file)
         # One that somebody asked for before the period had ended is a part of it.
         is_there = made_ms is not None and made_ms >= ended_ms
         if (
@@ -122,4 +124,4 @@ class ScheduledExport:
             and not is_there
             and not statements.is_empty(self._usage_db, period, self._zone)
         ):
-            self._orders.place("export", period.text)
+            self._orders.enqueue("export", period.text)

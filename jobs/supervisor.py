@@ -21,7 +21,7 @@ log = logging.getLogger("manager.worker")
 
 _ROOT = Path(__file__).resolve().parents[1]
 _COMMAND = (sys.executable, "-m", "jobs.worker")
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 10.0  # seconds before one that died is replaced
+_FIRST_PAUSE_SECONDS, _MAX_PAUSE_SECONDS = 0.2, 10.0  # seconds before one that died is replaced
 _HEALTHY_SECONDS = 30.0
 _STOP_SECONDS = 5.0
 # pandas' libraries would start as many threads as there are cores.
@@ -93,7 +93,7 @@ class Supervisor:
             }
 
     def _run(self) -> None:
-        pause = _FIRST_PAUSE
+        pause = _FIRST_PAUSE_SECONDS
         while True:
             began = self._clock.monotonic()
             try:
@@ -108,11 +108,11 @@ class Supervisor:
                     return
                 self._restarts += 1
             if self._clock.monotonic() - began >= _HEALTHY_SECONDS:
-                pause = _FIRST_PAUSE
+                pause = _FIRST_PAUSE_SECONDS
             log.error("the worker ended (%s); another starts in %.1f s", why, pause)
             self._wake.wait(pause)
             self._wake.clear()
-            pause = min(pause * 2, _LONGEST_PAUSE)
+            pause = min(pause * 2, _MAX_PAUSE_SECONDS)
 
     def _wait(self, process: subprocess.Popen[str]) -> str:
         code = process.wait()

@@ -134,7 +134,7 @@ class TaskRunner:
 
     def bring_up_to_date(self, connection: sqlite3.Connection) -> None:
         """Prices and adds up all that is there. Raises sqlite3.Error."""
-        for order in maintenance_tasks.waiting(connection, "delete"):
+        for order in maintenance_tasks.pending(connection, "delete"):
             if maintenance.is_begun(order):
                 self._do(connection, order)
         if not has_unbilled(connection):
@@ -148,14 +148,14 @@ class TaskRunner:
     def export(self, connection: sqlite3.Connection, period: statements.Period) -> Path:
         """Writes the bill of what is in the rollups. Raises OSError, sqlite3.Error; ValueError for
         a day that the time zone has skipped."""
-        bill = statements.make(connection, period, self._zone(), self.settings.currency)
+        bill = statements.render_csv(connection, period, self._zone(), self.settings.currency)
         return statements.write(self.settings.exports, period, bill)
 
     def _zone(self) -> tzinfo:
         return calendar.zone(self.settings.timezone)
 
     def _all(self, connection: sqlite3.Connection, kind: str) -> None:
-        for order in maintenance_tasks.waiting(connection, kind):
+        for order in maintenance_tasks.pending(connection, kind):
             try:
                 self._do(connection, order)
             except sqlite3.Error as error:  # those behind it are not to wait for it
@@ -167,9 +167,9 @@ class TaskRunner:
             self._carry_out[order.kind](connection, order)
         except (OSError, ValueError, StoreError) as error:
             log.error("%s failed: %s", what, error)
-            maintenance_tasks.give_up(connection, order, str(error))
+            maintenance_tasks.fail(connection, order, str(error))
         else:
-            maintenance_tasks.done(connection, order)
+            maintenance_tasks.complete(connection, order)
 
     def _delete(self, connection: sqlite3.Connection, order: Order) -> None:
         maintenance.delete_model(connection, order)
@@ -183,16 +183,16 @@ class TaskRunner:
         log.info("priced %d requests and hours of %s that had no price", changed, order.subject)
 
     def _export(self, connection: sqlite3.Connection, order: Order) -> None:
-        path = self.export(connection, statements.Period.read(order.subject))
+        path = self.export(connection, statements.Period.parse(order.subject))
         log.info("wrote %s", path)
 
     def _vacuum(self, connection: sqlite3.Connection, _order: Order) -> None:
-        log.info("gave %d bytes of %s back", maintenance.shrink(connection), self.path)
+        log.info("gave %d bytes of %s back", maintenance.vacuum(connection), self.path)
 
     def _back_up(self, _connection: sqlite3.Connection, order: Order) -> None:
         target = self.settings.data_dir / "backups" / backup_name(order)
         datadir.create(target.parent)
-        log.info("copied %d bytes to %s", maintenance.back_up(self.path, target), target)
+        log.info("copied %d bytes to %s", maintenance.backup(self.path, target), target)
 
     def _clean_up(self, connection: sqlite3.Connection) -> None:
         days = self.settings.request_retention_days
@@ -201,7 +201,7 @@ class TaskRunner:
         zone = self._zone()
         # Whole days of the configured zone, as pages and bills have them.
         before_ms = calendar.day_start_ms(time.time_ns() // 1_000_000 - days * _DAY_MS, zone)
-        gone = maintenance.forget_requests(connection, before_ms)
+        gone = maintenance.delete_requests_before(connection, before_ms)
         if gone:
             log.info("deleted %d requests from before %s", gone, calendar.local(before_ms, zone))
 

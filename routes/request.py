@@ -13,7 +13,7 @@ from typing import Any
 
 from flask import request
 
-from manager.billing import billionths
+from manager.billing import parse_amount
 from manager.config import has_control
 from manager.errors import ApiError
 
@@ -209,8 +209,8 @@ def amount(*, is_signed: bool = False) -> Field:
             raise bad(path, f'{path} has to be an amount, such as "0.5"')
         try:
             if is_signed and value.startswith("-"):
-                return -billionths(value[1:])
-            return billionths(value)
+                return -parse_amount(value[1:])
+            return parse_amount(value)
         except ValueError as error:
             raise bad(path, f"{path}: {error}") from error
 

@@ -20,7 +20,7 @@ from manager.metrics import Metrics
 from manager.models import Fleet
 from manager.placement import Placement
 from manager.relay import Watcher
-from manager.storage import DatabaseError, ModelLogs, Orders, Spool
+from manager.storage import DatabaseError, MaintenanceTasks, ModelLogs, Spool
 from manager.usage import Activity, Reports
 from routes.http import Slots
 
@@ -63,7 +63,7 @@ class Services:
     load: Callable[[], loader.Config]
     reports: Reports
     prices: PriceBook
-    orders: Orders
+    orders: MaintenanceTasks
     worker: Worker
     access: AccessRegistry
     limits: KeyLimits

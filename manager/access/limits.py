@@ -19,10 +19,10 @@ from datetime import tzinfo
 from pathlib import Path
 
 from manager.access.api_keys import PERIODS, Budget, Key
-from manager.billing import calendar, decimal_text
+from manager.billing import calendar, format_amount
 from manager.clock import Clock
 from manager.errors import ApiError
-from manager.storage import billed_seq, reading
+from manager.storage import billed_seq, read_connection
 from manager.tokens import TokenUsage, prompt_estimate
 from manager.usage import Reports
 
@@ -224,7 +224,7 @@ class KeyLimits:
             ).groups
             for period in PERIODS
         }
-        with reading(path) as connection:
+        with read_connection(path) as connection:
             unpriced = connection.execute(
                 "SELECT key, model, started_ms, prompt_tokens, cached_tokens, completion_tokens"
                 " FROM requests WHERE seq > ? AND cost IS NULL AND key != ''",
@@ -289,7 +289,7 @@ class KeyLimits:
         found = self._current(use, budget.period)
         if found.spent + use.held_cost < budget.amount:
             return
-        limit = f"its budget of {decimal_text(budget.amount)} a {budget.period}"
+        limit = f"its budget of {format_amount(budget.amount)} a {budget.period}"
         if found.spent < budget.amount:
             why = f"requests in flight may use up {limit}; try again in a moment"
             wait = _RETRY_SECONDS

@@ -15,7 +15,7 @@ from manager.access.accounts import Account, Token
 from manager.access.api_keys import Key, Secret
 from manager.clock import Clock
 from manager.errors import ApiError
-from manager.storage import Store, mark, reading
+from manager.storage import Store, get_mark, read_connection
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ class AccessRegistry:
     def refresh(self) -> None:
         """Sees what another process has changed, such as `llm-manager keys`. Raises
         sqlite3.Error."""
-        with reading(self._path) as connection:
+        with read_connection(self._path) as connection:
             known = (
                 AccessSnapshot.read(connection)
                 if version(connection) != self.snapshot.version
@@ -158,7 +158,7 @@ class AccessRegistry:
 
 def version(connection: sqlite3.Connection) -> int:
     """How often something was changed. Raises sqlite3.Error."""
-    return int(mark(connection, _MARK) or 0)
+    return int(get_mark(connection, _MARK) or 0)
 
 
 def changed(connection: sqlite3.Connection) -> None:

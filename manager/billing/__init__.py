@@ -4,30 +4,30 @@ from manager.billing import calendar, pricing, statements
 from manager.billing.calendar import iso
 from manager.billing.price_versions import Adjustment, PriceBook, read_versions
 from manager.billing.pricing import (
-    OPEN,
+    UNBOUNDED,
     Price,
     PriceVersion,
     Tier,
-    billionths,
-    decimal_text,
+    format_amount,
     hour_cost,
+    parse_amount,
     tiers_to_json,
 )
 from manager.billing.statements import Period
 
 __all__ = [
-    "OPEN",
+    "UNBOUNDED",
     "Adjustment",
     "Period",
     "Price",
     "PriceBook",
     "PriceVersion",
     "Tier",
-    "billionths",
     "calendar",
-    "decimal_text",
+    "format_amount",
     "hour_cost",
     "iso",
+    "parse_amount",
     "pricing",
     "read_versions",
     "statements",

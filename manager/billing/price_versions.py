@@ -14,7 +14,7 @@ from manager.billing import calendar, pricing
 from manager.billing.pricing import Price, PriceVersion, tiers_from_json, tiers_to_json
 from manager.clock import Clock
 from manager.errors import ApiError
-from manager.storage import Store, reading
+from manager.storage import Store, read_connection
 from manager.tokens import TokenUsage
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class PriceBook:
 
     def versions(self, model: str | None = None) -> list[PriceVersion]:
         """The versions in force and to come, of one model or of all, oldest first."""
-        with reading(self._path) as connection:
+        with read_connection(self._path) as connection:
             return read_versions(connection, model)
 
     def set_price(self, model: str, price: Price, effective_ms: int | None = None) -> PriceVersion:
@@ -152,7 +152,7 @@ class PriceBook:
         end_ms: int | None = None,
     ) -> list[Adjustment]:
         """Those of the bills from `start_ms` to `end_ms`, the end excluded, oldest first."""
-        with reading(self._path) as connection:
+        with read_connection(self._path) as connection:
             rows = connection.execute(
                 "SELECT id, model, key, at_ms, amount, note, created_ms FROM adjustments"
                 " WHERE (?1 IS NULL OR model = ?1) AND (?2 IS NULL OR key = ?2)"

@@ -16,12 +16,12 @@ PER_UNIT = 1_000_000_000
 PER_TOKENS = 1_000_000
 """Amounts of tiers are for so many tokens."""
 
-LARGEST = 1_000_000
+MAX_AMOUNT = 1_000_000
 """The largest amount of the currency in a price. With it the cost of the largest request, 2**31
 prompt tokens that are written to a cache and as many completion tokens, is 3 * 2**31 * 10**9
 billionths, and fits SQLite's 64 bits. So does a bill of up to 9 * 10**9 of the currency."""
 
-OPEN = -1
+UNBOUNDED = -1
 """A `max` without a limit."""
 
 _HOUR_MS = 3_600_000
@@ -47,9 +47,9 @@ class Tier:
     """
 
     min_input: int = _declared("tokens", 0)
-    max_input: int = _declared("tokens", OPEN)
+    max_input: int = _declared("tokens", UNBOUNDED)
     min_output: int = _declared("tokens", 0)
-    max_output: int = _declared("tokens", OPEN)
+    max_output: int = _declared("tokens", UNBOUNDED)
     input: int = _declared("amount", None)
     output: int = _declared("amount", None)
     cache_read: int = _declared("amount", 0)
@@ -154,7 +154,7 @@ def tiers_from_json(text: str) -> tuple[Tier, ...]:
         raise ValueError(f"tiers of a price expected, found {text[:60]!r}") from error
 
 
-def faults(price: Price) -> list[str]:
+def find_errors(price: Price) -> list[str]:
     """Why the price cannot hold: ranges that no number lies in. Tiers are counted from 1."""
     found = []
     for number, tier in enumerate(price.tiers, 1):
@@ -162,10 +162,10 @@ def faults(price: Price) -> list[str]:
             ("input", tier.min_input, tier.max_input),
             ("output", tier.min_output, tier.max_output),
         ):
-            if high != OPEN and high <= low and (low, high) != (0, 0):
+            if high != UNBOUNDED and high <= low and (low, high) != (0, 0):
                 found.append(
                     f"tier {number}: max_{what} {high} is not above min_{what} {low};"
-                    f" expected more than {low}, or {OPEN} for no limit"
+                    f" expected more than {low}, or {UNBOUNDED} for no limit"
                 )
     return found
 
@@ -176,7 +176,7 @@ def warnings(price: Price) -> list[str]:
     return [*_overlaps(price.tiers), *_gaps(price.tiers)]
 
 
-def billionths(text: str) -> int:
+def parse_amount(text: str) -> int:
     """The exact amount in `text`, such as `0.5` or `1e-9`, in billionths.
 
     Raises ValueError, which says what to write instead, unless it is a number from 0 to LARGEST
@@ -188,8 +188,8 @@ def billionths(text: str) -> int:
         amount = decimal.Decimal(text)
     except decimal.InvalidOperation:
         raise ValueError(f"expected an amount such as 0.5, found {text[:60]!r}") from None
-    if not amount.is_finite() or amount < 0 or amount > LARGEST:
-        raise ValueError(f"expected an amount from 0 to {LARGEST}, found {text[:60]}")
+    if not amount.is_finite() or amount < 0 or amount > MAX_AMOUNT:
+        raise ValueError(f"expected an amount from 0 to {MAX_AMOUNT}, found {text[:60]}")
     try:
         whole = amount.quantize(decimal.Decimal(1).scaleb(-9), context=_EXACT)
     except decimal.Inexact:
@@ -197,7 +197,7 @@ def billionths(text: str) -> int:
     return int(whole.scaleb(9, context=_EXACT))
 
 
-def decimal_text(billionths: int) -> str:
+def format_amount(billionths: int) -> str:
     """The amount as a decimal number, exact and without zeros at its end, such as `0.0123`."""
     whole, rest = divmod(abs(billionths), PER_UNIT)
     sign = "-" if billionths < 0 else ""
@@ -212,11 +212,11 @@ _ENDLESS = 1 << 62
 
 
 def _inside(tokens: int, low: int, high: int) -> bool:
-    return (tokens > low or low == 0) and (high == OPEN or tokens <= high)
+    return (tokens > low or low == 0) and (high == UNBOUNDED or tokens <= high)
 
 
 def _range(low: int, high: int) -> _Range:
-    return (low if low > 0 else -1, _ENDLESS if high == OPEN else high)
+    return (low if low > 0 else -1, _ENDLESS if high == UNBOUNDED else high)
 
 
 def _ranges(tier: Tier) -> tuple[_Range, _Range]:

@@ -19,8 +19,8 @@ from datetime import date, datetime, timedelta, timezone, tzinfo
 from pathlib import Path
 
 from manager.billing import calendar
-from manager.billing.pricing import decimal_text
-from manager.storage import reading
+from manager.billing.pricing import format_amount
+from manager.storage import read_connection
 from manager.storage.rollups import ADDED_UP, ALL, ON_BILL, Sums, pieces
 
 # OWASP's list. The wide ones are those of Chinese keyboards, which some spreadsheets take as well.
@@ -39,7 +39,7 @@ class Period:
     is_month: bool
 
     @classmethod
-    def read(cls, text: str) -> Period:
+    def parse(cls, text: str) -> Period:
         """Raises ValueError, which says what to write instead."""
         is_month = bool(re.fullmatch("[0-9]{4}-[0-9]{2}", text, re.ASCII))
         try:
@@ -55,13 +55,13 @@ class Period:
         return cls(text, first, is_month)
 
     @classmethod
-    def last_whole(cls, kind: str, now_ms: int, zone: tzinfo) -> Period:
+    def last_complete(cls, kind: str, now_ms: int, zone: tzinfo) -> Period:
         """The last `month` or `day` that has ended."""
         if kind == "month":
             before = calendar.date_of(calendar.month_start_ms(now_ms, zone) - 1, zone)
-            return cls.read(f"{before.year:04}-{before.month:02}")
+            return cls.parse(f"{before.year:04}-{before.month:02}")
         before = calendar.date_of(calendar.day_start_ms(now_ms, zone) - 1, zone)
-        return cls.read(before.isoformat())
+        return cls.parse(before.isoformat())
 
     @property
     def file(self) -> str:
@@ -93,7 +93,9 @@ class _Line(Sums):
     adjustments: int = 0
 
 
-def make(connection: sqlite3.Connection, period: Period, zone: tzinfo, currency: str) -> bytes:
+def render_csv(
+    connection: sqlite3.Connection, period: Period, zone: tzinfo, currency: str
+) -> bytes:
     """The bill. Everything of the period has to be in the rollups. Raises ValueError for a day
     that the zone has skipped; sqlite3.Error."""
     lines = _lines(connection, period, zone)
@@ -101,17 +103,25 @@ def make(connection: sqlite3.Connection, period: Period, zone: tzinfo, currency:
     rows = csv.writer(text, lineterminator="\r\n")
     rows.writerow(COLUMNS)
     for (day, model, key), line in sorted(lines.items()):
-        rows.writerow([day, cell(model), cell(key), *_cells(line), cell(currency)])
+        rows.writerow(
+            [
+                day,
+                escape_csv_cell(model),
+                escape_csv_cell(key),
+                *_cells(line),
+                escape_csv_cell(currency),
+            ]
+        )
     total = _Line()
     for line in lines.values():
         total.add(line)
-    rows.writerow(["total", "", "", *_cells(total), cell(currency)])
+    rows.writerow(["total", "", "", *_cells(total), escape_csv_cell(currency)])
     return text.getvalue().encode("utf-8-sig")
 
 
 def is_empty(path: Path, period: Period, zone: tzinfo) -> bool:
     """Whether the bill, made from the file as it is, would have nothing on it. Raises as `make`."""
-    with reading(path) as connection:
+    with read_connection(path) as connection:
         return not _lines(connection, period, zone)
 
 
@@ -144,12 +154,12 @@ def period_of(name: str) -> Period | None:
     if not found:
         return None
     try:
-        return Period.read(found[1])
+        return Period.parse(found[1])
     except ValueError:
         return None
 
 
-def written(folder: Path) -> list[Path]:
+def list_files(folder: Path) -> list[Path]:
     """The bills in the folder, the latest period first."""
     if not folder.is_dir():
         return []
@@ -157,7 +167,7 @@ def written(folder: Path) -> list[Path]:
     return sorted(found, reverse=True)
 
 
-def made_ms(path: Path) -> int | None:
+def modified_ms(path: Path) -> int | None:
     """When the bill was written; None where there is none. Raises OSError."""
     try:
         return path.stat().st_mtime_ns // 1_000_000
@@ -202,9 +212,9 @@ def _start_ms(day: date, zone: tzinfo) -> int:
 
 def _cells(line: _Line) -> Iterator[object]:
     yield from (getattr(line, name) for name in ON_BILL)
-    yield decimal_text(_hours(line.run_ms))
+    yield format_amount(_hours(line.run_ms))
     cost = line.cost_tokens + line.cost_hours + line.adjustments
-    yield from map(decimal_text, (line.cost_tokens, line.cost_hours, line.adjustments, cost))
+    yield from map(format_amount, (line.cost_tokens, line.cost_hours, line.adjustments, cost))
 
 
 def _hours(run_ms: int) -> int:
@@ -213,6 +223,6 @@ def _hours(run_ms: int) -> int:
     return (2 * run_ms * 1_000_000_000 + per_shown) // (2 * per_shown) * _SHORTEST
 
 
-def cell(text: str) -> str:
+def escape_csv_cell(text: str) -> str:
     """A text that no spreadsheet takes for a formula."""
     return f"'{text}" if text.startswith(_BEGINS_FORMULA) else text

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from manager.billing import Price, Tier, billionths, pricing
+from manager.billing import Price, Tier, parse_amount, pricing
 from manager.config import schedule, variables
 from manager.config.variables import Expanded
 from manager.config.yaml_reader import (
@@ -251,7 +251,7 @@ def _expanded(value: Value) -> Expanded:
 def amount(value: Value) -> int:
     """An amount of the currency, in billionths."""
     try:
-        return billionths(scalar_text(value))
+        return parse_amount(scalar_text(value))
     except ValueError as error:
         raise InvalidValue(str(error)) from error
 
@@ -284,7 +284,7 @@ def tier(value: Value) -> Tier:
         for field in dataclasses.fields(Tier)
     }
     read = Tier(**values)
-    for fault in pricing.faults(Price(None, (read,))):
+    for fault in pricing.find_errors(Price(None, (read,))):
         value.problem(fault.removeprefix("tier 1: "))
     given.reject_unread()
     return read

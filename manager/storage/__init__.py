@@ -12,8 +12,8 @@ from manager.storage import (
 )
 from manager.storage.data_dir import DataDirInUse
 from manager.storage.logs import POLL, PROGRAM_LOG, Follower, ModelLogs
-from manager.storage.maintenance import billed_seq, mark, transaction
-from manager.storage.maintenance_tasks import Order, Orders
+from manager.storage.maintenance import billed_seq, get_mark, transaction
+from manager.storage.maintenance_tasks import MaintenanceTasks, Order
 from manager.storage.rows import (
     INSERT_REQUESTS,
     ONE_REQUEST,
@@ -25,7 +25,7 @@ from manager.storage.rows import (
 )
 from manager.storage.runs import PastRun
 from manager.storage.spool import Spool
-from manager.storage.store import DatabaseError, Store, StoreError, reading
+from manager.storage.store import DatabaseError, Store, StoreError, read_connection
 
 __all__ = [
     "INSERT_REQUESTS",
@@ -36,9 +36,9 @@ __all__ = [
     "DataDirInUse",
     "DatabaseError",
     "Follower",
+    "MaintenanceTasks",
     "ModelLogs",
     "Order",
-    "Orders",
     "PastRun",
     "RequestRow",
     "Run",
@@ -47,11 +47,11 @@ __all__ = [
     "StoreError",
     "billed_seq",
     "data_dir",
+    "get_mark",
     "latency",
     "maintenance",
     "maintenance_tasks",
-    "mark",
-    "reading",
+    "read_connection",
     "request_of",
     "rollups",
     "runs",

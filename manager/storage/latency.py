@@ -74,7 +74,7 @@ def unpack(packed: bytes) -> int:
     return int.from_bytes(packed[OFFSET_BYTES:], "little") << first * _COUNT_BITS
 
 
-def added(packed: bytes, more: bytes) -> bytes:
+def add(packed: bytes, more: bytes) -> bytes:
     """The sum of both."""
     return pack(unpack(packed) + unpack(more))
 

@@ -25,7 +25,7 @@ _BUSY_SECONDS = 10.0
 _GAP_SECONDS = 0.001
 _AIM_SECONDS = 0.01  # that a piece takes
 _FIRST_PIECE = 200  # rows or pages
-_MOST_IN_PIECE = 5000
+_MAX_IN_PIECE = 5000
 _BACKUP_SUFFIX = ".part"
 _INCREMENTAL = 2  # of PRAGMA auto_vacuum
 
@@ -53,7 +53,7 @@ _DELETE_RUN = (
     "DELETE FROM runs WHERE id = :run AND ended_ms IS NOT NULL",
 )
 
-Rest = Callable[[float], None]
+Sleep = Callable[[float], None]
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
     time.sleep(_GAP_SECONDS)
 
 
-def mark(connection: sqlite3.Connection, name: str) -> str | None:
+def get_mark(connection: sqlite3.Connection, name: str) -> str | None:
     """A value of ``marks``."""
     row = connection.execute("SELECT value FROM marks WHERE name = ?", (name,)).fetchone()
     return None if row is None else str(row[0])
@@ -118,7 +118,7 @@ def mark(connection: sqlite3.Connection, name: str) -> str | None:
 
 def billed_seq(connection: sqlite3.Connection) -> int:
     """Requests up to this one are priced and in the rollups."""
-    return int(mark(connection, "billed_seq") or 0)
+    return int(get_mark(connection, "billed_seq") or 0)
 
 
 def newest_seq(connection: sqlite3.Connection) -> int:
@@ -140,7 +140,7 @@ def oldest_ms(connection: sqlite3.Connection) -> int | None:
     return min((ms for ms in first if ms is not None), default=None)
 
 
-def stored(connection: sqlite3.Connection) -> list[Stored]:
+def stored_by_model(connection: sqlite3.Connection) -> list[Stored]:
     """What there is of each model, also of those that are no longer configured, by name. It counts
     the index of all requests, about a second for ten million."""
     billed = _by_model(connection, "sum(requests)", f"rollups WHERE span = 'day' AND key = '{ALL}'")
@@ -186,7 +186,7 @@ def is_stored(connection: sqlite3.Connection, model: str) -> bool:
     )
 
 
-def delete_model(connection: sqlite3.Connection, order: Order, rest: Rest = time.sleep) -> None:
+def delete_model(connection: sqlite3.Connection, order: Order, rest: Sleep = time.sleep) -> None:
     """Deletes what was recorded of a model: its requests, its ended runs and all that was added up
     from them. Its prices and what a person has put on its bills stay, and so does its part in how
     long the requests of a key took, which is not kept by model.
@@ -196,7 +196,7 @@ def delete_model(connection: sqlite3.Connection, order: Order, rest: Rest = time
     """
     model = order.subject
     if not is_begun(order):
-        order = maintenance_tasks.note(connection, order, up_to=billed_seq(connection))
+        order = maintenance_tasks.save_progress(connection, order, up_to=billed_seq(connection))
     pace = _Pace(rest)
     for table, deletes in _DELETE_SUMS.items():
         starts = connection.execute(
@@ -220,7 +220,9 @@ def is_begun(order: Order) -> bool:
     return "up_to" in order.notes
 
 
-def forget_requests(connection: sqlite3.Connection, before_ms: int, rest: Rest = time.sleep) -> int:
+def delete_requests_before(
+    connection: sqlite3.Connection, before_ms: int, rest: Sleep = time.sleep
+) -> int:
     """Deletes the billed requests that were begun before the moment, and says how many. What was
     added up from them stays."""
     return _Pace(rest).until_none(
@@ -231,7 +233,7 @@ def forget_requests(connection: sqlite3.Connection, before_ms: int, rest: Rest =
     )
 
 
-def shrink(connection: sqlite3.Connection, rest: Rest = time.sleep) -> int:
+def vacuum(connection: sqlite3.Connection, rest: Sleep = time.sleep) -> int:
     """Gives free pages back to the file system, some at a time, and says how many bytes. SQLite's
     VACUUM would hold the lock until the whole file is copied.
 
@@ -255,7 +257,7 @@ def shrink(connection: sqlite3.Connection, rest: Rest = time.sleep) -> int:
     return (before - _free_pages(connection)) * int(page_size)
 
 
-def back_up(source: Path, target: Path) -> int:
+def backup(source: Path, target: Path) -> int:
     """Copies the database as it is at this moment, while others use it, and says how many bytes.
     The target is there when the copy is whole, and replaces an earlier one; only its owner may
     read it.
@@ -296,7 +298,7 @@ class _Pace:
     """Does much in short transactions, and rests after each for as long as it took: so others get
     the lock, and half of the disk's time."""
 
-    def __init__(self, rest: Rest) -> None:
+    def __init__(self, rest: Sleep) -> None:
         self._rest = rest
         self._rows = _FIRST_PIECE
 
@@ -308,7 +310,7 @@ class _Pace:
         if took > 2 * _AIM_SECONDS:
             self._rows = max(self._rows // 2, 1)
         elif took < _AIM_SECONDS / 2:
-            self._rows = min(self._rows * 2, _MOST_IN_PIECE)
+            self._rows = min(self._rows * 2, _MAX_IN_PIECE)
         self._rest(max(took, 0.001))
 
     def each(

@@ -17,7 +17,7 @@ from typing import Any
 
 from manager.clock import Clock
 from manager.storage.rows import uuid7
-from manager.storage.store import Store, reading
+from manager.storage.store import Store, read_connection
 
 KINDS = ("delete", "reprice", "export", "vacuum", "backup")
 """In the order in which they are carried out: a bill has what was re-priced before it."""
@@ -41,7 +41,7 @@ class Order:
         return int(self.id[:12], 16)
 
 
-class Orders:
+class MaintenanceTasks:
     """The server's side. ``notify`` is told the kind of each order, when it is written."""
 
     def __init__(
@@ -52,7 +52,7 @@ class Orders:
         self._clock = clock
         self._notify = notify
 
-    def place(self, kind: str, subject: str = "", **notes: Any) -> Order:
+    def enqueue(self, kind: str, subject: str = "", **notes: Any) -> Order:
         """Asks for it, once more where it was asked for already; ``notes`` say it more closely.
         Raises sqlite3.Error."""
         order = Order(kind, subject, uuid7(self._clock.wall_ms()).hex(), None, notes)
@@ -63,17 +63,17 @@ class Orders:
         self._notify(kind)
         return order
 
-    def all(self) -> list[Order]:
+    def load_all(self) -> list[Order]:
         """Those that wait or were given up. Raises sqlite3.Error."""
-        with reading(self._path) as connection:
-            return orders(connection)
+        with read_connection(self._path) as connection:
+            return load_all(connection)
 
     def wait(self, order: Order, seconds: float, closing: Callable[[], bool]) -> Order | None:
         """What has become of it after so many seconds at most, sooner when it is done or given up
         or when the program closes: None when done. Raises sqlite3.Error."""
         deadline = time.monotonic() + seconds
         while True:
-            now = {(o.kind, o.subject): o for o in self.all()}.get((order.kind, order.subject))
+            now = {(o.kind, o.subject): o for o in self.load_all()}.get((order.kind, order.subject))
             if now is None or now.error is not None:
                 return now
             if closing() or time.monotonic() > deadline:
@@ -81,7 +81,7 @@ class Orders:
             time.sleep(_LOOK_SECONDS)
 
 
-def orders(connection: sqlite3.Connection) -> list[Order]:
+def load_all(connection: sqlite3.Connection) -> list[Order]:
     """All orders, oldest first."""
     rows = connection.execute(
         "SELECT name, value FROM marks WHERE name >= 'order:' AND name < 'order;'"
@@ -89,19 +89,19 @@ def orders(connection: sqlite3.Connection) -> list[Order]:
     return sorted((_order(*row) for row in rows), key=lambda order: order.id)
 
 
-def waiting(connection: sqlite3.Connection, kind: str) -> list[Order]:
+def pending(connection: sqlite3.Connection, kind: str) -> list[Order]:
     """The orders of a kind that are to be carried out, oldest first."""
-    return [order for order in orders(connection) if order.kind == kind and order.error is None]
+    return [order for order in load_all(connection) if order.kind == kind and order.error is None]
 
 
-def note(connection: sqlite3.Connection, order: Order, **notes: Any) -> Order:
+def save_progress(connection: sqlite3.Connection, order: Order, **notes: Any) -> Order:
     """Records how far its work has come; after a crash it goes on from there."""
     noted = Order(order.kind, order.subject, order.id, order.error, {**order.notes, **notes})
     _replace(connection, order, noted)
     return noted
 
 
-def done(connection: sqlite3.Connection, order: Order) -> None:
+def complete(connection: sqlite3.Connection, order: Order) -> None:
     """Forgets it, unless it was placed again meanwhile."""
     connection.execute(
         "DELETE FROM marks WHERE name = ? AND json_extract(value, '$.id') = ?",
@@ -109,7 +109,7 @@ def done(connection: sqlite3.Connection, order: Order) -> None:
     )
 
 
-def give_up(connection: sqlite3.Connection, order: Order, error: str) -> None:
+def fail(connection: sqlite3.Connection, order: Order, error: str) -> None:
     """Records why it cannot be carried out; it is not tried again until it is placed again."""
     _replace(connection, order, Order(order.kind, order.subject, order.id, error, order.notes))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from manager.storage.rows import Run
-from manager.storage.store import Store, reading, unusable
+from manager.storage.store import Store, read_connection, unusable
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def unfinished(store: Store) -> list[Run]:
     """Runs with no end: at the program's start, those that an earlier one left behind.
     Raises StoreError."""
     try:
-        with reading(store.path) as connection:
+        with read_connection(store.path) as connection:
             rows = connection.execute(
                 "SELECT id, model, scheme, fingerprint, port, pid, pid_created, started_ms,"
                 " ready_ms, mode, memory_mb FROM runs WHERE ended_ms IS NULL"
@@ -113,7 +113,7 @@ def unfinished(store: Store) -> list[Run]:
 
 def newest(path: Path, model: str, limit: int) -> list[PastRun]:
     """The last ones, the newest first. Raises sqlite3.Error."""
-    with reading(path) as connection:
+    with read_connection(path) as connection:
         rows = connection.execute(
             f"SELECT {', '.join(PastRun._fields)} FROM runs WHERE model = ?"
             " ORDER BY started_ms DESC LIMIT ?",

@@ -33,8 +33,8 @@ _GROUP = 1000  # rows in one commit
 _GAP_SECONDS = 0.05  # between commits, so that under load each has many rows
 _WRITING_SECONDS = 0.001
 _AGAIN_SECONDS = 1.0  # after one that failed
-_MOST_HELD = 10_000  # rows of a file in memory, too
-_MOST_KEPT = 100_000  # rows in memory, some 50 MB
+_MAX_HELD = 10_000  # rows of a file in memory, too
+_MAX_KEPT = 100_000  # rows in memory, some 50 MB
 _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)  # as Windows needs
 
 Commit = Callable[[Sequence[RequestRow]], None]
@@ -71,7 +71,7 @@ class Spool:
         except OSError as error:
             raise StoreError(f"the rows of requests cannot be kept in {folder}: {error}") from error
         self._lock = threading.Lock()
-        self._kept: deque[RequestRow] = deque(maxlen=_MOST_KEPT)
+        self._kept: deque[RequestRow] = deque(maxlen=_MAX_KEPT)
         self._closing = threading.Event()
         self._wake = threading.Event()
         self._wake.set()  # for what a dead program has left
@@ -144,7 +144,7 @@ class Spool:
 
     def _commit_kept(self) -> None:
         with self._lock:
-            kept, self._kept = self._kept, deque(maxlen=_MOST_KEPT)
+            kept, self._kept = self._kept, deque(maxlen=_MAX_KEPT)
         try:
             while group := list(islice(kept, _GROUP)):
                 self._commit_fitting(group)
@@ -191,7 +191,7 @@ class _File:
         """Remembers a row that was appended."""
         if self._held is not None:
             self._held.append(row)
-            if len(self._held) > _MOST_HELD:
+            if len(self._held) > _MAX_HELD:
                 self._held = None
 
     def rows(self) -> Iterator[RequestRow]:

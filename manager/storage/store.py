@@ -203,7 +203,7 @@ def _all_or_nothing(
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[sqlite3.Connection]:
+def read_connection(path: Path) -> Iterator[sqlite3.Connection]:
     """A connection that only reads, and all its life sees the database as it was at the first
     read. Raises sqlite3.Error."""
     uri = f"{path.absolute().as_uri()}?mode=ro"

@@ -158,7 +158,7 @@ def migrate(connection: sqlite3.Connection) -> None:
     """Inside of a transaction. Raises sqlite3.Error."""
     connection.create_aggregate("latency_histogram", 1, _Histogram)  # type: ignore[arg-type]
     connection.create_aggregate("latency_sum", 1, _HistogramSum)  # type: ignore[arg-type]
-    connection.create_function("latency_added", 2, latency.added)
+    connection.create_function("latency_added", 2, latency.add)
     connection.create_function("latency_left", 2, _left)
     (billed,) = connection.execute(
         "SELECT ifnull((SELECT CAST(value AS INTEGER) FROM marks WHERE name = 'billed_seq'), 0)"

@@ -3,7 +3,7 @@
 from manager.usage import reports, request_search
 from manager.usage.activity import ActiveRequest, Activity, ChunkCounter
 from manager.usage.reports import Reports, TooManyBuckets
-from manager.usage.request_search import Filters, Search
+from manager.usage.request_search import Filters, RequestFilter
 from manager.usage.totals import Totals
 
 __all__ = [
@@ -12,7 +12,7 @@ __all__ = [
     "ChunkCounter",
     "Filters",
     "Reports",
-    "Search",
+    "RequestFilter",
     "TooManyBuckets",
     "Totals",
     "reports",

@@ -18,23 +18,23 @@ from datetime import tzinfo
 from pathlib import Path
 
 from manager.billing import calendar
-from manager.storage import RequestRow, billed_seq, reading, rollups
+from manager.storage import RequestRow, billed_seq, read_connection, rollups
 from manager.usage import request_search
-from manager.usage.request_search import EVERYTHING, Filters, Page, Search
+from manager.usage.request_search import EVERYTHING, Filters, Page, RequestFilter
 from manager.usage.totals import Cells, Totals, TotalsQuery
 
 _SHORT = {"10s": 10_000, "minute": 60_000}  # ms; the same ones in every zone
 
-ROUNDS = (*_SHORT, "hour")
+ROUNDING_UNITS = (*_SHORT, "hour")
 """What the range of a summary can be rounded to."""
 
-BUCKETS = (*ROUNDS, "day", "month")
+BUCKETS = (*ROUNDING_UNITS, "day", "month")
 
-MOST_BUCKETS = 1000
+MAX_BUCKETS = 1000
 """A series has no more than this, and a range that is rounded to less than an hour no more of what
 it is rounded to."""
 
-_MOST_CHOSEN = 400  # buckets, where the caller leaves them to us
+_MAX_CHOSEN = 400  # buckets, where the caller leaves them to us
 
 _EACH = {"hour": calendar.hours, "day": calendar.days, "month": calendar.months}
 
@@ -160,13 +160,13 @@ class Reports:
         return Series(start_ms, end_ms, bucket, buckets)
 
     def requests(
-        self, filters: Filters, sought: Search, limit: int, before: bytes | None = None
+        self, filters: Filters, sought: RequestFilter, limit: int, before: bytes | None = None
     ) -> Page:
         """At most `limit` requests, newest first; `before` is the last page's ``next``."""
-        with reading(self._path) as connection:
+        with read_connection(self._path) as connection:
             return request_search.page(connection, filters, sought, limit, before)
 
-    def each_request(self, filters: Filters, sought: Search) -> Iterator[RequestRow]:
+    def each_request(self, filters: Filters, sought: RequestFilter) -> Iterator[RequestRow]:
         """All of them, newest first. No look at the database lasts longer than a page, so that
         its journal can be cleared meanwhile however slowly they are taken."""
         before: bytes | None = None
@@ -179,18 +179,18 @@ class Reports:
 
     def request(self, number: bytes) -> RequestRow | None:
         """The request with this id."""
-        with reading(self._path) as connection:
-            return request_search.one(connection, number)
+        with read_connection(self._path) as connection:
+            return request_search.get(connection, number)
 
     def models(self) -> list[str]:
         """The names of all models that there is something of, those of the config or not."""
-        with reading(self._path) as connection:
+        with read_connection(self._path) as connection:
             rows = connection.execute(_MODELS).fetchall()
         return [name for (name,) in rows]
 
     def _cells(self, borders: list[int], filters: Filters, group: str | None, unit: str) -> Cells:
         """Sums by the place between two borders and by the group's name, '' without groups."""
-        with reading(self._path) as connection:
+        with read_connection(self._path) as connection:
             sums = TotalsQuery(connection, filters, group, billed_seq(connection))
             if unit in _SHORT:
                 sums.add_rows(borders)
@@ -212,16 +212,16 @@ def _rounded(start_ms: int, end_ms: int, zone: tzinfo, unit: str | None) -> tupl
         start = calendar.hour_start_ms(start_ms, zone)
         return start, max(calendar.next_hour_ms(end_ms - 1, zone), start)
     start, end = start_ms - start_ms % length, end_ms + -end_ms % length
-    if end - start > MOST_BUCKETS * length:  # each request in it is looked at
+    if end - start > MAX_BUCKETS * length:  # each request in it is looked at
         raise _too_many(unit)
     return start, end
 
 
 def _fitting(start_ms: int, end_ms: int) -> str:
     hours = (end_ms - start_ms) // calendar.HOUR_MS
-    if hours <= _MOST_CHOSEN:
+    if hours <= _MAX_CHOSEN:
         return "hour"
-    return "day" if hours <= _MOST_CHOSEN * 24 else "month"
+    return "day" if hours <= _MAX_CHOSEN * 24 else "month"
 
 
 def _borders(start_ms: int, end_ms: int, zone: tzinfo, bucket: str) -> list[int]:
@@ -232,10 +232,10 @@ def _borders(start_ms: int, end_ms: int, zone: tzinfo, bucket: str) -> list[int]
     for start in _EACH[bucket](start_ms, end_ms, zone):
         if start > start_ms:
             borders.append(start)
-        if len(borders) > MOST_BUCKETS:
+        if len(borders) > MAX_BUCKETS:
             raise _too_many(bucket)
     return [*borders, end_ms]
 
 
 def _too_many(bucket: str | None) -> TooManyBuckets:
-    return TooManyBuckets(f"the range is longer than {MOST_BUCKETS} x {bucket}")
+    return TooManyBuckets(f"the range is longer than {MAX_BUCKETS} x {bucket}")

@@ -17,8 +17,8 @@ GROUPS = ("model", "key", "mode", "scheme")
 
 # Rows that a page looks at, some milliseconds: those that lie beside each other, and those that an
 # index finds here and there, each of which may have to be read from the disk.
-_MOST_SCANNED = 10_000
-_MOST_JUMPS = 1_000
+_MAX_SCANNED = 10_000
+_MAX_JUMPS = 1_000
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ EVERYTHING = Filters()
 
 
 @dataclass(frozen=True)
-class Search:
+class RequestFilter:
     """Further filters of single requests. ``status`` is one, or all ``failed`` ones (400 and
     above) or those that did not; ``text`` is in the error or in the name asked for, in any case.
     Times are epoch ms, the end excluded."""
@@ -60,7 +60,7 @@ class Page:
 def page(
     connection: sqlite3.Connection,
     filters: Filters,
-    search: Search,
+    search: RequestFilter,
     limit: int,
     before: bytes | None,
 ) -> Page:
@@ -72,7 +72,7 @@ def page(
     floor = None
     if conditions:
         # What is looked for may be far away: no page looks at more rows than this.
-        most = _MOST_JUMPS if walk else _MOST_SCANNED
+        most = _MAX_JUMPS if walk else _MAX_SCANNED
         floor = _skip(connection, path, most - 1, least)
     rows = connection.execute(
         f"SELECT {REQUEST_COLUMNS} {path.sql}{''.join(f' AND {one}' for one in conditions)}"
@@ -86,7 +86,7 @@ def page(
     return Page(requests, floor)
 
 
-def one(connection: sqlite3.Connection, number: bytes) -> RequestRow | None:
+def get(connection: sqlite3.Connection, number: bytes) -> RequestRow | None:
     """The request with this id."""
     row = connection.execute(
         f"SELECT {REQUEST_COLUMNS} FROM requests WHERE id = ?", (number,)
@@ -95,7 +95,7 @@ def one(connection: sqlite3.Connection, number: bytes) -> RequestRow | None:
 
 
 def newest(
-    connection: sqlite3.Connection, columns: str, filters: Filters, search: Search, most: int
+    connection: sqlite3.Connection, columns: str, filters: Filters, search: RequestFilter, most: int
 ) -> sqlite3.Cursor:
     """These columns of requests, newest first, of which no more than so many are looked at."""
     walk = _walk(filters, search)
@@ -108,7 +108,7 @@ def newest(
     )
 
 
-def every(filters: Filters, search: Search) -> tuple[str, list[object]]:
+def select_all(filters: Filters, search: RequestFilter) -> tuple[str, list[object]]:
     """All of these requests: the part of a statement that begins with FROM, and its values."""
     walk = _walk(filters, search)
     path = _path(walk, filters, search, None)
@@ -124,7 +124,7 @@ def conditions(filters: Filters) -> tuple[str, list[object]]:
     return "".join(f" AND {name} = ?" for name, _ in named), [value for _, value in named]
 
 
-def _walk(filters: Filters, search: Search) -> str | None:
+def _walk(filters: Filters, search: RequestFilter) -> str | None:
     """The index to walk down, by the end of its name; None: that of all ids."""
     if search.failed or (search.status is not None and search.status >= 400):
         return "failed"
@@ -141,7 +141,7 @@ class _Path:
     values: list[object]
 
 
-def _path(walk: str | None, filters: Filters, search: Search, before: bytes | None) -> _Path:
+def _path(walk: str | None, filters: Filters, search: RequestFilter, before: bytes | None) -> _Path:
     index = f"INDEXED BY requests_{walk} " if walk else ""
     conditions: list[str] = []
     values: list[object] = []
@@ -168,7 +168,7 @@ def _skip(connection: sqlite3.Connection, path: _Path, rows: int, least: bytes) 
 
 
 def _conditions(
-    walk: str | None, filters: Filters, search: Search
+    walk: str | None, filters: Filters, search: RequestFilter
 ) -> tuple[list[str], list[object]]:
     """What the rows on the way have to be looked at for."""
     wanted = [(name, getattr(filters, name)) for name in GROUPS if name != walk]

@@ -18,10 +18,10 @@ from manager.storage.rollups import (
     Sums,
 )
 from manager.usage import request_search
-from manager.usage.request_search import Filters, Search
+from manager.usage.request_search import Filters, RequestFilter
 
 _GROUPS = ", ".join(request_search.GROUPS)
-_MOST_TIMED = 5000  # requests that are looked at where no sums have how long they took
+_MAX_TIMED = 5000  # requests that are looked at where no sums have how long they took
 
 
 @dataclass
@@ -113,8 +113,8 @@ class TotalsQuery:
     def add_rows(self, borders: list[int]) -> None:
         """Adds all requests, billed or not; the borders are equally far apart. It is SQLite that
         adds them up: meanwhile others have the interpreter's lock."""
-        found, values = request_search.every(
-            self._filters, Search(start_ms=borders[0], end_ms=borders[-1])
+        found, values = request_search.select_all(
+            self._filters, RequestFilter(start_ms=borders[0], end_ms=borders[-1])
         )
         for place, name, pending, *sums in self._connection.execute(
             f"SELECT (started_ms - ?) / ?, {self._group}, sum(pending), {REQUESTS_ADDED_UP} FROM"
@@ -129,13 +129,13 @@ class TotalsQuery:
     def add_latencies_of_rows(self, borders: list[int], billed_only: bool) -> None:
         """Adds how long the newest requests took; `billed_only`: of those that are in the
         rollups."""
-        span = Search(start_ms=borders[0], end_ms=borders[-1])
+        span = RequestFilter(start_ms=borders[0], end_ms=borders[-1])
         for name, seq, started_ms, first_ms, ended_ms in request_search.newest(
             self._connection,
             f"{self._group}, seq, started_ms, first_byte_ms, ended_ms",
             self._filters,
             span,
-            _MOST_TIMED,
+            _MAX_TIMED,
         ):
             if seq <= self._billed_seq or not billed_only:
                 totals = self._totals(bisect_right(borders, started_ms) - 1, name)

@@ -8,7 +8,7 @@ from flask import Response, g, jsonify, session
 
 from manager.access import Account, Token, accounts, audit, credentials
 from manager.billing import iso
-from manager.storage import reading
+from manager.storage import read_connection
 from routes.api.usage import zone_of
 from routes.calls import Api, Rule
 from routes.request import choice, integer, moment, text
@@ -137,7 +137,7 @@ def blueprint(services: Services) -> Api:
     )
     def changes(query: dict[str, Any]) -> Response:
         """Who changed what, newest first; `cursor` is the last answer's `next`."""
-        with reading(path) as connection:
+        with read_connection(path) as connection:
             found, following = audit.page(connection, query["limit"], query.get("cursor"))
         return jsonify(
             {

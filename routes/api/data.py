@@ -9,7 +9,7 @@ from flask import Response, jsonify
 
 from manager.billing import iso
 from manager.errors import ApiError
-from manager.storage import Order, maintenance, reading
+from manager.storage import Order, maintenance, read_connection
 from routes.calls import Api, Rule
 from routes.request import WAIT, text
 from routes.services import Services
@@ -30,7 +30,7 @@ def blueprint(services: Services) -> Api:
         `oldest_at` is the first moment that something is stored of, `worker` whether it is alive,
         since when, and how it last ended, `orders` the tasks that wait or failed.
         """
-        with reading(path) as connection:
+        with read_connection(path) as connection:
             free, pages, page = (
                 connection.execute(f"PRAGMA {name}").fetchone()[0]
                 for name in ("freelist_count", "page_count", "page_size")
@@ -44,7 +44,7 @@ def blueprint(services: Services) -> Api:
                 "unbilled_requests": behind,
                 "oldest_at": None if oldest_ms is None else iso(oldest_ms),
                 "worker": services.worker.view(),
-                "orders": [task_to_json(order) for order in services.orders.all()],
+                "orders": [task_to_json(order) for order in services.orders.load_all()],
                 "backups": [_backup(file) for file in _backups(services)],
             }
         )
@@ -53,8 +53,8 @@ def blueprint(services: Services) -> Api:
     def models() -> Response:
         """What is stored of each model, also of those that are no longer configured."""
         configured = services.fleet.config.models
-        with reading(path) as connection:
-            found = maintenance.stored(connection)
+        with read_connection(path) as connection:
+            found = maintenance.stored_by_model(connection)
         return jsonify(
             {
                 "models": [
@@ -92,7 +92,7 @@ def blueprint(services: Services) -> Api:
                 409, "model_running", f"{name} is {state}: stop it first, then delete its data"
             )
         _require_stored(path, name)
-        return run_task(services, services.orders.place("delete", name), query["wait"])
+        return run_task(services, services.orders.enqueue("delete", name), query["wait"])
 
     @api.call(
         "POST /api/data/reprice",
@@ -108,23 +108,23 @@ def blueprint(services: Services) -> Api:
         Nothing that has a price is changed.
         """
         _require_stored(path, body["model"])
-        return run_task(services, services.orders.place("reprice", body["model"]), query["wait"])
+        return run_task(services, services.orders.enqueue("reprice", body["model"]), query["wait"])
 
     @api.call("POST /api/data/vacuum", Rule.ADMIN, query=WAIT, answers=TASK, errors=(500,))
     def vacuum(query: dict[str, Any]) -> tuple[Response, int]:
         """Returns free space of the database to the disk, some at a time."""
-        return run_task(services, services.orders.place("vacuum"), query["wait"])
+        return run_task(services, services.orders.enqueue("vacuum"), query["wait"])
 
     @api.call("POST /api/data/backup", Rule.ADMIN, query=WAIT, answers=TASK, errors=(500,))
     def back_up(query: dict[str, Any]) -> tuple[Response, int]:
         """Copies `usage.db` into `backups/` of the data folder."""
-        return run_task(services, services.orders.place("backup"), query["wait"])
+        return run_task(services, services.orders.enqueue("backup"), query["wait"])
 
     return api
 
 
 def _require_stored(path: Path, model: str) -> None:
-    with reading(path) as connection:
+    with read_connection(path) as connection:
         if not maintenance.is_stored(connection, model):
             raise ApiError(404, "no_data", f"Nothing is stored of a model {model[:200]!r}")
 

@@ -36,8 +36,10 @@ def blueprint(services: Services) -> Api:
     @api.call("GET /api/exports", Rule.VIEW)
     def exports() -> Response:
         """The bills, the latest period first; tasks that wait or failed; the schedule."""
-        orders = [task_to_json(order) for order in services.orders.all() if order.kind == "export"]
-        files = [_file(path) for path in statements.written(folder)]
+        orders = [
+            task_to_json(order) for order in services.orders.load_all() if order.kind == "export"
+        ]
+        files = [_file(path) for path in statements.list_files(folder)]
         schedule = export and _schedule(export, folder, zone, services.clock.wall_ms())
         return jsonify({"exports": files, "orders": orders, "schedule": schedule})
 
@@ -59,7 +61,7 @@ def blueprint(services: Services) -> Api:
         if start_ms > services.clock.wall_ms():
             raise bad("month" if period.is_month else "day", f"{period.text} has not begun")
         answer, status = run_task(
-            services, services.orders.place("export", period.text), query["wait"]
+            services, services.orders.enqueue("export", period.text), query["wait"]
         )
         return jsonify({**answer.get_json(), "file": period.file}), status
 
@@ -96,7 +98,7 @@ def _period(given: dict[str, str]) -> Period:
         raise bad("month", 'say which: {"month": "2026-11"} or {"day": "2026-11-05"}')
     ((kind, wanted),) = given.items()
     try:
-        period = Period.read(wanted)
+        period = Period.parse(wanted)
     except ValueError as error:
         raise bad(kind, f"{kind}: {error}") from None
     if period.is_month != (kind == "month"):

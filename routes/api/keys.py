@@ -7,7 +7,7 @@ from typing import Any
 from flask import Response, g, jsonify
 
 from manager.access import Budget, Key, api_keys
-from manager.billing import calendar, decimal_text, iso
+from manager.billing import calendar, format_amount, iso
 from manager.errors import ApiError
 from manager.usage import Filters
 from routes.api.usage import totals_to_json, zone_of
@@ -153,7 +153,7 @@ def _shown(services: Services, key: Key) -> dict[str, Any]:
         "max_concurrency": key.max_concurrency,
         "budget": None
         if key.budget is None
-        else {"amount": decimal_text(key.budget.amount), "period": key.budget.period},
+        else {"amount": format_amount(key.budget.amount), "period": key.budget.period},
         "priority": key.priority,
         "created_at": iso(key.created_ms),
         "expires_at": _iso(key.expires_ms),
@@ -171,8 +171,8 @@ def _shown(services: Services, key: Key) -> dict[str, Any]:
             "requests": view.requests,
             "tokens": view.tokens,
             "in_flight": view.in_flight,
-            "spent_today": decimal_text(view.spent["day"]),
-            "spent_this_month": decimal_text(view.spent["month"]),
+            "spent_today": format_amount(view.spent["day"]),
+            "spent_this_month": format_amount(view.spent["month"]),
         },
     }
 

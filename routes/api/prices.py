@@ -9,7 +9,7 @@ from typing import Any
 
 from flask import Response, jsonify
 
-from manager.billing import Adjustment, Price, PriceVersion, Tier, decimal_text, iso, pricing
+from manager.billing import Adjustment, Price, PriceVersion, Tier, format_amount, iso, pricing
 from manager.tokens import MAX_TOKENS
 from routes.api.usage import model_named, zone_of
 from routes.calls import Api, Rule
@@ -112,9 +112,9 @@ def blueprint(services: Services) -> Api:
         return jsonify(
             {
                 "currency": services.fleet.config.program.currency,
-                "cost": decimal_text(tokens + hours),
-                "cost_tokens": decimal_text(tokens),
-                "cost_hours": decimal_text(hours),
+                "cost": format_amount(tokens + hours),
+                "cost_tokens": format_amount(tokens),
+                "cost_hours": format_amount(hours),
                 "tier": place,
                 "warnings": pricing.warnings(price),
             }
@@ -179,7 +179,7 @@ def _version(version: PriceVersion) -> dict[str, Any]:
         "id": version.id,
         "model": version.model,
         "effective_from": iso(version.effective_ms),
-        "per_hour": None if per_hour is None else decimal_text(per_hour),
+        "per_hour": None if per_hour is None else format_amount(per_hour),
         "tiers": [_shown(tier) for tier in version.price.tiers],
         "created_at": iso(version.created_ms),
     }
@@ -187,7 +187,7 @@ def _version(version: PriceVersion) -> dict[str, Any]:
 
 def _shown(tier: Tier) -> dict[str, Any]:
     return {
-        one.name: decimal_text(value) if one.metadata["unit"] == "amount" else value
+        one.name: format_amount(value) if one.metadata["unit"] == "amount" else value
         for one in dataclasses.fields(Tier)
         for value in [getattr(tier, one.name)]
     }
@@ -199,7 +199,7 @@ def _adjustment(one: Adjustment) -> dict[str, Any]:
         "model": one.model,
         "key": one.key,
         "at": iso(one.at_ms),
-        "amount": decimal_text(one.amount),
+        "amount": format_amount(one.amount),
         "note": one.note,
         "created_at": iso(one.created_ms),
     }
@@ -213,7 +213,7 @@ def _price(body: dict[str, Any]) -> Price:
     if per_hour is None and tiers is None:
         raise bad("tiers", "a price has per_hour, tiers or both")
     price = Price(per_hour, tuple(Tier(**tier) for tier in tiers or ()))
-    faults = pricing.faults(price)
+    faults = pricing.find_errors(price)
     if faults:
         raise bad("tiers", "; ".join(faults))
     return price

@@ -15,10 +15,10 @@ from typing import Any
 
 from flask import Response, jsonify, request
 
-from manager.billing import calendar, decimal_text, iso, statements
+from manager.billing import calendar, format_amount, iso, statements
 from manager.errors import ApiError
 from manager.storage import RequestRow, latency
-from manager.usage import Filters, Search, TooManyBuckets, Totals, reports, request_search
+from manager.usage import Filters, RequestFilter, TooManyBuckets, Totals, reports, request_search
 from routes.calls import Api, Rule
 from routes.request import Field, anything, bad, choice, integer, moment
 from routes.services import Services
@@ -49,7 +49,7 @@ def blueprint(services: Services) -> Api:
         query={
             **filters_of,
             "group": choice(*request_search.GROUPS),
-            "round": choice(*reports.ROUNDS).default_to("hour"),
+            "round": choice(*reports.ROUNDING_UNITS).default_to("hour"),
         },
         answers={200: "JsonOrCsv"},
     )
@@ -210,14 +210,14 @@ def _range(services: Services, query: dict[str, Any], zone: tzinfo) -> tuple[int
     return start_ms, end_ms
 
 
-def _search(query: dict[str, Any]) -> Search:
+def _search(query: dict[str, Any]) -> RequestFilter:
     status = query.get("status")
     if status is not None and not re.fullmatch(_STATUS, status):
         raise bad("status", f"status has to be ok, error or such as 404, not {status[:40]!r}")
     text = query.get("text")
     if text is not None and not 1 <= len(text) <= _MAX_TEXT:
         raise bad("text", f"text has to have 1 to {_MAX_TEXT} characters")
-    return Search(
+    return RequestFilter(
         status=int(status) if status and status.isdigit() else None,
         failed={"ok": False, "error": True}.get(status or ""),
         text=text,
@@ -258,10 +258,10 @@ def totals_to_json(totals: Totals) -> dict[str, Any]:
         "prompt_tokens": totals.prompt_tokens,
         "cached_tokens": totals.cached_tokens,
         "completion_tokens": totals.completion_tokens,
-        "cost": decimal_text(totals.cost),
-        "cost_tokens": decimal_text(totals.cost_tokens),
-        "cost_hours": decimal_text(totals.cost_hours),
-        "adjustments": decimal_text(totals.adjustments),
+        "cost": format_amount(totals.cost),
+        "cost_tokens": format_amount(totals.cost_tokens),
+        "cost_hours": format_amount(totals.cost_hours),
+        "adjustments": format_amount(totals.adjustments),
         "pending": totals.pending,
         "unpriced": totals.unpriced,
         "estimated": totals.estimated,
@@ -298,10 +298,10 @@ def _shown(column: str, value: Any) -> Any:
         return iso(value)
     if column == "id":
         return str(uuid.UUID(bytes=value))
-    return decimal_text(value) if column == "cost" else value
+    return format_amount(value) if column == "cost" else value
 
 
-def _csv_of_requests(services: Services, filters: Filters, sought: Search) -> Response:
+def _csv_of_requests(services: Services, filters: Filters, sought: RequestFilter) -> Response:
     """All of them, as they are read: there may be millions."""
     for name in ("limit", "cursor"):
         if name in request.args:
@@ -356,7 +356,7 @@ def _cell(name: str, value: Any) -> Any:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str) and name not in _MONEY:
-        return statements.cell(value)
+        return statements.escape_csv_cell(value)
     return value
 
 

@@ -69,12 +69,12 @@ def test_it_works_while_rows_come_in_and_opens_like_the_original(
 @pytest.mark.usefixtures("store")
 def test_an_earlier_copy_is_replaced_only_by_a_whole_one(tmp_path: Path) -> None:
     copy = tmp_path / "copy.db"
-    maintenance.back_up(tmp_path / "usage.db", copy)
+    maintenance.backup(tmp_path / "usage.db", copy)
     before = copy.read_bytes()
     damaged = tmp_path / "damaged.db"
     damaged.write_bytes(before[:4096] + b"\xff" * 8192 + before[12288:])
     with pytest.raises(StoreError, match=r"copied|damaged"):
-        maintenance.back_up(damaged, copy)
+        maintenance.backup(damaged, copy)
     assert copy.read_bytes() == before
     assert list(tmp_path.glob("*.part")) == []
 

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from jobs import billing, run_hours
 from manager.billing import pricing
-from manager.billing.pricing import LARGEST, PER_UNIT, Price, Tier, tiers_to_json
+from manager.billing.pricing import MAX_AMOUNT, PER_UNIT, Price, Tier, tiers_to_json
 from manager.storage import latency
 from manager.storage.rows import INSERT_REQUESTS, ONE_REQUEST, uuid7
 from manager.tokens import MAX_TOKENS
@@ -387,7 +387,7 @@ def test_a_cost_that_is_there_already_is_kept(database: Database) -> None:
 
 
 def test_costs_that_are_too_large_to_add_up_stop_nobody(database: Database) -> None:
-    dear = Tier(0, -1, 0, -1, *[LARGEST * PER_UNIT] * 4, True)
+    dear = Tier(0, -1, 0, -1, *[MAX_AMOUNT * PER_UNIT] * 4, True)
     database.prices(Version(Price(None, (dear,))))
     huge = Request(1, prompt=MAX_TOKENS, completion=MAX_TOKENS)
     database.requests(huge, huge, huge)

@@ -35,7 +35,7 @@ from manager.billing.statements import Period
 from manager.clock import Clock
 from manager.config.settings import Export, Program
 from manager.storage import data_dir, maintenance
-from manager.storage.maintenance_tasks import Orders
+from manager.storage.maintenance_tasks import MaintenanceTasks
 from manager.storage.spool import Spool, has_uncommitted
 from manager.storage.store import Store
 from routes.api import exports
@@ -81,7 +81,7 @@ def adjust(store: Store, model: str, key: str, at_ms: int, amount: int) -> None:
 def bill_of(work: TaskRunner, period: str = "2026-11") -> bytes:
     with closing(maintenance.connect(work.path)) as connection:
         work.bring_up_to_date(connection)
-        return work.export(connection, Period.read(period)).read_bytes()
+        return work.export(connection, Period.parse(period)).read_bytes()
 
 
 def rows_of(bill: bytes) -> list[dict[str, str]]:
@@ -208,7 +208,9 @@ def test_a_bill_replaces_the_one_before_and_leaves_nothing_beside_it(
     add_request(store, a_request())
     assert bill_of(work) != first
     assert [path.name for path in (tmp_path / "exports").iterdir()] == ["bill-2026-11.csv"]
-    assert statements.written(tmp_path / "exports") == [tmp_path / "exports" / "bill-2026-11.csv"]
+    assert statements.list_files(tmp_path / "exports") == [
+        tmp_path / "exports" / "bill-2026-11.csv"
+    ]
 
 
 SOFFICE = shutil.which("soffice")
@@ -259,18 +261,18 @@ def test_a_period_has_all_its_hours(
     text: str, zone: zoneinfo.ZoneInfo, start: str, hours: int
 ) -> None:
     begin = ms(start, zone)
-    assert Period.read(text).bounds_ms(zone) == (begin, begin + hours * HOUR)
+    assert Period.parse(text).bounds_ms(zone) == (begin, begin + hours * HOUR)
 
 
 def test_a_day_that_its_zone_has_skipped_is_told() -> None:
     with pytest.raises(ValueError, match="there is no 2011-12-30 in Pacific/Apia"):
-        Period.read("2011-12-30").bounds_ms(APIA)
+        Period.parse("2011-12-30").bounds_ms(APIA)
 
 
 @given(st.dates(datetime(1971, 1, 1).date(), datetime(2100, 1, 1).date()))
 def test_days_follow_each_other_without_a_gap(day: datetime) -> None:
-    _, end = Period.read(day.isoformat()).bounds_ms(BERLIN)
-    start, _ = Period.read((day + timedelta(days=1)).isoformat()).bounds_ms(BERLIN)
+    _, end = Period.parse(day.isoformat()).bounds_ms(BERLIN)
+    start, _ = Period.parse((day + timedelta(days=1)).isoformat()).bounds_ms(BERLIN)
     assert start == end
 
 
@@ -286,7 +288,7 @@ def test_days_follow_each_other_without_a_gap(day: datetime) -> None:
 def test_the_schedule_bills_the_last_whole_period(
     kind: str, now: str, zone: zoneinfo.ZoneInfo, period: str
 ) -> None:
-    assert Period.last_whole(kind, ms(now, zone), zone).text == period
+    assert Period.last_complete(kind, ms(now, zone), zone).text == period
 
 
 # --- the schedule --------------------------------------------------------------------------
@@ -320,10 +322,10 @@ def test_a_bill_that_was_due_while_the_program_was_off_is_made_up_for(
         bill.unlink()
     else:
         os.utime(bill, (ms(made) / 1000, ms(made) / 1000))
-    orders = Orders(store, tmp_path / "usage.db", Clock(), lambda _kind: None)
+    orders = MaintenanceTasks(store, tmp_path / "usage.db", Clock(), lambda _kind: None)
     monthly = Export("0 3 1 * *", "month", None)
     ScheduledExport(Program(timezone="UTC"), monthly, tmp_path, orders).catch_up(ms(now))
-    assert [order.subject for order in orders.all()] == expected
+    assert [order.subject for order in orders.load_all()] == expected
 
 
 class Office:
@@ -333,7 +335,7 @@ class Office:
         self.fleet = SimpleNamespace(config=SimpleNamespace(program=program))
         self.data_dir = folder
         self.clock = clock
-        self.orders = SimpleNamespace(all=list)
+        self.orders = SimpleNamespace(load_all=list)
         app, services = Flask("test"), self
         app.register_blueprint(exports.blueprint(services))  # type: ignore[arg-type]
         self._client = app.test_client()

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from jobs.import_history import NotReadable, import_file
+from jobs.import_history import UnsupportedDatabase, import_file
 from jobs.tasks import TaskRunner, WorkerSettings
 from manager.billing.pricing import Price, Tier, tiers_from_json
 from manager.storage import maintenance
@@ -270,7 +270,7 @@ def test_another_structure_is_refused_before_anything_is_added(
     tmp_path: Path, old: Path, statement: str, message: str
 ) -> None:
     change(old, statement)
-    with pytest.raises(NotReadable, match=message):
+    with pytest.raises(UnsupportedDatabase, match=message):
         import_file(old, tmp_path / "usage.db")
     assert not (tmp_path / "usage.db").exists()
 
@@ -278,9 +278,9 @@ def test_another_structure_is_refused_before_anything_is_added(
 @pytest.mark.parametrize("content", [b"", b"not a database at all, but a long text" * 200])
 def test_what_is_no_database_is_told(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "monitoring.db").write_bytes(content)
-    with pytest.raises(NotReadable):
+    with pytest.raises(UnsupportedDatabase):
         import_file(tmp_path / "monitoring.db", tmp_path / "usage.db")
-    with pytest.raises(NotReadable, match="missing"):
+    with pytest.raises(UnsupportedDatabase, match="missing"):
         import_file(tmp_path / "no.db", tmp_path / "usage.db")
 
 

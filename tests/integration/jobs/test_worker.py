@@ -23,7 +23,7 @@ from jobs.supervisor import Supervisor
 from jobs.tasks import WorkerSettings, lock_billing
 from manager.clock import Clock
 from manager.config.settings import Program
-from manager.storage.maintenance_tasks import Orders
+from manager.storage.maintenance_tasks import MaintenanceTasks
 from manager.storage.rollups import SPANS
 from manager.storage.store import Store
 from tests.support.usage_rows import (
@@ -318,9 +318,9 @@ def test_killed_at_any_moment_it_prices_every_row_once(
 
 def test_what_a_lost_queue_asked_for_is_done_all_the_same(shared: House) -> None:
     lost: list[str] = []
-    orders = Orders(shared.store, shared.usage_db, Clock(), lost.append)
+    orders = MaintenanceTasks(shared.store, shared.usage_db, Clock(), lost.append)
     add_request(shared.store, a_request())
-    order = orders.place("export", "2026-11")
+    order = orders.enqueue("export", "2026-11")
     assert lost == ["export"]  # and nobody puts it into the queue
     shared.tasks.tick()
     assert orders.wait(order, 20, lambda: False) is None
@@ -347,11 +347,11 @@ def test_a_worker_that_is_away_leaves_a_short_queue(tmp_path: Path) -> None:
 
 def test_a_reload_reaches_the_worker(shared: House, eventually: Eventually) -> None:
     """Late in the evening in Shanghai is another day than in UTC."""
-    orders = Orders(shared.store, shared.usage_db, Clock(), shared.tasks.enqueue)
+    orders = MaintenanceTasks(shared.store, shared.usage_db, Clock(), shared.tasks.enqueue)
     add_request(shared.store, a_request(NOON + 5 * 3_600_000, "Late"))
 
     def is_billed_on(date: str) -> bool:
-        order = orders.place("export", "2026-11")
+        order = orders.enqueue("export", "2026-11")
         assert orders.wait(order, 20, lambda: False) is None
         bill = shared.folder / "exports" / "bill-2026-11.csv"
         return f"{date},Late," in bill.read_text(encoding="utf-8")
@@ -362,7 +362,7 @@ def test_a_reload_reaches_the_worker(shared: House, eventually: Eventually) -> N
 
 
 def test_its_log_is_in_the_log_folder(shared: House) -> None:
-    orders = Orders(shared.store, shared.usage_db, Clock(), shared.tasks.enqueue)
-    order = orders.place("backup")
+    orders = MaintenanceTasks(shared.store, shared.usage_db, Clock(), shared.tasks.enqueue)
+    order = orders.enqueue("backup")
     assert orders.wait(order, 20, lambda: False) is None
     assert "copied" in (shared.folder / "logs" / "worker.log").read_text()

@@ -23,7 +23,7 @@ import routes
 from jobs import billing, run_hours
 from manager.billing import calendar
 from manager.billing.price_versions import PriceBook
-from manager.billing.pricing import LARGEST, PER_UNIT, decimal_text
+from manager.billing.pricing import MAX_AMOUNT, PER_UNIT, format_amount
 from manager.clock import Clock
 from manager.config import loader
 from manager.errors import ApiError
@@ -686,7 +686,7 @@ def test_a_quote_that_cannot_be_read_is_refused_with_the_fields_name(
 
 
 AMOUNT_FIELDS = ("input", "output", "cache_read", "cache_write")
-AMOUNTS = st.integers(0, LARGEST * PER_UNIT) | st.integers(0, 10**10)
+AMOUNTS = st.integers(0, MAX_AMOUNT * PER_UNIT) | st.integers(0, 10**10)
 BOUNDS = st.sampled_from([(0, -1), (0, 0), (0, 1000), (1000, -1), (1000, 30_000), (30_000, -1)])
 COUNTS = st.sampled_from([0, 1, 1000, 1001, 12_345, 30_000, 30_001, MAX_TOKENS])
 
@@ -718,12 +718,12 @@ def test_a_quote_is_what_the_bill_says(
     ran_ms: int,
 ) -> None:
     price = {
-        "per_hour": None if per_hour is None else decimal_text(per_hour),
+        "per_hour": None if per_hour is None else format_amount(per_hour),
         "tiers": [
             {
                 **dict(zip(("min_input", "max_input"), inputs, strict=True)),
                 **dict(zip(("min_output", "max_output"), outputs, strict=True)),
-                **dict(zip(AMOUNT_FIELDS, map(decimal_text, amounts), strict=True)),
+                **dict(zip(AMOUNT_FIELDS, map(format_amount, amounts), strict=True)),
                 "support_cache": support_cache,
             }
             for inputs, outputs, *amounts, support_cache in tiers

@@ -20,7 +20,7 @@ from manager.clock import Clock
 from manager.config.settings import Config, Model, Program
 from manager.errors import ApiError
 from manager.storage import maintenance, maintenance_tasks
-from manager.storage.maintenance_tasks import Orders
+from manager.storage.maintenance_tasks import MaintenanceTasks
 from manager.storage.store import Store, StoreError
 from routes import app as app_module
 from routes.api import data, exports
@@ -61,8 +61,8 @@ def work(tmp_path: Path, store: Store) -> TaskRunner:  # noqa: ARG001 - makes th
 
 
 @pytest.fixture
-def placed(path: Path, store: Store) -> Orders:
-    return Orders(store, path, Clock(), lambda _kind: None)
+def placed(path: Path, store: Store) -> MaintenanceTasks:
+    return MaintenanceTasks(store, path, Clock(), lambda _kind: None)
 
 
 def sums(path: Path, model: str) -> list[Any]:
@@ -100,7 +100,7 @@ def test_each_model_is_listed_with_its_rows_also_when_it_is_in_no_config(
     work.run("bill")
     store.write("INSERT INTO adjustments VALUES (1, 'Only paid', '', 5, 7, 'n', 0)", ())
     with closing(maintenance.connect(path)) as connection:
-        found = {each.model: each for each in maintenance.stored(connection)}
+        found = {each.model: each for each in maintenance.stored_by_model(connection)}
     assert set(found) == {'模型, "quoted"', "Old", "Only paid", "Qwen"}
     old = found["Old"]
     assert (old.requests, old.billed_requests, old.runs) == (2, 2, 1)
@@ -139,19 +139,19 @@ def test_a_database_of_another_version_is_not_touched(tmp_path: Path, path: Path
 
 
 def test_deleting_a_model_takes_all_that_was_recorded_of_it_and_nothing_else(
-    path: Path, store: Store, work: TaskRunner, placed: Orders
+    path: Path, store: Store, work: TaskRunner, placed: MaintenanceTasks
 ) -> None:
     fill(store, "Qwen")
     fill(store, "Other")
     work.run("bill")
     other, before = counts(path, "Other"), sums(path, "Other")
-    placed.place("delete", "Qwen")
+    placed.enqueue("delete", "Qwen")
     work.run("delete")
     assert counts(path, "Qwen") == (0, 0, 0, 0, 0)
     assert one(path, "SELECT count(*) FROM run_hours WHERE run LIKE 'Qwen%'") == 0
     assert one(path, "SELECT count(*) FROM prices WHERE model = 'Qwen'") == 1
     assert (counts(path, "Other"), sums(path, "Other")) == (other, before)
-    assert placed.all() == []
+    assert placed.load_all() == []
 
 
 class Killed(BaseException):
@@ -160,14 +160,14 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("pieces", [0, 1, 2, 3, 5, 8, 13])
 def test_a_kill_in_the_middle_leaves_it_to_the_next_worker(
-    path: Path, store: Store, work: TaskRunner, placed: Orders, pieces: int
+    path: Path, store: Store, work: TaskRunner, placed: MaintenanceTasks, pieces: int
 ) -> None:
     """What came after the first attempt is kept, with sums of its own."""
     fill(store, "Qwen")
     add_run(store, "goes on", NOON, None)
     store.write("UPDATE runs SET heartbeat_ms = ? WHERE id = 'goes on'", (NOON + DAY,))
     work.run("bill")
-    order = placed.place("delete", "Qwen")
+    order = placed.enqueue("delete", "Qwen")
     left = pieces
 
     def rest(_seconds: float) -> None:
@@ -182,7 +182,7 @@ def test_a_kill_in_the_middle_leaves_it_to_the_next_worker(
         except Killed:
             pass
         else:
-            maintenance_tasks.done(connection, order)
+            maintenance_tasks.complete(connection, order)
     add_request(store, a_request(NOON + 40 * DAY))
     work.run("bill")
     assert one(path, "SELECT count(*) FROM requests WHERE model = 'Qwen'") == 1
@@ -190,11 +190,11 @@ def test_a_kill_in_the_middle_leaves_it_to_the_next_worker(
     assert sums(path, "Qwen") == [
         (span, 1, 2_000_000, 24 * 1_000_000_000, DAY) for span in ("day", "hour", "quarter")
     ]
-    assert placed.all() == []
+    assert placed.load_all() == []
 
 
 def test_others_write_while_a_model_is_deleted(
-    path: Path, store: Store, work: TaskRunner, placed: Orders
+    path: Path, store: Store, work: TaskRunner, placed: MaintenanceTasks
 ) -> None:
     """Between any two pieces the lock is free."""
     fill(store, "Qwen", 500)
@@ -209,7 +209,7 @@ def test_others_write_while_a_model_is_deleted(
         written += 1
 
     with closing(maintenance.connect(path)) as connection:
-        maintenance.delete_model(connection, placed.place("delete", "Qwen"), rest)
+        maintenance.delete_model(connection, placed.enqueue("delete", "Qwen"), rest)
     assert written > 5
 
 
@@ -229,7 +229,7 @@ def test_retention_deletes_old_billed_requests_and_keeps_their_sums(
         assert maintenance.billed_seq(connection) == 5
     store.write("UPDATE marks SET value = '4' WHERE name = 'billed_seq'", ())
     with closing(maintenance.connect(path)) as connection:  # the oldest is not billed yet
-        assert maintenance.forget_requests(connection, now - 3 * DAY) == 2
+        assert maintenance.delete_requests_before(connection, now - 3 * DAY) == 2
     store.write("UPDATE marks SET value = '5' WHERE name = 'billed_seq'", ())
     work.run("clean_up")
     left = query(path, "SELECT started_ms FROM requests ORDER BY id DESC")
@@ -249,11 +249,11 @@ def test_without_retention_every_request_is_kept(
 
 
 def test_room_is_given_back_in_steps_between_which_others_write(
-    path: Path, store: Store, work: TaskRunner, placed: Orders
+    path: Path, store: Store, work: TaskRunner, placed: MaintenanceTasks
 ) -> None:
     fill(store, "Qwen", 3000)
     work.run("bill")
-    placed.place("delete", "Qwen")
+    placed.enqueue("delete", "Qwen")
     work.run("delete")
     pages = one(path, "PRAGMA page_count")
     steps = 0
@@ -266,7 +266,7 @@ def test_room_is_given_back_in_steps_between_which_others_write(
         steps += 1
 
     with closing(maintenance.connect(path)) as connection:
-        given = maintenance.shrink(connection, rest)
+        given = maintenance.vacuum(connection, rest)
     assert one(path, "PRAGMA freelist_count") == 0
     assert one(path, "PRAGMA page_count") < pages / 2
     assert given > 0
@@ -278,8 +278,8 @@ def test_a_copy_of_a_file_that_cannot_be_shrunk_can(tmp_path: Path) -> None:
     with closing(sqlite3.connect(old)) as connection:
         connection.executescript("CREATE TABLE t (x)")
         with pytest.raises(StoreError, match="llm-manager backup"):
-            maintenance.shrink(connection)
-    maintenance.back_up(old, tmp_path / "copy.db")
+            maintenance.vacuum(connection)
+    maintenance.backup(old, tmp_path / "copy.db")
     assert one(tmp_path / "copy.db", "PRAGMA auto_vacuum") == 2
 
 
@@ -287,24 +287,24 @@ def test_a_copy_of_a_file_that_cannot_be_shrunk_can(tmp_path: Path) -> None:
 
 
 def test_an_order_that_is_placed_again_while_it_is_carried_out_is_carried_out_again(
-    path: Path, placed: Orders
+    path: Path, placed: MaintenanceTasks
 ) -> None:
-    first = placed.place("export", "2026-11")
-    second = placed.place("export", "2026-11")
+    first = placed.enqueue("export", "2026-11")
+    second = placed.enqueue("export", "2026-11")
     with closing(maintenance.connect(path)) as connection:
-        maintenance_tasks.done(connection, first)
-        maintenance_tasks.give_up(connection, first, "an earlier fault")
-        assert maintenance_tasks.waiting(connection, "export") == [second]
-        maintenance_tasks.done(connection, second)
-    assert placed.all() == []
+        maintenance_tasks.complete(connection, first)
+        maintenance_tasks.fail(connection, first, "an earlier fault")
+        assert maintenance_tasks.pending(connection, "export") == [second]
+        maintenance_tasks.complete(connection, second)
+    assert placed.load_all() == []
 
 
 @pytest.mark.usefixtures("store")
 def test_one_that_fails_says_why_and_is_not_tried_for_ever(
-    tmp_path: Path, placed: Orders, work: TaskRunner
+    tmp_path: Path, placed: MaintenanceTasks, work: TaskRunner
 ) -> None:
     (tmp_path / "exports").write_text("a file where the folder has to be")
-    order = placed.place("export", "2026-11")
+    order = placed.enqueue("export", "2026-11")
     work.run("export")
     failed = placed.wait(order, 0, lambda: False)
     assert failed is not None
@@ -312,7 +312,7 @@ def test_one_that_fails_says_why_and_is_not_tried_for_ever(
     (tmp_path / "exports").unlink()
     work.run("bill")
     assert not (tmp_path / "exports").exists()
-    placed.place("export", "2026-11")
+    placed.enqueue("export", "2026-11")
     work.run("bill")
     assert (tmp_path / "exports" / "bill-2026-11.csv").exists()
 
@@ -352,7 +352,7 @@ def client(tmp_path: Path, store: Store, work: TaskRunner) -> FlaskClient:
     )
     services: Any = SimpleNamespace(
         fleet=SimpleNamespace(config=config, models=lambda: models),
-        orders=Orders(store, tmp_path / "usage.db", Clock(), work.run),
+        orders=MaintenanceTasks(store, tmp_path / "usage.db", Clock(), work.run),
         worker=SimpleNamespace(view=lambda: {"alive": True, "pid": 7}),
         data_dir=tmp_path,
         clock=Clock(wall=lambda: (NOON + DAY) / 1000),

@@ -24,10 +24,10 @@ from manager.clock import Clock
 from manager.storage import latency, maintenance, runs
 from manager.storage.rollups import spread
 from manager.storage.rows import RequestRow, Run, uuid7
-from manager.storage.store import reading
+from manager.storage.store import read_connection
 from manager.usage import request_search
-from manager.usage.reports import MOST_BUCKETS, Reports, Series, TooManyBuckets
-from manager.usage.request_search import Filters, Search
+from manager.usage.reports import MAX_BUCKETS, Reports, Series, TooManyBuckets
+from manager.usage.request_search import Filters, RequestFilter
 from manager.usage.totals import Totals, TotalsQuery
 from tests.support.usage_rows import new_store
 
@@ -408,17 +408,17 @@ def test_a_series_chooses_a_bucket_of_which_there_are_not_too_many(
 
 
 def test_a_series_of_too_many_buckets_is_refused(books: Books) -> None:
-    assert books.reports.series(0, MOST_BUCKETS * HOUR, UTC, bucket="hour").buckets
+    assert books.reports.series(0, MAX_BUCKETS * HOUR, UTC, bucket="hour").buckets
     with pytest.raises(TooManyBuckets):
-        books.reports.series(0, (MOST_BUCKETS + 1) * HOUR, UTC, bucket="hour")
+        books.reports.series(0, (MAX_BUCKETS + 1) * HOUR, UTC, bucket="hour")
 
 
 @pytest.mark.parametrize(("unit", "length"), [("10s", 10_000), ("minute", 60_000)])
 def test_no_more_requests_are_added_up_one_by_one_than_a_series_could_show(
     books: Books, unit: str, length: int
 ) -> None:
-    most = MOST_BUCKETS * length
-    assert len(books.reports.series(0, most, UTC, bucket=unit).buckets) == MOST_BUCKETS
+    most = MAX_BUCKETS * length
+    assert len(books.reports.series(0, most, UTC, bucket=unit).buckets) == MAX_BUCKETS
     assert books.reports.summary(1, most, UTC, unit=unit).end_ms == most
     with pytest.raises(TooManyBuckets):
         books.reports.series(0, most + 1, UTC, bucket=unit)
@@ -450,7 +450,7 @@ def test_what_is_shorter_than_an_hour_reads_the_requests_of_its_range_and_no_oth
 def test_of_less_than_an_hour_the_newest_requests_say_how_long_they_took(
     books: Books, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("manager.usage.totals._MOST_TIMED", 3)
+    monkeypatch.setattr("manager.usage.totals._MAX_TIMED", 3)
     books.add(*(a_row(number, ended_ms=number + 10) for number in range(5)))
     books.bill()
     books.add(a_row(10, ended_ms=20), a_row(60_000))
@@ -501,7 +501,7 @@ def test_so_may_those_of_the_requests_themselves(books: Books) -> None:
 def pages(
     books: Books,
     filters: Filters = request_search.EVERYTHING,
-    sought: Search = Search(),  # noqa: B008
+    sought: RequestFilter = RequestFilter(),  # noqa: B008
     limit: int = 3,
     between: Callable[[], None] = lambda: None,
 ) -> list[RequestRow]:
@@ -527,7 +527,7 @@ def test_a_request_is_shown_as_it_was_written(books: Books) -> None:
         5, model=MODELS[2], asked_for="=1", key="k", first_byte_ms=None, leased_ms=None, error="e"
     )
     books.add(row)
-    (found,) = books.reports.requests(request_search.EVERYTHING, Search(), 10).requests
+    (found,) = books.reports.requests(request_search.EVERYTHING, RequestFilter(), 10).requests
     assert found == row
     assert books.reports.request(row.id) == found
     assert books.reports.request(uuid7(5)) is None
@@ -540,7 +540,13 @@ def test_a_request_is_shown_as_it_was_written(books: Books) -> None:
     limit=st.integers(1, 7),
     scanned=st.integers(1, 9),
     sought=st.sampled_from(
-        [Search(), Search(failed=True), Search(failed=False), Search(text="BROKE"), Search(200)]
+        [
+            RequestFilter(),
+            RequestFilter(failed=True),
+            RequestFilter(failed=False),
+            RequestFilter(text="BROKE"),
+            RequestFilter(200),
+        ]
     ),
     model=st.none() | st.sampled_from(MODELS[:2]),
     key=st.none() | st.just("kim"),
@@ -552,7 +558,7 @@ def test_pages_show_each_request_once_whatever_is_written_meanwhile(
     meanwhile: list[int],
     limit: int,
     scanned: int,
-    sought: Search,
+    sought: RequestFilter,
     model: str | None,
     key: str | None,
     mode: str | None,
@@ -588,8 +594,8 @@ def test_pages_show_each_request_once_whatever_is_written_meanwhile(
     more = [row(at_ms) for at_ms in meanwhile]
     waiting = list(more)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(request_search, "_MOST_SCANNED", scanned)
-        patch.setattr(request_search, "_MOST_JUMPS", scanned)
+        patch.setattr(request_search, "_MAX_SCANNED", scanned)
+        patch.setattr(request_search, "_MAX_JUMPS", scanned)
         found = pages(
             books,
             Filters(model=model, key=key, mode=mode),
@@ -607,7 +613,7 @@ def test_pages_show_each_request_once_whatever_is_written_meanwhile(
 
 def test_start_and_end_are_exact_to_the_millisecond(books: Books) -> None:
     books.add(*(a_row(at_ms) for at_ms in range(10)))
-    assert starts(pages(books, sought=Search(start_ms=3, end_ms=7))) == [6, 5, 4, 3]
+    assert starts(pages(books, sought=RequestFilter(start_ms=3, end_ms=7))) == [6, 5, 4, 3]
 
 
 def test_a_text_is_found_in_the_error_and_in_the_name_asked_for_as_it_is(books: Books) -> None:
@@ -626,15 +632,15 @@ def test_a_text_is_found_in_the_error_and_in_the_name_asked_for_as_it_is(books: 
         ("中文", [4]),
         ("x", []),
     ):
-        assert starts(pages(books, sought=Search(text=text))) == found
+        assert starts(pages(books, sought=RequestFilter(text=text))) == found
 
 
 def test_a_search_for_what_is_rare_looks_at_so_many_rows_and_no_more(
     books: Books, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(request_search, "_MOST_SCANNED", 10)
+    monkeypatch.setattr(request_search, "_MAX_SCANNED", 10)
     books.add(*(a_row(at_ms, mode="Base" if at_ms == 5 else "Chat") for at_ms in range(100)))
-    page = books.reports.requests(Filters(mode="Base"), Search(), 3)
+    page = books.reports.requests(Filters(mode="Base"), RequestFilter(), 3)
     assert page.requests == []
     assert page.next is not None
     assert starts(pages(books, Filters(mode="Base"))) == [5]
@@ -645,7 +651,7 @@ def test_all_requests_can_be_read_one_after_the_other(
 ) -> None:
     monkeypatch.setattr("manager.usage.reports._PAGE", 3)
     books.add(*(a_row(at_ms) for at_ms in range(10)))
-    assert starts(list(books.reports.each_request(Filters(), Search(end_ms=9)))) == [
+    assert starts(list(books.reports.each_request(Filters(), RequestFilter(end_ms=9)))) == [
         *range(8, -1, -1)
     ]
 
@@ -653,16 +659,16 @@ def test_all_requests_can_be_read_one_after_the_other(
 @pytest.mark.parametrize(
     ("filters", "sought", "index"),
     [
-        (Filters(), Search(), "sqlite_autoindex_requests_1"),
-        (Filters(model="m"), Search(), "requests_model"),
-        (Filters(key="k"), Search(), "requests_key"),
-        (Filters(), Search(failed=True), "requests_failed"),
-        (Filters(model="m"), Search(status=404), "requests_failed"),
-        (Filters(mode="Chat"), Search(text="x"), "sqlite_autoindex_requests_1"),
+        (Filters(), RequestFilter(), "sqlite_autoindex_requests_1"),
+        (Filters(model="m"), RequestFilter(), "requests_model"),
+        (Filters(key="k"), RequestFilter(), "requests_key"),
+        (Filters(), RequestFilter(failed=True), "requests_failed"),
+        (Filters(model="m"), RequestFilter(status=404), "requests_failed"),
+        (Filters(mode="Chat"), RequestFilter(text="x"), "sqlite_autoindex_requests_1"),
     ],
 )
 def test_pages_walk_down_an_index_and_sort_nothing(
-    books: Books, filters: Filters, sought: Search, index: str
+    books: Books, filters: Filters, sought: RequestFilter, index: str
 ) -> None:
     plans: list[str] = []
     with closing(sqlite3.connect(books.path)) as connection:
@@ -690,5 +696,5 @@ def test_nothing_is_nothing(books: Books) -> None:
 
 def test_reading_never_writes(books: Books) -> None:
     """A reader that could write would hold up the writer."""
-    with reading(books.path) as connection, pytest.raises(sqlite3.OperationalError):
+    with read_connection(books.path) as connection, pytest.raises(sqlite3.OperationalError):
         connection.execute("DELETE FROM requests")

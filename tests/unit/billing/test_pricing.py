@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manager.billing import pricing
-from manager.billing.pricing import LARGEST, PER_UNIT, Price, Tier
+from manager.billing.pricing import MAX_AMOUNT, PER_UNIT, Price, Tier
 from manager.tokens import MAX_TOKENS
 
 
@@ -29,7 +29,7 @@ def per_token(*tiers: Tier) -> Price:
     return Price(None, tiers)
 
 
-amounts = st.integers(0, LARGEST * PER_UNIT) | st.integers(0, 10**10)
+amounts = st.integers(0, MAX_AMOUNT * PER_UNIT) | st.integers(0, 10**10)
 tokens = st.integers(0, 40) | st.integers(0, MAX_TOKENS)
 bounds = st.integers(0, 6)
 tiers = st.builds(
@@ -130,7 +130,7 @@ def test_a_cost_is_exact_and_fits_the_database(
         (3_600_000_000, 1000, 1_000_000),
         (1, 1_799_999, 0),
         (1, 1_800_000, 1),
-        (LARGEST * PER_UNIT, 3_600_000, LARGEST * PER_UNIT),
+        (MAX_AMOUNT * PER_UNIT, 3_600_000, MAX_AMOUNT * PER_UNIT),
         (0, 3_600_000, 0),
         (None, 3_600_000, 0),
     ],
@@ -155,7 +155,7 @@ def test_a_column_that_holds_no_tiers_is_told(text: str) -> None:
 
 @given(amount=st.integers(-(2**63), 2**63))
 def test_an_amount_is_shown_exactly(amount: int) -> None:
-    text = pricing.decimal_text(amount)
+    text = pricing.format_amount(amount)
     assert Decimal(text).scaleb(9) == amount
     assert "e" not in text.lower()
     assert "." not in text or not text.endswith(("0", "."))
@@ -166,12 +166,12 @@ def test_an_amount_is_shown_exactly(amount: int) -> None:
     [(0, "0"), (12_300_000, "0.0123"), (-500_000_000, "-0.5"), (1, "0.000000001"), (10**10, "10")],
 )
 def test_an_amount_is_shown_without_what_says_nothing(amount: int, text: str) -> None:
-    assert pricing.decimal_text(amount) == text
+    assert pricing.format_amount(amount) == text
 
 
 @given(amount=amounts)
 def test_an_amount_that_is_shown_can_be_read_again(amount: int) -> None:
-    assert pricing.billionths(pricing.decimal_text(amount)) == amount
+    assert pricing.parse_amount(pricing.format_amount(amount)) == amount
 
 
 # What is wrong with a price.
@@ -179,7 +179,7 @@ def test_an_amount_that_is_shown_can_be_read_again(amount: int) -> None:
 
 def test_ranges_that_no_number_lies_in_are_named() -> None:
     price = per_token(tier(0, 100), tier(500, 100, 8, 8))
-    assert pricing.faults(price) == [
+    assert pricing.find_errors(price) == [
         "tier 2: max_input 100 is not above min_input 500; expected more than 500, or -1 for no"
         " limit",
         "tier 2: max_output 8 is not above min_output 8; expected more than 8, or -1 for no limit",
@@ -187,7 +187,7 @@ def test_ranges_that_no_number_lies_in_are_named() -> None:
 
 
 def test_a_range_of_zero_alone_is_one() -> None:
-    assert pricing.faults(per_token(tier(0, 0, 0, 0))) == []
+    assert pricing.find_errors(per_token(tier(0, 0, 0, 0))) == []
 
 
 def test_tiers_that_overlap_are_named_with_where() -> None:
@@ -218,7 +218,7 @@ def test_gaps_between_tiers_are_named_with_where() -> None:
     ],
 )
 def test_a_price_for_every_request_has_nothing_to_name(price: Price) -> None:
-    assert pricing.faults(price) == pricing.warnings(price) == []
+    assert pricing.find_errors(price) == pricing.warnings(price) == []
 
 
 @given(tiers=st.lists(tiers, min_size=1, max_size=4))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from manager.billing.pricing import LARGEST, Price, Tier, billionths
+from manager.billing.pricing import MAX_AMOUNT, Price, Tier, parse_amount
 from manager.config import loader as config
 from tests.support.config_files import (
     load,
@@ -157,11 +157,11 @@ price:
     )
 
 
-@given(st.integers(0, LARGEST * 10**9))
+@given(st.integers(0, MAX_AMOUNT * 10**9))
 def test_an_amount_of_nine_decimals_is_exact(amount: int) -> None:
     text = f"{amount // 10**9}.{amount % 10**9:09d}"
-    assert billionths(text) == amount
-    assert billionths(text + "000") == amount
+    assert parse_amount(text) == amount
+    assert parse_amount(text + "000") == amount
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_an_amount_of_nine_decimals_is_exact(amount: int) -> None:
 )
 def test_an_amount_that_cannot_be_kept_exactly_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="expected"):
-        billionths(text)
+        parse_amount(text)
 
 
 @given(st.integers(0, 20), st.integers(-1, 20))

@@ -71,7 +71,7 @@ def test_a_copy_of_the_database_is_its_owners_also_where_it_replaces_another(
     with_rights(tmp_path / "usage.db", 0o644)
     target = tmp_path / "copy.db"
     target.touch(0o644)
-    maintenance.back_up(tmp_path / "usage.db", target)
+    maintenance.backup(tmp_path / "usage.db", target)
     assert mode(target) == 0o600
 
 
@@ -86,7 +86,7 @@ def test_no_moment_of_a_copy_is_for_others(tmp_path: Path, monkeypatch: pytest.M
         replace(part, target)
 
     monkeypatch.setattr(os, "replace", look)
-    maintenance.back_up(tmp_path / "usage.db", tmp_path / "copy.db")
+    maintenance.backup(tmp_path / "usage.db", tmp_path / "copy.db")
     assert seen == [0o600]
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manager.storage.latency import (
-    added,
+    add,
     bucket,
     histogram,
     pack,
@@ -79,8 +79,8 @@ def test_counts_come_back_from_the_database_as_they_were(counts: int) -> None:
 def test_packed_counts_add_up(many: list[int]) -> None:
     both = b""
     for one in map(pack, many):
-        assert taken(added(both, one), one) == both
-        both = added(both, one)
+        assert taken(add(both, one), one) == both
+        both = add(both, one)
     assert unpack(both) == sum(many)
 
 

@@ -104,7 +104,7 @@ def test_while_the_database_is_locked_rows_wait_in_the_file_and_nobody_for_them(
     monkeypatch.setattr(spool_module, "_AGAIN_SECONDS", 0.01)
     other = sqlite3.connect(tmp_path / "usage.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    monkeypatch.setattr(spool_module, "_MOST_HELD", 1000)
+    monkeypatch.setattr(spool_module, "_MAX_HELD", 1000)
     rows = [a_request() for _ in range(1500)]  # more than a group, and than is held
     for row in rows[:700]:
         spool.add(row)
