@@ -63,7 +63,7 @@ WARM_UP = Run(32, 200)
 
 
 def say(text: str) -> None:
-    """Tell how far the bench is; standard output is kept for the table."""
+    """Report how far the bench is; standard output is kept for the table."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -220,7 +220,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """0: all went well; 1: requests failed, or the bench did; 130, 143: told to end."""
+    """0: all went well; 1: requests failed, or the bench did; 130, 143: asked to end."""
     options = parse_arguments()
     # As Ctrl-C does, so that what was started is ended too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

@@ -99,7 +99,7 @@ class Client:
         self.longest_gap = 0.0
 
     def send(self) -> socket.socket:
-        """Start a request, on a new connection where the old one has gone. Raises OSError."""
+        """Start a request, on a new connection where the old one is closed. Raises OSError."""
         self.begin()
         if self.sock is None:
             self.sock = socket.create_connection(self.address, timeout=10)

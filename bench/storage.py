@@ -104,7 +104,7 @@ def add_prices_and_runs(store: Store, path: Path, days: int) -> int:
 
 
 def ask_for_lock(path: Path, stop: Connection) -> None:
-    """Sends the seconds that each write took, once it is told to stop."""
+    """Sends the seconds that each write took, once it is asked to stop."""
     took: list[float] = []
     with closing(Store(path)) as store:
         while not took or not stop.poll(0.01):

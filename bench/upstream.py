@@ -272,7 +272,7 @@ class Upstream:
         self.answer_next(connection)
 
     def send(self, connection: Connection, data: bytes) -> None:
-        """Send, or keep what the client has no room for until it has."""
+        """Send, or keep what the client's buffer cannot take yet."""
         data = connection.pending + data
         try:
             sent = connection.sock.send(data)

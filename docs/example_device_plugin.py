@@ -33,7 +33,7 @@ class Amd(DevicePlugin):
     def _reading(self, device: Path, index: int) -> Reading:
         total, used = number(device / "mem_info_vram_total"), number(device / "mem_info_vram_used")
         if total is None or used is None:
-            raise DeviceError(f"the driver does not tell the memory of {device}")
+            raise DeviceError(f"the driver does not report the memory of {device}")
         busy = number(device / "gpu_busy_percent")
         sensors = device.glob("hwmon/hwmon*/temp1_input")
         heat = next((value for value in map(number, sensors) if value is not None), None)

@@ -154,7 +154,7 @@ def _price_some(
             require(prices.still_hold(connection))
             before = connection.execute(statement, (seqs,)).fetchall()
             for update in updates:
-                # Where it is gone, or somebody else has priced it, nothing is added for it.
+                # Where it is deleted, or already priced, nothing is added for it.
                 require(connection.execute(_PRICE_UNPRICED, update).rowcount == 1)
             after = connection.execute(statement, (seqs,)).fetchall()
             add_requests(connection, _rollups(_difference(_frame(before), _frame(after))))

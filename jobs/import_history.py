@@ -154,7 +154,7 @@ class _Model:
         for kind, read in (("requests", self._request), ("runtime", self._run)):
             for rows in self._batches(kind):
                 for row in rows:
-                    with suppress(ValueError):  # told when the rows are added
+                    with suppress(ValueError):  # reported when the rows are added
                         read(*row)
 
     def _insert(self, kind: str, read: Callable[..., tuple[object, ...]], statement: str) -> int:

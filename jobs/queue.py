@@ -32,7 +32,7 @@ _MAX_WAITING = 50  # tasks; a further one would say nothing new
 
 
 class TaskQueue:
-    """The server's side: puts tasks in. A queue that fails is told to the log, and to nobody who
+    """The server's side: puts tasks in. A queue that fails is logged, and reported to nobody who
     asks for work: the next task finds it."""
 
     def __init__(self, data_dir: Path) -> None:
@@ -129,6 +129,6 @@ def _remove_damaged(path: Path) -> None:
     except sqlite3.DatabaseError as error:
         fault = str(error)
     if fault != "ok":
-        log.warning("%s is damaged (%s) and made anew: no work is lost with it", path, fault)
+        log.warning("%s is damaged (%s) and is replaced: no work is lost with it", path, fault)
         for suffix in ("", "-wal", "-shm"):
             path.with_name(path.name + suffix).unlink(missing_ok=True)

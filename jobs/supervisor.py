@@ -123,7 +123,7 @@ class Supervisor:
         return f"killed by signal {-code}" if code < 0 else f"exit code {code}"
 
     def _start(self) -> subprocess.Popen[str] | None:
-        """None when told to stop. Raises OSError."""
+        """None when asked to stop. Raises OSError."""
         with self._lock:
             if self._stopping:
                 return None
@@ -132,7 +132,7 @@ class Supervisor:
                 self._command,
                 cwd=_ROOT,
                 env={**os.environ, **_ONE_THREAD},
-                # Only we hold the other end: when we are gone, it ends.
+                # Only we hold the other end: when we end, it ends.
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 text=True,
@@ -150,4 +150,4 @@ def _tell(process: subprocess.Popen[str], settings: WorkerSettings) -> None:
         process.stdin.write(settings.line())
         process.stdin.flush()
     except (OSError, ValueError):
-        log.debug("the worker has ended; the next one is told")
+        log.debug("the worker has ended; the next one is notified")

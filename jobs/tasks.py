@@ -201,12 +201,12 @@ class TaskRunner:
         zone = self._zone()
         # Whole days of the configured zone, as pages and bills have them.
         before_ms = calendar.day_start_ms(time.time_ns() // 1_000_000 - days * _DAY_MS, zone)
-        gone = maintenance.delete_requests_before(connection, before_ms)
-        if gone:
-            log.info("deleted %d requests from before %s", gone, calendar.local(before_ms, zone))
+        deleted = maintenance.delete_requests_before(connection, before_ms)
+        if deleted:
+            log.info("deleted %d requests from before %s", deleted, calendar.local(before_ms, zone))
 
     def _say(self, message: str) -> None:
-        """A disk that stays full is told once a minute, not once a second."""
+        """A disk that stays full is logged once a minute, not once a second."""
         now = time.monotonic()
         if now >= self._said.get(message, now - _SAY_AGAIN_SECONDS) + _SAY_AGAIN_SECONDS:
             self._said = {message: now}

@@ -32,7 +32,7 @@ def main() -> int:
     """Works until the server ends or says so; the exit code."""
     line = _next_line()
     if not line:
-        return 0  # the server was gone before we began
+        return 0  # the server ended before we began
     settings = tasks.WorkerSettings.read(line)
     work = tasks.TaskRunner(settings)
     # Before anything that may wait.

@@ -54,13 +54,13 @@ class Metrics:
         )
         self._evictions = Counter(
             "llm_manager_evictions",
-            "Models that were stopped to make room for another.",
+            "Models that were stopped to free memory for another.",
             ["model"],
             registry=self.registry,
         )
         self._waits = Histogram(
             "llm_manager_room_wait_seconds",
-            "How long a start that found no room waited for it, by how that ended.",
+            "How long a start waited for free memory, by how that ended.",
             ["model", "outcome"],
             buckets=_BUCKETS,
             registry=self.registry,

@@ -1,4 +1,4 @@
-"""Whom to stop to make room: the program's policy, and what it is compared with.
+"""Which models to stop to free memory: the program's policy, and what it is compared with.
 
 A policy is the cost that each idle model has and the choice made by these costs; all else, that
 is schemes, free memory, waiting and yielding, is the same for all of them.

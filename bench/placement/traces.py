@@ -38,7 +38,7 @@ class Trace:
 
 
 def devices_of(cards: Sequence[tuple[str, int]]) -> tuple[Reading, ...]:
-    """Empty devices of these names and MB; equal ones are told apart by their index."""
+    """Empty devices of these names and MB; equal ones differ by their index."""
     seen: Counter[str] = Counter()
     devices = []
     for name, mb in cards:
@@ -120,7 +120,7 @@ class Shape:
 
 def chat_and_agents(seed: int = 15) -> Trace:
     """People chat with some models at random; coding agents work for minutes with others, each
-    task a planner and a coder by turns, with short pauses; embeddings between them."""
+    task a planner and a coder alternately, with short pauses; embeddings between them."""
     shape = Shape(seed, hours=12)
     small, large = "RTX 4060 Ti", "RTX 4090"
     models = [

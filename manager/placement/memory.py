@@ -21,7 +21,7 @@ _MAX_DEVICES = 10  # with more there may be more assignments than are tried
 
 
 class Memory:
-    """The devices with what each model holds there, while a queue is gone through."""
+    """The devices with what each model holds there, while a queue is planned."""
 
     def __init__(self, devices: Sequence[DeviceBudget], allocations: Sequence[Allocation]) -> None:
         self.devices = {device.id: device for device in devices}

@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 MAX_READING_AGE_SECONDS = 1.0  # of a reading that is good enough to place by
 READING_TIMEOUT_SECONDS = 3.5  # a poll that takes longer hangs, and the last reading has to do
-RECHECK_SECONDS = 1.0  # after which the queue is gone through again, should nothing else happen
+RECHECK_SECONDS = 1.0  # after which the queue is planned again, should nothing else happen
 MAX_ROUNDS = 8  # plans in a row that a request has crossed
 
 
@@ -81,7 +81,7 @@ class Placement:
         self._changed = threading.Condition(self._lock)
         self._ledger = Ledger()
         self._queue: list[Waiter] = []
-        self._is_due = False  # something happened since the queue was last gone through
+        self._is_due = False  # something happened since the queue was last planned
         monitor.add_listener(self._read)
 
     def configure(self, program: Program) -> None:
@@ -296,7 +296,7 @@ class Placement:
         try:
             victim.evict(reason)
         except ApiError as error:
-            # No thread for it: the queue is gone through again in a moment.
+            # No thread for it: the queue is planned again in a moment.
             victim.cancel_eviction()
             log.error("%s was not evicted: %s", victim.name, error)
             return

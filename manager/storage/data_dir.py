@@ -39,7 +39,7 @@ def make_private(path: Path) -> None:
 def restrict_permissions(folder: Path) -> None:
     """Takes from a folder that was there before what rights others have in it, and its group's to
     write; and from the files in it that hold secrets, all but their owner's. What cannot be
-    changed is told to the log and stays. Windows has no such rights."""
+    changed is logged and stays. Windows has no such rights."""
     if sys.platform == "win32":
         return
     closed = []

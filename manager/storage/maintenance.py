@@ -1,4 +1,4 @@
-"""Care of what usage.db holds: how much of each model, deleting it, retention, copies, room.
+"""Care of what usage.db holds: how much of each model, deleting it, retention, copies, free space.
 
 Whatever changes many rows does so in pieces of some milliseconds and rests in between: the
 server's own writes wait for the same lock.
@@ -72,7 +72,7 @@ class Stored:
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """usage.db, for work beside the server's: transactions begin and end as they are told to.
+    """usage.db, for work beside the server's: transactions begin and end where the caller says.
 
     Raises StoreError where there is none, or it is not of this version; sqlite3.Error.
     """
@@ -97,7 +97,7 @@ def connect(path: Path) -> sqlite3.Connection:
 @contextlib.contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
     """What is written inside is written together or not at all. It takes the lock at once:
-    a reader that turns into a writer is refused where somebody has written meanwhile."""
+    a reader that becomes a writer is refused where somebody has written meanwhile."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -205,7 +205,7 @@ def delete_model(connection: sqlite3.Connection, order: Order, rest: Sleep = tim
         cells = [{"span": span, "start": start, "model": model} for span, start in starts]
         pace.each(connection, deletes, cells)
     runs = connection.execute("SELECT id FROM runs WHERE model = ?", (model,)).fetchall()
-    # One that goes on is billed anew: what was added up from it is gone.
+    # One that goes on is billed again: what was added up from it is deleted.
     pace.each(connection, _DELETE_RUN, [{"run": run} for (run,) in runs])
     pace.until_none(
         connection,
@@ -243,7 +243,7 @@ def vacuum(connection: sqlite3.Connection, rest: Sleep = time.sleep) -> int:
     if mode != _INCREMENTAL:
         raise StoreError(
             "the database was made without incremental vacuum: stop the program and run"
-            " `llm-manager backup FILE`, whose copy has no free room, then use that copy"
+            " `llm-manager backup FILE`, whose copy has no free pages, then use that copy"
         )
     (page_size,) = connection.execute("PRAGMA page_size").fetchone()
     before = _free_pages(connection)

@@ -42,7 +42,7 @@ class Order:
 
 
 class MaintenanceTasks:
-    """The server's side. ``notify`` is told the kind of each order, when it is written."""
+    """The server's side. ``notify`` is called with the kind of each task, when it is written."""
 
     def __init__(
         self, store: Store, path: Path, clock: Clock, notify: Callable[[str], None]

@@ -138,7 +138,7 @@ class Store:
                 try:
                     written[future] = work(connection)
                 except (OverflowError, UnicodeEncodeError) as error:
-                    # A value that SQLite cannot hold is told apart by Python, not by SQLite.
+                    # A value that SQLite cannot hold is recognised by Python, not by SQLite.
                     written.pop(future)
                     future.set_exception(sqlite3.DataError(str(error)))
                 except sqlite3.Error as error:
@@ -228,7 +228,7 @@ def _roll_back(connection: sqlite3.Connection) -> None:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
     except sqlite3.Error:
-        # The disk is worse off than the group: the writer lives on and the next one is told.
+        # The disk is worse off than the group: the writer lives on and the next one gets its error.
         log.exception("a group of writes could not be taken back")
 
 

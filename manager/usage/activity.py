@@ -87,7 +87,7 @@ class Activity:
         self._clock = clock
         self._events = events
         self._under_way: dict[bytes, ActiveRequest] = {}
-        # Told by the requests' threads, taken by the clock's; a deque's ends are safe for both.
+        # Written by the requests' threads, read by the clock's; a deque's ends are safe for both.
         self._ended: deque[tuple[ActiveRequest, int, TokenUsage | None]] = deque()
         self._seconds: deque[_Second] = deque(maxlen=SECONDS_KEPT)
         self._of_models: deque[dict[str, int]] = deque(maxlen=_STILL)

@@ -45,7 +45,7 @@ Eventually = Callable[[Callable[[], Any]], Any]
 
 
 @dataclass
-class House:
+class Parts:
     """A data folder, its server's part in bills, and the worker."""
 
     folder: Path
@@ -63,10 +63,10 @@ class House:
 
 
 @contextlib.contextmanager
-def running(folder: Path, eventually: Eventually) -> Iterator[House]:
+def running(folder: Path, eventually: Eventually) -> Iterator[Parts]:
     store = new_store(folder / "usage.db")
     add_price(store)
-    services = House(folder, store, Supervisor(settings(folder), Clock()), TaskQueue(folder))
+    services = Parts(folder, store, Supervisor(settings(folder), Clock()), TaskQueue(folder))
     services.supervisor.start()
     eventually(services.pid)  # later it would write to pytest's own terminal
     yield services
@@ -76,13 +76,13 @@ def running(folder: Path, eventually: Eventually) -> Iterator[House]:
 
 
 @pytest.fixture
-def services(tmp_path: Path, eventually: Eventually) -> Iterator[House]:
+def services(tmp_path: Path, eventually: Eventually) -> Iterator[Parts]:
     with running(tmp_path, eventually) as services:
         yield services
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory, eventually: Eventually) -> Iterator[House]:
+def shared(tmp_path_factory: pytest.TempPathFactory, eventually: Eventually) -> Iterator[Parts]:
     """One for all who leave its worker alive."""
     with running(tmp_path_factory.mktemp("shared"), eventually) as services:
         yield services
@@ -113,7 +113,7 @@ def is_gone(pid: int) -> bool:
 
 
 def test_a_row_is_priced_a_moment_after_it_was_written(
-    shared: House, eventually: Eventually
+    shared: Parts, eventually: Eventually
 ) -> None:
     row = a_request()
     add_request(shared.store, row)
@@ -122,7 +122,7 @@ def test_a_row_is_priced_a_moment_after_it_was_written(
     assert eventually(lambda: query(shared.usage_db, priced, row.id)) == [(1, 0, COST)]
 
 
-def test_a_worker_that_dies_is_replaced(services: House, eventually: Eventually) -> None:
+def test_a_worker_that_dies_is_replaced(services: Parts, eventually: Eventually) -> None:
     first = eventually(services.pid)
     kill(first)
     second = eventually(lambda: services.pid() not in (None, first))
@@ -277,7 +277,7 @@ def test_the_server_needs_no_pandas() -> None:
 
 
 def test_killed_at_any_moment_it_prices_every_row_once(
-    services: House, eventually: Eventually
+    services: Parts, eventually: Eventually
 ) -> None:
     path, written = services.usage_db, 0
     priced = "SELECT count(cost) FROM requests"
@@ -316,7 +316,7 @@ def test_killed_at_any_moment_it_prices_every_row_once(
     assert query(path, per_key) == query(path, rolled)
 
 
-def test_what_a_lost_queue_asked_for_is_done_all_the_same(shared: House) -> None:
+def test_what_a_lost_queue_asked_for_is_done_all_the_same(shared: Parts) -> None:
     lost: list[str] = []
     orders = MaintenanceTasks(shared.store, shared.usage_db, Clock(), lost.append)
     add_request(shared.store, a_request())
@@ -345,7 +345,7 @@ def test_a_worker_that_is_away_leaves_a_short_queue(tmp_path: Path) -> None:
     tasks.close()
 
 
-def test_a_reload_reaches_the_worker(shared: House, eventually: Eventually) -> None:
+def test_a_reload_reaches_the_worker(shared: Parts, eventually: Eventually) -> None:
     """Late in the evening in Shanghai is another day than in UTC."""
     orders = MaintenanceTasks(shared.store, shared.usage_db, Clock(), shared.tasks.enqueue)
     add_request(shared.store, a_request(NOON + 5 * 3_600_000, "Late"))
@@ -361,7 +361,7 @@ def test_a_reload_reaches_the_worker(shared: House, eventually: Eventually) -> N
     eventually(lambda: is_billed_on("2026-11-06"))
 
 
-def test_its_log_is_in_the_log_folder(shared: House) -> None:
+def test_its_log_is_in_the_log_folder(shared: Parts) -> None:
     orders = MaintenanceTasks(shared.store, shared.usage_db, Clock(), shared.tasks.enqueue)
     order = orders.enqueue("backup")
     assert orders.wait(order, 20, lambda: False) is None

@@ -1,4 +1,4 @@
-"""Care of the data: what is stored, deleting a model's, retention, giving room back; in pieces that
+"""Care of the data: what is stored, deleting a model, retention, returning free space; in pieces that
 keep nobody waiting, and that a kill does not leave half done."""
 
 from __future__ import annotations
@@ -245,7 +245,7 @@ def test_without_retention_every_request_is_kept(
     assert one(path, "SELECT count(*) FROM requests") == 1
 
 
-# --- giving room back ------------------------------------------------------------------------
+# --- returning free space ------------------------------------------------------------------------
 
 
 def test_room_is_given_back_in_steps_between_which_others_write(

@@ -240,8 +240,8 @@ def test_on_a_full_disk_no_write_is_reported_as_done_that_is_not(
     results = together([(ADD, row(name)) for name in names])
     assert isinstance(results[1], sqlite3.Error)
     assert ids(path) == {name for name, error in zip(names, results, strict=True) if error is None}
-    store.write(ADD, row("once there is room"))
-    assert "once there is room" in ids(path)
+    store.write(ADD, row("once there is space"))
+    assert "once there is space" in ids(path)
 
 
 def test_a_locked_database_fails_no_write_while_the_lock_is_short(together: Together) -> None:

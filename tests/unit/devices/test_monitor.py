@@ -308,12 +308,12 @@ def test_while_a_driver_fails_its_last_reading_stays_and_is_stale(run: Run, time
     broken, working = Plugin("broken"), Plugin("working")
     setting = run(broken, working)
     read_at = polled(setting, time).devices[0].read_at
-    good, broken.answer = broken.answer, DeviceError("the driver is being mended")
+    good, broken.answer = broken.answer, DeviceError("the driver is being repaired")
     snapshot = polled(setting, time)
     assert names(snapshot) == ["broken", "working"]
     assert stale(snapshot) == ["broken"]
     assert snapshot.devices[0].read_at == read_at
-    assert snapshot.faults == {"broken": "the driver is being mended"}
+    assert snapshot.faults == {"broken": "the driver is being repaired"}
     assert snapshot.taken_at == time.now  # of those that work
     broken.answer = good
     snapshot = polled(setting, time)
