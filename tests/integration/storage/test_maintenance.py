@@ -1,4 +1,4 @@
-"""Care of the data: what is stored, deleting a model, retention, returning free space; in pieces that
+"""Care of the data: what is stored, deleting a model, retention, freeing space; in pieces that
 keep nobody waiting, and that a kill does not leave half done."""
 
 from __future__ import annotations
