@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Protocol
 
 from manager.clock import Clock
 from manager.config import Program
@@ -22,7 +21,7 @@ from manager.placement import planner
 from manager.placement.device_state import visible_devices_env
 from manager.placement.ledger import Ledger
 from manager.placement.memory_return import await_memory_return
-from manager.placement.reservation import Evictable, Reservation, begin_evictions
+from manager.placement.reservation import Evictable, PlacementMetrics, Reservation, begin_evictions
 from manager.placement.types import (
     Action,
     Allocation,
@@ -48,14 +47,6 @@ MAX_READING_AGE_SECONDS = 1.0  # of a reading that is good enough to place by
 READING_TIMEOUT_SECONDS = 3.5  # a poll that takes longer hangs, and the last reading has to do
 RECHECK_SECONDS = 1.0  # after which the queue is planned again, should nothing else happen
 MAX_ROUNDS = 8  # plans in a row that a request has crossed
-
-
-class PlacementMetrics(Protocol):
-    """Who counts."""
-
-    def record_eviction(self, model: str) -> None: ...
-
-    def record_wait(self, model: str, seconds: float, outcome: str) -> None: ...
 
 
 class Placement:

@@ -47,6 +47,14 @@ class Evictable(Protocol):
         """Whether new requests wait behind others, until it can be stopped."""
 
 
+class PlacementMetrics(Protocol):
+    """What counts evictions and waits."""
+
+    def record_eviction(self, model: str) -> None: ...
+
+    def record_wait(self, model: str, seconds: float, outcome: str) -> None: ...
+
+
 @dataclass(eq=False)
 class Reservation:
     """What one run of a model holds.

@@ -29,14 +29,13 @@ _CSV_ROWS = 1000  # of which a piece of a CSV answer is made
 _PERCENTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 _MONEY = ("cost", "cost_tokens", "cost_hours", "adjustments")  # may begin with a minus
 # The names of a request's columns in JSON and CSV, in the order of the CSV; new ones come last.
-_LAST = ("cost", "price", "tier", "error")
+_THEN = ("cost", "price", "tier", "error")
 _FIRST = RequestRow._fields[: RequestRow._fields.index("error")]
 _NAMES = {
     name: f"{name[:-3]}_at" if name.endswith("_ms") else name
-    for name in dict.fromkeys((*_FIRST, *_LAST, *RequestRow._fields))
+    for name in dict.fromkeys((*_FIRST, *_THEN, *RequestRow._fields))
 }
 _CSV_MARK = b"\xef\xbb\xbf"  # without it spreadsheets take UTF-8 for something else
-# What makes a spreadsheet take a text for a formula.
 
 
 def blueprint(services: Services) -> Api:
