@@ -212,4 +212,13 @@ MIGRATIONS: tuple[Migration, ...] = (
     );
     """,
     utc_rollups.migrate,
+    """
+    -- A run's time is measured by the monotonic clock: the boot of the system that the clock counts
+    -- from, and what it read when the run was ready.
+    ALTER TABLE runs ADD COLUMN boot_id TEXT;
+    ALTER TABLE runs ADD COLUMN ready_clock_ms INTEGER;
+    -- The command and variables that stop it: JSON, emptied at its end, for a variable may be a
+    -- secret.
+    ALTER TABLE runs ADD COLUMN launch TEXT;
+    """,
 )
