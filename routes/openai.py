@@ -20,14 +20,6 @@ from routes.calls import Api, Rule
 from routes.services import Services, current
 
 _MAX_NAME = 200  # characters, as in the config
-# What each endpoint is for, and the schema of its requests in openapi.yaml.
-_DESCRIPTIONS = {
-    "/v1/chat/completions": ("An answer of a model of mode Chat", "ChatPrompt"),
-    "/v1/completions": ("An answer of a model of mode Base", "CompletionPrompt"),
-    "/v1/embeddings": ("Vectors of a model of mode Embedding", "EmbeddingPrompt"),
-    "/v1/rerank": ("An order by a model of mode Reranker", "RerankPrompt"),
-}
-_PLUGIN = ("Passed on to the model that the body names, which is started where needed", "Prompt")
 _ID_HEADER = "X-LLM-Manager-Request"
 
 
@@ -42,15 +34,15 @@ def blueprint(services: Services) -> Api:
         lambda: services.fleet.config.program.token_tracker,
     )
 
-    endpoints = {path for kind in services.interfaces.values() for path in kind.endpoints}
+    modes = services.interfaces.values()
+    endpoints = {path: mode.endpoint(path) for mode in modes for path in mode.endpoints}
     for number, path in enumerate(sorted(endpoints)):
-        summary, schema = _DESCRIPTIONS.get(path, _PLUGIN)
         declare = api.call(
             f"POST {path}",
             Rule.MODELS,
             endpoint=f"proxy_{number}",
-            summary=summary,
-            schema=schema,
+            summary=endpoints[path].summary,
+            schema=endpoints[path].schema,
             answers={200: "Answer"},
             errors=(404, 429, 502, 504),
         )
@@ -143,7 +135,9 @@ def _proxy(services: Services, recorder: Recorder) -> Response:
         record.leased(lease.scheme)
         answer = forward(
             lease,
-            RelayRequest(_target(path, environ), _headers(environ), payload),
+            RelayRequest(
+                lease.interface.endpoint(path), _target(path, environ), _headers(environ), payload
+            ),
             watch=services.watch,
             client_disconnected=client_disconnected,
             on_end=record.close,

@@ -1,11 +1,35 @@
-"""The modes that a model can have: endpoints, probe, token usage."""
+"""Modes and endpoints: what a model answers, how it is probed, how streams end, token usage."""
 
 from manager.interfaces.base import Interface
 from manager.interfaces.chat import Chat
 from manager.interfaces.completion import Base
 from manager.interfaces.embedding import Embedding
+from manager.interfaces.endpoints import ENDPOINTS, Endpoint
 from manager.interfaces.reranker import Reranker
+from manager.interfaces.stream_protocol import (
+    ANY_STREAM,
+    OPENAI_STREAM,
+    AnswerError,
+    StreamProtocol,
+    error_of,
+    find_error_offsets,
+)
 
 BUILT_IN: tuple[type[Interface], ...] = (Chat, Base, Embedding, Reranker)
 
-__all__ = ["BUILT_IN", "Base", "Chat", "Embedding", "Interface", "Reranker"]
+__all__ = [
+    "ANY_STREAM",
+    "BUILT_IN",
+    "ENDPOINTS",
+    "OPENAI_STREAM",
+    "AnswerError",
+    "Base",
+    "Chat",
+    "Embedding",
+    "Endpoint",
+    "Interface",
+    "Reranker",
+    "StreamProtocol",
+    "error_of",
+    "find_error_offsets",
+]

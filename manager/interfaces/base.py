@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from manager import tokens
+from manager.interfaces.endpoints import ENDPOINTS, Endpoint
+from manager.interfaces.stream_protocol import ANY_STREAM, OPENAI_STREAM
 from manager.tokens import TokenUsage
 
 
@@ -12,8 +14,9 @@ class Interface:
     """One mode of a model.
 
     ``mode`` is its name in the config. ``endpoints`` are the paths that it answers, each below
-    ``/v1/``. ``streams_end_with_done``: its streams end with ``data: [DONE]``, so that one
-    without it was truncated. ``reports_usage_on_request``: its servers understand
+    ``/v1/``. The other two are for paths that `endpoints.ENDPOINTS` does not know:
+    ``streams_end_with_done``: their streams end with ``data: [DONE]``, so that one without it was
+    cut short. ``reports_usage_on_request``: their servers understand
     ``stream_options.include_usage``.
     """
 
@@ -21,6 +24,14 @@ class Interface:
     endpoints: ClassVar[tuple[str, ...]]
     streams_end_with_done: ClassVar[bool] = False
     reports_usage_on_request: ClassVar[bool] = False
+
+    def endpoint(self, path: str) -> Endpoint:
+        """What is known of one of ``endpoints``."""
+        return ENDPOINTS.get(path) or Endpoint(
+            path,
+            OPENAI_STREAM if self.streams_end_with_done else ANY_STREAM,
+            self.reports_usage_on_request,
+        )
 
     def probe(self, model: str) -> tuple[str, dict[str, Any]]:
         """The smallest real request: its path and its JSON body. ``model`` is what the

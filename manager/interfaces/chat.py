@@ -3,15 +3,14 @@ from __future__ import annotations
 from typing import Any
 
 from manager.interfaces.base import Interface
+from manager.interfaces.endpoints import CHAT
 
 
 class Chat(Interface):
     """Conversations: ``/v1/chat/completions``."""
 
     mode = "Chat"
-    endpoints = ("/v1/chat/completions",)
-    streams_end_with_done = True
-    reports_usage_on_request = True
+    endpoints = (CHAT.path,)
 
     def probe(self, model: str) -> tuple[str, dict[str, Any]]:
         messages = [{"role": "user", "content": "Hi"}]

@@ -7,33 +7,37 @@ until the rest of it has arrived, so that a stream that breaks never ends in hal
 from __future__ import annotations
 
 import json
-import re
 from typing import Any
 
 from manager import tokens
+from manager.interfaces import AnswerError, StreamProtocol, error_of, find_error_offsets
 from manager.tokens import TokenUsage
 
 # Beyond this an event is passed on in parts: memory is worth more than its wholeness.
 MAX_BUFFERED = 1 << 20
 
 _BLANK_LINES = (b"\n\n", b"\r\n\r\n")
-_DONE = re.compile(rb"(?:^|\n)data: ?\[DONE\]")
 
 
 class EventStream:
     """One stream. Feed it what arrives; forward what it returns.
 
-    ``strip_usage`` takes the extra usage chunk out that the manager asked for and the client
-    did not. ``chunks`` counts the events so far, ``done`` says that ``[DONE]`` has passed.
+    ``strip_usage`` takes the extra usage chunk out that the manager asked for and the client did
+    not. ``chunks`` counts the events so far, ``done`` says that the line has passed that ends a
+    stream of this protocol, and ``error`` is one that the server has reported in it.
     """
 
-    def __init__(self, strip_usage: bool = False) -> None:
+    def __init__(self, protocol: StreamProtocol, strip_usage: bool = False) -> None:
         self.chunks = 0
         self.done = False
+        self.error: AnswerError | None = None
+        self._protocol = protocol
         self._strip_usage = strip_usage
         self._buffer = b""
-        self._first: bytes | None = None
+        self._first: bytes | None = None  # events with usage
         self._last: bytes | None = None
+        # The last that may have ended the answer, as events and an offset: few are ever read.
+        self._finish: tuple[bytes, int] | None = None
 
     def feed(self, piece: bytes) -> bytes:
         """Takes the next bytes, as they came; returns those to send on now."""
@@ -47,22 +51,24 @@ class EventStream:
         else:
             self._buffer = data[end:]
             data = data[:end]
-        if not data:
-            return b""
-        self.chunks += data.count(b"\ndata:") + data.startswith(b"data:")
-        if offsets := tokens.find_usage_offsets(data):
-            data = self._read_usage(data, offsets)
-        # A plain search first: this is asked of every piece of every stream.
-        if not self.done and b"[DONE]" in data and _DONE.search(data):
-            self.done = True
-            self.chunks -= 1
-        return data
+        return self._read(data) if data else b""
 
     def flush(self) -> bytes:
         """At a clean end of the stream: what was buffered, an event with no blank line."""
         rest, self._buffer = self._buffer, b""
-        self.done = self.done or bool(_DONE.search(rest))
-        return rest
+        return self._read(rest) if rest else b""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the answer has, or the server has said why not: then nothing was cut short,
+        whatever becomes of the connection."""
+        if self.done or self.error is not None:
+            return True
+        if self._finish is None:
+            return False
+        data, at = self._finish
+        start, end = _event_around(data, at, 0)
+        return self._protocol.is_finish(_data_of(data[start:end]))
 
     def usage(self) -> TokenUsage | None:
         """The tokens that the stream reported; None where it reported none."""
@@ -70,9 +76,38 @@ class EventStream:
         last = tokens.from_answer(_data_of(self._last)) if self._last else None
         return tokens.merge(first, last)
 
-    def estimate(self) -> TokenUsage:
-        """For a truncated stream: a chunk is about a token."""
+    def estimate(self) -> TokenUsage | None:
+        """For a stream that reported none: a chunk is about a token. None for one that failed
+        before its first."""
+        if self.error is not None and self.chunks <= 0:
+            return None
         return TokenUsage(completion_tokens=max(0, self.chunks), estimated=True)
+
+    def _read(self, data: bytes) -> bytes:
+        """Reads whole events; returns what is to be sent on of them. Plain searches, and more only
+        where they hit: this is asked of every piece of every stream."""
+        self.chunks += data.count(b"\ndata:") + data.startswith(b"data:")
+        if offsets := find_error_offsets(data):
+            self._read_errors(data, offsets)
+        if not self.done:
+            if self._protocol.finish and (at := data.rfind(self._protocol.finish)) >= 0:
+                self._finish = (data, at)
+            if self._protocol.ends(data):
+                self.done = True
+                self.chunks -= 1
+        if offsets := tokens.find_usage_offsets(data):
+            data = self._read_usage(data, offsets)
+        return data
+
+    def _read_errors(self, data: bytes, offsets: list[int]) -> None:
+        position = 0
+        for offset in offsets:
+            if offset < position:
+                continue  # in an event that has been read
+            start, position = _event_around(data, offset, position)
+            if (error := error_of(_data_of(data[start:position]))) is not None:
+                self.error = self.error or error
+                self.chunks -= 1
 
     def _read_usage(self, data: bytes, offsets: list[int]) -> bytes:
         kept = []
@@ -92,11 +127,6 @@ class EventStream:
             position = end
         kept.append(data[position:])
         return b"".join(kept)
-
-
-def error_event(body: dict[str, Any]) -> bytes:
-    """An error as the last event of a stream that has already begun."""
-    return b"data: " + json.dumps(body, ensure_ascii=False).encode() + b"\n\n"
 
 
 def _end_of_events(data: bytes, searched: int) -> int:
@@ -130,5 +160,20 @@ def _data_of(event: bytes) -> Any:
 
 
 def _is_usage_chunk(event: bytes) -> bool:
+    """Whether it holds usage and nothing of an answer. Of a usage chunk's choices servers make an
+    empty list, null, or one choice that says nothing."""
     chunk = _data_of(event)
-    return isinstance(chunk, dict) and chunk.get("choices") == [] and "usage" in chunk
+    if not isinstance(chunk, dict) or not isinstance(chunk.get("usage"), dict):
+        return False
+    choices = chunk.get("choices")
+    if isinstance(choices, list):
+        return all(isinstance(choice, dict) and _is_silent(choice) for choice in choices)
+    # A chunk of OpenAI's, and no other event.
+    return choices is None and ("choices" in chunk or "object" in chunk)
+
+
+def _is_silent(choice: dict[str, Any]) -> bool:
+    delta = choice.get("delta")
+    spoken = delta.values() if isinstance(delta, dict) else (delta,)
+    others = (value for name, value in choice.items() if name not in ("index", "delta"))
+    return not any(spoken) and not any(others)

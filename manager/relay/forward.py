@@ -6,6 +6,7 @@ fleet: who the upstream is, what it calls its model, and how to release it.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -13,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from manager.errors import ApiError, ClientDisconnected
-from manager.interfaces import Interface
-from manager.relay.event_stream import EventStream, error_event
+from manager.interfaces import AnswerError, Endpoint, Interface, error_of, find_error_offsets
+from manager.relay.event_stream import EventStream
 from manager.relay.payload import Payload
 from manager.relay.response import Aborted, Headers, Response, UpstreamError, UpstreamTimeout
 from manager.relay.upstream import Exchange, Upstream
@@ -66,7 +67,9 @@ _NOT_FORWARDED = _HOP_BY_HOP | {
 
 
 # Of an answer: its length is stated again, and the others are for the manager alone to set.
-_SET_BY_MANAGER = frozenset(("content-length", "set-cookie", "x-llm-manager-request"))
+_SET_BY_MANAGER = frozenset(
+    ("content-length", "set-cookie", "x-accel-buffering", "x-llm-manager-request")
+)
 
 
 class Lease(Protocol):
@@ -87,8 +90,9 @@ class Lease(Protocol):
 
 @dataclass(frozen=True)
 class RelayRequest:
-    """What the client sent: ``target`` is the path with its query."""
+    """What the client sent, to which endpoint: ``target`` is the path with its query."""
 
+    endpoint: Endpoint
     target: str
     headers: Headers
     payload: Payload
@@ -97,7 +101,8 @@ class RelayRequest:
 @dataclass(frozen=True)
 class Outcome:
     """What a request came to. ``first_byte_at`` is on the monotonic clock, None if none came;
-    ``error`` says why an answer is not whole."""
+    ``error`` says why an answer is not whole, and ``status`` is then that of the error, also where
+    the client had been sent 200 before."""
 
     status: int
     usage: TokenUsage | None = None
@@ -161,7 +166,7 @@ def forward(
     called once, before the client has the last byte. The lease is released as soon as the
     upstream is done. Raises ApiError 502 or 504, and ClientDisconnected.
     """
-    body, strip_usage = _outgoing_body(lease, request.payload)
+    body, strip_usage = _outgoing_body(lease, request)
     exchange = Exchange(
         "POST",
         request.target,
@@ -169,7 +174,8 @@ def forward(
         body,
         timeout=lease.upstream_timeout,
     )
-    transfer = _Transfer(lease, watch, watch.add(client_disconnected, exchange.abort), on_end)
+    token = watch.add(client_disconnected, exchange.abort)
+    transfer = _Transfer(lease, request.endpoint, watch, token, on_end)
     try:
         response = lease.upstream.send(exchange)
         return transfer.answer(response, strip_usage)
@@ -189,9 +195,15 @@ class _Transfer:
     """One exchange in progress: it is reported once, and releases what it holds once."""
 
     def __init__(
-        self, lease: Lease, watch: Watcher, token: int, on_end: Callable[[Outcome], None]
+        self,
+        lease: Lease,
+        endpoint: Endpoint,
+        watch: Watcher,
+        token: int,
+        on_end: Callable[[Outcome], None],
     ) -> None:
         self._lease = lease
+        self._protocol = endpoint.stream
         self._watch = watch
         self._token = token
         self._on_end = on_end
@@ -209,7 +221,7 @@ class _Transfer:
             raise UpstreamError("what answered is a web page, not a model's server")
         headers = _returned_headers(response)
         if _is_stream(response):
-            self._stream = EventStream(strip_usage)
+            self._stream = EventStream(self._protocol, strip_usage)
             pieces = self._events(response, self._stream)
         elif response.length is not None and response.length <= _MAX_BUFFERED:
             pieces = iter(self._whole(response))
@@ -235,9 +247,15 @@ class _Transfer:
     def _whole(self, response: Response) -> list[bytes]:
         body = b"".join(response.iter_bytes())
         self._first_byte_at = time.monotonic()
-        self._report(response.status, usage=self._lease.interface.usage(body))
+        self._report_body(response, body)
         self._release()
         return [body]
+
+    def _report_body(self, response: Response, body: bytes) -> None:
+        """Of a whole answer, or the end of a large one."""
+        error = _error_in(body) if response.status < 300 else None
+        status, message = (error.status, error.message) if error else (response.status, None)
+        self._report(status, message, self._lease.interface.usage(body))
 
     def _unbuffered(self, response: Response) -> Iterator[bytes]:
         """An answer that is too large to hold, or of unknown length."""
@@ -248,14 +266,14 @@ class _Transfer:
                 tail = (tail + piece)[-_MAX_BUFFERED:]
                 remaining = None if remaining is None else remaining - len(piece)
                 if remaining == 0:  # a client reads no further than the length in its head
-                    self._report(response.status, usage=self._lease.interface.usage(tail))
+                    self._report_body(response, tail)
                 yield piece
         except Aborted:
             return  # the client disconnected, which close() reports
         except UpstreamError as error:
-            self._report(response.status, str(error))
+            self._report(_to_api_error(error).status, str(error))
             raise TruncatedResponse(str(error)) from error
-        self._report(response.status, usage=self._lease.interface.usage(tail))
+        self._report_body(response, tail)
         self._release()
 
     def _events(self, response: Response, stream: EventStream) -> Iterator[bytes]:
@@ -270,15 +288,17 @@ class _Transfer:
                 if data:
                     yield data
             rest = stream.flush()
-            if self._lease.interface.streams_end_with_done and not stream.done:
+            if self._protocol.end and not stream.has_ended:
                 raise UpstreamError("the model's server ended its stream without [DONE]")
         except Aborted:
             return  # the client disconnected, which close() reports
         except UpstreamError as error:
-            if not stream.done:
-                self._report(response.status, str(error))
-                yield error_event(_to_api_error(error).body())
-            return
+            if not stream.has_ended:
+                failure = _to_api_error(error)
+                self._report(failure.status, failure.message)
+                yield self._protocol.error_event(failure.body())
+                return
+            rest = b""
         self._report(response.status)
         self._release()
         if rest:
@@ -290,10 +310,12 @@ class _Transfer:
         if self._reported:
             return
         self._reported = True
-        if self._stream is not None:
-            usage = self._stream.usage() or self._stream.estimate()
-        streamed = self._stream is not None
-        self._on_end(Outcome(status, usage, streamed, self._first_byte_at, error))
+        stream = self._stream
+        if stream is not None:
+            usage = stream.usage() or stream.estimate()
+            if stream.error is not None:
+                status, error = stream.error.status, stream.error.message
+        self._on_end(Outcome(status, usage, stream is not None, self._first_byte_at, error))
 
     def _release(self) -> None:
         if self._released:
@@ -311,8 +333,19 @@ def _to_api_error(error: UpstreamError) -> ApiError:
     return ApiError(502, "upstream_error", str(error))
 
 
-def _outgoing_body(lease: Lease, payload: Payload) -> tuple[bytes, bool]:
+def _error_in(body: bytes) -> AnswerError | None:
+    """The error that an answer with status 200 is."""
+    if not find_error_offsets(body):
+        return None
+    try:
+        return error_of(json.loads(body))
+    except (ValueError, RecursionError):
+        return None  # no JSON, or only the end of it
+
+
+def _outgoing_body(lease: Lease, request: RelayRequest) -> tuple[bytes, bool]:
     """The body to send, and whether only the manager asked for a usage chunk."""
+    payload = request.payload
     changes: dict[str, Any] = {}
     if lease.served_model_name is not None:
         changes["model"] = lease.served_model_name
@@ -320,7 +353,7 @@ def _outgoing_body(lease: Lease, payload: Payload) -> tuple[bytes, bool]:
     is_added = (
         payload.fields.get("stream") is True
         and lease.ask_usage
-        and lease.interface.reports_usage_on_request
+        and request.endpoint.asks_for_usage
         and (options is None or isinstance(options, dict))
         and not (options or {}).get("include_usage")
     )
@@ -344,7 +377,10 @@ def _returned_headers(response: Response) -> Headers:
         for name, value in response.header_items
         if (key := name.lower()) not in dropped and not key.startswith("access-control-")
     ]
-    if response.length is not None and not _is_stream(response):
+    if _is_stream(response):
+        # nginx would collect a stream until its buffer is full.
+        headers.append(("X-Accel-Buffering", "no"))
+    elif response.length is not None:
         # As it was understood, not as it was written: not every client reads "7, 7".
         headers.append(("Content-Length", str(response.length)))
     return headers

@@ -58,7 +58,8 @@ class Relayed:
         self, body: dict[str, Any] | bytes, *headers: tuple[str, str], target: str = CHAT
     ) -> RelayResponse:
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-        request = RelayRequest(target, list(headers), Payload(raw))
+        endpoint = self.lease.interface.endpoint(target.partition("?")[0])
+        request = RelayRequest(endpoint, target, list(headers), Payload(raw))
         return forward(
             self.lease,
             request,

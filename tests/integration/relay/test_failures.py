@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,6 +21,7 @@ from tests.support.relayed import (
     EVENT_HEAD,
     FIRST,
     LARGE,
+    SECOND,
     Relay,
     Relayed,
     chat,
@@ -28,7 +31,7 @@ from tests.support.relayed import (
     streamed,
 )
 from tests.support.servers import PATIENCE, FakeModel, Peer, RawServer
-from tests.support.upstreams import Eventually, Serve
+from tests.support.upstreams import Eventually, Serve, chunked, sized, until_close
 
 # --- the upstream fails before its answer -----------------------------------------------
 
@@ -114,7 +117,7 @@ def test_a_stream_whose_upstream_dies_ends_with_an_error_and_no_half_event(
     assert last["error"]["code"] == "upstream_error"
     assert "[DONE]" not in chunks
     outcome = to_model.outcome
-    assert outcome.error == last["error"]["message"]
+    assert (outcome.status, outcome.error) == (502, last["error"]["message"])
     assert outcome.usage == TokenUsage(0, 0, after, estimated=True)
     assert to_model.is_over()
 
@@ -125,19 +128,88 @@ def test_a_stream_that_falls_silent_ends_with_an_error(relay: Relay, model: Fake
     *chunks, last = events(read(one.send(streamed(fake))))
     assert len(chunks) == 2
     assert last["error"]["code"] == "upstream_timeout"
+    assert one.outcome.status == 504
     assert one.is_over()
 
 
 @pytest.mark.parametrize("framing", ["chunked", "close"])
-def test_a_stream_without_its_done_is_not_taken_for_a_whole_one(
-    to_model: Relayed, framing: str
-) -> None:
-    *_, last = events(read(to_model.send(streamed({"done": False, "framing": framing}))))
-    assert last["error"]["code"] == "upstream_error"
-    assert "[DONE]" in last["error"]["message"]
-    assert to_model.outcome.error
-    assert to_model.outcome.usage == TokenUsage(17, 0, 3)
+def test_an_answer_that_has_ended_is_whole_without_done(to_model: Relayed, framing: str) -> None:
+    """Some servers leave it out: what has had its finish_reason was not cut short."""
+    body = read(to_model.send(streamed({"done": False, "framing": framing})))
+    *_, last = events(body)
+    assert last["choices"][0]["finish_reason"] == "stop"
+    outcome = to_model.outcome
+    assert (outcome.status, outcome.error) == (200, None)
+    assert outcome.usage == TokenUsage(17, 0, 3)
     assert to_model.is_over()
+
+
+@pytest.mark.parametrize("end", [b"0\r\n\r\n", b""], ids=["clean", "broken"])
+def test_a_stream_that_ends_without_finish_reason_and_done_was_cut_short(
+    serve: Serve, relay: Relay, end: bytes
+) -> None:
+    def script(peer: Peer) -> None:
+        peer.request()
+        peer.send(EVENT_HEAD + chunk(FIRST) + end)
+
+    one = relay(serve(script))
+    _, last = events(read(one.send(streamed())))
+    assert last["error"]["code"] == "upstream_error"
+    assert (one.outcome.status, one.outcome.error) == (502, last["error"]["message"])
+    assert one.outcome.usage == TokenUsage(0, 0, 1, estimated=True)
+    assert one.is_over()
+
+
+OUT_OF_MEMORY = {"error": {"code": 500, "message": "out of memory", "type": "server_error"}}
+
+
+@pytest.mark.parametrize("end", [DONE, b""])
+def test_an_error_inside_of_a_stream_is_a_failed_request(
+    serve: Serve, relay: Relay, end: bytes
+) -> None:
+    """It reaches the client as it came, with none of ours behind it, and what was produced before
+    it is metered."""
+    error = b"data: " + json.dumps(OUT_OF_MEMORY).encode() + b"\n\n"
+
+    def script(peer: Peer) -> None:
+        peer.request()
+        peer.send(EVENT_HEAD + chunk(FIRST) + chunk(SECOND) + chunk(error + end) + b"0\r\n\r\n")
+
+    one = relay(serve(script))
+    assert read(one.send(streamed())) == FIRST + SECOND + error + end
+    assert (one.outcome.status, one.outcome.error) == (500, "out of memory")
+    assert one.outcome.usage == TokenUsage(0, 0, 2, estimated=True)
+    assert one.is_over()
+
+
+def test_a_stream_that_is_nothing_but_an_error_has_no_tokens(serve: Serve, relay: Relay) -> None:
+    error = b"data: " + json.dumps(OUT_OF_MEMORY).encode() + b"\n\n"
+
+    def script(peer: Peer) -> None:
+        peer.request()
+        peer.send(EVENT_HEAD + chunk(error) + b"0\r\n\r\n")
+
+    one = relay(serve(script))
+    assert read(one.send(streamed())) == error
+    assert (one.outcome.status, one.outcome.usage) == (500, None)
+
+
+@pytest.mark.parametrize("framed", [sized, chunked, until_close])
+def test_a_whole_answer_of_status_200_that_is_an_error_is_a_failed_request(
+    serve: Serve, relay: Relay, framed: Callable[[bytes], bytes]
+) -> None:
+    body = json.dumps(OUT_OF_MEMORY).encode()
+
+    def script(peer: Peer) -> None:
+        peer.request()
+        peer.send(framed(body))
+
+    one = relay(serve(script))
+    answer = one.send(chat())
+    assert answer.status.startswith("200")
+    assert read(answer) == body
+    assert (one.outcome.status, one.outcome.error) == (500, "out of memory")
+    assert one.outcome.usage is None
 
 
 def test_a_failure_after_done_changes_nothing(serve: Serve, relay: Relay) -> None:

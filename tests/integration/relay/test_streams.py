@@ -21,6 +21,7 @@ from tests.support.relayed import (
     chat,
     chunk,
     events,
+    header,
     lockstep,
     read,
     seen_by,
@@ -48,6 +49,31 @@ def test_a_stream_comes_whole_without_the_usage_that_only_the_manager_asked_for(
     assert (outcome.status, outcome.usage) == (200, TokenUsage(17, 0, 3))
     assert (outcome.streamed, outcome.error) == (True, None)
     assert to_model.is_over()
+
+
+def test_a_usage_chunk_whose_choices_are_null_does_not_reach_a_client_that_did_not_ask(
+    serve: Serve, relay: Relay
+) -> None:
+    usage = b'data: {"choices": null, "usage": {"prompt_tokens": 5, "completion_tokens": 2}}\n\n'
+
+    def script(peer: Peer) -> None:
+        peer.request()
+        peer.send(EVENT_HEAD + chunk(FIRST) + chunk(usage + DONE) + b"0\r\n\r\n")
+
+    one = relay(serve(script))
+    assert read(one.send(streamed())) == FIRST + DONE
+    assert one.outcome.usage == TokenUsage(5, 0, 2)
+
+
+def test_a_proxy_in_front_is_asked_not_to_collect_a_stream(
+    to_model: Relayed, relay: Relay, model: FakeModel
+) -> None:
+    answer = to_model.send(streamed())
+    read(answer)
+    assert header(answer, "X-Accel-Buffering") == ["no"]
+    whole = relay(model).send(chat())
+    read(whole)
+    assert header(whole, "X-Accel-Buffering") == []
 
 
 def test_the_usage_that_the_client_asked_for_stays(to_model: Relayed, model: FakeModel) -> None:
@@ -81,7 +107,6 @@ def test_a_clients_other_stream_options_are_kept(
     ("fields", "lease"),
     [
         ({"stream": True}, {"ask_usage": False}),
-        ({"stream": True}, {"interface": Embedding()}),
         ({"stream": False}, {}),
         ({"stream": "yes"}, {}),
         ({"stream": None}, {}),
@@ -95,6 +120,14 @@ def test_usage_is_not_asked_for_where_it_would_be_refused_or_makes_no_sense(
 ) -> None:
     body = json.dumps(chat(**fields)).encode()
     read(relay(model, **lease).send(body))
+    assert seen_by(model)["body"].encode() == body
+
+
+def test_usage_is_not_asked_for_at_an_endpoint_that_has_no_such_field(
+    relay: Relay, model: FakeModel
+) -> None:
+    body = json.dumps(chat(stream=True)).encode()
+    read(relay(model, interface=Embedding()).send(body, target="/v1/embeddings"))
     assert seen_by(model)["body"].encode() == body
 
 
@@ -174,7 +207,7 @@ def test_a_last_event_without_its_blank_line_is_a_whole_end(serve: Serve, relay:
     assert one.is_over()
 
 
-def test_a_mode_whose_streams_do_not_end_with_done_ends_well_without(
+def test_a_stream_at_an_endpoint_where_none_ends_with_done_ends_well_without(
     serve: Serve, relay: Relay
 ) -> None:
     def script(peer: Peer) -> None:
@@ -182,6 +215,6 @@ def test_a_mode_whose_streams_do_not_end_with_done_ends_well_without(
         peer.send(EVENT_HEAD + chunk(FIRST) + b"0\r\n\r\n")
 
     one = relay(serve(script), interface=Embedding())
-    assert read(one.send(streamed())) == FIRST
+    assert read(one.send(streamed(), target="/v1/embeddings")) == FIRST
     assert one.outcome.error is None
     assert one.is_over()

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manager.relay.event_stream import MAX_BUFFERED, EventStream, error_event
+from manager.interfaces import ANY_STREAM, OPENAI_STREAM, AnswerError
+from manager.relay.event_stream import MAX_BUFFERED, EventStream
 from manager.tokens import TokenUsage
 
 USAGE = {"prompt_tokens": 17, "completion_tokens": 3, "total_tokens": 20}
@@ -24,6 +25,14 @@ def content(text: str, **more: Any) -> str:
 
 def usage_chunk(**more: Any) -> str:
     return json.dumps({"choices": [], "usage": USAGE, **more})
+
+
+FINISH = json.dumps({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+ERRORS = [
+    json.dumps({"error": {"code": 500, "message": "out of memory", "type": "server_error"}}),
+    json.dumps({"type": "error", "error": {"type": "overloaded_error", "message": "later"}}),
+    json.dumps({"error": "something broke"}),
+]
 
 
 def event(data: str, end: str = "\n") -> bytes:
@@ -51,6 +60,8 @@ DATA = st.one_of(
     SAID.map(lambda text: content(text, timings={"prompt_n": 5, "predicted_n": 2})),
     st.just(usage_chunk()),
     st.just(usage_chunk(id="cmpl-1")),
+    st.just(FINISH),
+    st.sampled_from(ERRORS),
 )
 LINE_END = st.sampled_from(["\n", "\r\n"])
 ONE_EVENT = st.one_of(
@@ -81,13 +92,17 @@ class Seen:
     forwarded: bytes
     chunks: int
     done: bool
+    has_ended: bool
+    error: AnswerError | None
     usage: TokenUsage | None
 
 
 def seen(pieces: list[bytes], strip_usage: bool) -> Seen:
-    stream = EventStream(strip_usage)
+    stream = EventStream(OPENAI_STREAM, strip_usage)
     forwarded = fed(stream, *pieces) + stream.flush()
-    return Seen(forwarded, stream.chunks, stream.done, stream.usage())
+    return Seen(
+        forwarded, stream.chunks, stream.done, stream.has_ended, stream.error, stream.usage()
+    )
 
 
 # --- whatever the pieces are ------------------------------------------------------------
@@ -119,7 +134,7 @@ def test_a_stream_that_breaks_off_ends_behind_a_whole_event(
 ) -> None:
     whole = b"".join(events)
     broken = whole[: end % (len(whole) + 1)]
-    stream = EventStream()
+    stream = EventStream(OPENAI_STREAM)
     forwarded = fed(stream, *cut(broken, places))
     boundaries = [b"".join(events[:count]) for count in range(len(events) + 1)]
     assert forwarded == max((b for b in boundaries if broken.startswith(b)), key=len)
@@ -128,7 +143,8 @@ def test_a_stream_that_breaks_off_ends_behind_a_whole_event(
 @given(EVENTS, PLACES)
 def test_only_the_usage_chunks_are_taken_out(events: list[bytes], places: list[int]) -> None:
     def is_usage_chunk(one: bytes) -> bool:
-        return one.startswith(b'data: {"choices": [], "usage"')
+        is_silent = b'"content": ""' in one and b'"usage": {"' in one
+        return is_silent or one.startswith(b'data: {"choices": [], "usage"')
 
     kept = b"".join(one for one in events if not is_usage_chunk(one))
     assert seen(cut(b"".join(events), places), strip_usage=True).forwarded == kept
@@ -144,7 +160,7 @@ def test_no_bytes_are_so_odd_that_they_raise_or_are_lost(data: bytes) -> None:
 
 
 def test_a_whole_event_is_sent_at_once_and_a_part_waits_for_the_rest() -> None:
-    stream = EventStream()
+    stream = EventStream(OPENAI_STREAM)
     first, second = event(content("a")), event(content("b"))
     assert stream.feed(first + second[:9]) == first
     assert stream.feed(second[9:-1]) == b""
@@ -153,13 +169,13 @@ def test_a_whole_event_is_sent_at_once_and_a_part_waits_for_the_rest() -> None:
 
 def test_the_blank_line_may_itself_come_in_parts() -> None:
     one = event("{}", "\r\n")
-    stream = EventStream()
+    stream = EventStream(OPENAI_STREAM)
     assert fed(stream, *(one[at : at + 1] for at in range(len(one) - 1))) == b""
     assert stream.feed(one[-1:]) == one
 
 
 def test_an_endless_event_does_not_fill_the_memory() -> None:
-    stream = EventStream()
+    stream = EventStream(OPENAI_STREAM)
     piece = b"data: " + b"x" * 65536
     sent = b""
     for _ in range(40):
@@ -169,7 +185,7 @@ def test_an_endless_event_does_not_fill_the_memory() -> None:
 
 
 def test_a_last_event_without_its_blank_line_still_counts_at_a_clean_end() -> None:
-    stream = EventStream()
+    stream = EventStream(OPENAI_STREAM)
     assert stream.feed(b"data: {}\n\ndata: [DONE]\n") == b"data: {}\n\n"
     assert not stream.done
     assert stream.flush() == b"data: [DONE]\n"
@@ -179,13 +195,13 @@ def test_a_last_event_without_its_blank_line_still_counts_at_a_clean_end() -> No
 
 @pytest.mark.parametrize("end", [b"data: [DONE]\n\n", b"data:[DONE]\n\n", b"data: [DONE]\r\n\r\n"])
 def test_done_is_seen_in_each_way_of_writing_it(end: bytes) -> None:
-    stream = EventStream()
+    stream = EventStream(OPENAI_STREAM)
     stream.feed(event(content("a")) + end)
     assert stream.done
 
 
 def test_a_text_that_says_done_is_not_the_end() -> None:
-    stream = EventStream()
+    stream = EventStream(OPENAI_STREAM)
     stream.feed(event(content("data: [DONE]")) + event(content("[DONE]")))
     assert not stream.done
 
@@ -194,28 +210,28 @@ def test_a_text_that_says_done_is_not_the_end() -> None:
 
 
 def test_the_usage_chunk_that_only_the_manager_asked_for_is_read_and_taken_out() -> None:
-    stream = EventStream(strip_usage=True)
+    stream = EventStream(OPENAI_STREAM, strip_usage=True)
     first, last = event(content("a")), event(DONE)
     assert stream.feed(first + event(usage_chunk()) + last) == first + last
     assert stream.usage() == TokenUsage(17, 0, 3)
 
 
 def test_the_usage_chunk_that_the_client_asked_for_is_read_and_stays() -> None:
-    stream = EventStream()
+    stream = EventStream(OPENAI_STREAM)
     whole = event(content("a")) + event(usage_chunk()) + event(DONE)
     assert stream.feed(whole) == whole
     assert stream.usage() == TokenUsage(17, 0, 3)
 
 
 def test_usage_inside_of_a_chunk_with_content_is_read_and_stays() -> None:
-    stream = EventStream(strip_usage=True)
+    stream = EventStream(OPENAI_STREAM, strip_usage=True)
     whole = event(content("a", usage=USAGE))
     assert stream.feed(whole) == whole
     assert stream.usage() == TokenUsage(17, 0, 3)
 
 
 def test_the_last_of_many_reports_counts() -> None:
-    stream = EventStream()
+    stream = EventStream(OPENAI_STREAM)
     for tokens in (1, 2, 3):
         counts = {"prompt_tokens": 5, "completion_tokens": tokens}
         stream.feed(event(content("a", usage=counts)))
@@ -225,14 +241,14 @@ def test_the_last_of_many_reports_counts() -> None:
 def test_an_anthropic_stream_has_its_prompt_at_the_start_and_its_completion_at_the_end() -> None:
     start = {"type": "message_start", "message": {"usage": {"input_tokens": 25}}}
     delta = {"type": "message_delta", "usage": {"output_tokens": 15}}
-    stream = EventStream()
+    stream = EventStream(OPENAI_STREAM)
     stream.feed(b"event: message_start\n" + event(json.dumps(start)))
     stream.feed(b"event: message_delta\n" + event(json.dumps(delta)))
     assert stream.usage() == TokenUsage(25, 0, 15)
 
 
 def test_a_stream_that_reports_no_tokens_has_no_usage() -> None:
-    stream = EventStream()
+    stream = EventStream(OPENAI_STREAM)
     stream.feed(event(content("a")) + event(content("b", usage=None)) + event(DONE))
     assert stream.usage() is None
 
@@ -244,7 +260,7 @@ def test_a_stream_that_is_cut_short_counts_a_token_for_each_chunk(
     """Neither a usage chunk that is taken out nor [DONE] is a token."""
     whole = b"".join(event(content(f"t{number}")) for number in range(chunks))
     whole += event(usage_chunk()) * has_usage + event(DONE) * has_done
-    stream = EventStream(strip_usage=True)
+    stream = EventStream(OPENAI_STREAM, strip_usage=True)
     fed(stream, *cut(whole, places))
     assert stream.estimate() == TokenUsage(completion_tokens=chunks, estimated=True)
 
@@ -252,12 +268,107 @@ def test_a_stream_that_is_cut_short_counts_a_token_for_each_chunk(
 # --- errors -----------------------------------------------------------------------------
 
 
-@given(st.text())
-def test_an_error_is_one_event_whatever_its_message_says(message: str) -> None:
-    body = {"error": {"message": message, "type": "server_error"}}
-    sent = error_event(body)
-    assert sent.startswith(b"data: ")
-    assert sent.endswith(b"\n\n")
-    assert b"\n" not in sent[:-2]
-    assert b"\r" not in sent
-    assert json.loads(sent[6:]) == body
+def test_an_answer_that_has_ended_is_complete_without_done() -> None:
+    stream = EventStream(OPENAI_STREAM)
+    stream.feed(event(content("a", finish_reason=None)))
+    assert not stream.has_ended
+    stream.feed(event(FINISH))
+    stream.feed(event(usage_chunk()))
+    stream.feed(b": bye\n\n")
+    assert (stream.done, stream.has_ended) == (False, True)
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        content("a"),
+        json.dumps({"choices": [{"delta": {"content": "b"}, "finish_reason": None}]}),
+        content('"finish_reason": "stop"'),
+        json.dumps({"finish_reason": "stop"}),
+    ],
+)
+def test_a_stream_whose_last_choice_goes_on_was_cut_short(last: str) -> None:
+    stream = EventStream(OPENAI_STREAM)
+    stream.feed(event(content("a")) + event(last))
+    assert not stream.has_ended
+
+
+def test_a_second_choice_that_goes_on_after_the_first_has_finished_is_not_the_end() -> None:
+    stream = EventStream(OPENAI_STREAM)
+    goes_on = {"choices": [{"index": 1, "delta": {"content": "b"}, "finish_reason": None}]}
+    stream.feed(event(FINISH) + event(json.dumps(goes_on)))
+    assert not stream.has_ended
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_an_error_of_the_server_ends_its_stream_and_is_no_token(error: str) -> None:
+    stream = EventStream(OPENAI_STREAM)
+    whole = event(content("a")) + event(content("b")) + event(error)
+    assert stream.feed(whole) == whole
+    assert stream.has_ended
+    assert stream.error is not None
+    assert stream.error.status in (500, 502)
+    assert stream.error.message in error
+    assert stream.estimate() == TokenUsage(completion_tokens=2, estimated=True)
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_stream_that_failed_before_its_first_token_has_none(error: str) -> None:
+    stream = EventStream(OPENAI_STREAM)
+    stream.feed(event(error) + event(DONE))
+    assert stream.estimate() is None
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        content("a", error=None),
+        content('{"error": {"message": "quoted"}}'),
+        json.dumps({"choices": [{"delta": {"error": {"message": "deeper"}}}]}),
+        json.dumps({"error": {}, "choices": []}),
+        "[1]",
+    ],
+)
+def test_what_only_looks_like_an_error_is_none(harmless: str) -> None:
+    stream = EventStream(OPENAI_STREAM)
+    stream.feed(event(harmless))
+    assert stream.error is None
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        [],
+        None,
+        [{"index": 0, "delta": {}, "finish_reason": None}],
+        [{"index": 0, "delta": {"content": ""}, "logprobs": None}],
+        [{"index": 0, "text": "", "finish_reason": None}],
+    ],
+)
+def test_a_usage_chunk_is_taken_out_whatever_its_choices_are(choices: Any) -> None:
+    stream = EventStream(OPENAI_STREAM, strip_usage=True)
+    assert stream.feed(event(usage_chunk(choices=choices))) == b""
+    assert stream.usage() == TokenUsage(17, 0, 3)
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"index": 0, "delta": {"role": "assistant", "content": ""}},
+        {"index": 0, "delta": {}, "finish_reason": "stop"},
+        {"index": 0, "delta": {"content": "a"}},
+        {"index": 0, "delta": {"tool_calls": [{"index": 0}]}},
+        {"index": 0, "text": "a"},
+        "odd",
+    ],
+)
+def test_a_chunk_that_says_something_stays_though_it_has_usage(choice: Any) -> None:
+    stream = EventStream(OPENAI_STREAM, strip_usage=True)
+    whole = event(usage_chunk(choices=[choice]))
+    assert stream.feed(whole) == whole
+
+
+def test_of_a_stream_of_another_kind_no_end_is_known() -> None:
+    stream = EventStream(ANY_STREAM)
+    stream.feed(event(FINISH) + event(DONE))
+    assert (stream.done, stream.has_ended) == (False, False)

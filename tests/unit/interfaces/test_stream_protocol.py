@@ -1,0 +1,67 @@
+"""How streams of a protocol end, and what an error in an answer looks like."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from manager.interfaces import ENDPOINTS, OPENAI_STREAM, AnswerError, Interface, error_of
+
+
+@given(st.text())
+def test_an_error_is_one_event_whatever_its_message_says(message: str) -> None:
+    body = {"error": {"message": message, "type": "server_error"}}
+    sent = OPENAI_STREAM.error_event(body)
+    assert sent.startswith(b"data: ")
+    assert sent.endswith(b"\n\n")
+    assert b"\n" not in sent[:-2]
+    assert b"\r" not in sent
+    assert json.loads(sent[6:]) == body
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        ({"error": {"code": 400, "message": "too long"}}, AnswerError(400, "too long")),
+        ({"error": {"code": 503, "message": "loading"}}, AnswerError(503, "loading")),
+        ({"error": {"code": "context", "message": "m"}}, AnswerError(502, "m")),
+        ({"error": {"code": 200, "message": "m"}}, AnswerError(502, "m")),
+        ({"error": {"code": True, "message": "m"}}, AnswerError(502, "m")),
+        ({"error": {"type": "odd"}}, AnswerError(502, '{"type": "odd"}')),
+        ({"error": "text"}, AnswerError(502, "text")),
+        (
+            {"type": "error", "error": {"type": "overloaded_error", "message": "later"}},
+            AnswerError(502, "later"),
+        ),
+        (
+            {"type": "response.failed", "response": {"error": {"code": "x", "message": "m"}}},
+            AnswerError(502, "m"),
+        ),
+        ({"type": "response.completed", "response": {"error": None}}, None),
+        ({"error": None, "choices": [1]}, None),
+        ({"error": []}, None),
+        ([], None),
+        (None, None),
+    ],
+)
+def test_errors_are_read_in_every_shape_that_servers_give_them(
+    answer: Any, error: AnswerError | None
+) -> None:
+    assert error_of(answer) == error
+
+
+class Poems(Interface):
+    mode = "Poems"
+    endpoints = ("/v1/poems", "/v1/chat/completions")
+    streams_end_with_done = True
+
+
+def test_what_a_path_is_like_does_not_hang_on_the_mode_that_has_it() -> None:
+    poems = Poems()
+    assert poems.endpoint("/v1/chat/completions") is ENDPOINTS["/v1/chat/completions"]
+    assert poems.endpoint("/v1/poems").stream is OPENAI_STREAM
+    assert not poems.endpoint("/v1/poems").asks_for_usage
