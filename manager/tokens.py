@@ -1,7 +1,8 @@
 """How many tokens an answer reports: pure, bytes or JSON in, counts out.
 
-Three shapes are understood: OpenAI's ``usage``, llama.cpp's ``timings`` and Anthropic's
-``usage``. Numbers come from other programs, so whatever is not a plausible count is ignored.
+Understood are OpenAI's ``usage`` of chat, completions and responses, with what DeepSeek and others
+add to it, llama.cpp's ``timings`` and Anthropic's ``usage``, wherever they stand. Numbers come from
+other programs, so whatever is not a plausible count is ignored.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ def prompt_estimate(size: int) -> int:
 def _count(source: Mapping[str, Any], *names: str) -> int | None:
     for name in names:
         value = source.get(name)
+        if isinstance(value, float) and value.is_integer():  # some servers write 12.0
+            value = int(value)
         if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS:
             return value
     return None
@@ -51,23 +54,26 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def from_answer(answer: Any) -> TokenUsage | None:
-    """Reads a decoded answer or chunk; None where it reports no tokens.
+    """Reads a decoded answer or event; None where it reports no tokens.
 
-    Anthropic counts its cached tokens beside ``input_tokens``, OpenAI inside ``prompt_tokens``;
-    llama.cpp's ``prompt_n`` is what was computed and ``cache_n`` what came from its cache.
+    Anthropic counts its cached tokens beside ``input_tokens``, OpenAI inside of ``prompt_tokens``
+    and ``input_tokens``; llama.cpp's ``prompt_n`` is what was computed and ``cache_n`` what came
+    from its cache.
     """
     answer = _mapping(answer)
-    usage = _mapping(answer.get("usage")) or _mapping(
-        _mapping(answer.get("message")).get("usage")  # Anthropic's first event of a stream
-    )
+    usage = _usage_of(answer)
     timings = _mapping(answer.get("timings"))
 
     prompt = _count(usage, "prompt_tokens")
     completion = _count(usage, "completion_tokens", "output_tokens")
-    cached = _count(_mapping(usage.get("prompt_tokens_details")), "cached_tokens")
+    details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
+    cached = _count(_mapping(details), "cached_tokens")
+    if cached is None:
+        cached = _count(usage, "prompt_cache_hit_tokens", "cached_tokens")  # DeepSeek, Moonshot
     if prompt is None and (fresh := _count(usage, "input_tokens")) is not None:
-        cached = _count(usage, "cache_read_input_tokens") or 0
-        prompt = fresh + cached + (_count(usage, "cache_creation_input_tokens") or 0)
+        read = _count(usage, "cache_read_input_tokens") or 0
+        prompt = fresh + read + (_count(usage, "cache_creation_input_tokens") or 0)
+        cached = read or cached
     if prompt is None and completion is None:
         prompt = _count(usage, "total_tokens")  # some rerankers report no more than this
     if cached is None:
@@ -81,6 +87,18 @@ def from_answer(answer: Any) -> TokenUsage | None:
         return None
     prompt = prompt or 0
     return TokenUsage(prompt, min(cached or 0, prompt), completion or 0)
+
+
+def _usage_of(answer: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The usage object: of the answer itself, of the ``response`` in an event of Responses, of the
+    ``message`` in Anthropic's first event, or in the first choice, as Moonshot has it. Nowhere
+    deeper: there stands what a client may have written."""
+    choices = answer.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices else None
+    for holder in (answer, answer.get("response"), answer.get("message"), first):
+        if usage := _mapping(_mapping(holder).get("usage")):
+            return usage
+    return {}
 
 
 def from_body(body: bytes) -> TokenUsage | None:

@@ -29,12 +29,15 @@ FIELDS = (
     "predicted_n",
     "cache_n",
     "cached_tokens",
+    "prompt_cache_hit_tokens",
 )
 COUNTS = st.integers(-5, 2**62) | st.integers(0, 50) | ANY_JSON
 REPORT = st.dictionaries(st.sampled_from(FIELDS), COUNTS, max_size=6) | ANY_JSON
 REPORT_WITH_DETAILS = st.tuples(REPORT, REPORT).map(
     lambda pair: (
-        {**pair[0], "prompt_tokens_details": pair[1]} if isinstance(pair[0], dict) else pair[0]
+        {**pair[0], "prompt_tokens_details": pair[1], "input_tokens_details": pair[1]}
+        if isinstance(pair[0], dict)
+        else pair[0]
     )
 )
 # Answers whose fields have the right names, and anything at all as their values.
@@ -44,7 +47,9 @@ ANSWER = ANY_JSON | st.fixed_dictionaries(
         "usage": REPORT_WITH_DETAILS,
         "timings": REPORT,
         "message": st.fixed_dictionaries({}, optional={"usage": REPORT_WITH_DETAILS}) | ANY_JSON,
-        "choices": ANY_JSON,
+        "response": st.fixed_dictionaries({}, optional={"usage": REPORT_WITH_DETAILS}) | ANY_JSON,
+        "choices": ANY_JSON
+        | st.lists(st.fixed_dictionaries({}, optional={"usage": REPORT_WITH_DETAILS})),
     },
 )
 
@@ -108,6 +113,50 @@ def test_anthropic_usage_counts_its_caches_beside_the_input() -> None:
         }
     }
     assert tokens.from_answer(answer) == TokenUsage(100, 60, 4)
+
+
+def test_responses_count_their_cached_tokens_inside_of_the_input() -> None:
+    usage = {
+        "input_tokens": 100,
+        "input_tokens_details": {"cached_tokens": 64},
+        "output_tokens": 7,
+        "output_tokens_details": {"reasoning_tokens": 3},
+        "total_tokens": 107,
+    }
+    assert tokens.from_answer({"object": "response", "usage": usage}) == TokenUsage(100, 64, 7)
+    event = {"type": "response.completed", "response": {"usage": usage, "status": "completed"}}
+    assert tokens.from_answer(event) == TokenUsage(100, 64, 7)
+    assert tokens.from_body(json.dumps(event).encode()) == TokenUsage(100, 64, 7)
+
+
+def test_deepseeks_cache_hits_are_cached_tokens() -> None:
+    usage = {
+        "prompt_tokens": 100,
+        "completion_tokens": 7,
+        "prompt_cache_hit_tokens": 64,
+        "prompt_cache_miss_tokens": 36,
+    }
+    assert tokens.from_answer({"usage": usage}) == TokenUsage(100, 64, 7)
+
+
+def test_moonshot_reports_in_the_last_choice() -> None:
+    usage = {"prompt_tokens": 100, "completion_tokens": 7, "cached_tokens": 64}
+    chunk = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop", "usage": usage}]}
+    assert tokens.from_answer(chunk) == TokenUsage(100, 64, 7)
+
+
+def test_counts_may_be_written_as_floats() -> None:
+    answer = {"usage": {"prompt_tokens": 12.0, "completion_tokens": 3.0}}
+    assert tokens.from_answer(answer) == TokenUsage(12, 0, 3)
+
+
+def test_what_a_client_has_sent_and_the_server_repeats_is_no_usage() -> None:
+    echoed = {"usage": {"input_tokens": 0, "output_tokens": 0}}
+    answer = {"tools": [{"parameters": echoed}], "metadata": echoed}
+    assert tokens.from_answer(answer) is None
+    assert tokens.from_answer(
+        {"response": {**answer, "usage": {"input_tokens": 5, "output_tokens": 2}}}
+    ) == TokenUsage(5, 0, 2)
 
 
 def test_the_first_event_of_an_anthropic_stream_has_its_usage_in_the_message() -> None:
