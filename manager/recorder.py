@@ -24,13 +24,14 @@ _MAX_ERROR = 500  # characters
 class Permit(Protocol):
     """What a key's limits hold for a request until it has ended."""
 
-    def end(
-        self, model: str, began_ms: int, usage: TokenUsage | None, is_billed: bool = True
-    ) -> None: ...
+    @property
+    def has_budget(self) -> bool: ...
+    def end(self, model: str, began_ms: int, usage: TokenUsage | None) -> None: ...
 
 
 class Recorder:
-    """Where records of requests go. ``tracked_modes`` says of which modes rows are kept."""
+    """Where records of requests go. ``tracked_modes`` says of which modes rows are kept, None for
+    all."""
 
     def __init__(
         self,
@@ -38,7 +39,7 @@ class Recorder:
         activity: Activity,
         spool: Spool,
         metrics: Metrics,
-        tracked_modes: Callable[[], Collection[str]],
+        tracked_modes: Callable[[], Collection[str] | None],
     ) -> None:
         self.clock = clock
         self.activity = activity
@@ -93,16 +94,22 @@ class RequestRecord:
         now = recorder.clock.monotonic()
         outcome = self._with_prompt(outcome)
         request, usage = self.request, outcome.usage
-        is_tracked = not request.mode or request.mode in recorder.tracked_modes()
         if self.permit is not None:
-            self.permit.end(request.model, request.began_ms, usage, is_tracked)
-        if is_tracked:
+            self.permit.end(request.model, request.began_ms, usage)
+        if self._has_row():
             recorder.spool.add(self._row(outcome, now))
         recorder.activity.end(request, outcome.status, usage)
         first = outcome.first_byte_at - self._began if outcome.first_byte_at else None
         seconds = now - self._began
         recorder.metrics.request(request.model, outcome.status, usage, seconds, first)
         self._log(outcome, seconds, (self._leased or now) - self._began, first)
+
+    def _has_row(self) -> bool:
+        tracked = self._recorder.tracked_modes()
+        if tracked is None or not self.request.mode or self.request.mode in tracked:
+            return True
+        # A budget is counted from the rows when the program starts again.
+        return self.permit is not None and self.permit.has_budget
 
     def _log(
         self, outcome: Outcome, seconds: float, waited: float, first_byte: float | None
@@ -129,7 +136,7 @@ class RequestRecord:
         was: a client that disconnects before the last event would pay for no prompt."""
         usage = outcome.usage or TokenUsage(estimated=True)
         is_cut = outcome.status == CLIENT_CLOSED_REQUEST or (
-            outcome.streamed and outcome.status < 400
+            outcome.streamed and (outcome.status < 400 or usage.completion_tokens > 0)
         )
         if self._leased is None or not is_cut or usage.prompt_tokens or not usage.estimated:
             return outcome

@@ -118,11 +118,18 @@ class Permit:
     """An admitted request of a key; ``headers`` are for its answer. Call ``end`` when it has ended,
     however it has."""
 
-    __slots__ = ("_cost", "_is_open", "_limits", "_tokens", "_use", "headers")
+    __slots__ = ("_cost", "_is_open", "_limits", "_tokens", "_use", "has_budget", "headers")
 
     def __init__(
-        self, limits: KeyLimits, use: _Usage, tokens: int, cost: int, headers: Headers
+        self,
+        limits: KeyLimits,
+        use: _Usage,
+        tokens: int,
+        cost: int,
+        has_budget: bool,
+        headers: Headers,
     ) -> None:
+        self.has_budget = has_budget
         self.headers = headers
         self._limits = limits
         self._use = use
@@ -130,14 +137,12 @@ class Permit:
         self._cost = cost
         self._is_open = True
 
-    def end(
-        self, model: str, began_ms: int, usage: TokenUsage | None, is_billed: bool = True
-    ) -> None:
+    def end(self, model: str, began_ms: int, usage: TokenUsage | None) -> None:
         """``began_ms`` is the request's start, epoch ms. A second call changes nothing."""
         if self._is_open:
             self._is_open = False
             held = (self._tokens, self._cost)
-            end = self._limits.ended(model, began_ms, held, usage, is_billed)
+            end = self._limits.ended(model, began_ms, held, usage)
             # Without the lock, which every request of every key takes when it begins.
             self._use.ended.append(end)
 
@@ -172,21 +177,17 @@ class KeyLimits:
             use.held_tokens += tokens
             use.held_cost += cost
             rates = _rate_usage(key, use, now)
-        return Permit(self, use, tokens, cost, _headers(key, rates))
+        has_budget = key.budget is not None
+        return Permit(self, use, tokens, cost, has_budget, _headers(key, rates))
 
     def ended(
-        self,
-        model: str,
-        began_ms: int,
-        held: tuple[int, int],
-        usage: TokenUsage | None,
-        is_billed: bool,
+        self, model: str, began_ms: int, held: tuple[int, int], usage: TokenUsage | None
     ) -> _End:
         """What is to be counted of a request that has ended; without the lock."""
         now = self._clock.monotonic()
         if usage is None:
             return now, began_ms, *held, None, 0
-        cost = self._cost_of(model, began_ms, usage) if is_billed else 0
+        cost = self._cost_of(model, began_ms, usage)
         # Of two at once one may be left out of the mean, which is an estimate anyhow.
         usual = self._usual.get(model, float(usage.completion_tokens))
         self._usual[model] = usual + _WEIGHT * (usage.completion_tokens - usual)

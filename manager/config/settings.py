@@ -78,11 +78,13 @@ class Program:
         "No device is polled and no memory checked; every required device counts as online.",
         name="Disable_GPU_monitoring",
     )
-    token_tracker: tuple[str, ...] = key(
-        ("Chat", "Base", "Embedding", "Reranker"),
+    token_tracker: tuple[str, ...] | None = key(
+        None,
         listed(readers.mode),
-        "The modes whose requests are kept as rows.",
+        "The modes whose requests are kept as rows, and so are on bills. Limits, budgets and"
+        " metrics count every mode.",
         name="TokenTracker",
+        absent="every mode",
     )
     device_plugin_dir: Path | None = key(
         None, readers.folder, "A folder with further device plugins.", restart=True

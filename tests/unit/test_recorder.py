@@ -23,7 +23,8 @@ class Rows(list[RequestRow]):
 
 
 class Permit:
-    def __init__(self) -> None:
+    def __init__(self, has_budget: bool = False) -> None:
+        self.has_budget = has_budget
         self.ends: list[tuple[Any, ...]] = []
 
     def end(self, *end: Any) -> None:
@@ -34,13 +35,14 @@ class Desk:
     """A recorder over a clock that is set by hand."""
 
     def __init__(self) -> None:
+        self.tracked: tuple[str, ...] | None = ("Chat",)
         self.now = 100.0
         self.rows = Rows()
         self.metrics = Metrics()
         clock = Clock(monotonic=lambda: self.now, wall=lambda: WALL_MS / 1000)
         self.activity = Activity(clock, Events())
         rows: Any = self.rows
-        self.recorder = Recorder(clock, self.activity, rows, self.metrics, lambda: ("Chat",))
+        self.recorder = Recorder(clock, self.activity, rows, self.metrics, lambda: self.tracked)
 
     def begin(self, mode: str = "Chat") -> RequestRecord:
         record = self.recorder.begin("/v1/chat/completions", "ann")
@@ -70,7 +72,7 @@ def test_a_request_is_one_row_with_its_moments_and_tokens(desk: Desk) -> None:
         WALL_MS + after for after in (0, 2000, 2500, 3000)
     ]
     assert (row.prompt_tokens, row.cached_tokens, row.completion_tokens) == (10, 4, 5)
-    assert permit.ends == [("Qwen", WALL_MS, outcome.usage, True)]
+    assert permit.ends == [("Qwen", WALL_MS, outcome.usage)]
     assert desk.activity.requests() == []
 
 
@@ -79,11 +81,41 @@ def test_a_mode_that_is_not_tracked_has_no_row_but_counts(desk: Desk) -> None:
     record.permit = permit = Permit()
     record.close(Outcome(200, TokenUsage(3)))
     assert desk.rows == []
-    assert permit.ends == [("Qwen", WALL_MS, TokenUsage(3), False)]
+    assert permit.ends == [("Qwen", WALL_MS, TokenUsage(3))]
     counted = desk.metrics.registry.get_sample_value(
         "llm_manager_requests_total", {"model": "Qwen", "status": "200"}
     )
     assert counted == 1
+
+
+def test_a_request_of_a_key_with_a_budget_has_a_row_in_every_mode(desk: Desk) -> None:
+    """Else the budget would forget it at the next start of the program."""
+    record = desk.begin("Reranker")
+    record.permit = Permit(has_budget=True)
+    record.close(Outcome(200, TokenUsage(3)))
+    assert [(row.mode, row.prompt_tokens) for row in desk.rows] == [("Reranker", 3)]
+
+
+def test_every_mode_has_rows_where_none_is_named(desk: Desk) -> None:
+    desk.tracked = None
+    desk.begin("Poems").close(Outcome(200, TokenUsage(3)))
+    assert [row.mode for row in desk.rows] == ["Poems"]
+
+
+def test_a_stream_that_fails_in_the_middle_pays_for_its_prompt_and_for_what_was_produced(
+    desk: Desk,
+) -> None:
+    middle, start = desk.begin(), desk.begin()
+    for record in (middle, start):
+        record.size = 4000
+        record.leased("GPU")
+    produced = TokenUsage(completion_tokens=2, estimated=True)
+    middle.close(Outcome(500, produced, streamed=True, error="out of memory"))
+    start.close(Outcome(500, None, streamed=True, error="out of memory"))
+    assert [(row.prompt_tokens, row.completion_tokens, row.estimated) for row in desk.rows] == [
+        (1000, 2, True),
+        (0, 0, False),
+    ]
 
 
 def test_a_client_that_disconnects_early_pays_for_an_estimate_of_its_prompt(desk: Desk) -> None:

@@ -199,13 +199,6 @@ def test_a_clock_that_is_set_back_and_right_again_forgets_nothing(counter: Count
     counter.refusal(key)
 
 
-def test_what_is_on_no_bill_is_in_no_budget(counter: Counter) -> None:
-    permit = counter.begin(Key("a"))
-    permit.end("m", NOON, TokenUsage(5, 0, 5), is_billed=False)
-    view = counter.limits.view("a")
-    assert (view.tokens, view.spent["day"]) == (10, 0)
-
-
 def test_a_credit_lowers_what_was_spent_and_a_charge_raises_it(counter: Counter) -> None:
     key = Key("a", budget=Budget(100, "day"))
     counter.end(counter.begin(key), 100)

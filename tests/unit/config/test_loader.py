@@ -66,7 +66,7 @@ def test_what_the_file_leaves_out_has_the_documented_defaults(home: Path) -> Non
         log_level="INFO",
         alive_time=15.0,
         disable_gpu_monitoring=False,
-        token_tracker=("Chat", "Base", "Embedding", "Reranker"),
+        token_tracker=None,
         device_plugin_dir=None,
         interface_plugin_dir=None,
         device_memory_mb={},

@@ -84,7 +84,7 @@ def test_the_names_that_scripts_rely_on_stay(tmp_path: Path) -> None:
             "log_level": "INFO",
             "alive_time": 15.0,
             "disable_gpu_monitoring": False,
-            "token_tracker": ["Chat", "Base", "Embedding", "Reranker"],
+            "token_tracker": None,
             "device_plugin_dir": None,
             "interface_plugin_dir": None,
             "device_memory_mb": {},
