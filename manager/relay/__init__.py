@@ -2,7 +2,7 @@
 
 from manager.relay.forward import CLIENT_CLOSED_REQUEST, Outcome, RelayRequest, forward
 from manager.relay.payload import Payload
-from manager.relay.response import Headers, UpstreamError
+from manager.relay.response import Headers, UpstreamError, UpstreamRefused
 from manager.relay.upstream import Exchange, Upstream
 from manager.relay.watcher import Watcher
 
@@ -15,6 +15,7 @@ __all__ = [
     "RelayRequest",
     "Upstream",
     "UpstreamError",
+    "UpstreamRefused",
     "Watcher",
     "forward",
 ]

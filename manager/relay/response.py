@@ -28,6 +28,10 @@ class UpstreamError(Exception):
     """The upstream did not answer as an HTTP server does: refused, reset, cut, not HTTP."""
 
 
+class UpstreamRefused(UpstreamError):
+    """Nothing takes connections where the upstream should be."""
+
+
 class UpstreamTimeout(UpstreamError):
     """The upstream was silent for longer than allowed."""
 

@@ -20,7 +20,14 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection
 from urllib3.exceptions import HTTPError, NewConnectionError
 
-from manager.relay.response import Aborted, Reader, Response, UpstreamError, UpstreamTimeout
+from manager.relay.response import (
+    Aborted,
+    Reader,
+    Response,
+    UpstreamError,
+    UpstreamRefused,
+    UpstreamTimeout,
+)
 
 # A loopback server that is there accepts at once. The exchange has its own time-out after that.
 _CONNECT_TIMEOUT = urllib3.Timeout(connect=5.0)
@@ -127,7 +134,8 @@ class Connection(HTTPConnection):
         self._exchange = exchange
         if not exchange.reused or exchange.timeout != self._read_timeout:
             self.set_read_timeout(exchange.timeout)
-        exchange.write(self.sock, f"{self.host}:{self.port}")
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        exchange.write(self.sock, f"{host}:{self.port}")
 
     def set_read_timeout(self, seconds: float) -> None:
         _set_timeout(self.sock, seconds)
@@ -167,17 +175,22 @@ class _Pool(urllib3.HTTPConnectionPool):
 class Upstream:
     """The server of one run of a model on loopback, and the connections kept to it."""
 
-    def __init__(self, port: int, connections: int) -> None:
+    def __init__(self, port: int, connections: int, host: str = "127.0.0.1") -> None:
         self.port = port
         self._adapter = _Adapter(pool_connections=1, pool_maxsize=connections)
-        self._pool = self._adapter.poolmanager.connection_from_host("127.0.0.1", port)
+        self.use(host)
+
+    def use(self, host: str) -> None:
+        """From now on it is at this address, where nothing was sent to it before."""
+        self.host = host
+        self._pool = self._adapter.poolmanager.connection_from_host(host, self.port)
 
     def send(self, exchange: Exchange) -> Response:
         """Sends and waits for the head of the answer.
 
         A kept connection that the server closed just as it was used is tried once more on a
         fresh one, unless it may have begun to work: a byte of an answer has come, or time has
-        passed. Raises UpstreamError, UpstreamTimeout, Aborted.
+        passed. Raises UpstreamError, UpstreamRefused, UpstreamTimeout, Aborted.
         """
         try:
             return self._send(exchange)
@@ -208,7 +221,7 @@ class Upstream:
                 preload_content=False,
             )
         except NewConnectionError as error:
-            raise UpstreamError(
+            raise UpstreamRefused(
                 f"nothing answers on port {self.port}, where the model's server should be: {error}"
             ) from None
         except (HTTPError, OSError) as error:

@@ -192,7 +192,8 @@ class Server(socketserver.ThreadingTCPServer):
         self.lock = threading.Lock()
         self.counts = dict.fromkeys(("open", "peak", "served", "aborted", "connections"), 0)
         self.requests: collections.deque[dict[str, Any]] = collections.deque(maxlen=KEPT_REQUESTS)
-        super().__init__(("127.0.0.1", options.port), Handler)
+        self.address_family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+        super().__init__((options.host, options.port), Handler)
 
     def count(self, **changes: int) -> None:
         with self.lock:
@@ -443,6 +444,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="A model server that does as a test asks.")
     add = parser.add_argument
     add("--port", type=int, default=os.environ.get("PORT"), help="default: $PORT")
+    add("--host", default="127.0.0.1")
     add("--mode", choices=MODES, default="Chat")
     add("--boot", type=float, default=0, help="seconds until the port opens")
     add("--loading", type=float, default=0, help="seconds of 503 once it is open")
@@ -477,7 +479,7 @@ def main() -> None:
         print("loading model\nfake: out of memory\nfake: giving up", flush=True)
         sys.exit(options.crash_after_boot)
     with Server(options) as server:
-        print(f"listening on 127.0.0.1:{options.port}", flush=True)
+        print(f"listening on {options.host}:{options.port}", flush=True)
         server.serve_forever()
 
 

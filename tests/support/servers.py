@@ -112,6 +112,7 @@ class FakeModel:
 
     def __init__(self, **flags: Any) -> None:
         defaults = {
+            "host": "127.0.0.1",
             "port": 0,
             "mode": "Chat",
             "loading": 0,

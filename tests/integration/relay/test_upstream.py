@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import socket
 import threading
@@ -9,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from manager.relay.response import UpstreamError
+from manager.relay.response import UpstreamError, UpstreamRefused
 from manager.relay.upstream import Exchange, Upstream
-from tests.support.servers import PATIENCE, Peer
+from tests.support.servers import PATIENCE, FakeModel, Peer
 from tests.support.upstreams import (
     BODY,
     OK,
@@ -55,6 +56,23 @@ def test_the_request_arrives_as_it_was_given(serve: Serve, connect: Connect, siz
         line for line in lines if line.startswith("Content-Length")
     ]
     assert rest == body
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
+def test_a_server_on_ipv6_is_asked_by_its_own_address() -> None:
+    model = FakeModel(host="::1")
+    upstream = Upstream(model.port, 4)
+    try:
+        with pytest.raises(UpstreamRefused):
+            upstream.send(Exchange("GET", "/health", [], timeout=PATIENCE))
+        upstream.use("::1")
+        assert upstream.send(Exchange("GET", "/health", [], timeout=PATIENCE)).status == 200
+        body = json.dumps({"messages": [], "fake": {"echo": True}}).encode()
+        echoed = json.loads(read(upstream, post(body)))
+        assert ["Host", f"[::1]:{model.port}"] in [list(pair) for pair in echoed["headers"]]
+    finally:
+        upstream.close()
+        model.close()
 
 
 def test_a_refusal_that_comes_before_the_body_is_read_is_the_answer(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psutil
 import pytest
@@ -114,6 +117,30 @@ def test_a_server_on_every_address_of_both_kinds_counts_too() -> None:
         assert not ports.is_free(port_of(everywhere))
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
+@pytest.mark.parametrize("address", ["::1", "::"])
+def test_a_server_that_only_speaks_ipv6_counts_too(address: str) -> None:
+    with socket.create_server((address, 0), family=socket.AF_INET6) as only_ipv6:
+        assert not ports.is_free(port_of(only_ipv6))
+        assert f"pid {os.getpid()}" in ports.holder(port_of(only_ipv6))
+
+
+def test_a_port_is_free_on_a_system_without_ipv6(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = socket.socket
+
+    def refuse_ipv6(family: int, kind: int) -> socket.socket:
+        if family == socket.AF_INET6:
+            raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+        return real(family, kind)
+
+    port = port_of(listener)
+    listener.close()
+    monkeypatch.setattr(socket, "socket", refuse_ipv6)
+    assert ports.is_free(port)
+
+
 def test_a_port_whose_last_connections_are_still_being_closed_is_free(
     listener: socket.socket,
 ) -> None:
@@ -124,6 +151,55 @@ def test_a_port_whose_last_connections_are_still_being_closed_is_free(
         assert client.recv(1) == b""
     listener.close()
     assert ports.is_free(port)
+
+
+# --- which one it is --------------------------------------------------------------------
+
+
+def test_a_server_is_known_by_its_listener_as_long_as_that_is_there(
+    listener: socket.socket,
+) -> None:
+    port = port_of(listener)
+    known = ports.listeners(port)
+    assert len(known) == 1
+    with socket.create_connection(("127.0.0.1", port)):
+        assert ports.listeners(port) == known
+    listener.close()
+    assert ports.listeners(port) == frozenset()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is known by its process only")
+def test_another_server_on_the_port_is_another_one_though_it_is_of_the_same_process(
+    listener: socket.socket,
+) -> None:
+    port = port_of(listener)
+    known = ports.listeners(port)
+    listener.close()
+    with socket.create_server(("127.0.0.1", port)):
+        assert ports.listeners(port)
+        assert ports.listeners(port).isdisjoint(known)
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="needs IPv6")
+def test_a_server_that_only_speaks_ipv6_is_known_too() -> None:
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as only_ipv6:
+        assert ports.listeners(port_of(only_ipv6))
+        assert ports.accepts(port_of(only_ipv6))
+
+
+def test_where_sockets_are_not_shown_the_process_stands_for_them(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(ports, "_BOOT_ID", tmp_path / "missing")
+    created = psutil.Process().create_time()
+    assert ports.listeners(port_of(listener)) == {f"{os.getpid()}/{created}"}
+
+
+def test_a_port_takes_connections_or_not(listener: socket.socket) -> None:
+    port = port_of(listener)
+    assert ports.accepts(port)
+    listener.close()
+    assert not ports.accepts(port)
 
 
 # --- who it is --------------------------------------------------------------------------
