@@ -15,7 +15,7 @@ from pathlib import Path
 if sys.platform != "win32":
     import resource
 
-from commands import tray
+from commands import init, tray
 from commands.client import pages_url
 from commands.options import CommandError, ConfigLoader
 from jobs import Supervisor, TaskQueue, WorkerSettings, log_setup, schedule
@@ -47,6 +47,7 @@ _ANSWER_GRACE = 5.0  # seconds that answers have to reach their clients at the e
 def run(arguments: argparse.Namespace) -> None:
     """Serves until SIGTERM or SIGINT. Raises CommandError, ConfigError, DataDirInUse, StoreError,
     DatabaseError, OSError where it cannot start."""
+    init.leave_process_one()
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
     _use_one_heap()
