@@ -60,6 +60,14 @@ class ModelLogs:
             raise
         return path, descriptor
 
+    def append(self, model: str, run: str) -> int:
+        """A descriptor that appends to the file of a run, or to the model's newest where that is
+        not there any more. Raises OSError, FileNotFoundError where there is none at all."""
+        path = self.of_run(model, run) or self.newest(model)
+        if path is None:
+            raise FileNotFoundError(f"{model} has no log")
+        return os.open(path, os.O_WRONLY | os.O_APPEND)
+
     def newest(self, model: str) -> Path | None:
         """The file of the latest run, None where the model has never run."""
         files = self._files(model)

@@ -260,7 +260,7 @@ def vacuum(connection: sqlite3.Connection, rest: Sleep = time.sleep) -> int:
 def backup(source: Path, target: Path) -> int:
     """Copies the database as it is at this moment, while others use it, and says how many bytes.
     The target is there when the copy is whole, and replaces an earlier one; only its owner may
-    read it.
+    read it. The variables that running models were started with are left out: they may be secrets.
 
     Raises StoreError where the source is missing or damaged or is the target, or the copy cannot
     be written; OSError.
@@ -281,6 +281,7 @@ def backup(source: Path, target: Path) -> int:
                 connection.execute(f"PRAGMA auto_vacuum = {_INCREMENTAL}")  # the copy's
             connection.execute("VACUUM INTO ?", (str(part),))
         with closing(sqlite3.connect(part)) as copy:
+            _forget_launches(copy)
             fault = copy.execute("PRAGMA integrity_check(1)").fetchone()[0]
         if fault != "ok":
             raise StoreError(f"the copy of {source} is damaged: {fault}")
@@ -292,6 +293,14 @@ def backup(source: Path, target: Path) -> int:
     finally:
         part.unlink(missing_ok=True)
     return target.stat().st_size
+
+
+def _forget_launches(copy: sqlite3.Connection) -> None:
+    columns = [name for _, name, *_ in copy.execute("PRAGMA table_info(runs)")]
+    if "launch" in columns:  # not in a database of an earlier version
+        copy.execute("PRAGMA secure_delete = ON")
+        copy.execute("UPDATE runs SET launch = NULL WHERE launch IS NOT NULL")
+        copy.commit()
 
 
 class _Pace:

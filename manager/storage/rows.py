@@ -5,9 +5,10 @@ Times are epoch milliseconds, money is in billionths of the currency.
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import NamedTuple, get_type_hints
 
 
@@ -57,6 +58,35 @@ def request_of(columns: tuple[object, ...]) -> RequestRow:
 
 
 @dataclass(frozen=True)
+class Launch:
+    """How a run's server is recognised and ended by another run of the program.
+
+    ``stop_command`` is expanded; ``env`` has the variables that it was launched with besides those
+    of the program, some of which may be secrets, and is empty where there is no ``stop_command``.
+    ``host`` is where it answers; ``listeners`` are names of what listens for a detached one.
+    """
+
+    stop_command: tuple[str, ...] = ()
+    cwd: str = ""
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    detached: bool = False
+    host: str = "127.0.0.1"
+    listeners: tuple[str, ...] = ()
+
+    def to_json(self) -> str | None:
+        """None where all is as usual."""
+        return None if self == Launch() else json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str | None) -> Launch:
+        if text is None:
+            return cls()
+        read = json.loads(text)
+        lists = {name: tuple(read[name]) for name in ("stop_command", "listeners")}
+        return cls(**{**read, **lists})
+
+
+@dataclass(frozen=True)
 class Run:
     """One life of a model's server, from its launch to its end."""
 
@@ -71,6 +101,7 @@ class Run:
     ready_ms: int | None
     mode: str = ""
     memory_mb: Mapping[str, int] = field(default_factory=dict)  # by device id
+    launch: Launch = Launch()
 
 
 def uuid7(ms: int) -> bytes:

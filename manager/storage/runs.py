@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from manager.storage.rows import Run
+from manager.storage.rows import Launch, Run
 from manager.storage.store import Store, read_connection, unusable
 
 log = logging.getLogger(__name__)
@@ -37,8 +37,8 @@ class PastRun(NamedTuple):
 def begin(store: Store, run: Run) -> None:
     """Records a launch."""
     store.write(
-        "INSERT INTO runs (id, model, scheme, fingerprint, port, started_ms, mode, memory_mb)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO runs (id, model, scheme, fingerprint, port, started_ms, mode, memory_mb,"
+        " launch) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             run.id,
             run.model,
@@ -48,16 +48,22 @@ def begin(store: Store, run: Run) -> None:
             run.started_ms,
             run.mode,
             json.dumps(dict(run.memory_mb)),
+            run.launch.to_json(),
         ),
     )
 
 
-def launched(store: Store, run: str, pid: int, created: float) -> None:
+def launched(store: Store, run: str, pid: int | None, created: float | None) -> None:
     """Records the process, which was created at that moment (epoch seconds)."""
     store.write("UPDATE runs SET pid = ?, pid_created = ? WHERE id = ?", (pid, created, run))
 
 
-def ready(store: Store, run: str, now_ms: int, pid: int, created: float) -> None:
+def record_launch(store: Store, run: str, launch: Launch) -> None:
+    """Records how the server is recognised, which is known once it answers."""
+    store.write("UPDATE runs SET launch = ? WHERE id = ?", (launch.to_json(), run))
+
+
+def ready(store: Store, run: str, now_ms: int, pid: int | None, created: float | None) -> None:
     """With the process once more: the script may have handed over to another."""
     store.write(
         "UPDATE runs SET ready_ms = max(?, started_ms), pid = ?, pid_created = ? WHERE id = ?",
@@ -68,7 +74,7 @@ def ready(store: Store, run: str, now_ms: int, pid: int, created: float) -> None
 def end(store: Store, run: str, now_ms: int, reason: str) -> None:
     """Not before it was last seen alive, whatever the clock says that was set back."""
     store.write(
-        f"UPDATE runs SET ended_ms = max(?, {_LAST_SEEN}), end_reason = ?"
+        f"UPDATE runs SET ended_ms = max(?, {_LAST_SEEN}), end_reason = ?, launch = NULL"
         " WHERE id = ? AND ended_ms IS NULL",
         (now_ms, reason, run),
     )
@@ -77,7 +83,7 @@ def end(store: Store, run: str, now_ms: int, reason: str) -> None:
 def end_unseen(store: Store, run: str, reason: str) -> None:
     """Ends a run that nobody saw ending: when it was last seen alive."""
     store.write(
-        f"UPDATE runs SET ended_ms = {_LAST_SEEN}, end_reason = ?"
+        f"UPDATE runs SET ended_ms = {_LAST_SEEN}, end_reason = ?, launch = NULL"
         " WHERE id = ? AND ended_ms IS NULL",
         (reason, run),
     )
@@ -103,12 +109,12 @@ def unfinished(store: Store) -> list[Run]:
         with read_connection(store.path) as connection:
             rows = connection.execute(
                 "SELECT id, model, scheme, fingerprint, port, pid, pid_created, started_ms,"
-                " ready_ms, mode, memory_mb FROM runs WHERE ended_ms IS NULL"
+                " ready_ms, mode, memory_mb, launch FROM runs WHERE ended_ms IS NULL"
                 " ORDER BY started_ms"
             ).fetchall()
     except sqlite3.Error as error:
         raise unusable(store.path, error) from error
-    return [Run(*(*row[:-1], json.loads(row[-1]))) for row in rows]
+    return [Run(*(*row[:-2], json.loads(row[-2]), Launch.from_json(row[-1]))) for row in rows]
 
 
 def newest(path: Path, model: str, limit: int) -> list[PastRun]:

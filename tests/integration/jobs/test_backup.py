@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from manager.storage import maintenance
+from manager.storage import Launch, Run, maintenance, runs
 from manager.storage.store import Store, StoreError
 from tests.support.usage_rows import NOON, a_request, add_price, add_request, one
 
@@ -34,6 +37,25 @@ def command(*arguments: object) -> subprocess.CompletedProcess[str]:
         timeout=60,
         check=False,
     )
+
+
+def test_a_copy_has_no_variable_of_a_running_model(tmp_path: Path, store: Store) -> None:
+    launch = Launch(("docker", "stop", "m"), "/srv", {"HF_TOKEN": "hunter2" * 3000})
+    for name in ("small", "large"):
+        runs.begin(store, Run(name, "m", "s", "f", 1, None, None, NOON, None, launch=launch))
+        launch = replace(launch, env={"HF_TOKEN": "hunter2"})
+    maintenance.backup(store.path, tmp_path / "copy.db")
+    assert b"hunter2" not in (tmp_path / "copy.db").read_bytes()
+    assert len(runs.unfinished(store)) == 2
+    copy = Store(tmp_path / "copy.db")
+    assert [run.launch for run in runs.unfinished(copy)] == [Launch(), Launch()]
+    copy.close()
+
+
+def test_a_database_of_an_earlier_version_can_be_copied(tmp_path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(tmp_path / "old.db")) as old:
+        old.executescript((ROOT / "tests/integration/storage/schema4.sql").read_text())
+    assert maintenance.backup(tmp_path / "old.db", tmp_path / "copy.db")
 
 
 def test_it_works_while_rows_come_in_and_opens_like_the_original(

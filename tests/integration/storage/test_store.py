@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 
 from manager.storage import runs
 from manager.storage import store as store_module
-from manager.storage.rows import RequestRow, Run
+from manager.storage.rows import Launch, RequestRow, Run
 from manager.storage.store import MIGRATIONS, Store, StoreError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -368,6 +369,31 @@ def test_a_file_is_made_and_found_again_under_any_name(tmp_path: Path) -> None:
         store = Store(path)
         store.close()
     assert query(path, "PRAGMA user_version") == [(len(MIGRATIONS),)]
+
+
+LAUNCH = Launch(("docker", "stop", "m"), "/srv", {"HF_TOKEN": "hunter2"}, detached=True)
+
+
+def test_what_stops_a_run_is_kept_until_its_end(path: Path) -> None:
+    store = Store(path)
+    for name in ("ended", "unseen", "runs"):
+        runs.begin(store, a_run(name, launch=LAUNCH))
+    ready = replace(LAUNCH, host="::1", listeners=("boot/1", "boot/2"))
+    runs.record_launch(store, "runs", ready)
+    runs.end(store, "ended", 2000, "idle")
+    runs.end_unseen(store, "unseen", "found ended")
+    assert runs.unfinished(store) == [a_run("runs", launch=ready)]
+    runs.end(store, "runs", 2000, "idle")
+    store.close()
+    assert query(path, "SELECT DISTINCT launch FROM runs") == [(None,)]
+    assert b"hunter2" not in path.read_bytes()  # nor in what is free in its pages
+
+
+def test_nothing_is_recorded_of_a_run_that_is_as_usual(store: Store, path: Path) -> None:
+    runs.begin(store, a_run())
+    assert query(path, "SELECT launch FROM runs") == [(None,)]
+    assert runs.unfinished(store) == [a_run()]
+    assert "hunter2" not in repr(a_run(launch=LAUNCH))
 
 
 def test_an_older_file_is_migrated_and_keeps_its_rows(
