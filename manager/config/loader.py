@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -263,11 +263,14 @@ def _scheme(name: str, value: Value) -> Scheme:
         expanded=frozenset(variable for variable, one in env.items() if one.names),
     )
     script, command = given.get("script_path"), given.get("command")
-    if command and scheme.command:
-        values = variables.known_values(scheme.env)
-        for argument, written in zip(command.items(), scheme.command, strict=False):
-            for missing in variables.unknown_names(written, values):
-                argument.warn(f"the environment has no {missing}: ${{{missing}}} stays as it is")
+    _warn_of_unknown_names(command, scheme.command, scheme.env)
+    stop_command, detached = given.get("stop_command"), given.get("detached")
+    _warn_of_unknown_names(stop_command, scheme.stop_command, scheme.env)
+    if detached and scheme.detached and not stop_command:
+        detached.problem(
+            "a detached server needs stop_command, which ends it, such as [docker, stop, NAME]",
+            detached.key_line,
+        )
     if script and command:
         later = max(script.key_line, command.key_line)
         value.problem("has both script_path and command: keep one", later)
@@ -277,6 +280,17 @@ def _scheme(name: str, value: Value) -> Scheme:
         value.problem(f"this scheme needs script_path or command{hint}", value.key_line)
     given.reject_unread()
     return scheme
+
+
+def _warn_of_unknown_names(
+    given: Value | None, command: tuple[str, ...], env: Mapping[str, str]
+) -> None:
+    if given is None or not command:
+        return
+    values = variables.known_values(env)
+    for argument, written in zip(given.items(), command, strict=False):
+        for missing in variables.unknown_names(written, values):
+            argument.warn(f"the environment has no {missing}: ${{{missing}}} stays as it is")
 
 
 def _memory(devices: tuple[str, ...]) -> Callable[[Value], dict[str, int]]:

@@ -19,6 +19,8 @@ def json_schema() -> dict[str, Any]:
         program["properties"][name] = {"description": f"Ignored: {instead}.", "deprecated": True}
     scheme = declaration.schema(Scheme)
     scheme["oneOf"] = [{"required": ["script_path"]}, {"required": ["command"]}]
+    scheme["if"] = {"properties": {"detached": {"const": True}}, "required": ["detached"]}
+    scheme["then"] = {"required": ["stop_command"]}
     # What is no key of a model is one of its schemes, under a name of the user's choice.
     model = {**declaration.schema(Model), "additionalProperties": {"$ref": "#/$defs/scheme"}}
     models = {"additionalProperties": {"$ref": "#/$defs/model"}}

@@ -232,6 +232,19 @@ class Scheme:
         "The folder to run in; `${NAME}` is expanded.",
         absent="the folder of the config",
     )
+    stop_command: tuple[str, ...] = key(
+        (),
+        readers.command,
+        "What is run to stop the model, with the variables of its start, before its process tree is"
+        " ended: `[docker, stop, NAME]`. It may take `stop_timeout`; its output goes to the model's"
+        " log.",
+    )
+    detached: bool = key(
+        False,
+        boolean,
+        "The command ends with exit code 0 and the server lives on elsewhere, as with"
+        " `docker run -d` or `systemctl start`. Needs `stop_command`.",
+    )
     expanded: frozenset[str] = frozenset()
 
 

@@ -163,12 +163,12 @@ def masked(settings: loader.Config) -> dict[str, Any]:
         for scheme in shown["schemes"]:
             # The place for secrets, which other users of the machine cannot read in a process.
             scheme["env"] = dict.fromkeys(scheme["env"], MASK)
-            scheme["command"] = [
-                redact_spans(argument, spans)
-                for argument, spans in zip(
-                    scheme["command"], argument_spans(scheme["command"]), strict=True
-                )
-            ]
+            for key in ("command", "stop_command"):
+                spans = argument_spans(scheme[key])
+                scheme[key] = [
+                    redact_spans(argument, secret)
+                    for argument, secret in zip(scheme[key], spans, strict=True)
+                ]
         models.append(shown)
     return {"path": str(settings.path), "program": program, "models": models}
 

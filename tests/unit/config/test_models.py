@@ -198,6 +198,35 @@ Local-Models:
     )
 
 
+def test_a_detached_server_needs_a_command_that_stops_it(home: Path) -> None:
+    text = "Local-Models:\n  m:\n    s:\n      command: [docker, run, -d]\n      detached: true\n"
+    line, message = only_problem(home, text)
+    assert line == 5
+    assert message.startswith("detached: a detached server needs stop_command")
+    read = scheme(home, "command: [x], detached: true, stop_command: [docker, stop, m]")
+    assert (read.detached, read.stop_command) == (True, ("docker", "stop", "m"))
+    assert not scheme(home, "command: [x], detached: false").detached
+
+
+@pytest.mark.usefixtures("_variables")
+def test_a_stop_command_is_read_as_a_command_is(home: Path) -> None:
+    text = """\
+Local-Models:
+  m:
+    s:
+      command: [vllm]
+      stop_command: [docker, stop, "m-${PORT}-${MODEL}", "${NOT_THERE}"]
+"""
+    (warning,) = load(home, text).warnings
+    assert (warning.line, warning.message) == (
+        5,
+        "stop_command, item 4: the environment has no NOT_THERE: ${NOT_THERE} stays as it is",
+    )
+    for wrong in ("[]", "docker stop m", "['', m]"):
+        body = f"Local-Models:\n  m:\n    s:\n      command: [x]\n      stop_command: {wrong}\n"
+        assert only_problem(home, body)[0] == 5
+
+
 @pytest.mark.usefixtures("_variables")
 def test_nothing_else_is_taken_from_the_environment(home: Path) -> None:
     read = scheme(home, 'command: [x], env: {"${OUR_TOKEN}": a}')

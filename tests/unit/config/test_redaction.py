@@ -66,6 +66,12 @@ def test_the_config_is_shown_as_plain_json(loaded: loader.Config) -> None:
     assert scheme["memory_mb"] == {"rtx 4060": 6000}
 
 
+def test_a_secret_in_a_stop_command_is_not_shown(loaded: loader.Config) -> None:
+    shown = shown_with(loaded, stop_command=("stop", "--token", "hunter2", "qwen"))
+    assert "hunter2" not in shown
+    assert "qwen" in shown
+
+
 def test_the_names_that_scripts_rely_on_stay(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(
@@ -148,6 +154,8 @@ def test_the_names_that_scripts_rely_on_stay(tmp_path: Path) -> None:
                         "memory_mb": {},
                         "env": {"A": "***"},
                         "cwd": str(tmp_path),
+                        "stop_command": [],
+                        "detached": False,
                         "expanded": [],
                     }
                 ],

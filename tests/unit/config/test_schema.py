@@ -58,6 +58,8 @@ Local-Models:
     aliases: [a, 3.10]
     price: {per_hour: 0.1, tiers: [{input: 1, output: "2.5", support_cache: true}]}
     GPU: {<<: *gpu, command: [serve, "${PORT}", 4096, true], env: {A: 1.50}}
+    Docker: {command: [docker, run, -d], detached: true, stop_command: [docker, stop, m]}
+    Plain: {command: [serve], detached: false}
 """
     assert errors(text) == []
 
@@ -74,6 +76,7 @@ Local-Models:
         ("Local-Models: {m: {alias: x}}", "Local-Models/m/alias"),
         ("Local-Models: {m: {s: {command: [x], script_path: y.sh}}}", "Local-Models/m/s"),
         ("Local-Models: {m: {s: {cwd: .}}}", "Local-Models/m/s"),
+        ("Local-Models: {m: {s: {command: [x], detached: true}}}", "Local-Models/m/s"),
         (
             "Local-Models: {m: {price: {tiers: [{input: 1}]}}}",
             "Local-Models/m/price/tiers/0",
