@@ -12,12 +12,15 @@ from manager.config import Config
 from manager.config import Model as ModelSettings
 from manager.errors import ApiError
 from manager.interfaces import Interface
+from manager.models import server_process
 from manager.models.model import Model
-from manager.models.process_tree import ProcessTree
 from manager.models.server import ModelDependencies, end_run
+from manager.models.server_process import ServerProcess
 from manager.storage import Run, runs
 
 log = logging.getLogger(__name__)
+
+_FOUND_ENDED = "found ended at the program's start"
 
 
 class Fleet:
@@ -91,15 +94,24 @@ class Fleet:
     def adopt(self) -> None:
         """Finds what an earlier program left running: takes over what belongs to a model and is
         healthy, stops the rest. Returns at once; the models' workers go on with it."""
-        strays: list[tuple[Run, ProcessTree]] = []
+        found: list[tuple[Run, ServerProcess]] = []
         for run in runs.unfinished(self._shared.store):
-            tree = ProcessTree.find(run.id, run.pid, run.pid_created)
-            if tree is None:
-                end_run(self._shared, run.id, "found ended at the program's start", unseen=True)
-                continue
+            process = server_process.find(run, self._shared.logs)
+            if process is None:
+                end_run(self._shared, run.id, _FOUND_ENDED, unseen=True)
+            else:
+                found.append((run, process))
+        strays: list[tuple[Run, ServerProcess]] = []
+        # Of two runs of one model the living one is taken over.
+        for run, process in sorted(found, key=lambda one: not one[1].alive()):
             model = self._models.get(run.model)
-            if model is None or not model.adopt(run, tree):
-                strays.append((run, tree))
+            if model is not None and model.adopt(run, process):
+                continue
+            if model is not None and process.has_ended():
+                # Its stop_command would end the one that was taken over.
+                end_run(self._shared, run.id, _FOUND_ENDED, unseen=True)
+            else:
+                strays.append((run, process))
         if strays:
             self._strays = threading.Thread(
                 target=self._stop_strays, args=(strays,), name="start-strays", daemon=True
@@ -145,11 +157,16 @@ class Fleet:
         if self._strays is not None:
             self._strays.join()
 
-    def _stop_strays(self, strays: list[tuple[Run, ProcessTree]]) -> None:
-        for run, tree in strays:
-            log.warning("stopping process %d, left over from %s", tree.pid, run.model)
-            tree.stop(self._config.program.stop_timeout)
-            end_run(self._shared, run.id, "left over; stopped at the program's start")
+    def _stop_strays(self, strays: list[tuple[Run, ServerProcess]]) -> None:
+        for run, process in strays:
+            pid = "" if process.pid is None else f", process {process.pid}"
+            log.warning("stopping what is left over from %s%s", run.model, pid)
+            unseen = process.has_ended()
+            if fault := process.stop(self._config.program.stop_timeout):
+                log.error("%s is left running: %s", run.model, fault)
+            else:
+                reason = "left over; stopped at the program's start"
+                end_run(self._shared, run.id, reason, unseen=unseen)
 
     def _fixed_ports(self) -> set[int]:
         ports = {model.settings.port for model in self.models() if model.settings.port}

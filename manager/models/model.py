@@ -36,8 +36,8 @@ from manager.interfaces import Interface
 from manager.models import views
 from manager.models.circuit_breaker import CircuitBreaker
 from manager.models.lease import Lease, RequestQueue, Ticket
-from manager.models.process_tree import ProcessTree
 from manager.models.server import (
+    LeftoverError,
     ModelDependencies,
     NotPlacedError,
     Server,
@@ -45,6 +45,7 @@ from manager.models.server import (
     StartFailedError,
     scheme_options,
 )
+from manager.models.server_process import ServerProcess
 from manager.models.startup import Start
 from manager.models.worker import Adoption, Step, Worker, bring_down, bring_up
 from manager.placement import Evictability, EvictionStatus, update_mean_gap
@@ -165,6 +166,8 @@ class Model:
                 f"{len(self._queue)} requests wait for {self.settings.name} already",
                 retry_after=1,
             )
+        if self._server is not None and self._server.failed_stops:
+            raise self._unstopped()
         if self._state in (State.STOPPED, State.FAILED):
             if wait := self._breaker.seconds_until_retry(self._clock.monotonic()):
                 raise ApiError(
@@ -181,7 +184,7 @@ class Model:
         # A start is bounded by its own time-outs; waiting in the queue by the queue's.
         seconds = self.program.queue_timeout
         if self._state is not State.READY:
-            seconds += self.settings.start_timeout + 2 * self.settings.stop_timeout
+            seconds += self.settings.start_timeout + 3 * self.settings.stop_timeout
         with self._lock:
             lease = self._queue.wait(ticket, seconds)
         if lease is None:
@@ -290,15 +293,15 @@ class Model:
         with self._lock:
             self._predecessors += removed
 
-    def adopt(self, run: Run, tree: ProcessTree) -> bool:
+    def adopt(self, run: Run, process: ServerProcess) -> bool:
         """Begins to take over a server that an earlier program left running; False where the
         model has one already. One that is not healthy is stopped."""
         # Its memory is its own from the first moment, whoever is to be started meanwhile.
-        reservation = self._shared.placement.reserve_running(self, run.memory_mb, tree.pids)
+        reservation = self._shared.placement.reserve_running(self, run.memory_mb, process.pids)
         with self._lock:
             is_taken = self._state is not State.STOPPED
             if not is_taken:
-                self._adoption = (run, tree, reservation)
+                self._adoption = (run, process, reservation)
                 self._begin_start()
         if is_taken:
             self._shared.placement.release(reservation)
@@ -468,7 +471,7 @@ class Model:
         self._announce()
 
     def _server_ended(self, server: Server) -> None:
-        """From the watch: the server's process tree has ended by itself."""
+        """From the watch: the server has ended by itself."""
         with self._lock:
             if self._server is not server or self._state is not State.READY:
                 return
@@ -531,21 +534,21 @@ class Model:
         self._crashed = False
         self.starts += not adopted
         log.info(
-            "%s is ready on port %d after %.2f s, scheme %s, pid %d%s",
+            "%s is ready on port %d after %.2f s, scheme %s, %s%s",
             self.settings.name,
             server.port,
             server.start_seconds,
             server.scheme,
-            server.tree.pid,
+            "detached" if server.process.pid is None else f"pid {server.process.pid}",
             ", adopted" if adopted else "",
         )
         if self._state is State.STOPPING:
             return  # the stop came too late to cancel the start: the next step brings it down
         self._state = State.READY
         self._last_used = self._clock.monotonic()
-        tree = server.tree
+        process = server.process
         server.watch_token = self._shared.watch.add(
-            lambda: not tree.alive(), lambda: self._server_ended(server)
+            lambda: not process.alive(), lambda: self._server_ended(server)
         )
         self._admit(WAVE_REQUESTS)
 
@@ -558,7 +561,7 @@ class Model:
 
     def _start_failed(self, failure: StartFailedError, start: Start, adopted: bool) -> None:
         name = self.settings.name
-        if start.cancelled or adopted:
+        if (start.cancelled or adopted) and not isinstance(failure, LeftoverError):
             if not isinstance(failure, StartCancelledError):
                 log.warning("%s was not taken over: %s", name, failure)
             self._state = State.STOPPED
@@ -583,35 +586,45 @@ class Model:
         assert server is not None
         grace = self.settings.stop_timeout
         if self._crashed:
-            reason = f"its process ended by itself{server.tree.describe_exit()}"
+            reason = server.process.describe_end()
         else:
             reason = self._end_reason
             with self._lock:
                 self._changed.wait_for(lambda: not server.in_flight, grace)
-        ended = bring_down(self.settings.name, server, self._shared, grace, reason)
+        fault = bring_down(self.settings.name, server, self._shared, grace, reason)
         with self._lock:
-            if not ended and self._tries_left(server):
+            if fault and self._tries_left(server, fault):
                 return  # still stopping: the next step tries again
             self._server = None
-            self._state = State.FAILED if self._crashed else State.STOPPED
-            if self._crashed:
+            self._state = State.FAILED if self._crashed or fault else State.STOPPED
+            if fault:
+                log.error("%s is left running: %s", self.settings.name, fault)
+            elif self._crashed:
                 self._last_error = reason
                 log.error("%s stopped: %s", self.settings.name, reason)
             else:
+                if server.failed_stops:
+                    self._last_error = None
                 log.info("%s stopped: %s", self.settings.name, reason)
             self._start_again = self._start_again or bool(self._queue)
             self._crashed = False
 
-    def _tries_left(self, server: Server) -> bool:
-        """After a stop that left processes: as long as they live there is no second server
-        beside them, unless the program ends, which waits for only a few more tries."""
+    def _tries_left(self, server: Server, fault: str) -> bool:
+        """After a stop that left something running: as long as it lives there is no second server
+        beside it, unless the program ends, which waits for only a few more tries."""
         server.failed_stops += 1
-        self._last_error = "a process of it does not die; see the program's log"
+        self._last_error = f"it could not be stopped: {fault}"
+        self._queue.reject_all(self._unstopped)
+        if server.failed_stops == 1:
+            log.error("%s: %s", self.settings.name, self._last_error)
         if self._closed and server.failed_stops > MAX_STOPS_AT_EXIT:
-            log.error("%s is left running: its processes do not die", self.settings.name)
             return False
         self._changed.wait(min(STOP_RETRY_SECONDS * server.failed_stops, MAX_STOP_RETRY_SECONDS))
         return True
+
+    def _unstopped(self) -> ApiError:
+        message = f"{self.settings.name} is not started: {self._last_error}"
+        return ApiError(503, "start_failed", message, retry_after=RETRY_AFTER_SECONDS)
 
     def _announce(self) -> None:
         # One at a time, each with the state as it is then: else an older one could be published

@@ -156,6 +156,15 @@ class ProcessTree:
         """The script's exit code once it has ended; None where nobody can know it."""
         return self._popen.poll() if self._popen is not None else None
 
+    def wait(self, timeout: float) -> int | None:
+        """The exit code of a script that this program has started; None if it has not ended within
+        ``timeout`` seconds."""
+        assert self._popen is not None
+        try:
+            return self._popen.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return None
+
     def describe_exit(self) -> str:
         """`` with exit code 3`` or ``, killed by signal 9``, behind "it ended"; empty where nobody
         can know it."""

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from manager.clock import Clock
-from manager.config import loader, variables
+from manager.config import loader
 from manager.events import Events
 from manager.interfaces import Interface
 from manager.models import process_tree
 from manager.models.ports import Ports
-from manager.models.process_tree import ProcessTree
+from manager.models.server_process import ServerProcess
 from manager.placement import Placement, Reservation, SchemeOption
 from manager.relay import Upstream, Watcher
 from manager.storage import DatabaseError, ModelLogs, Store, runs
@@ -48,6 +46,10 @@ class NotPlacedError(StartFailedError):
     """Nothing was launched, for want of a device or of memory: that is no fault of the model."""
 
 
+class LeftoverError(StartFailedError):
+    """A start that failed, or a server that was not taken over, and something of it runs on."""
+
+
 class DeviceLostError(StartFailedError):
     """A device that the model was placed on was lost meanwhile."""
 
@@ -68,7 +70,7 @@ class Server:
     interface: Interface
     scheme: str
     passed_over: Mapping[str, str]  # the schemes before it, and why they were not used
-    tree: ProcessTree
+    process: ServerProcess
     reservation: Reservation
     port: int
     upstream: Upstream
@@ -79,17 +81,17 @@ class Server:
     watch_token: int = field(default=-1)
 
 
-def stop_server(server: Server, shared: ModelDependencies, grace: float, reason: str) -> bool:
-    """Ends the server's whole process tree; returns whether all of it has ended. Until it is,
-    the run has not ended, and its port and its memory are not free."""
+def stop_server(server: Server, shared: ModelDependencies, grace: float, reason: str) -> str | None:
+    """Ends the server; None once all of it has ended, else why it has not. Until then the run has
+    not ended, and its port and its memory are not free."""
     server.upstream.close()
-    shared.placement.mark_stopping(server.reservation)
-    if not server.tree.stop(grace):
-        return False
+    shared.placement.mark_stopping(server.reservation, ended=server.process.has_ended())
+    if fault := server.process.stop(grace):
+        return fault
     end_run(shared, server.run, reason)
     shared.ports.release(server.port)
     shared.placement.release(server.reservation)
-    return True
+    return None
 
 
 def end_run(shared: ModelDependencies, run: str, reason: str, *, unseen: bool = False) -> None:
@@ -104,22 +106,6 @@ def end_run(shared: ModelDependencies, run: str, reason: str, *, unseen: bool = 
             runs.end(shared.store, run, shared.clock.wall_ms(), first_line)
     except DatabaseError as error:
         log.error("the end of run %s was not recorded: %s", run, error)
-
-
-def launch_fingerprint(settings: loader.Model, scheme: loader.Scheme) -> str:
-    """A hash of all that decides how the server was launched: if it differs, the running one
-    is not what the config asks for."""
-    launched = [
-        settings.mode,
-        settings.port,
-        scheme.name,
-        str(scheme.script_path),
-        variables.expand_command(scheme.command, variables.known_values(scheme.env)),
-        sorted(scheme.env.items()),
-        str(scheme.cwd),
-        *scheme.required_devices,
-    ]
-    return hashlib.sha256(json.dumps(launched).encode()).hexdigest()[:16]
 
 
 def scheme_options(settings: loader.Model) -> tuple[SchemeOption, ...]:

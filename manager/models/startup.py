@@ -9,25 +9,26 @@ import json
 import logging
 import os
 import threading
-import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
-from manager.config import loader, variables
+from manager.config import loader
 from manager.interfaces import Interface
-from manager.models import ports, process_tree
+from manager.models import launch, ports, process_tree, server_process
+from manager.models.launch import LaunchPlan, launch_fingerprint
 from manager.models.ports import NoFreePort
-from manager.models.process_tree import LaunchError, ProcessTree
+from manager.models.process_tree import LaunchError
 from manager.models.server import (
     DeviceLostError,
+    LeftoverError,
     ModelDependencies,
     NotPlacedError,
     Server,
     StartCancelledError,
     StartFailedError,
     end_run,
-    launch_fingerprint,
     scheme_options,
 )
+from manager.models.server_process import ServerProcess
 from manager.placement import (
     DeviceAssignment,
     Evictable,
@@ -35,7 +36,7 @@ from manager.placement import (
     QueuePosition,
     Reservation,
 )
-from manager.relay import Exchange, Upstream, UpstreamError
+from manager.relay import Exchange, Upstream, UpstreamError, UpstreamRefused
 from manager.storage import DatabaseError, Run, runs
 
 log = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ class Start:
 
     def run(self) -> Server:
         """Waits for memory, launches the server and waits until it answers. Raises
-        StartFailedError, and then nothing of it is left."""
+        StartFailedError, and then nothing of it is left but with a LeftoverError."""
         for _ in range(MAX_LOST_DEVICES):
             try:
                 return self._run_once()
@@ -112,6 +113,7 @@ class Start:
             return self._launch_on_port(reservation, assignment)
         except BaseException as error:
             failed = isinstance(error, StartFailedError) and not self.cancelled
+            failed = failed and not isinstance(error, LeftoverError)
             lost = self._shared.placement.lost_devices(reservation) if failed else []
             self._shared.placement.release(reservation)
             if lost:
@@ -156,28 +158,31 @@ class Start:
             self._shared.ports.release(self.port)
             raise
 
-    def take_over(self, run: Run, tree: ProcessTree, reservation: Reservation) -> Server:
+    def take_over(self, run: Run, process: ServerProcess, reservation: Reservation) -> Server:
         """Goes on with a server that an earlier program left running, if it is healthy.
-        Raises StartFailedError, and then nothing of it is left."""
-        self.scheme, self.port, self.pid = run.scheme, run.port, tree.pid
+        Raises StartFailedError, and then nothing of it is left but with a LeftoverError."""
+        self.scheme, self.port, self.pid = run.scheme, run.port, process.pid
         self._shared.ports.claim(run.port)
-        upstream = Upstream(run.port, self._shared.connections)
+        upstream = Upstream(run.port, self._shared.connections, run.launch.host)
+        unseen = not process.alive()
         try:
+            if unseen:
+                raise StartFailedError(process.describe_end())
             scheme = next((s for s in self._settings.schemes if s.name == run.scheme), None)
             if scheme is None or launch_fingerprint(self._settings, scheme) != run.fingerprint:
                 raise StartFailedError("its settings have changed")
             if run.ready_ms is None:
                 raise StartFailedError("it had not become ready")
             self._begin(ADOPTION_TIMEOUT_SECONDS)
-            self._await_health(tree, upstream)
-            tree.settle(run.port)
+            self._await_health(process, upstream, (run.launch.host,))
+            process.settle()
         except BaseException as error:
             upstream.close()
-            self._shared.placement.mark_stopping(reservation)
-            tree.stop(self._settings.stop_timeout)
+            failure = self._stop(run, process, reservation, f"not adopted: {error}", unseen=unseen)
             self._shared.ports.release(run.port)
-            end_run(self._shared, run.id, f"not adopted: {error}")
             self._shared.placement.release(reservation)
+            if failure is not None:
+                raise failure from error
             raise
         age = self._shared.clock.wall() - run.started_ms / 1000
         return Server(
@@ -186,7 +191,7 @@ class Start:
             interface=self._interface,
             scheme=run.scheme,
             passed_over={},
-            tree=tree,
+            process=process,
             reservation=reservation,
             port=run.port,
             upstream=upstream,
@@ -196,79 +201,40 @@ class Start:
 
     def _launch(self, reservation: Reservation, assignment: DeviceAssignment, port: int) -> Server:
         shared, settings = self._shared, self._settings
-        scheme = next(s for s in settings.schemes if s.name == assignment.scheme)
-        run = Run(
-            id=uuid.uuid4().hex,
-            model=settings.name,
-            scheme=scheme.name,
-            fingerprint=launch_fingerprint(settings, scheme),
-            port=port,
-            pid=None,
-            pid_created=None,
-            started_ms=shared.clock.wall_ms(),
-            ready_ms=None,
-            mode=settings.mode,
-            memory_mb=assignment.memory_mb,
-        )
-        env = {
-            **variables.child_environment(),
-            **assignment.environment,
-            **scheme.env,
-            "LLM_MANAGER_MODEL": run.model,
-            "LLM_MANAGER_SCHEME": scheme.name,
-            "LLM_MANAGER_PORT": str(port),
-            "PORT": str(port),
-        }
-        command = variables.expand_command(
-            scheme.command,
-            {
-                **env,
-                "MODEL": run.model,
-                "SCHEME": scheme.name,
-                "DEVICES": assignment.environment.get("CUDA_VISIBLE_DEVICES", ""),
-            },
-        )
         try:
-            arguments = process_tree.command_line(scheme.script_path, command)
+            plan = launch.plan(settings, assignment, port, shared.clock.wall_ms())
             # Before the launch: if we are killed in between, the run's id still finds the process.
-            runs.begin(shared.store, run)
+            runs.begin(shared.store, plan.run)
         except LaunchError as error:
             raise StartFailedError(str(error)) from error
         except DatabaseError as error:
             raise StartFailedError(f"its start cannot be recorded in usage.db: {error}") from error
+        run = plan.run
         try:
-            tree = self._spawn(run, scheme, arguments, env)
+            process = self._spawn(plan)
         except BaseException as error:
             end_run(self._shared, run.id, str(error))
             raise
         upstream = Upstream(port, shared.connections)
         try:
-            self.pid = tree.pid
-            reservation.pids = tree.pids
-            self._on_change()
-            runs.launched(shared.store, run.id, tree.pid, tree.created)
-            self._await_health(tree, upstream)
-            self._check_listener(tree, run)
-            self._await_token(tree, upstream)
-            runs.ready(shared.store, run.id, shared.clock.wall_ms(), tree.pid, tree.created)
+            self._await_ready(run, process, reservation, upstream)
         except BaseException as error:
             upstream.close()
-            self._shared.placement.mark_stopping(reservation)
-            tree.stop(settings.stop_timeout)
-            end_run(self._shared, run.id, str(error))
             if isinstance(error, DatabaseError):
-                raise StartFailedError(
-                    f"its start cannot be recorded in usage.db: {error}"
-                ) from error
+                message = f"its start cannot be recorded in usage.db: {error}"
+                failure = self._stop(run, process, reservation, message)
+                raise failure or StartFailedError(message) from error
+            if failure := self._stop(run, process, reservation, str(error)):
+                raise failure from error
             raise
         shared.placement.mark_ready(reservation)
         return Server(
             run=run.id,
             settings=settings,
             interface=self._interface,
-            scheme=scheme.name,
+            scheme=run.scheme,
             passed_over=assignment.passed_over,
-            tree=tree,
+            process=process,
             reservation=reservation,
             port=port,
             upstream=upstream,
@@ -276,33 +242,79 @@ class Start:
             start_seconds=shared.clock.monotonic() - self.began,
         )
 
-    def _spawn(
-        self, run: Run, scheme: loader.Scheme, arguments: list[str], env: dict[str, str]
-    ) -> ProcessTree:
+    def _spawn(self, plan: LaunchPlan) -> ServerProcess:
+        run, logs = plan.run, self._shared.logs
         try:
-            path, output = self._shared.logs.create(
-                run.model, run.id, f"{run.model}, scheme {scheme.name}, port {run.port}"
+            path, output = logs.create(
+                run.model, run.id, f"{run.model}, scheme {run.scheme}, port {run.port}"
             )
         except OSError as error:
             raise StartFailedError(f"its log cannot be written: {error}") from error
         try:
-            return ProcessTree.start(run.id, arguments, cwd=scheme.cwd, env=env, output=output)
+            return server_process.start(plan, output, logs)
         except LaunchError as error:
             path.unlink(missing_ok=True)  # it holds nothing but its title
             raise StartFailedError(str(error)) from error
         finally:
             os.close(output)
 
-    def _await_health(self, tree: ProcessTree, upstream: Upstream) -> None:
-        """Waits until ``/health`` answers well, or ``/v1/models`` where there is none."""
+    def _await_ready(
+        self, run: Run, process: ServerProcess, reservation: Reservation, upstream: Upstream
+    ) -> None:
+        """Until it answers, and that is recorded. Raises StartFailedError, DatabaseError."""
+        store, clock = self._shared.store, self._shared.clock
+        self.pid = process.pid
+        reservation.pids = process.pids
+        self._on_change()
+        runs.launched(store, run.id, process.pid, process.created)
+        self._await_health(process, upstream, ports.HOSTS)
+        self._check_listener(process, run)
+        self._await_token(process, upstream)
+        recorded = process.recorded(upstream.host)
+        if recorded != run.launch:
+            runs.record_launch(store, run.id, recorded)
+        runs.ready(store, run.id, clock.wall_ms(), process.pid, process.created)
+
+    def _stop(
+        self,
+        run: Run,
+        process: ServerProcess,
+        reservation: Reservation,
+        reason: str,
+        *,
+        unseen: bool = False,
+    ) -> LeftoverError | None:
+        """Ends what was launched. Returns the failure to raise where something of it runs on: then
+        its run has not ended either, and the program's next start tries again."""
+        self._shared.placement.mark_stopping(reservation, ended=process.has_ended())
+        if fault := process.stop(self._settings.stop_timeout):
+            first, *log_lines = reason.splitlines()
+            left = f"{first}. It could not be stopped: {fault}"
+            return LeftoverError("\n".join([left, *log_lines]))
+        end_run(self._shared, run.id, reason, unseen=unseen)
+        return None
+
+    def _await_health(
+        self, process: ServerProcess, upstream: Upstream, hosts: Sequence[str]
+    ) -> None:
+        """Waits until ``/health`` answers well, or ``/v1/models`` where there is none, at the first
+        of the addresses where anything takes connections."""
         path = "/health"
         last = "nothing listened on its port"
+        others = list(hosts[1:])
         while True:
-            timeout = self._check(tree, last)
+            timeout = self._check(process, last)
             try:
                 status, _ = self._ask(
                     upstream, "GET", path, b"", min(timeout, HEALTH_TIMEOUT_SECONDS)
                 )
+            except UpstreamRefused as error:
+                last = str(error)
+                if others:
+                    upstream.use(others.pop(0))
+                    continue
+                upstream.use(hosts[0])
+                others = list(hosts[1:])
             except UpstreamError as error:
                 last = str(error)
             else:
@@ -315,10 +327,10 @@ class Start:
                     continue
             self._pause()
 
-    def _check_listener(self, tree: ProcessTree, run: Run) -> None:
+    def _check_listener(self, process: ServerProcess, run: Run) -> None:
         """What answers must not be another manager's model: both may have found the port free
         while their models were loading. (A server outside the tree, in a container, is fine.)"""
-        if tree.settle(run.port):
+        if process.settle():
             return
         pid = ports.listener(run.port)
         other = process_tree.run_id_of(pid) if pid else None
@@ -327,13 +339,13 @@ class Start:
                 f"its port {run.port} was taken meanwhile by another manager's model (pid {pid})"
             )
 
-    def _await_token(self, tree: ProcessTree, upstream: Upstream) -> None:
+    def _await_token(self, process: ServerProcess, upstream: Upstream) -> None:
         """Sends one real request: a server can say that it is well long before it answers."""
         name = self._settings.served_model_name or self._settings.name
         path, fields = self._interface.probe(name)
         last = "its first request was not answered"
         while True:
-            timeout = self._check(tree, last)
+            timeout = self._check(process, last)
             try:
                 status, answer = self._ask(
                     upstream, "POST", path, json.dumps(fields).encode(), timeout
@@ -348,12 +360,12 @@ class Start:
                     raise StartFailedError(last)
             self._pause()
 
-    def _check(self, tree: ProcessTree, last: str) -> float:
+    def _check(self, process: ServerProcess, last: str) -> float:
         """Seconds left for the next probe. Raises StartFailedError where it is pointless."""
         if self.cancelled:
             raise StartCancelledError
-        if not tree.alive():
-            raise StartFailedError(f"its script ended{tree.describe_exit()}{self.last_lines()}")
+        if not process.alive():
+            raise StartFailedError(process.describe_end() + self.last_lines())
         left = self._deadline - self._shared.clock.monotonic()
         if left <= 0:
             waited = self._deadline - self.began

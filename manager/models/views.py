@@ -45,7 +45,7 @@ def model_to_json(
         "scheme": run.scheme if run else None,
         "schemes_passed_over": dict(run.passed_over if run else passed_over),
         "waits_for": _position_to_json(start.waiting if start else None, clock),
-        "pid": server.tree.pid if server else start.pid if start else None,
+        "pid": server.process.pid if server else start.pid if start else None,
         "port": run.port if run else settings.port,
         "in_flight": server.in_flight if server else 0,
         "waiting": waiting,

@@ -7,13 +7,13 @@ import threading
 from collections.abc import Callable
 
 from manager.errors import ApiError
-from manager.models.process_tree import ProcessTree
 from manager.models.server import (
     ModelDependencies,
     Server,
     StartFailedError,
     stop_server,
 )
+from manager.models.server_process import ServerProcess
 from manager.models.startup import Start
 from manager.placement import Reservation
 from manager.storage import Run
@@ -21,7 +21,7 @@ from manager.storage import Run
 log = logging.getLogger(__name__)
 
 Step = Callable[[], None]
-Adoption = tuple[Run, ProcessTree, Reservation]
+Adoption = tuple[Run, ServerProcess, Reservation]
 
 
 class Worker:
@@ -77,7 +77,7 @@ class Worker:
 
 def bring_up(model: str, start: Start, adoption: Adoption | None) -> Server | StartFailedError:
     """The server once it is ready, be it launched or taken over; else why not, and then nothing
-    of it is left."""
+    of it is left but with a LeftoverError."""
     try:
         return start.take_over(*adoption) if adoption else start.run()
     except StartFailedError as error:
@@ -90,11 +90,11 @@ def bring_up(model: str, start: Start, adoption: Adoption | None) -> Server | St
 
 def bring_down(
     model: str, server: Server, dependencies: ModelDependencies, grace: float, reason: str
-) -> bool:
-    """Whether all of the server's processes have ended."""
+) -> str | None:
+    """Why the server has not ended; None once all of it has."""
     try:
         return stop_server(server, dependencies, grace, reason)
-    except Exception:
+    except Exception as error:
         # A fault of ours, or of a system that is out of descriptors.
         log.exception("stopping %s failed", model)
-        return False
+        return f"an internal error: {error}"

@@ -188,9 +188,11 @@ class Placement:
             self._wake_locked()
         self._monitor.refresh()
 
-    def mark_stopping(self, reservation: Reservation) -> None:
-        """The server is about to be stopped."""
-        ended = not reservation.pids()
+    def mark_stopping(self, reservation: Reservation, *, ended: bool | None = None) -> None:
+        """The server is about to be stopped. ``ended``: it has ended by itself; None where its
+        processes say so."""
+        if ended is None:
+            ended = not reservation.pids()
         if reservation.memory_mb and not reservation.stopping:
             # What is freed is known by what was used before: by a reading that shows all of
             # the server, and is not from the last time that somebody asked.

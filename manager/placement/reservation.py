@@ -108,7 +108,8 @@ def record_measurement(reservation: Reservation, device: Device, *, alone: bool)
 
 def memory_returned(reservation: Reservation, reading: Reading) -> bool:
     """Whether the reading shows that the stopped server's memory is free again."""
-    if reading.held_mb is not None:
+    # A container's processes are not known: what it held shows in what is used.
+    if reading.held_mb is not None and reading.id in reservation.measured_mb:
         return not any(pid in reading.held_mb for pid in reservation.seen_pids)
     if reading.used_mb is None:
         return True

@@ -151,7 +151,8 @@ def runs(model: RealModel) -> None:
         settings=model.settings,
         start_seconds=1.0,
         started_at=0.0,
-        tree=SimpleNamespace(pid=4711),
+        failed_stops=0,
+        process=SimpleNamespace(pid=4711),
     )
     model._state, model._server = State.READY, server
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from manager.config.settings import Model, Scheme
-from manager.models.server import launch_fingerprint
+from manager.models.launch import launch_fingerprint
 
 SCHEME = Scheme(
     name="GPU",
@@ -37,3 +37,11 @@ def test_another_value_in_the_environment_is_another_command(
     assert launch_fingerprint(MODEL, scheme) == before
     monkeypatch.setenv("TEAM", "vision")
     assert launch_fingerprint(MODEL, scheme) != before
+
+
+def test_how_it_is_stopped_does_not_make_another_server_of_it() -> None:
+    before = launch_fingerprint(MODEL, SCHEME)
+    assert (
+        launch_fingerprint(MODEL, replace(SCHEME, stop_command=("docker", "stop", "m"))) == before
+    )
+    assert launch_fingerprint(MODEL, replace(SCHEME, detached=True)) != before
