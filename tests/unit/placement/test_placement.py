@@ -149,6 +149,23 @@ def test_memory_by_process_is_waited_for_until_the_driver_lists_the_process_no_m
     start.assignment()
 
 
+def test_the_memory_of_a_container_is_waited_for_though_its_processes_are_not_known(
+    machine: Build, eventually: Eventually
+) -> None:
+    one = machine()
+    reservation = one.runs(Model("Container"), {H100: 9000})
+    one.placement.pids()
+    one.monitor.read({H100: 9000}, {4711: 9000})  # of which nobody knows that it is a model's
+    one.placement.mark_stopping(reservation, ended=False)
+    released = in_a_thread(lambda: one.placement.release(reservation))
+    start = one.start(Model("Next"), 9000, "h100")
+    eventually(lambda: start.action() is Action.AWAIT_MEMORY)
+    assert not released.done()
+    one.monitor.read({}, {})
+    released.result(LONG)
+    start.assignment()
+
+
 def test_memory_taken_since_the_last_reading_is_waited_for_as_well(machine: Build) -> None:
     one = machine()
     reservation, _ = one.start(Model("Short-lived"), 9000, "h100").future.result(LONG)
