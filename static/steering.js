@@ -37,7 +37,9 @@ export class Steering {
       if (verb !== "start" && !(await this.#isAgreed(verb, name))) return;
       const answer = await api(`/api/models${path(name)}/${verb}`, { method: "POST" });
       this.#asked.set(name, verb);
-      if (SETTLED[verb].includes(answer.state)) this.#showOutcome(answer);
+      // It may have ended before its answer came: that event had nothing to show.
+      const isSettled = SETTLED[verb].includes(answer.state);
+      this.seen(isSettled ? answer : await api(`/api/models${path(name)}`));
     }, button);
   }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from tests.support.browser import (
@@ -16,6 +18,9 @@ from tests.support.browser import (
 )
 from tests.support.fixtures import Launch, OpenBrowser
 from tests.support.program import FEW_THREADS, Program, fake
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Route
 
 pytestmark = needs_browser
 
@@ -60,6 +65,22 @@ def test_pages_outlast_a_killed_server_and_go_on_with_the_next(
     shows(billing, ".csv is ready")
     overview.get_by_role("button", name="Start Lives").click()
     overview.get_by_role("button", name="Stop Lives").wait_for()
+
+
+def test_a_start_that_fails_before_its_own_answer_comes_is_reported(
+    launch: Launch, read: OpenBrowser
+) -> None:
+    program = launch({"Broken": {"Scheme": {"command": ["false"]}}})
+    tab = read(program).open("/models")
+
+    def answer_late(route: Route) -> None:
+        answer = route.fetch()
+        becomes(tab, "Broken", "failed")
+        route.fulfill(response=answer)
+
+    tab.route("**/api/models/Broken/start", answer_late)
+    card_of(tab, "Broken").get_by_role("button", name="Start Broken").click()
+    shows(tab, "Broken did not start")
 
 
 # --- what a page holds --------------------------------------------------------------------
