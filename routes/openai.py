@@ -13,7 +13,15 @@ from manager.config import loader
 from manager.errors import ApiError, ClientDisconnected
 from manager.models import Lease
 from manager.recorder import Recorder
-from manager.relay import CLIENT_CLOSED_REQUEST, Headers, Outcome, Payload, RelayRequest, forward
+from manager.relay import (
+    CLIENT_CLOSED_REQUEST,
+    Headers,
+    Outcome,
+    Payload,
+    RelayRequest,
+    content_encoding,
+    forward,
+)
 from manager.tokens import MAX_TOKENS
 from routes.auth import Caller
 from routes.calls import Api, Rule
@@ -110,6 +118,9 @@ def _proxy(services: Services, recorder: Recorder) -> Response:
         services.monitor.touch()
         release_slot = services.slots.acquire()
         body = asked.get_data(cache=False)
+        if "HTTP_CONTENT_ENCODING" in environ:
+            limit = services.fleet.config.program.max_body_mb << 20
+            body = content_encoding.decode(body, environ["HTTP_CONTENT_ENCODING"], limit)
         record.size = len(body)
         payload = Payload(body)
         name = _model_name(payload)

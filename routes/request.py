@@ -16,6 +16,7 @@ from flask import request
 from manager.billing import parse_amount
 from manager.config import has_control
 from manager.errors import ApiError
+from manager.relay import json_fault
 
 _LATEST = 253_339_228_800  # epoch seconds: the year 9998, the last that the calendar can compute
 MAX_TEXT = 500  # characters
@@ -299,16 +300,25 @@ def _json() -> dict[str, Any]:
     """The request's JSON object; its numbers are of type Number. Raises ApiError."""
     if (request.content_length or 0) > _MAX_BODY:
         raise ApiError(413, "body_too_large", f"The body is over {_MAX_BODY} bytes")
+    coding = request.headers.get("Content-Encoding", "identity")
+    if coding.strip().lower() != "identity":  # the audit table has what is sent, in the clear
+        raise ApiError(
+            415,
+            "unsupported_encoding",
+            f"The Content-Encoding of the request is {coding[:40]!r}; calls of /api take none",
+        )
+    body = request.get_data()
     try:
         decoded = json.loads(
-            request.get_data().decode("utf-8"),
+            body.decode("utf-8-sig"),
             parse_float=Number,
             parse_int=Number,
             parse_constant=_refuse,
             object_pairs_hook=_once,
         )
     except (ValueError, RecursionError) as error:
-        raise ApiError(400, "invalid_json", f"The body is not valid JSON: {error}") from error
+        message = f"The body is not valid JSON: {json_fault(body, error)}"
+        raise ApiError(400, "invalid_json", message) from error
     if not isinstance(decoded, dict):
         raise ApiError(400, "invalid_json", "The body has to be a JSON object")
     return decoded

@@ -1,7 +1,8 @@
 """One request to one upstream and its answer back."""
 
+from manager.relay import content_encoding
 from manager.relay.forward import CLIENT_CLOSED_REQUEST, Outcome, RelayRequest, forward
-from manager.relay.payload import Payload
+from manager.relay.payload import Payload, json_fault
 from manager.relay.response import Headers, UpstreamError, UpstreamRefused
 from manager.relay.upstream import Exchange, Upstream
 from manager.relay.watcher import Watcher
@@ -17,5 +18,7 @@ __all__ = [
     "UpstreamError",
     "UpstreamRefused",
     "Watcher",
+    "content_encoding",
     "forward",
+    "json_fault",
 ]

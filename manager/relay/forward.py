@@ -50,6 +50,7 @@ _HOP_BY_HOP = frozenset(
 _NOT_FORWARDED = _HOP_BY_HOP | {
     "host",
     "content-length",
+    "content-encoding",  # the body is decoded
     "expect",
     "accept-encoding",
     "authorization",

@@ -6,6 +6,7 @@ model as they were sent.
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from typing import Any
@@ -14,16 +15,18 @@ from manager.errors import ApiError
 
 _DECODE = json.JSONDecoder().raw_decode
 _SPACE = re.compile(r"[ \t\n\r]*")
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 class Payload:
     """A JSON object as text, with the offsets of its top-level values.
 
     ``fields`` are the decoded top-level values; the last of a repeated key counts, as
-    everywhere. Raises ApiError 400 ``invalid_json``.
+    everywhere. A byte order mark in front is dropped. Raises ApiError 400 ``invalid_json``.
     """
 
     def __init__(self, body: bytes) -> None:
+        body = body.removeprefix(codecs.BOM_UTF8)  # not every model's server reads it
         self._body = body
         self._spans: list[tuple[str, int, int]] = []
         self.fields: dict[str, Any] = {}
@@ -32,9 +35,8 @@ class Payload:
             self._read()
         except (ValueError, RecursionError) as error:
             # ValueError: bad UTF-8, bad JSON, or a number of more digits than Python reads.
-            raise ApiError(
-                400, "invalid_json", f"The request body is not a JSON object: {error}"
-            ) from None
+            message = f"The request body is not a JSON object: {json_fault(body, error)}"
+            raise ApiError(400, "invalid_json", message) from None
 
     def with_changes(self, changes: dict[str, Any]) -> bytes:
         """The body with these top-level values set, every other byte as it was."""
@@ -90,3 +92,16 @@ class Payload:
     def _skip(self, at: int) -> int:
         match = _SPACE.match(self._text, at)
         return match.end() if match else at
+
+
+def json_fault(body: bytes, error: Exception) -> str:
+    """Why a body could not be read; what it is instead, where it is no text in UTF-8."""
+    for start, coding in _COMPRESSED.items():
+        if body.startswith(start):
+            return f"it is {coding}, which the header Content-Encoding: {coding} has to say"
+    encoding = json.detect_encoding(body)
+    if not encoding.startswith("utf-8"):
+        return f"it is in {encoding[:6].upper()}, and JSON is sent in UTF-8"
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is not UTF-8: {error.reason} at byte {error.start}"
+    return str(error)

@@ -65,7 +65,7 @@ def _operation(call: Call, components: dict[str, Any]) -> dict[str, Any]:
     in_query = [_parameter(name, one) for name, one in call.query.items()]
     errors = {*_ERRORS, *call.errors, *((404,) if in_path else ())}
     if call.method in CHANGING:
-        errors.update((413, 415) if call.path.startswith("/api/") else (413,))
+        errors.update((413, 415))
     statuses = {**dict.fromkeys(errors, "Error"), **call.answers}
     operation: dict[str, Any] = {"summary": call.summary, "tags": [call.tag]}
     if call.description:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -126,6 +128,30 @@ def test_a_body_of_just_the_limit_is_taken_and_one_byte_more_is_not(program: Pro
         assert len(body) == length
         headers = {"Content-Type": "application/json"}
         assert program.request("POST", CHAT, data=body, headers=headers).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("coding", "encode"), [("gzip", gzip.compress), ("deflate", zlib.compress)]
+)
+def test_a_compressed_body_reaches_the_model_as_it_was_before(
+    program: Program, coding: str, encode: Callable[[bytes], bytes]
+) -> None:
+    body = json.dumps(chat("Talker-7b", {"echo": True}, user="packed")).encode()
+    headers = {"Content-Type": "application/json", "Content-Encoding": coding}
+    answer = program.request("POST", CHAT, data=encode(body), headers=headers)
+    assert answer.status_code == 200, answer.text
+    seen = answer.json()
+    assert seen["body"].encode() == body
+    sent = {name.lower(): value for name, value in seen["headers"]}
+    assert "content-encoding" not in sent
+    assert sent["content-length"] == str(len(body))
+
+
+def test_a_body_that_is_too_large_once_it_is_decoded_is_refused(program: Program) -> None:
+    bomb = gzip.compress(b" " * (64 * MEGABYTE))
+    assert len(bomb) < MEGABYTE
+    answer = program.request("POST", CHAT, data=bomb, headers={"Content-Encoding": "gzip"})
+    assert (answer.status_code, error_of(answer)["code"]) == (413, "body_too_large")
 
 
 def test_a_body_in_chunks_is_taken_as_any_other(program: Program) -> None:

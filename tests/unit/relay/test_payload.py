@@ -78,7 +78,6 @@ def test_what_python_reads_as_an_object_is_taken_and_all_else_is_refused(body: b
         b'{"model": "a"',
         b'{"model": "a"} x',
         b"{'model': 'a'}",
-        b'\xef\xbb\xbf{"model": "a"}',
         b'{"model": "\xff"}',
         b'{"n": ' + b"9" * 10_000 + b"}",
         b'{"n": ' + b"[" * 200_000 + b"]" * 200_000 + b"}",
@@ -89,6 +88,33 @@ def test_what_is_not_a_json_object_is_the_clients_error(body: bytes) -> None:
         Payload(body)
     assert (caught.value.status, caught.value.code) == (400, "invalid_json")
     assert len(caught.value.message) < 500
+
+
+def test_a_byte_order_mark_is_read_over_and_goes_no_further() -> None:
+    marked = b'\xef\xbb\xbf{"model": "a"}'
+    assert Payload(marked).fields == {"model": "a"}
+    assert Payload(marked).with_changes({}) == b'{"model": "a"}'
+    assert Payload(marked).with_changes({"model": "b"}) == b'{"model": "b"}'
+    with pytest.raises(ApiError):
+        Payload(b"\xef\xbb\xbf" + marked)
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ('{"model": "a"}'.encode("utf-16"), "it is in UTF-16, and JSON is sent in UTF-8"),
+        ('{"model": "a"}'.encode("utf-16-le"), "it is in UTF-16, and"),
+        ('{"model": "a"}'.encode("utf-32"), "it is in UTF-32, and"),
+        (b"\x1f\x8b\x08 compressed", "Content-Encoding: gzip has to say"),
+        (b"\x28\xb5\x2f\xfd compressed", "Content-Encoding: zstd has to say"),
+        ('{"model": "\xe9"}'.encode("latin-1"), "it is not UTF-8: invalid continuation byte at"),
+    ],
+)
+def test_of_what_is_no_text_in_utf_8_the_error_says_what_it_is(body: bytes, why: str) -> None:
+    with pytest.raises(ApiError) as caught:
+        Payload(body)
+    assert caught.value.code == "invalid_json"
+    assert why in caught.value.message
 
 
 def test_the_last_of_a_repeated_key_counts_as_everywhere() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from datetime import timezone
 from typing import Any
 
@@ -37,12 +38,12 @@ FIELDS = {
 }
 
 
-def read(body: str) -> dict[str, Any]:
-    with Flask("test").test_request_context("/", method="POST", data=body):
+def read(body: str | bytes, **headers: str) -> dict[str, Any]:
+    with Flask("test").test_request_context("/", method="POST", data=body, headers=headers):
         return read_body(Body(FIELDS))
 
 
-def refusal(body: str) -> tuple[str | None, str]:
+def refusal(body: str | bytes) -> tuple[str | None, str]:
     with pytest.raises(ApiError) as refused:
         read(body)
     assert refused.value.status == 400
@@ -51,6 +52,24 @@ def refusal(body: str) -> tuple[str | None, str]:
 
 def test_what_is_left_out_has_its_default_or_is_left_out() -> None:
     assert read('{"name": "ann"}') == {"name": "ann", "hours": 3}
+
+
+def test_a_byte_order_mark_before_a_body_is_read_over() -> None:
+    assert read(b'\xef\xbb\xbf{"name": "ann", "hours": 1}') == {"name": "ann", "hours": 1}
+
+
+def test_a_body_in_another_encoding_is_refused_with_what_it_is() -> None:
+    assert refusal('{"name": "ann"}'.encode("utf-16")) == (
+        None,
+        "The body is not valid JSON: it is in UTF-16, and JSON is sent in UTF-8",
+    )
+
+
+def test_a_compressed_body_is_refused_as_the_audit_table_would_not_show_it() -> None:
+    assert read('{"name": "ann"}', **{"Content-Encoding": "Identity"})["name"] == "ann"
+    with pytest.raises(ApiError) as refused:
+        read(gzip.compress(b'{"name": "ann"}'), **{"Content-Encoding": "gzip"})
+    assert (refused.value.status, refused.value.code) == (415, "unsupported_encoding")
 
 
 def test_each_field_is_read_as_it_is_declared() -> None:
