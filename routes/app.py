@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import werkzeug
@@ -15,7 +15,7 @@ from werkzeug.exceptions import HTTPException
 from manager.errors import ApiError, ClientDisconnected
 from manager.relay import CLIENT_CLOSED_REQUEST
 from manager.storage import DatabaseError
-from routes import auth, openai
+from routes import auth, openai, paths
 from routes.api import (
     accounts,
     config,
@@ -32,6 +32,7 @@ from routes.api import (
     usage,
 )
 from routes.calls import Api
+from routes.http import client_of
 from routes.pages import assets, headers, login, views
 from routes.services import Services
 
@@ -55,13 +56,15 @@ _BLUEPRINTS: tuple[Callable[[Services], Api], ...] = (
     openapi.blueprint,
     views.blueprint,
 )
+_MAX_PATH = 200  # characters of it in a message
+_MAX_MESSAGE = 500  # in the log
 _ROOT = Path(__file__).resolve().parent.parent
 
 
 def create_app(services: Services, secret: bytes) -> Flask:
     """The WSGI application; ``secret`` signs sessions. Raises LookupError for a route without a
     declaration."""
-    app = Flask("llm_manager", static_folder=None, root_path=str(_ROOT))
+    app = paths.PathsApp("llm_manager", static_folder=None, root_path=str(_ROOT))
     app.json.sort_keys = False  # type: ignore[attr-defined]
     app.json.ensure_ascii = False  # type: ignore[attr-defined]
     app.session_interface = _Sessions()
@@ -72,13 +75,17 @@ def create_app(services: Services, secret: bytes) -> Flask:
             blueprint.after_request(headers.set_headers)
         app.register_blueprint(blueprint)
     auth.protect(app, services)
-    openapi.init_app(app, auth.calls_of(app).values())
-    app.register_error_handler(ApiError, _error_response)
+    calls = auth.calls_of(app).values()
+    openapi.init_app(app, calls)
+    known = [(call.method, call.template) for call in calls if call.tag]
+    app.register_error_handler(ApiError, lambda error: _api_error_response(services, error))
     app.register_error_handler(
         ClientDisconnected, lambda _error: Response(status=CLIENT_CLOSED_REQUEST)
     )
     app.register_error_handler(DatabaseError, _database_error_response)
-    app.register_error_handler(HTTPException, _http_error_response)
+    app.register_error_handler(
+        HTTPException, lambda error: _http_error_response(services, known, error)
+    )
     app.register_error_handler(Exception, _internal_error_response)
     return app
 
@@ -94,6 +101,14 @@ class _Sessions(SecureCookieSessionInterface):
 
     def get_cookie_secure(self, _app: Flask) -> bool:
         return bool(g.get("secure"))
+
+
+def _api_error_response(services: Services, error: ApiError) -> werkzeug.Response:
+    # A request to a model has a line already, the recorder's.
+    is_recorded = request.blueprint == "openai" and request.method == "POST"
+    if error.code == "model_not_found" and not is_recorded:
+        _log_not_found(services, error)
+    return _error_response(error)
 
 
 def _error_response(error: ApiError) -> werkzeug.Response:
@@ -116,21 +131,47 @@ def _database_error_response(error: Exception) -> werkzeug.Response:
     )
 
 
-def _http_error_response(error: HTTPException) -> werkzeug.Response:
+def _http_error_response(
+    services: Services, known: Iterable[tuple[str, str]], error: HTTPException
+) -> werkzeug.Response:
     status = error.code or 500
+    code = error.name.lower().replace(" ", "_")
+    if status not in (404, 405):
+        return _error_response(ApiError(status, code, error.description or error.name))
+    found = ApiError(status, code, _what_is_there(known, status))
+    _log_not_found(services, found)
     is_call = request.path.startswith(("/api/", "/v1/"))
     accepts = request.accept_mimetypes
     wants_page = accepts["text/html"] > accepts["application/json"]
     if status == 404 and not is_call and wants_page:
-        return views.failed(ApiError(status, "not_found", request.path))
-    if status == 404:
-        message = f"There is nothing at {request.method} {request.path}"
-    else:
-        message = error.description or error.name
-    response = _error_response(ApiError(status, error.name.lower().replace(" ", "_"), message))
-    if status == 405 and request.url_rule is None:
+        return views.failed(ApiError(status, code, request.path))
+    response = _error_response(found)
+    if status == 405:
         response.headers["Allow"] = ", ".join(sorted(getattr(error, "valid_methods", None) or ()))
     return response
+
+
+def _what_is_there(known: Iterable[tuple[str, str]], status: int) -> str:
+    """The message for a path, or a method at it, that is not known."""
+    method, path = request.method, request.path[:_MAX_PATH]
+    near = paths.nearest(method, path, known)
+    what = f"There is nothing at {method} {path}" if status == 404 else f"{path} takes no {method}"
+    if near is None:
+        return f"{what}; OpenAI clients take a base URL that ends in /v1, and /openapi.json has all"
+    return f"{what}; did you mean {near}?"
+
+
+def _log_not_found(services: Services, error: ApiError) -> None:
+    """However many there are: the log is rotated."""
+    address = client_of(request.environ, services.fleet.config.program).address
+    log.info(
+        "%s %r from %s: %d, %r",
+        request.method,
+        request.path[:_MAX_PATH],
+        address,
+        error.status,
+        error.message[:_MAX_MESSAGE],
+    )
 
 
 def _internal_error_response(_error: Exception) -> werkzeug.Response:

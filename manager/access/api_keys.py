@@ -84,9 +84,7 @@ def validate(key: Key) -> Key:
         raise _bad("name", f"a name has 1 to {MAX_NAME_LENGTH} characters, none of them a control")
     if name.strip() != name or any(unicodedata.category(c) == "Cf" for c in name):
         raise _bad("name", "a name does not begin or end with a blank, and all of it can be seen")
-    # URLs lose slashes at their ends, and one of two.
-    loses_slashes = name.strip("/") != name or "//" in name
-    if name in _TAKEN_NAMES or name.startswith("@") or loses_slashes:
+    if name in _TAKEN_NAMES or name.startswith("@"):
         raise _bad("name", f"a key cannot be named {name}: choose another name")
     if len(key.owner) > MAX_NAME_LENGTH or has_control(key.owner):
         raise _bad("owner", f"an owner has at most {MAX_NAME_LENGTH} characters")
