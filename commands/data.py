@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from commands import options
@@ -36,7 +35,9 @@ def add_to(commands: Any) -> None:
         "Copies usage.db as it is at this moment, while it is used. To restore, stop the program"
         " and put the copy in place of usage.db, without the files usage.db-wal and usage.db-shm."
     )
-    backup.add_argument("file", type=Path, metavar="FILE", help="an earlier copy is replaced")
+    backup.add_argument(
+        "file", type=options.path, metavar="FILE", help="an earlier copy is replaced"
+    )
     options.add_data_dir(backup)
 
     imports = options.group(commands, "import", "take data over from other programs")
@@ -47,7 +48,9 @@ def add_to(commands: Any) -> None:
         "Adds the requests, run times and prices of LLM-Manager 2.2 to usage.db. What is there"
         " already is not added again. The exit code is 1 where rows were left out."
     )
-    usage.add_argument("file", type=Path, metavar="monitoring.db", help="the database of 2.2")
+    usage.add_argument(
+        "file", type=options.path, metavar="monitoring.db", help="the database of 2.2"
+    )
     options.add_data_dir(usage)
 
 

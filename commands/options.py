@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -43,7 +44,7 @@ def group(commands: Any, name: str, summary: str) -> Any:
 def add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config",
-        type=Path,
+        type=path,
         default=Path("config.yaml"),
         metavar="FILE",
         help="the config (default: %(default)s)",
@@ -53,7 +54,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 def add_data_dir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data-dir",
-        type=Path,
+        type=path,
         default=Path("data"),
         metavar="DIR",
         help="the folder that the program writes to (default: %(default)s)",
@@ -75,6 +76,11 @@ class ConfigLoader:
         if not self.interfaces:
             self.interfaces.update(plugins.interfaces(folder))
         return list(self.interfaces)
+
+
+def path(text: str) -> Path:
+    """A path; a leading ``~`` is the home directory, also where no shell has expanded it."""
+    return Path(os.path.expanduser(text))
 
 
 def port(text: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import secrets
@@ -18,6 +19,9 @@ from manager.config.loader import ConfigError
 from manager.config.settings import Config
 from manager.config.yaml_reader import Problem, UnreadableFile
 
+# What keeps a file from being replaced where it may yet be written: a bind mount, a folder without
+# the right to write, another user's file in a sticky folder.
+_IN_PLACE = (errno.EBUSY, errno.EACCES, errno.EPERM, errno.EROFS, errno.EXDEV)
 _BOM = b"\xef\xbb\xbf"
 # A version may be shown where the text is not: without a key, passwords in it could be guessed.
 _VERSION_KEY = secrets.token_bytes(32)
@@ -88,20 +92,28 @@ def read_file(path: Path) -> ConfigFile:
 def is_writable(path: Path) -> bool:
     """Whether `write` is allowed to; whether the disk has space is known only by trying."""
     target = _target(path)
-    return os.access(target.parent, os.W_OK | os.X_OK) and (
-        not os.path.lexists(target) or (target.is_file() and os.access(target, os.W_OK))
-    )
+    if os.path.lexists(target):
+        return target.is_file() and os.access(target, os.W_OK)
+    return os.access(target.parent, os.W_OK | os.X_OK)
 
 
-def backup_of(path: Path) -> Path:
-    """Where `write` keeps what was there before."""
-    target = _target(path)
-    return target.with_name(target.name + ".bak")
+@dataclass(frozen=True)
+class Written:
+    """A file that was written; `backup` has what was there before, None where there was nothing."""
+
+    file: ConfigFile
+    backup: Path | None
 
 
-def write(path: Path, text: str, before: ConfigFile) -> ConfigFile:
+def write(path: Path, text: str, before: ConfigFile, spare: Path) -> Written:
     """Replaces the file (of a link, the file that it leads to) at once and for good, or not at
-    all. What was there before is in `backup_of` it. Raises OSError."""
+    all, with a backup beside it.
+
+    A file that cannot be replaced is written in place, which is not at once: before that, its
+    backup is safe in the folder `spare`, since what is beside a file that is mounted into a
+    container ends with the container. Raises OSError, and then the file is as it was, unless the
+    message says otherwise.
+    """
     target = _target(path)
     content = text.encode()
     if (before.content or b"").startswith(_BOM) and not content.startswith(_BOM):
@@ -109,17 +121,56 @@ def write(path: Path, text: str, before: ConfigFile) -> ConfigFile:
     if not os.access(target, os.W_OK) and os.path.lexists(target):
         # The folder's permission would be enough to replace it, but it was protected on purpose.
         raise PermissionError(f"{target} is write-protected")
-    if before.content is not None:
-        _replace(backup_of(path), before.content, like=target)
-    _replace(target, content, like=target)
-    return ConfigFile(path, content)
+    after, name = ConfigFile(path, content), target.name + ".bak"
+    if before.content is None:
+        _replace(target, content, like=target)
+        return Written(after, None)
+    try:
+        backup = target.with_name(name)
+        _replace(backup, before.content, like=target)
+        _replace(target, content, like=target)
+    except OSError as error:
+        if error.errno not in _IN_PLACE:
+            raise
+        backup = spare / name
+        _replace(backup, before.content)
+        _overwrite(target, content, before.content, backup)
+    return Written(after, backup)
 
 
 def _target(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _replace(target: Path, content: bytes, like: Path) -> None:
+def _overwrite(target: Path, content: bytes, before: bytes, backup: Path) -> None:
+    descriptor = os.open(target, os.O_RDWR | getattr(os, "O_BINARY", 0))
+    try:
+        try:
+            _fill(descriptor, content)
+        except OSError as error:  # a full disk: what was there before has its blocks still
+            try:
+                _fill(descriptor, before)
+            except OSError:
+                raise OSError(
+                    f"{error}; what is in the file now is cut, {backup} has what was there before"
+                ) from error
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _fill(descriptor: int, content: bytes) -> None:
+    """Gives an open file this content, and no other, for good."""
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    left = memoryview(content)
+    while left:
+        left = left[os.write(descriptor, left) :]
+    os.ftruncate(descriptor, len(content))
+    os.fsync(descriptor)
+
+
+def _replace(target: Path, content: bytes, like: Path | None = None) -> None:
+    """With the rights and the owner of the file ``like``, else for our own user alone."""
     descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     part = Path(name)
     try:
@@ -128,7 +179,8 @@ def _replace(target: Path, content: bytes, like: Path) -> None:
         ) as file:  # for its owner only, until it has its permissions
             file.write(content)
             file.flush()
-            _copy_permissions(part, like)
+            if like is not None:
+                _copy_permissions(part, like)
             os.fsync(file.fileno())
         os.replace(part, target)
     except BaseException:

@@ -164,8 +164,9 @@ def mapped(item: Reader[T]) -> Reader[dict[str, T]]:
 
 @reader(type="string")
 def path(value: Value) -> Path:
-    """A path with either slash, relative to the file's folder; it need not exist."""
-    return value.document.folder / text(value).replace("\\", "/")
+    """A path with either slash, relative to the file's folder; it need not exist. A leading ``~``
+    is the home directory."""
+    return value.document.folder / _at_home(text(value))
 
 
 @reader(type="string")
@@ -177,8 +178,13 @@ def folder(value: Value) -> Path:
 @reader(type="string")
 def working_folder(value: Value) -> Path:
     """As `folder`, with ``${NAME}`` from the environment."""
-    written = variables.expand(text(value)).text
+    written = variables.expand(_at_home(text(value))).text
     return _existing(value.document.folder / written.replace("\\", "/"))
+
+
+def _at_home(written: str) -> str:
+    """Before variables are expanded, as in a command: their values are taken as they are."""
+    return os.path.expanduser(written.replace("\\", "/"))
 
 
 def _existing(result: Path) -> Path:

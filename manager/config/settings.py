@@ -229,7 +229,7 @@ class Scheme:
     cwd: Path = key(
         None,
         readers.working_folder,
-        "The folder to run in; `${NAME}` is expanded.",
+        "The folder to run in; `${NAME}` and a leading `~` are expanded.",
         absent="the folder of the config",
     )
     stop_command: tuple[str, ...] = key(

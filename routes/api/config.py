@@ -116,22 +116,22 @@ def blueprint(services: Services) -> Api:
         with writing:  # I/O, but of a small file on a local disk, and only writers wait for it
             _require_version(config_file.read_file(path), version)
             try:
-                written = config_file.write(path, edited.text, found)
+                written = config_file.write(path, edited.text, found, services.data_dir)
             except OSError as error:
                 raise ApiError(
-                    409, "config_not_writable", f"{path} was not changed: {error}"
+                    409, "config_not_writable", f"{path} cannot be saved: {error}"
                 ) from error
         g.is_change = True  # whatever comes now: it is to be in the audit table
         try:
-            return jsonify({**services.reload_config(), "version": written.version})
+            return jsonify({**services.reload_config(), "version": written.file.version})
         except ApiError as error:
+            backup = f" ({written.backup} has what was there before)" if written.backup else ""
             raise ApiError(
                 error.status,
                 error.code,
-                f"{path} was written ({config_file.backup_of(path)} has what was there before),"
-                f" but: {error.message}",
+                f"{path} was written{backup}, but: {error.message}",
                 retry_after=error.retry_after,
-                details={"version": written.version},
+                details={"version": written.file.version},
             ) from error
 
     return api

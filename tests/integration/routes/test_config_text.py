@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
 import sys
+import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
@@ -18,7 +20,7 @@ from werkzeug.test import TestResponse
 
 import routes
 from manager.clock import Clock
-from manager.config import config_file, loader
+from manager.config import loader
 from manager.config.settings import Program
 from manager.errors import ApiError
 from routes import app as app_module
@@ -60,6 +62,8 @@ class Desk:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.path = folder / "config.yaml"
         self.path.write_bytes(TEXT.encode())
+        self.data = folder.with_name("data")
+        self.data.mkdir()
         self.fleet = Fleet(self.load())
         self.told: list[Program] = []
         parts: dict[str, Any] = {
@@ -68,7 +72,7 @@ class Desk:
             "fleet": self.fleet,
             "interfaces": MODES,
             "load": self.load,
-            "data_dir": folder,
+            "data_dir": self.data,
             "worker": SimpleNamespace(update=self.told.append),
             "prices": SimpleNamespace(seed_from_config=list),
             "_reloading": threading.Lock(),
@@ -118,7 +122,9 @@ class Desk:
 
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
-    return Desk(tmp_path, monkeypatch)
+    folder = tmp_path / "config"
+    folder.mkdir()
+    return Desk(folder, monkeypatch)
 
 
 def test_the_file_is_shown_as_it_is(desk: Desk) -> None:
@@ -176,7 +182,7 @@ def test_a_saved_text_is_in_use(desk: Desk) -> None:
 def test_a_saved_file_and_its_backup_have_the_rights_that_it_had(desk: Desk, mode: int) -> None:
     desk.path.chmod(mode)
     assert desk.put(TEXT + "# more\n").status_code == 200
-    for path in (desk.path, config_file.backup_of(desk.path)):
+    for path in (desk.path, desk.path.with_name("config.yaml.bak")):
         assert stat.S_IMODE(path.stat().st_mode) == mode
 
 
@@ -277,18 +283,112 @@ def test_a_full_disk_leaves_the_file_as_it_was(desk: Desk, monkeypatch: pytest.M
 @pytest.mark.skipif(
     sys.platform == "win32" or os.geteuid() == 0, reason="root may write everywhere"
 )
-@pytest.mark.parametrize("protected", ["file", "folder"])
-def test_a_file_that_may_not_be_written_says_so(desk: Desk, protected: str) -> None:
-    path = desk.path if protected == "file" else desk.path.parent
-    before = path.stat().st_mode
-    path.chmod(0o444 if protected == "file" else 0o555)
-    try:
-        assert desk.get()["writable"] is False
-        desk.refused(desk.put(TEXT + "# more\n"), 409, "config_not_writable")
-    finally:
-        path.chmod(before)
+def test_a_file_that_may_not_be_written_says_so(desk: Desk) -> None:
+    desk.path.chmod(0o444)
+    assert desk.get()["writable"] is False
+    desk.refused(desk.put(TEXT + "# more\n"), 409, "config_not_writable")
     assert desk.path.read_text() == TEXT
     assert desk.files == ["config.yaml"]
+
+
+class NotReplaced:
+    """What a system answers that gives a file's name to no other: where it makes no new file
+    beside it, or only does not rename one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path, number: int) -> None:
+        self.makes_files = number in (errno.EBUSY, errno.EPERM, errno.EXDEV)
+        self.folder, self.number = folder, number
+        self.mkstemp, self.replace = tempfile.mkstemp, os.replace
+        monkeypatch.setattr(tempfile, "mkstemp", self.make)
+        monkeypatch.setattr(os, "replace", self.rename)
+
+    def make(self, **options: Any) -> Any:
+        if options["dir"] == self.folder and not self.makes_files:
+            raise OSError(self.number, os.strerror(self.number))
+        return self.mkstemp(**options)
+
+    def rename(self, source: Path, target: Path) -> None:
+        if target == self.folder / "config.yaml":
+            raise OSError(self.number, os.strerror(self.number))
+        self.replace(source, target)
+
+
+IN_PLACE = pytest.mark.parametrize(
+    "number", [errno.EBUSY, errno.EACCES, errno.EPERM, errno.EROFS, errno.EXDEV]
+)
+
+
+@IN_PLACE
+@pytest.mark.parametrize("text", [TEXT + "# more\n", TEXT.replace("# Two models.\n", "")])
+def test_a_file_that_cannot_be_replaced_is_written_in_place_with_a_copy_in_the_data_folder(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, number: int, text: str
+) -> None:
+    NotReplaced(monkeypatch, desk.path.parent, number)
+    desk.path.chmod(0o664)
+    inode = desk.path.stat().st_ino
+    assert desk.get()["writable"] is True
+    answer = desk.put(text)
+    assert answer.status_code == 200, answer.text
+    assert answer.get_json()["version"] == desk.get()["version"]
+    assert desk.path.read_text() == text
+    assert (desk.path.stat().st_ino, stat.S_IMODE(desk.path.stat().st_mode)) == (inode, 0o664)
+    backup = desk.data / "config.yaml.bak"
+    assert backup.read_text() == TEXT
+    assert stat.S_IMODE(backup.stat().st_mode) == 0o600
+    assert [path.name for path in desk.data.iterdir()] == ["config.yaml.bak"]
+    assert set(desk.files) <= {"config.yaml", "config.yaml.bak"}
+
+
+@IN_PLACE
+def test_without_a_copy_nothing_is_written_in_place(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    NotReplaced(monkeypatch, desk.path.parent, number)
+    desk.data.rmdir()
+    desk.refused(desk.put(TEXT + "# more\n"), 409, "config_not_writable")
+    assert desk.path.read_text() == TEXT
+
+
+def test_when_the_program_dies_while_it_writes_in_place_the_copy_is_whole(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    NotReplaced(monkeypatch, desk.path.parent, errno.EBUSY)
+
+    class Died(BaseException):
+        pass
+
+    def die(_descriptor: int, _size: int) -> None:
+        raise Died
+
+    monkeypatch.setattr(os, "ftruncate", die)
+    with pytest.raises(Died):
+        desk.put(TEXT.replace("# Two models.\n", ""))
+    assert (desk.data / "config.yaml.bak").read_text() == TEXT
+
+
+@pytest.mark.parametrize("is_full_for_good", [False, True])
+def test_a_disk_that_is_full_while_it_writes_in_place_loses_nothing(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, is_full_for_good: bool
+) -> None:
+    NotReplaced(monkeypatch, desk.path.parent, errno.EBUSY)
+    write, answers = os.write, [2, None]
+
+    def fill(descriptor: int, data: bytes) -> int:
+        """Two bytes, and then nothing more; what was there before is taken, where it is."""
+        answer = answers.pop(0) if answers else 0
+        if answer is None or (answer == 0 and is_full_for_good):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, data[:2] if answer else data)
+
+    monkeypatch.setattr(os, "write", fill)
+    error = desk.refused(desk.put("# x\n" + TEXT), 409, "config_not_writable")
+    assert "No space left on device" in error["message"]
+    backup = desk.data / "config.yaml.bak"
+    assert backup.read_text() == TEXT
+    if is_full_for_good:
+        assert f"{backup} has what was there before" in error["message"]
+    else:
+        assert desk.path.read_text() == TEXT
 
 
 def test_a_folder_in_the_files_place_is_told_and_not_replaced(desk: Desk) -> None:

@@ -110,6 +110,18 @@ def test_check_prints_warnings_and_ends_with_0(
     assert line.endswith("(warning)")
 
 
+def test_a_tilde_that_no_shell_has_expanded_is_the_home_directory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "mine.yaml").write_text("program: {}\nLocal-Models: {}\n")
+    assert main(["check", "--config", "~/mine.yaml"]) == 0
+    assert "0 models, no problems" in capsys.readouterr().out
+    assert main(["backup", "~/copy.db", "--data-dir", "~/data"]) == 1
+    assert str(tmp_path / "data") in capsys.readouterr().err
+
+
 def test_what_the_database_refuses_is_a_line_and_no_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -303,6 +303,42 @@ def test_a_script_is_found_from_the_configs_folder_with_either_slash(
     assert found.samefile(home / "scripts" / "run.sh")
 
 
+@pytest.mark.parametrize("start", ["~/", "'~\\'"])
+def test_a_leading_tilde_is_the_home_directory_in_every_path(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str
+) -> None:
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))
+    tilde = start.strip("'")
+    read = load(
+        tmp_path,
+        f"""
+program:
+  device_plugin_dir: '{tilde}plugins'
+  interface_plugin_dir: '{tilde}plugins'
+  export: {{schedule: '0 3 * * *', directory: '{tilde}bills'}}
+Local-Models:
+  m:
+    A: {{script_path: '{tilde}scripts/run.sh', cwd: '{tilde}scripts'}}
+    B: {{command: [serve], cwd: "~"}}
+""",
+    )
+    assert read.program.device_plugin_dir == home / "plugins"
+    assert read.program.interface_plugin_dir == home / "plugins"
+    assert read.program.export_directory == home / "bills"
+    first, second = read.models["m"].schemes
+    assert (first.script_path, first.cwd) == (home / "scripts" / "run.sh", home / "scripts")
+    assert second.cwd == home
+
+
+def test_a_tilde_elsewhere_or_of_nobody_is_a_name_like_any_other(home: Path) -> None:
+    (home / "~nobody-here.sh").touch()
+    for written in ("~nobody-here.sh", "./~nobody-here.sh"):
+        found = scheme(home, f"script_path: '{written}'").script_path
+        assert found is not None
+        assert found.samefile(home / "~nobody-here.sh")
+
+
 def test_paths_are_absolute_when_the_config_is_named_relatively(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
