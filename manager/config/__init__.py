@@ -2,7 +2,7 @@
 
 from manager.config import config_file, loader, plugins, variables
 from manager.config.declaration import keys
-from manager.config.hosts import Network
+from manager.config.hosts import Network, admits
 from manager.config.loader import ConfigError, Problem
 from manager.config.redaction import MASK, argument_spans, is_secret_name, redact_spans
 from manager.config.schedule import next_time
@@ -18,6 +18,7 @@ __all__ = [
     "Network",
     "Problem",
     "Program",
+    "admits",
     "argument_spans",
     "config_file",
     "has_control",

@@ -13,8 +13,16 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 _LIKE_A_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
-_PLACE = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]]+)(?::([0-9]{1,5}))?")
+_PLACE = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]]+)(?::([0-9]{1,5}|\*))?")
+# What a browser sends: nothing of a page's address but these. The name is empty in file://.
+_SENT = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<name>[a-z0-9._-]*|\[[0-9a-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
+)
 _PLACE_OF_AN_APP = re.compile(r"[a-z0-9._-]+")
+_PATTERNS = (
+    "a * stands for a whole name, such as moz-extension://* and https://*.example.org, or for the"
+    ' port, such as http://localhost:*; "*" alone is every web page there is'
+)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _IPV4_IN_IPV6 = ipaddress.IPv6Network("::ffff:0:0/96")
 
@@ -46,18 +54,18 @@ def host(value: Value) -> str:
 
 @reader(type="string")
 def origin(value: Value) -> str:
-    """The origin of a web page as browsers send it, or ``*``."""
+    """The origin of a web page as browsers send it, a pattern of them, or ``*``."""
     written = _in_ascii(text(value))
     if written == "*":
         return written
-    if "*" in written:
-        raise InvalidValue('write each origin, or "*" alone for every web page there is')
     if written == "null":
         raise InvalidValue(
             "null is what any file and any frame without rights says of itself:"
             ' write the origin of a page, or "*" for every web page there is'
         )
     scheme, separator, place = written.partition("://")
+    if "*" in scheme:
+        raise InvalidValue(_PATTERNS)
     if not separator or not _SCHEME.fullmatch(scheme):
         raise InvalidValue(
             "expected an origin such as https://chat.example.org or http://localhost:3000"
@@ -70,12 +78,43 @@ def origin(value: Value) -> str:
     match = _PLACE.fullmatch(alone)
     name = _place(scheme, match[1]) if match else None
     if match is None or name is None:
+        if "*" in alone:
+            raise InvalidValue(_PATTERNS)
         raise InvalidValue(f"expected {scheme}://, a name and perhaps :port, found {value.found}")
+    if match[2] == "*":
+        return f"{scheme}://{name}:*"
     port = int(match[2] or _DEFAULT_PORTS.get(scheme, 1))
     if not 0 < port < 65536:
         raise InvalidValue(f"there is no port {port}: write one from 1 to 65535")
     has_own_port = match[2] and port != _DEFAULT_PORTS.get(scheme)
     return f"{scheme}://{name}:{port}" if has_own_port else f"{scheme}://{name}"
+
+
+def admits(origins: tuple[str, ...], sent: str) -> bool:
+    """Whether an Origin header's value is among these, which `origin` has read.
+
+    A ``*`` alone is all. In a pattern it stands for a whole name (``moz-extension://*``), for
+    one or more labels before a name (``https://*.example.org``), and for any port or none.
+    """
+    sent = sent.lower()
+    if "*" in origins or sent in origins:
+        return True
+    found = _SENT.fullmatch(sent)
+    return found is not None and any(
+        _is_like(found, *one.partition("://")[::2]) for one in origins if "*" in one
+    )
+
+
+def _is_like(sent: re.Match[str], scheme: str, place: str) -> bool:
+    pattern = _PLACE.fullmatch(place)
+    if pattern is None or sent["scheme"] != scheme or pattern[2] not in ("*", sent["port"]):
+        return False
+    name: str = sent["name"]
+    if pattern[1] == "*":
+        return bool(name) or scheme not in _DEFAULT_PORTS
+    if pattern[1].startswith("*."):
+        return name.endswith(pattern[1][1:]) and _is_name(name)
+    return name == pattern[1]
 
 
 @reader(type="string")
@@ -130,7 +169,11 @@ def _is_name(name: str) -> bool:
 
 
 def _place(scheme: str, name: str) -> str | None:
-    """A host as browsers write it, None where it is none."""
+    """A host as browsers write it, or a pattern of them; None where it is none."""
+    if name == "*":
+        return name
+    if name.startswith("*.") and scheme in _DEFAULT_PORTS:
+        return name if _is_name(name[2:]) else None
     if name.startswith("["):
         address = _address(name[1:-1])
         return f"[{address}]" if isinstance(address, ipaddress.IPv6Address) else None

@@ -156,11 +156,12 @@ class Program:
         "Further DNS names of this machine, such as `llm.example.org`; a call to any other name is"
         " refused. Addresses need not be listed.",
     )
-    # As browsers send them; "*" is every page.
+    # As browsers send them, and patterns: `hosts.admits` reads them.
     cors_origins: tuple[str, ...] = key(
         (),
         listed(hosts.origin),
-        "Web pages that may use `/v1`, by their origin, such as `https://chat.example.org`;"
+        "Web pages that may use `/v1`, by their origin, such as `https://chat.example.org`, or by"
+        " a pattern of origins: `moz-extension://*`, `https://*.example.org`, `http://localhost:*`;"
         ' `"*"` is every page.',
     )
     trusted_proxies: tuple[Network, ...] = key(

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from flask import Response, request
 
-from manager.config import Network, Program
+from manager.config import Network, Program, admits
 from manager.errors import ApiError
 
 # Names that reach a machine from its own containers, which no foreign name server answers for.
@@ -129,8 +129,8 @@ def allowed_origin(environ: dict[str, Any], host: str | None, program: Program) 
     origin = environ["HTTP_ORIGIN"]
     if host is not None and _is_same(origin, host):
         return None
-    is_allowed = "*" in program.cors_origins or origin.lower() in program.cors_origins
-    if is_allowed and environ["PATH_INFO"].startswith("/v1/"):
+    is_for_models = environ["PATH_INFO"].startswith("/v1/")
+    if is_for_models and admits(program.cors_origins, origin):
         return str(origin)
     raise ApiError(
         403,

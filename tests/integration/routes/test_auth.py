@@ -546,6 +546,25 @@ def test_a_foreign_page_may_not_use_models(gate: Gate, origin: str, lets_in: boo
         assert "Access-Control-Allow-Origin" not in found.headers
 
 
+def test_an_extension_is_let_in_by_a_pattern_and_to_the_models_alone(gate: Gate) -> None:
+    gate.set(cors_origins=("moz-extension://*",))
+    caller = Caller(gate.app, "127.0.0.1")
+    extension = "moz-extension://2f6a4c5e-1b1d-4a53-9d3b-0d2c5a8e7f10"
+    asked = {"Origin": extension, "Access-Control-Request-Method": "POST"}
+    for method, status in (("OPTIONS", 204), ("POST", 200)):
+        answer = caller.call(method, "/v1/chat/completions", headers=asked)
+        assert answer.status_code == status
+        assert answer.headers["Access-Control-Allow-Origin"] == extension
+        for path in ("/api/models", "/metrics", "/", "/health", "/v1", "/api/models/%2Fv1%2Fx"):
+            refused = caller.call(method, path, headers=asked)
+            assert refused.status_code == 403
+            assert "may not use this LLM-Manager" in refused.text
+            assert "Access-Control-Allow-Origin" not in refused.headers
+    for origin in ("chrome-extension://abc", "null", f"{extension}/x"):
+        foreign = caller.call("POST", "/v1/chat/completions", headers={"Origin": origin})
+        assert outcome(foreign) == "403 origin_not_allowed"
+
+
 def test_a_browser_may_ask_first_where_a_page_is_allowed(gate: Gate) -> None:
     gate.lock()  # the question comes without a key
     gate.set(cors_origins=("https://chat.example.org",))

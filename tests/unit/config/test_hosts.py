@@ -9,6 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from manager.config import admits
 from tests.support.config_files import (
     good_or_problems,
     only_problem,
@@ -80,6 +81,13 @@ def test_what_no_host_header_can_be_held_to_is_refused(home: Path, written: str,
         ("app://obsidian.md", "app://obsidian.md"),
         ("chrome-extension://abc", "chrome-extension://abc"),
         ("tauri://localhost", "tauri://localhost"),
+        ("moz-extension://*", "moz-extension://*"),
+        ("https://*.Example.org/", "https://*.example.org"),
+        ("https://*.example.org:443", "https://*.example.org"),
+        ("http://*.localhost:3000", "http://*.localhost:3000"),
+        ("http://LOCALHOST:*", "http://localhost:*"),
+        ("http://[0::1]:*", "http://[::1]:*"),
+        ("https://*:*", "https://*:*"),
     ],
 )
 def test_an_origin_is_read_as_browsers_send_it(home: Path, written: str, read: str) -> None:
@@ -90,7 +98,20 @@ def test_an_origin_is_read_as_browsers_send_it(home: Path, written: str, read: s
     ("written", "part"),
     [
         ("null", "any file"),
-        ("https://*.example.org", "write each origin"),
+        ("*://example.org", "a * stands for"),
+        ("https://*example.org", "a * stands for"),
+        ("https://chat*.example.org", "a * stands for"),
+        ("https://chat.*.org", "a * stands for"),
+        ("https://*.*.org", "a * stands for"),
+        ("https://**", "a * stands for"),
+        ("https://*.", "a * stands for"),
+        ("https://example.*", "a * stands for"),
+        ("http://192.168.1.*", "a * stands for"),
+        ("http://*.168.1.5", "a * stands for"),
+        ("http://localhost:30*", "a * stands for"),
+        ("moz-extension://*.x", "a * stands for"),
+        ("https://*/app", "write https://*"),
+        ("https://*.example.org/*", "write https://*.example.org"),
         ("chat.example.org", "expected an origin"),
         ("localhost:3000", "expected an origin"),
         ("//chat.example.org", "expected an origin"),
@@ -116,6 +137,85 @@ def test_what_no_browser_sends_as_an_origin_is_refused(home: Path, written: str,
     assert line == 2
     assert part in message
     assert "hunter2" not in message
+
+
+MOZ = "moz-extension://*"
+BELOW = "https://*.example.org"
+LOCAL = "http://localhost:*"
+
+
+@pytest.mark.parametrize(
+    ("pattern", "sent"),
+    [
+        ("*", "https://any.example"),
+        ("*", "null"),
+        ("chrome-extension://abc", "chrome-extension://abc"),
+        (MOZ, "moz-extension://2f6a4c5e-1b1d-4a53-9d3b-0d2c5a8e7f10"),
+        ("file://*", "file://"),
+        (BELOW, "https://chat.example.org"),
+        (BELOW, "https://a.b.example.org"),
+        (BELOW, "HTTPS://Chat.Example.org"),
+        (f"{BELOW}:8443", "https://chat.example.org:8443"),
+        (f"{BELOW}:*", "https://chat.example.org:8443"),
+        (LOCAL, "http://localhost"),
+        (LOCAL, "http://localhost:3000"),
+        ("http://[::1]:*", "http://[::1]:3000"),
+        ("https://*", "https://any.example"),
+    ],
+)
+def test_a_pattern_admits_what_it_stands_for(pattern: str, sent: str) -> None:
+    assert admits(("https://other.example", pattern), sent)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "sent"),
+    [
+        (MOZ, "moz-extension:"),
+        (MOZ, "moz-extension://a/b"),
+        (MOZ, "chrome-extension://abc"),
+        (MOZ, "xmoz-extension://abc"),
+        (MOZ, "null"),
+        (BELOW, "null"),
+        (BELOW, ""),
+        (BELOW, "https://example.org"),
+        (BELOW, "https://.example.org"),
+        (BELOW, "https://evilexample.org"),
+        (BELOW, "https://chat.example.org.evil.com"),
+        (BELOW, "https://evil.com/?x=.example.org"),
+        (BELOW, "https://evil.com/.example.org"),
+        (BELOW, "https://evil.com?.example.org"),
+        (BELOW, "https://evil.com#.example.org"),
+        (BELOW, "https://evil.com\\.example.org"),
+        (BELOW, "https://evil.com@chat.example.org"),
+        (BELOW, "https://chat.example.org@evil.com"),
+        (BELOW, "https://evil.com, https://chat.example.org"),
+        (BELOW, "https://evil.com%2f.example.org"),
+        (BELOW, "http://chat.example.org"),
+        (BELOW, "https://chat.example.org:8443"),
+        (BELOW, "https://chat.example.org\n"),
+        (BELOW, "https://*.example.org.evil.com"),
+        (LOCAL, "http://localhost.evil.com"),
+        (LOCAL, "http://localhost:3000.evil.com"),
+        (LOCAL, "http://localhost:3000/x"),
+        (LOCAL, "http://localhost:"),
+        (LOCAL, "https://localhost:3000"),
+        (LOCAL, "http://localhost@evil.com"),
+        ("https://*", "http://any.example"),
+        ("https://*", "https://"),
+        ("https://*", "https://any.example:8443"),
+        ("https://*", "null"),
+    ],
+)
+def test_a_pattern_admits_nothing_else(pattern: str, sent: str) -> None:
+    assert not admits(("https://other.example", pattern), sent)
+
+
+@given(st.sampled_from([MOZ, BELOW, LOCAL, "https://*", "file://*"]), st.text())
+def test_what_a_pattern_admits_begins_and_ends_as_it_does(pattern: str, middle: str) -> None:
+    start, _, end = pattern.partition("*")
+    sent = start + middle + end
+    if admits((pattern,), sent):
+        assert not set("/?#@\\ \n,%") & set(middle)
 
 
 @pytest.mark.parametrize(
