@@ -141,7 +141,7 @@ BREAKS = {"chunks": 9, "fail": "reset", "fail_at": "between", "after": 4}
 BROKEN = chat("Model", BREAKS, stream=True)
 # The chunks that came, and the prompt by its bytes: the model has read it.
 CUT = {
-    "status": 200,
+    "status": 502,
     "prompt_tokens": len(json.dumps(BROKEN)) // 4,
     "completion_tokens": 4,
     "estimated": 1,
