@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+CLIENT_CLOSED_REQUEST = 499  # nginx's number for a client that closed before its answer
+
 
 class ApiError(Exception):
     """A refusal or a failure that the error table lists.

@@ -10,8 +10,9 @@ from dataclasses import replace
 from typing import Protocol
 
 from manager.clock import Clock
+from manager.errors import CLIENT_CLOSED_REQUEST
 from manager.metrics import Metrics
-from manager.relay import CLIENT_CLOSED_REQUEST, Outcome
+from manager.relay import Outcome
 from manager.storage import RequestRow, Spool, uuid7
 from manager.tokens import TokenUsage, prompt_estimate
 from manager.usage import ActiveRequest, Activity, ChunkCounter

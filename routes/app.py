@@ -12,8 +12,7 @@ from flask import Flask, Request, Response, g, jsonify, redirect, request
 from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
 from werkzeug.exceptions import HTTPException
 
-from manager.errors import ApiError, ClientDisconnected
-from manager.relay import CLIENT_CLOSED_REQUEST
+from manager.errors import CLIENT_CLOSED_REQUEST, ApiError, ClientDisconnected
 from manager.storage import DatabaseError
 from routes import auth, openai, paths
 from routes.api import (

@@ -10,11 +10,10 @@ from flask import Response, after_this_request, g, jsonify, request
 
 from manager.access import Permit
 from manager.config import loader
-from manager.errors import ApiError, ClientDisconnected
+from manager.errors import CLIENT_CLOSED_REQUEST, ApiError, ClientDisconnected
 from manager.models import Lease
 from manager.recorder import Recorder
 from manager.relay import (
-    CLIENT_CLOSED_REQUEST,
     Headers,
     Outcome,
     Payload,

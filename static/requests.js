@@ -2,6 +2,7 @@ import { Live, api, attempt, every, fill, find, legend, list, money, number, onA
   secondsSince, span, table, time } from "./core.js";
 
 const PAGE = 50;
+const CLIENT_CLOSED = 499; // the client disconnected, which is no fault
 const form = find("#asked");
 let inFlight = [];
 let past = [];
@@ -72,7 +73,7 @@ function showPast() {
       model: nameOf(one),
       asked_for: one.asked_for,
       status: String(one.status),
-      state: one.status < 400 ? "ok" : "error",
+      state: one.status < 400 ? "ok" : one.status === CLIENT_CLOSED ? "" : "error",
       error: one.error,
       prompt: number(one.prompt_tokens),
       completion: one.estimated ? `≈ ${number(one.completion_tokens)}` : number(one.completion_tokens),

@@ -1,14 +1,13 @@
 """One request to one upstream and its answer back."""
 
 from manager.relay import content_encoding
-from manager.relay.forward import CLIENT_CLOSED_REQUEST, Outcome, RelayRequest, forward
+from manager.relay.forward import Outcome, RelayRequest, forward
 from manager.relay.payload import Payload, json_fault
 from manager.relay.response import Headers, UpstreamError, UpstreamRefused
 from manager.relay.upstream import Exchange, Upstream
 from manager.relay.watcher import Watcher
 
 __all__ = [
-    "CLIENT_CLOSED_REQUEST",
     "Exchange",
     "Headers",
     "Outcome",

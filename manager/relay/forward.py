@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from manager.errors import ApiError, ClientDisconnected
+from manager.errors import CLIENT_CLOSED_REQUEST, ApiError, ClientDisconnected
 from manager.interfaces import AnswerError, Endpoint, Interface, error_of, find_error_offsets
 from manager.relay.event_stream import EventStream
 from manager.relay.payload import Payload
@@ -21,8 +21,6 @@ from manager.relay.response import Aborted, Headers, Response, UpstreamError, Up
 from manager.relay.upstream import Exchange, Upstream
 from manager.relay.watcher import Watcher
 from manager.tokens import TokenUsage
-
-CLIENT_CLOSED_REQUEST = 499  # nginx's number for a client that closed before its answer
 
 # Up to this size an answer of known length is read whole before its first byte is sent: one
 # write, and an upstream that breaks off in the middle is still a clean 502.

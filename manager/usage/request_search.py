@@ -10,6 +10,7 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import dataclass
 
+from manager.errors import CLIENT_CLOSED_REQUEST
 from manager.storage import REQUEST_COLUMNS, RequestRow, request_of
 
 GROUPS = ("model", "key", "mode", "scheme")
@@ -38,8 +39,8 @@ EVERYTHING = Filters()
 @dataclass(frozen=True)
 class RequestFilter:
     """Further filters of single requests. ``status`` is one, or all ``failed`` ones (400 and
-    above) or those that did not; ``text`` is in the error or in the name asked for, in any case.
-    Times are epoch ms, the end excluded."""
+    above, but for clients that disconnected) or those that succeeded; ``text`` is in the error or
+    in the name asked for, in any case. Times are epoch ms, the end excluded."""
 
     status: int | None = None
     failed: bool | None = None
@@ -175,8 +176,10 @@ def _conditions(
     wanted.append(("status", search.status))
     conditions = [f"{name} = ?" for name, value in wanted if value is not None]
     values = [value for _, value in wanted if value is not None]
-    if search.failed is False:
-        conditions.append("status < 400")
+    if search.failed is not None:
+        # A client that disconnects is no fault. It is in the index of failed requests all the same.
+        is_fault = f"status <> {CLIENT_CLOSED_REQUEST}"
+        conditions.append(is_fault if search.failed else "status < 400")
     if search.text is not None:
         conditions.append("(error LIKE ? ESCAPE '!' OR asked_for LIKE ? ESCAPE '!')")
         values += [_like(search.text)] * 2

@@ -424,8 +424,9 @@ class CardMemory:
             cards.replace(Path(play["held"], f"{os.getpid()}-{card}.json"), entry)
             # After our own was written: of two who take the last of it, one sees the other.
             held = nvidia_smi.held(play["held"], play.get("linger", 0))[card]
-            total = {each.get("index", n): each for n, each in enumerate(play["cards"])}[card]
-            if held + total["used"] > total["total"]:
+            played = {each.get("index", n): each for n, each in enumerate(play["cards"])}[card]
+            total = played.get("real", played["total"])
+            if total is not None and held + (played["used"] or 0) > total:
                 print(f"fake: CUDA out of memory on card {card}", flush=True)
                 sys.exit(1)
 

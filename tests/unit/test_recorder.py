@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from manager.clock import Clock
+from manager.errors import CLIENT_CLOSED_REQUEST
 from manager.events import Events
 from manager.metrics import Metrics
 from manager.recorder import Recorder, RequestRecord
-from manager.relay.forward import CLIENT_CLOSED_REQUEST, Outcome
+from manager.relay.forward import Outcome
 from manager.storage.store import RequestRow
 from manager.tokens import TokenUsage
 from manager.usage.activity import Activity

@@ -9,12 +9,8 @@ from typing import Any
 
 import pytest
 
-from manager.errors import ApiError, ClientDisconnected
-from manager.relay.forward import (
-    CLIENT_CLOSED_REQUEST,
-    Outcome,
-    TruncatedResponse,
-)
+from manager.errors import CLIENT_CLOSED_REQUEST, ApiError, ClientDisconnected
+from manager.relay.forward import Outcome, TruncatedResponse
 from manager.tokens import TokenUsage
 from tests.support.relayed import (
     DONE,

@@ -569,7 +569,7 @@ def test_pages_show_each_request_once_whatever_is_written_meanwhile(
     dice = random.Random(1)
 
     def row(at_ms: int) -> RequestRow:
-        status = dice.choice([200, 404, 500])
+        status = dice.choice([200, 404, 499, 500])
         return a_row(
             at_ms,
             model=dice.choice(MODELS[:2]),
@@ -581,7 +581,7 @@ def test_pages_show_each_request_once_whatever_is_written_meanwhile(
 
     def is_wanted(one: RequestRow) -> bool:
         return (
-            (sought.failed is None or sought.failed == (one.status >= 400))
+            (sought.failed is None or one.status in ((404, 500) if sought.failed else (200,)))
             and (sought.status in (None, one.status))
             and (sought.text is None or "broke" in (one.error or "").lower())
             and model in (None, one.model)
@@ -644,6 +644,15 @@ def test_a_search_for_what_is_rare_looks_at_so_many_rows_and_no_more(
     assert page.requests == []
     assert page.next is not None
     assert starts(pages(books, Filters(mode="Base"))) == [5]
+
+
+def test_a_client_that_disconnected_is_no_failure_and_is_found_by_its_status(
+    books: Books,
+) -> None:
+    books.add(a_row(1), a_row(2, status=499), a_row(3, status=503))
+    assert starts(pages(books, sought=RequestFilter(failed=True))) == [3]
+    assert starts(pages(books, sought=RequestFilter(failed=False))) == [1]
+    assert starts(pages(books, sought=RequestFilter(status=499))) == [2]
 
 
 def test_all_requests_can_be_read_one_after_the_other(
