@@ -18,7 +18,7 @@ from manager.access import LocalTokenError, local_token
 from manager.storage import data_dir
 
 _TIMEOUT_SECONDS = 10.0
-# A socket on `::` does not listen on IPv4: there another user could listen on the same port.
+# On systems where a socket on `::` does not listen on IPv4, another user could listen there.
 _ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 

@@ -54,7 +54,8 @@ def run(arguments: argparse.Namespace) -> None:
     _raise_file_limit()
     load = ConfigLoader(arguments.config)
     config = load()
-    program = Program(config, load, arguments.data_dir, arguments.host or config.program.host)
+    host = (arguments.host or config.program.host).strip("[]")  # of an IPv6 address, as in a URL
+    program = Program(config, load, arguments.data_dir, host)
     port = config.program.port if arguments.port is None else arguments.port
     try:
         program.listen(port)

@@ -59,7 +59,7 @@ class Program:
     host: str = key(
         "127.0.0.1",
         text,
-        "The address to listen on; `0.0.0.0` lets other machines in.",
+        "The address to listen on; `0.0.0.0` lets other machines in, `::` those with IPv6 too.",
         restart=True,
     )
     port: int = key(8080, readers.PORT, "The port to listen on.", restart=True)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import ipaddress
 import logging
+import socket
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from flask import Flask
@@ -25,6 +27,9 @@ log = logging.getLogger(__name__)
 _ACCEPTED_A_ROUND = 256
 _CLOCK = Clock()
 _LIMITS = ClientLimits()
+_EVERYWHERE = "::"
+_IPV4_IN_IPV6 = "::ffff:"
+_NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # on this machine
 _WARN_EVERY = 60.0  # seconds between two warnings about addresses that hold too many connections
 
 
@@ -91,6 +96,13 @@ class _Listener(TcpWSGIServer):
     clock: Clock
     slots: _ConnectionSlots
 
+    def bind_server_socket(self) -> None:
+        addresses = [address[0] for _, _, _, address in self.adj.listen]
+        if addresses == [_EVERYWHERE]:
+            # waitress has limited it to IPv6, as some systems do by default.
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().bind_server_socket()
+
     def handle_accept(self) -> None:
         """Accepts all that wait: waitress takes one a round, and each round checks every open
         connection, so that a burst of n would cost n² checks."""
@@ -103,6 +115,7 @@ class _Listener(TcpWSGIServer):
                 self.set_socket_options(connection)
             except OSError:
                 return  # the client has disconnected already
+            address = _plain_address(address)
             origin = self.slots.origin(address[0])
             if self.slots.is_full(origin):
                 connection.close()
@@ -117,6 +130,72 @@ class _Listener(TcpWSGIServer):
         super().maintenance(now)
         for channel in tuple(self.active_channels.values()):
             channel.check_time()
+
+
+def _plain_address(address: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A client's address. That of IPv4 on a socket that takes both is 192.0.2.1 for all who ask,
+    not ::ffff:192.0.2.1: it is compared, counted, recorded and logged."""
+    host, *rest = address
+    if host.startswith(_IPV4_IN_IPV6):
+        mapped = ipaddress.IPv6Address(host).ipv4_mapped
+        host = host if mapped is None else str(mapped)
+    return (host, *rest)
+
+
+def _adjustments(host: str, port: int, threads: int, max_body_mb: int) -> Adjustments:
+    """Raises ValueError for a host that cannot be resolved."""
+    return Adjustments(
+        host=host,
+        port=port,
+        # Every open connection counts, idle ones too. The default of 100 stops accepting,
+        # health checks included.
+        connection_limit=4 * threads + 1000,
+        # Each second requests that take too long are ended.
+        cleanup_interval=1,
+        # routes.http.client reads them: whether to believe X-Forwarded-For depends on who
+        # says it, and that a proxy is in front has to be known where none is named.
+        clear_untrusted_proxy_headers=False,
+        # select() cannot watch descriptors above 1023.
+        asyncore_use_poll=True,
+        # With no look-ahead the socket is not read while a request is served, and a
+        # client that disconnects is not noticed.
+        channel_request_lookahead=1,
+        # The limit is inclusive in waitress.
+        max_request_body_size=(max_body_mb << 20) + 1,
+        max_request_header_size=MAX_HEADER_BYTES,
+        # A client that disconnects is normal; answers that break off raise OSError on purpose.
+        log_socket_errors=False,
+        ident="llm-manager",
+    )
+
+
+def _present(addresses: Sequence[Any]) -> Sequence[Any]:
+    """Those of a name's addresses that this machine has; all where it has none. ``localhost`` is
+    ::1 too, also where there is no IPv6, as in many containers."""
+    present = []
+    for info in addresses:
+        family, kind, protocol, (host, _, *scope) = info
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.bind((host, 0, *scope))
+        except OSError as error:
+            if error.errno in _NO_SUCH_ADDRESS:
+                continue
+        present.append(info)
+    return present or addresses
+
+
+def _listen_error(host: str, port: int, error: Exception) -> ListenError:
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    number = error.errno if isinstance(error, OSError) else None
+    if number == errno.EADDRINUSE:
+        where += f", which {ports.holder(port)} holds"
+    elif number is None:
+        where += f". {host!r} is neither an address nor a name of this machine"
+    elif number in _NO_SUCH_ADDRESS and host in (_EVERYWHERE, "::1"):
+        ipv4 = "0.0.0.0" if host == _EVERYWHERE else "127.0.0.1"
+        where += f": there is no IPv6 on this machine. Listen on host {ipv4}, or switch it on"
+    return ListenError(f"cannot listen on {where}: {error}")
 
 
 class HttpServer:
@@ -138,54 +217,32 @@ class HttpServer:
 
         Raises ListenError.
         """
-        # Every open connection counts, idle ones too. The default of 100 stops accepting,
-        # health checks included.
-        max_connections = 4 * threads + 1000
-        settings = Adjustments(
-            host=host,
-            port=port,
-            connection_limit=max_connections,
-            # Each second requests that take too long are ended.
-            cleanup_interval=1,
-            # routes.http.client reads them: whether to believe X-Forwarded-For depends on who
-            # says it, and that a proxy is in front has to be known where none is named.
-            clear_untrusted_proxy_headers=False,
-            # select() cannot watch descriptors above 1023.
-            asyncore_use_poll=True,
-            # With no look-ahead the socket is not read while a request is served, and a
-            # client that disconnects is not noticed.
-            channel_request_lookahead=1,
-            # The limit is inclusive in waitress.
-            max_request_body_size=(max_body_mb << 20) + 1,
-            max_request_header_size=MAX_HEADER_BYTES,
-            # A client that disconnects is normal; answers that break off raise OSError on purpose.
-            log_socket_errors=False,
-            ident="llm-manager",
-        )
         self._map: dict[int, Any] = {}
         # A thread is held for as long as its answer streams or its model starts: waitress's
         # default of 4 would serve four streams and hang the fifth.
         self._workers = ThreadPool(threads)
+        self._listeners: list[_Listener] = []
         try:
-            self._listeners = [
-                _Listener(
-                    app,
-                    map=self._map,
-                    dispatcher=self._workers,
-                    adj=settings,
-                    sockinfo=sockinfo,
+            settings = _adjustments(host, port, threads, max_body_mb)
+            settings.listen = _present(settings.listen)
+            for family, kind, protocol, (name, number, *scope) in settings.listen:
+                # All on one port, also where the system chooses it.
+                chosen = self.port if self._listeners else number
+                self._listeners.append(
+                    _Listener(
+                        app,
+                        map=self._map,
+                        dispatcher=self._workers,
+                        adj=settings,
+                        sockinfo=(family, kind, protocol, (name, chosen, *scope)),
+                    )
                 )
-                for sockinfo in settings.listen
-            ]
         except (OSError, ValueError) as error:
             wasyncore.close_all(self._map)
-            where = f"{host}:{port}"
-            if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-                where += f", which {ports.holder(port)} holds"
-            raise ListenError(f"cannot listen on {where}: {error}") from error
+            raise _listen_error(host, port, error) from error
         # One count for all addresses that are listened on.
         slots = _ConnectionSlots(
-            max(1, int(max_connections * limits.share)), trusted_proxies, clock
+            max(1, int(settings.connection_limit * limits.share)), trusted_proxies, clock
         )
         for listener in self._listeners:
             listener.limits, listener.clock, listener.slots = limits, clock, slots

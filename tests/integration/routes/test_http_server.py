@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import json
 import re
@@ -17,7 +18,7 @@ from flask import Flask, jsonify, request
 from waitress.server import TcpWSGIServer
 
 from manager.clock import Clock
-from routes.http.server import ClientLimits, HttpServer
+from routes.http.server import ClientLimits, HttpServer, ListenError
 
 PATIENCE = 20.0
 HOST = b"Host: localhost\r\n"
@@ -29,7 +30,7 @@ FAST = Clock(monotonic=lambda: time.monotonic() * 100)
 class Edge:
     """A server whose application notes what reaches it."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, host: str = "127.0.0.1", **options: Any) -> None:
         self.seen: list[dict[str, Any]] = []
         self.held: list[socket.socket] = []
         app = Flask("test")
@@ -44,21 +45,30 @@ class Edge:
                     "path": request.environ["PATH_INFO"],
                     "body": request.get_data().decode("latin-1"),
                     "headers": headers,
+                    "address": request.environ["REMOTE_ADDR"],
                 }
             )
             return jsonify(self.seen[-1])
 
-        self.server = HttpServer(app, "127.0.0.1", 0, threads=4, max_body_mb=1, **options)
+        self.server = HttpServer(app, host, 0, threads=4, max_body_mb=1, **options)
         self.server.start()
 
-    def connect(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.server.port), timeout=PATIENCE)
+    def connect(self, address: str = "127.0.0.1") -> socket.socket:
+        return socket.create_connection((address, self.server.port), timeout=PATIENCE)
 
     def tell(self, data: bytes) -> bytes:
         """What comes back for these bytes until the server closes."""
         with self.connect() as connection:
             connection.sendall(data)
             return read_all(connection)
+
+
+def _has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
 
 
 def read_all(connection: socket.socket) -> bytes:
@@ -388,6 +398,91 @@ def test_a_client_that_waits_between_its_requests_is_not_late(start: Callable[..
             connection.sendall(SECOND)
             assert statuses(connection.recv(65536)) == [200]
             time.sleep(0.5)
+
+
+# --- addresses --------------------------------------------------------------------------
+
+needs_ipv6 = pytest.mark.skipif(not _has_ipv6(), reason="needs IPv6")
+
+
+@needs_ipv6
+@pytest.mark.parametrize("host", ["::", "localhost"])
+def test_a_host_of_both_families_answers_on_both_by_one_port(
+    start: Callable[..., Edge], host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _resolve_localhost_to_both(monkeypatch)
+    edge = start(host=host)
+    for address in ("127.0.0.1", "::1"):
+        with edge.connect(address) as connection:
+            connection.sendall(SECOND)
+            assert statuses(connection.recv(65536)) == [200]
+    # Else 127.0.0.1 would not be loopback, nor 10.0.0.1 in trusted_proxies.
+    assert [seen["address"] for seen in edge.seen] == ["127.0.0.1", "::1"]
+
+
+@needs_ipv6
+def test_clients_of_ipv4_are_counted_one_by_one_on_a_socket_that_takes_both(
+    start: Callable[..., Edge], come_from: list[str]
+) -> None:
+    proxies = (ipaddress.ip_network("10.1.0.0/16"),)
+    edge = start(host="::", limits=ClientLimits(share=1.2 / 1016), trusted_proxies=proxies)
+    with contextlib.ExitStack() as connections:
+        for address, times in (("192.0.2.1", 1), ("192.0.2.2", 1), ("10.1.2.3", 3)):
+            assert holds(edge, come_from, f"::ffff:{address}", times) == [True] * times
+        assert holds(edge, come_from, "::ffff:192.0.2.2", 1) == [False]
+        for connection in edge.held:
+            connections.enter_context(connection)
+
+
+def test_a_name_is_listened_on_where_one_of_its_addresses_is_there(
+    start: Callable[..., Edge], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In many containers localhost is ::1 too, and there is no IPv6."""
+    _resolve_localhost_to_both(monkeypatch)
+    _take_ipv6_away(monkeypatch)
+    assert statuses(start(host="localhost").tell(SECOND[:-2] + b"Connection: close\r\n\r\n")) == [
+        200
+    ]
+
+
+@pytest.mark.parametrize(
+    ("host", "advice"),
+    [
+        ("::", "[::]:8080: there is no IPv6 on this machine. Listen on host 0.0.0.0"),
+        ("::1", "[::1]:8080: there is no IPv6 on this machine. Listen on host 127.0.0.1"),
+        ("no..name", "'no..name' is neither an address nor a name of this machine"),
+    ],
+)
+def test_a_host_that_is_not_there_is_an_error_that_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, host: str, advice: str
+) -> None:
+    _take_ipv6_away(monkeypatch)
+    with pytest.raises(ListenError) as error:
+        HttpServer(Flask("test"), host, 8080, threads=1, max_body_mb=1)
+    assert advice in str(error.value)
+
+
+def _resolve_localhost_to_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolve = socket.getaddrinfo
+
+    def both(host: str, *arguments: Any) -> Any:
+        if host != "localhost":
+            return resolve(host, *arguments)
+        return [*resolve("::1", *arguments), *resolve("127.0.0.1", *arguments)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", both)
+
+
+def _take_ipv6_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    bind = socket.socket.bind
+
+    class Socket(socket.socket):
+        def bind(self, address: Any) -> None:
+            if self.family == socket.AF_INET6:
+                raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
+            bind(self, address)
+
+    monkeypatch.setattr(socket, "socket", Socket)
 
 
 # --- places -----------------------------------------------------------------------------
