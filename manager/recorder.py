@@ -48,9 +48,10 @@ class Recorder:
         self.metrics = metrics
         self.tracked_modes = tracked_modes
 
-    def begin(self, endpoint: str, key: str) -> RequestRecord:
-        """The record of a request that has just arrived; ``key`` is what it is metered under."""
-        return RequestRecord(self, endpoint, key)
+    def begin(self, endpoint: str, key: str, address: str) -> RequestRecord:
+        """The record of a request that has just arrived; ``key`` is what it is metered under,
+        ``address`` the client's, which only the log has."""
+        return RequestRecord(self, endpoint, key, address)
 
 
 class RequestRecord:
@@ -58,8 +59,9 @@ class RequestRecord:
     fields of ``request`` as they become known, and calls ``close`` before the client has the last
     byte."""
 
-    def __init__(self, recorder: Recorder, endpoint: str, key: str) -> None:
+    def __init__(self, recorder: Recorder, endpoint: str, key: str, address: str) -> None:
         self._recorder = recorder
+        self._address = address
         self._began = recorder.clock.monotonic()
         began_ms = recorder.clock.wall_ms()
         self.request = ActiveRequest(uuid7(began_ms), endpoint, began_ms)
@@ -117,10 +119,11 @@ class RequestRecord:
     ) -> None:
         request, usage = self.request, outcome.usage
         log.info(
-            "%s %s as %r: %d in %.3f s, waited %.3f, first byte %s, %s%s",
+            "%s %s as %r from %s: %d in %.3f s, waited %.3f, first byte %s, %s%s",
             request.endpoint,
             request.model or "-",
             request.asked_for or "-",
+            self._address or "-",
             outcome.status,
             seconds,
             waited,

@@ -35,6 +35,7 @@ from routes.services import Services, current
 
 log = logging.getLogger(__name__)
 
+_MAX_LOGGED = 200  # characters of a method and a path
 _MAX_RECORDED = 300_000  # bytes of a body; a config is as long as that
 _CORS_EXPOSED = (
     "Retry-After, X-LLM-Manager-Request, x-ratelimit-limit-requests, x-ratelimit-limit-tokens,"
@@ -138,6 +139,20 @@ def _admit(services: Services, calls: Mapping[str, Call]) -> werkzeug.Response |
     environ, program = asked.environ, services.fleet.config.program
     client = client_of(environ, program)
     kept.secure = client.is_secure
+    try:
+        return _admit_client(services, calls, client)
+    except ApiError as error:
+        # Quoted: a path may hold any character, the end of a line too.
+        what = f"{environ['REQUEST_METHOD']} {asked.path}"[:_MAX_LOGGED]
+        log.info("%r from %s: %d %s", what, client.address or "-", error.status, error.code)
+        raise
+
+
+def _admit_client(
+    services: Services, calls: Mapping[str, Call], client: Client
+) -> werkzeug.Response | None:
+    asked, kept = current(request), current(g)
+    environ, program = asked.environ, services.fleet.config.program
     if environ["PATH_INFO"] != "/health":  # health checks may use any name
         check_host(client.host, program)
     if "HTTP_ORIGIN" in environ:

@@ -108,7 +108,7 @@ def _proxy(services: Services, recorder: Recorder) -> Response:
     asked, caller = current(request), g.caller
     environ, path = asked.environ, asked.path
     client_disconnected: Callable[[], bool] = environ["waitress.client_disconnected"]
-    record = recorder.begin(path, caller.usage_key)
+    record = recorder.begin(path, caller.usage_key, caller.address)
     id_header = (_ID_HEADER, record.id)
     release_slot: Callable[[], None] | None = None
     lease: Lease | None = None

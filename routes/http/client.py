@@ -60,7 +60,8 @@ def _without_port_of_hop(hop: str) -> str:
     if bare.count(":") == 1:
         bare = bare.partition(":")[0]
     found = _ip(bare)
-    return "" if found is None else str(found)
+    # What stands behind the % of an IPv6 address may be any text.
+    return "" if found is None else str(found).partition("%")[0]
 
 
 @functools.lru_cache(1024)

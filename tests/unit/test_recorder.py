@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -46,7 +47,7 @@ class Desk:
         self.recorder = Recorder(clock, self.activity, rows, self.metrics, lambda: self.tracked)
 
     def begin(self, mode: str = "Chat") -> RequestRecord:
-        record = self.recorder.begin("/v1/chat/completions", "ann")
+        record = self.recorder.begin("/v1/chat/completions", "ann", "192.0.2.7")
         record.request.asked_for, record.request.model = "alias", "Qwen"
         record.request.mode = mode
         return record
@@ -132,3 +133,14 @@ def test_a_client_that_disconnects_early_pays_for_an_estimate_of_its_prompt(desk
 def test_an_error_is_kept_to_its_first_line_and_500_characters(desk: Desk) -> None:
     desk.begin().close(Outcome(502, error="x" * 600 + "\nsecond"))
     assert desk.rows[0].error == "x" * 500
+
+
+def test_the_line_in_the_log_has_the_clients_address(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "manager.requests"):
+        desk.begin().close(Outcome(200, TokenUsage(10, 4, 5)))
+    (record,) = caplog.records
+    assert record.getMessage().startswith(
+        "/v1/chat/completions Qwen as 'alias' from 192.0.2.7: 200 in 0.000 s,"
+    )

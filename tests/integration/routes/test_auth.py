@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import ipaddress
 import json
+import logging
 import socket
 import sqlite3
 from collections.abc import Iterator
@@ -654,6 +655,32 @@ def test_behind_a_named_proxy_its_name_and_scheme_are_the_clients(gate: Gate) ->
     assert caller.call("GET", "/v1/models", headers={**own, "X-Forwarded-Host": "evil.example"})
     strange = caller.call("GET", "/v1/models", headers={**own, "X-Forwarded-Host": "evil.example"})
     assert strange.status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("forwarded", "logged"),
+    [
+        (f"{PROXY}, {ELSEWHERE}", ELSEWHERE),
+        (f"{ELSEWHERE}:5000", ELSEWHERE),
+        ("fe80::1%eth0 200 from 192.0.2.1", "fe80::1"),
+        ("[2001:db8::1%\x1b[2J]:5000", "2001:db8::1"),
+        ("\x1b]0;owned\x07", "-"),
+        ("", "-"),
+    ],
+)
+def test_a_refusal_is_logged_with_the_client_behind_a_named_proxy_and_nothing_it_made_up(
+    gate: Gate, caplog: pytest.LogCaptureFixture, forwarded: str, logged: str
+) -> None:
+    gate.lock()
+    gate.set(trusted_proxies=(ipaddress.ip_network(PROXY),))
+    headers = {"X-Forwarded-For": forwarded}
+    with caplog.at_level(logging.INFO, "routes.auth"):
+        Caller(gate.app, PROXY).call("GET", "/api/models/a%1Bb/logs", headers=headers)
+        Caller(gate.app, ELSEWHERE).call("GET", "/v1/models", headers={"X-Forwarded-For": HERE})
+    assert [record.getMessage() for record in caplog.records] == [
+        f"'GET /api/models/a\\x1bb/logs' from {logged}: 401 sign_in_needed",
+        f"'GET /v1/models' from {ELSEWHERE}: 401 invalid_api_key",
+    ]
 
 
 def test_a_page_of_ours_uses_models_only_with_its_token(gate: Gate) -> None:

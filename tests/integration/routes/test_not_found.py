@@ -178,4 +178,4 @@ def test_a_request_to_an_unknown_model_has_one_line_the_recorders(
     answer = client.post(CHAT, json={"model": "Qwem"}, environ_overrides=environ)
     assert answer.get_json()["error"]["code"] == "model_not_found"
     (line,) = caplog.messages
-    assert line.startswith(f"{CHAT} - as 'Qwem': 404 in ")
+    assert line.startswith(f"{CHAT} - as 'Qwem' from 127.0.0.1: 404 in ")
