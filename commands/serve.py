@@ -97,10 +97,13 @@ class Program:
         )
         monitor.set_enabled(not program.disable_gpu_monitoring)
         placement = Placement(monitor, clock, events, metrics, program)
+        # First: models that went on while no program ran may have filled the disk.
+        logs = ModelLogs(data_dir / "logs")
+        logs.enforce_limit(program.model_log_mb << 20)
         self._store = store = Store(usage_db)
         shared = ModelDependencies(
             store=store,
-            logs=ModelLogs(data_dir / "logs"),
+            logs=logs,
             events=events,
             watch=Watcher(),
             ports=Ports(),

@@ -27,6 +27,7 @@ _FLUSH_SECONDS = 1.0
 _COUNT_SECONDS = 1.0
 _ACCESS_SECONDS = 1.0
 _HEARTBEAT_SECONDS = 30
+_LOG_SIZE_SECONDS = 0.2
 _CLEAN_HOURS = 24
 
 
@@ -59,6 +60,12 @@ def start(
     )
     monitor.attach(poll.pause, poll.resume)
     scheduler.add_job(journal.flush, "interval", seconds=_FLUSH_SECONDS, id="log flush")
+    scheduler.add_job(
+        lambda: logs.enforce_limit(fleet.config.program.model_log_mb << 20),
+        "interval",
+        seconds=_LOG_SIZE_SECONDS,
+        id="log size",
+    )
     scheduler.add_job(
         lambda: logs.clean(fleet.config.program.log_retention_days),
         "interval",

@@ -126,6 +126,13 @@ class Program:
         "How long a model may be silent before its request ends with 504.",
         unit="seconds",
     )
+    model_log_mb: int = key(
+        64,
+        integer(1, 1_000_000),
+        "How large one model's log files may be together, also while it runs; the oldest output is"
+        " deleted.",
+        unit="MB",
+    )
     currency: str = key("CNY", single_line, "The currency that prices and bills are in.")
     timezone: str | None = key(
         None,

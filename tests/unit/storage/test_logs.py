@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from manager.storage import log_cuts
 from manager.storage.logs import ModelLogs, folder_name
 
 
@@ -164,7 +168,7 @@ def test_a_model_with_a_path_as_its_name_stays_below_the_logs(
 # --- the end of the output --------------------------------------------------------------
 
 LINES = st.lists(
-    st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), max_size=8)
+    st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), max_size=8)
     | st.sampled_from(["", "é" * 20_000, "x" * 65_000, "y" * 40_000]),
     max_size=12,
 )
@@ -329,6 +333,223 @@ def test_an_old_run_that_still_writes_keeps_its_file(logs: ModelLogs) -> None:
 
 def test_there_may_be_nothing_to_clean_up(logs: ModelLogs) -> None:
     assert logs.clean(30) == 0
+
+
+# --- a limit ------------------------------------------------------------------------------
+
+MB = 1 << 20
+
+
+@pytest.fixture(params=["in place", "by a copy"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """How output is cut off: as ext4 and XFS can, and as others have it done."""
+    way: str = request.param
+    if way == "by a copy":
+        monkeypatch.setattr(log_cuts, "_collapse", lambda *_: False)
+    elif not can_cut_in_place(tmp_path / "tried"):
+        pytest.skip("needs a file system that takes blocks out of a file, such as ext4 or XFS")
+    return way
+
+
+def can_cut_in_place(path: Path) -> bool:
+    with path.open("wb+") as file:
+        file.write(bytes(1 << 17))
+        file.flush()
+        return log_cuts._collapse(file.fileno(), 1 << 16)
+
+
+def numbered(first: int, last: int) -> bytes:
+    return b"".join(b"line %07d\n" % number for number in range(first, last))
+
+
+def bytes_beside(path: Path) -> int:
+    return sum(file.stat().st_blocks * 512 for file in path.parent.iterdir())
+
+
+def test_what_is_over_the_limit_goes_by_runs_the_oldest_first(logs: ModelLogs) -> None:
+    runs = [write(logs, bytes(MB), run=f"{n}" * 32) for n in range(4)]
+    other = write(logs, bytes(MB), model="Other")
+    logs.enforce_limit(2 * MB + 1000)
+    assert [path.exists() for path in runs] == [False, False, True, True]
+    assert other.exists()
+    # A run that begins is one more.
+    runs.append(write(logs, bytes(MB), run="5" * 32))
+    logs.enforce_limit(2 * MB + 1000)
+    assert [path.exists() for path in runs] == [False] * 3 + [True] * 2
+
+
+@pytest.mark.usefixtures("way")
+def test_of_a_run_that_is_over_the_limit_the_newest_output_stays_below_its_title(
+    logs: ModelLogs,
+) -> None:
+    path = write(logs, numbered(0, 400_000))
+    logs.enforce_limit(2 * MB)
+    assert bytes_beside(path) <= 2 * MB
+    assert path.stat().st_size > MB // 2
+    title, *kept = path.read_text().splitlines()
+    assert title.rstrip().endswith("title; earlier output was deleted")
+    numbers = [int(line.removeprefix("line ")) for line in kept]
+    assert numbers == list(range(numbers[0], 400_000))
+    assert lines(logs.tail("Qwen", 1)) == ["line 0399999"]
+    # The next time, too, and a program that starts cuts at once.
+    with path.open("ab") as file:
+        file.write(numbered(400_000, 800_000))
+    ModelLogs(path.parents[1]).enforce_limit(2 * MB)
+    again = path.read_text().splitlines()
+    assert again[0].rstrip() == title.rstrip()
+    assert again[-1] == "line 0799999"
+
+
+def test_nothing_is_lost_that_is_written_while_the_file_is_cut(
+    logs: ModelLogs, tmp_path: Path
+) -> None:
+    if not can_cut_in_place(tmp_path / "tried"):
+        pytest.skip("needs a file system that takes blocks out of a file, such as ext4 or XFS")
+    path, descriptor = logs.create("Qwen", "a" * 32, "title")
+    is_enough = threading.Event()
+    written = 0
+
+    def write_on() -> None:
+        nonlocal written
+        while not is_enough.is_set():
+            os.write(descriptor, numbered(written, written + 2000))
+            written += 2000
+
+    thread = threading.Thread(target=write_on)
+    thread.start()
+    cuts = 0
+    while cuts < 10:
+        before = logs._cut_of(path).removed
+        logs.enforce_limit(MB)
+        cuts += logs._cut_of(path).removed > before
+    is_enough.set()
+    thread.join()
+    os.close(descriptor)
+    kept = [line for line in path.read_bytes().splitlines() if not line.startswith(b"# ")]
+    numbers = [int(line.removeprefix(b"line ")) for line in kept]
+    assert numbers == list(range(numbers[0], written))
+
+
+@pytest.mark.usefixtures("way")
+def test_a_follower_gets_each_line_once_though_the_file_is_cut(logs: ModelLogs) -> None:
+    path = write(logs, "")
+    follower = logs.follower("Qwen", 0)
+    seen: list[str] = []
+    step = 20_000  # a quarter of a MB
+    for first in range(0, 40 * step, step):
+        with path.open("ab") as file:
+            file.write(numbered(first, first + step))
+        if first % 3:  # as often before as after what was written is read
+            logs.enforce_limit(2 * MB)
+        seen += follower.read() or []
+        logs.enforce_limit(2 * MB)
+    seen += follower.read() or []
+    assert logs._cut_of(path).removed > 5 * MB
+    assert seen == numbered(0, 40 * step).decode().splitlines()
+
+
+def test_a_follower_waits_while_the_file_is_cut(
+    logs: ModelLogs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(logs, numbered(0, 100_000))
+    follower = logs.follower("Qwen", 1)
+    assert follower.read() == ["line 0099999"]
+    cut = log_cuts.cut
+
+    def cut_and_look(*arguments: Any) -> Any:
+        with path.open("ab") as file:
+            file.write(b"written before\n")
+        after = cut(*arguments)
+        assert follower.read() is None  # what is where is not known yet
+        return after
+
+    monkeypatch.setattr(log_cuts, "cut", cut_and_look)
+    logs.enforce_limit(MB)
+    assert follower.read() == ["written before"]
+
+
+@pytest.mark.usefixtures("way")
+def test_a_follower_that_was_far_behind_is_told_what_it_missed(logs: ModelLogs) -> None:
+    path = write(logs, "")
+    follower = logs.follower("Qwen", 0)
+    size = path.stat().st_size
+    with path.open("ab") as file:
+        file.write(numbered(0, 400_000))
+    logs.enforce_limit(MB)
+    found = follower.read()
+    assert found is not None
+    assert found[0] == f"# {len(numbered(0, 400_000))} bytes are left out here"
+    assert found[-1] == "line 0399999"
+    assert size + len(numbered(0, 400_000)) == logs._cut_of(path).removed + path.stat().st_size
+    assert follower.read() is None
+
+
+def test_files_that_cannot_be_cut_are_reported_once_and_keep_no_other_from_it(
+    logs: ModelLogs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stuck, other = (write(logs, numbered(0, 400_000), model) for model in ("A", "B"))
+    cut = log_cuts.cut
+
+    def fail(path: Path, *arguments: Any) -> Any:
+        if path == stuck:
+            raise OSError(errno.EROFS, "Read-only file system")
+        return cut(path, *arguments)
+
+    monkeypatch.setattr(log_cuts, "cut", fail)
+    for _ in range(3):
+        logs.enforce_limit(MB)
+    assert other.stat().st_size < MB < stuck.stat().st_size
+    assert [r.levelname for r in caplog.records if "Read-only" in r.getMessage()] == ["ERROR"]
+
+
+def test_a_limit_that_nobody_reaches_deletes_nothing(logs: ModelLogs) -> None:
+    files = [write(logs, numbered(0, 1000), run=f"{n}" * 32) for n in range(3)]
+    before = [path.read_bytes() for path in files]
+    logs.enforce_limit(MB)
+    assert [path.read_bytes() for path in files] == before
+
+
+# --- what people see of it ----------------------------------------------------------------
+
+BAR = b"\x1b[32mloading\x1b[0m\n" + b"\r".join(b"%d%%" % n for n in range(101)) + b"\nready\n"
+
+
+def test_the_tail_has_a_progress_bars_last_state_and_no_colours(logs: ModelLogs) -> None:
+    path = write(logs, BAR)
+    assert lines(logs.tail("Qwen", 3)) == ["loading", "100%", "ready"]
+    assert path.read_bytes().endswith(BAR)
+
+
+@given(st.lists(st.integers(0, len(BAR)), max_size=6).map(sorted), st.integers(0, 3))
+def test_a_follower_sees_the_same_however_it_was_written(
+    tmp_path: Path, cuts: list[int], count: int
+) -> None:
+    logs = ModelLogs(tmp_path)
+    path = write(logs, "")
+    follower = logs.follower("Qwen", 0)
+    seen: list[str] = []
+    for begin, end in zip([0, *cuts], [*cuts, len(BAR)], strict=True):
+        with path.open("ab") as file:
+            file.write(BAR[begin:end])
+        seen += follower.read() or []
+        # Nor does one that comes in the middle see half of a sequence.
+        middle = logs.follower("Qwen", count)
+        for line in middle._first:
+            assert not re.search(r"[\x1b\r]|^\[|^3?[12]m", line)
+    path.unlink()
+    assert seen == ["loading", "100%", "ready"]
+
+
+def test_a_progress_bar_without_end_is_one_line_once_it_ends(logs: ModelLogs) -> None:
+    path = write(logs, "")
+    follower = logs.follower("Qwen", 0)
+    for number in range(40):
+        with path.open("ab") as file:
+            file.write(b"".join(b"\r%d of 40, %d" % (number, n) for n in range(2000)))
+        assert not follower.read()
+    with path.open("ab") as file:
+        file.write(b"\r40 of 40\ndone\n")
+    assert follower.read() == ["40 of 40", "done"]
 
 
 # --- the log of a page --------------------------------------------------------------------
