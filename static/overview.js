@@ -73,12 +73,13 @@ function showDevices({ devices, faults }) {
     const load = device.load === null ? null : say("load", { load: number(device.load * 100) });
     const heat = device.temperature_c === null ? null : `${number(device.temperature_c)} °C`;
     const of = device.total_mb ?? device.budget_mb;
-    const used = say("used", { used: megabytes(device.used_mb), total: megabytes(of) });
+    const used = of === null ? null : say("used", { used: megabytes(device.used_mb), total: megabytes(of) });
     const age = device.read_at ? Math.round(secondsSince(device.read_at)) : null;
     const read = age === null ? null : age < 3 ? say("read_now") : say("read", { span: span(age) });
     fill(item, {
       name: device.name,
       stale: device.stale,
+      exclusive: device.exclusive,
       numbers: [used, load, heat, read].filter(Boolean).join(" · "),
     });
     showShare(item, device, of);

@@ -95,7 +95,8 @@ class Program:
     device_memory_mb: Mapping[str, int] = key(
         {},
         mapped(readers.MEGABYTES),
-        "How much of a device may be used; one that no driver reports is there with that much.",
+        "How much of a device may be used; one that no driver reports, or not its memory, has that"
+        " much.",
         unit="MB",
     )
     threads: int = key(

@@ -20,7 +20,9 @@ def device_budgets(
     devices = []
     for device in snapshot.devices:
         reading = device.reading
-        budgeted = DeviceBudget(reading.id, reading.name, reading.total_mb, reading.used_mb or 0)
+        # A driver that knows no memory of its card's own may report 0.
+        total = reading.total_mb or None
+        budgeted = DeviceBudget(reading.id, reading.name, total, reading.used_mb or 0)
         for name, budget in budgets.items():
             if matches(name, reading.name):
                 budgeted = _within(budgeted, budget)

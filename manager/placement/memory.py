@@ -7,11 +7,13 @@ Memory is in MB, and linear: on each device
 where a model holds ``max(declared, measured)`` and ``others`` is what other programs use: the
 measured use less what our models account for. A model that the reading does not show yet accounts
 for nothing, so that memory which is promised is never counted as free.
+
+A device whose memory nobody knows is one unit, which every model there takes as a whole. Needs and
+allocations are counted in these units here: ``Memory.units``.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
@@ -24,8 +26,13 @@ class Memory:
     """The devices with what each model holds there, while a queue is planned."""
 
     def __init__(self, devices: Sequence[DeviceBudget], allocations: Sequence[Allocation]) -> None:
-        self.devices = {device.id: device for device in devices}
-        self.allocations = list(allocations)
+        self.unknown = frozenset(each.id for each in devices if each.total_mb is None)
+        self.devices = {
+            each.id: replace(each, total_mb=1, used_mb=0) if each.id in self.unknown else each
+            for each in devices
+        }
+        self._total = {each.id: each.total_mb or 0 for each in self.devices.values()}
+        self.allocations = list(map(self._in_units, allocations))
         # MB by device. Kept as sums: they are read much more often than they change.
         self._held = dict.fromkeys(self.devices, 0)
         self._stopping = dict.fromkeys(self.devices, 0)
@@ -33,16 +40,24 @@ class Memory:
         known = dict.fromkeys(self.devices, 0)
         # If a start under way has taken already all that it will take.
         assumed = dict.fromkeys(self.devices, 0)
-        for allocation in allocations:
+        for allocation in self.allocations:
             self._count(allocation)
             for device_id in allocation.devices():
                 if device_id in known:
                     known[device_id] += _accounted_mb(allocation, device_id, unsettled=False)
                     assumed[device_id] += _accounted_mb(allocation, device_id, unsettled=True)
-        self.others = {each.id: max(0, each.used_mb - known[each.id]) for each in devices}
-        self.least_others = {each.id: max(0, each.used_mb - assumed[each.id]) for each in devices}
+        used = {each.id: each.used_mb for each in self.devices.values()}
+        self.others = {on: max(0, mb - known[on]) for on, mb in used.items()}
+        self.least_others = {on: max(0, mb - assumed[on]) for on, mb in used.items()}
+
+    def units(self, need: Megabytes) -> Megabytes:
+        """What of each device is taken by a model that declares so many MB of it."""
+        if self.unknown.isdisjoint(need):
+            return need
+        return {on: 1 if on in self.unknown else mb for on, mb in need.items()}
 
     def allocate(self, allocation: Allocation) -> None:
+        allocation = self._in_units(allocation)
         self.allocations.append(allocation)
         self._count(allocation)
 
@@ -60,44 +75,45 @@ class Memory:
         missing = {}
         for device_id, mb in need.items():
             free = self.free(device_id, soon=soon)
-            if mb and free is not None and free < mb:
+            if mb and free < mb:
                 missing[device_id] = mb - free
         return missing
 
-    def free(self, device_id: str, *, soon: bool) -> int | None:
-        """MB; None where the device has no limit."""
-        total = self.devices[device_id].total_mb
-        if total is None:
-            return None
+    def free(self, device_id: str, *, soon: bool) -> int:
+        total = self._total[device_id]
         if soon:
             total += self._stopping[device_id]
             return total - self.least_others[device_id] - self._held[device_id]
         return total - self.others[device_id] - self._held[device_id]
 
-    def surely_free(self, device_id: str) -> int | None:
+    def surely_free(self, device_id: str) -> int:
         """Once the stopping models have stopped, however much starts under way have taken yet."""
-        now = self.free(device_id, soon=False)
-        return None if now is None else now + self._stopping[device_id]
+        return self.free(device_id, soon=False) + self._stopping[device_id]
 
     def most_free_first(self) -> list[DeviceBudget]:
         """In the driver's order where every assignment is tried; of more devices, those come
         first where the model is likely to fit."""
         devices = list(self.devices.values())
         if len(devices) > _MAX_DEVICES:
-            free_mb = {each.id: self.free(each.id, soon=True) for each in devices}
-            free = {each: math.inf if mb is None else mb for each, mb in free_mb.items()}
+            free = {each.id: self.free(each.id, soon=True) for each in devices}
             devices.sort(key=lambda device: (-free[device.id], self._pinned[device.id]))
         return devices
 
     def can_ever_hold(self, need: Megabytes) -> bool:
         """Whether it fits once all models have stopped that may be stopped one day."""
         for device_id, mb in need.items():
-            total = self.devices[device_id].total_mb
-            if total is not None and mb:
-                unavailable = self.least_others[device_id] + self._pinned[device_id]
-                if mb > total - unavailable:
-                    return False
+            unavailable = self.least_others[device_id] + self._pinned[device_id]
+            if mb and mb > self._total[device_id] - unavailable:
+                return False
         return True
+
+    def _in_units(self, allocation: Allocation) -> Allocation:
+        if self.unknown.isdisjoint(allocation.devices()):
+            return allocation
+        measured = {on: mb for on, mb in allocation.measured_mb.items() if on not in self.unknown}
+        return replace(
+            allocation, declared_mb=self.units(allocation.declared_mb), measured_mb=measured
+        )
 
     def _count(self, allocation: Allocation) -> None:
         for device_id in allocation.devices():
@@ -119,11 +135,7 @@ class MemoryAfterQueue:
         self._released: set[str] = set()
 
     def fits(self, need: Megabytes) -> bool:
-        for device_id, mb in need.items():
-            free = self._free[device_id]
-            if mb and free is not None and free < mb:
-                return False
-        return True
+        return all(not mb or self._free[device_id] >= mb for device_id, mb in need.items())
 
     def reserve(self, need: Megabytes, victims: Collection[str]) -> None:
         """One takes its memory once these models have stopped."""
@@ -137,16 +149,17 @@ class MemoryAfterQueue:
                         self._add(device_id, allocation.held_mb(device_id))
 
     def _add(self, device_id: str, mb: int) -> None:
-        free = self._free.get(device_id)
-        if free is not None:
-            self._free[device_id] = free + mb
+        if device_id in self._free:
+            self._free[device_id] += mb
 
 
 def free_mb(
     device_id: str, devices: Sequence[DeviceBudget], allocations: Sequence[Allocation]
 ) -> int | None:
-    """What a model that is to be started could take of a device; None if it has no limit."""
-    return Memory(devices, allocations).free(device_id, soon=False)
+    """What a model that is to be started could take of a device; None where nobody knows how much
+    there is."""
+    memory = Memory(devices, allocations)
+    return None if device_id in memory.unknown else memory.free(device_id, soon=False)
 
 
 def _accounted_mb(allocation: Allocation, device_id: str, *, unsettled: bool) -> int:

@@ -73,6 +73,7 @@ class Placement:
         self._ledger = Ledger()
         self._queue: list[Waiter] = []
         self._is_due = False  # something happened since the queue was last planned
+        self._warned: set[str] = set()  # devices of unknown memory; of the monitor's call alone
         monitor.add_listener(self._read)
 
     def configure(self, program: Program) -> None:
@@ -315,6 +316,16 @@ class Placement:
         with self._lock:
             self._ledger.read(snapshot, self._program.device_memory_mb)
             self._wake_locked()
+        for budget in self._budgets(snapshot):
+            if budget.total_mb is None and budget.id not in self._warned:
+                self._warned.add(budget.id)
+                log.warning(
+                    "the driver of %s does not report its memory: one model at a time is placed on"
+                    " it. To share it, say in the config, under program, how much there is:"
+                    ' device_memory_mb: {"%s": MB}',
+                    budget.id,
+                    budget.name,
+                )
 
     # --- the queue; with the lock held ------------------------------------------------------
 

@@ -99,7 +99,7 @@ def plan(
             continue
         frees_memory = decision.action in (Action.EVICT, Action.QUEUE) and not decision.behind_queue
         stopped = decision.models if frees_memory else ()
-        later.reserve(decision.memory_mb, stopped)
+        later.reserve(now.units(decision.memory_mb), stopped)
         if decision.action is Action.START:
             now.allocate(
                 Allocation(request.model, decision.memory_mb, Evictability.BUSY, settled=False)
@@ -165,9 +165,8 @@ def _preference(decision: Decision, now: Memory) -> tuple[float, ...]:
     named = [each for each in now.allocations if each.model in decision.models]
     in_use = sum(map(_is_in_use, named)) if decision.action is Action.QUEUE else 0
     left = []
-    for device_id, mb in decision.memory_mb.items():
-        free = now.free(device_id, soon=True)
-        left.append(float("inf") if free is None else free - mb)
+    for device_id, mb in now.units(decision.memory_mb).items():
+        left.append(now.free(device_id, soon=True) - mb)
     # Among devices where it fits the emptiest: two models on two devices do not share one's speed.
     cost = sum(allocation.cost for allocation in named)
     return (decision.action, in_use, cost, -min(left, default=0))
@@ -189,6 +188,18 @@ def _with_scheme(
 
 
 def _place_in_queue(
+    request: StartRequest,
+    declared: Megabytes,
+    now: Memory,
+    later: MemoryAfterQueue,
+    claimed: Mapping[str, str],
+    victims: VictimChooser,
+) -> Decision:
+    decision = _place_units(request, now.units(declared), now, later, claimed, victims)
+    return replace(decision, memory_mb=declared)
+
+
+def _place_units(
     request: StartRequest,
     need: Megabytes,
     now: Memory,
@@ -287,7 +298,7 @@ def _is_surely_enough(chosen: Collection[Allocation], need: Megabytes, memory: M
     is known: the model could not start before anyway."""
     for device_id, mb in need.items():
         free = memory.surely_free(device_id)
-        if mb and free is not None and free + sum(one.held_mb(device_id) for one in chosen) < mb:
+        if mb and free + sum(one.held_mb(device_id) for one in chosen) < mb:
             return False
     return True
 
@@ -304,6 +315,9 @@ def _explain(need: Megabytes, shortage: Shortage, memory: Memory) -> str:
     """The numbers, for a person: ``it needs 8000 MB on A #0, where 3000 of 16000 MB are free``."""
     parts = []
     for device_id, missing in shortage.items():
+        if device_id in memory.unknown:
+            parts.append(_explain_unknown(device_id, memory))
+            continue
         total = memory.devices[device_id].total_mb
         part = f"it needs {need[device_id]} MB on {device_id}"
         part += f", where {need[device_id] - missing} of {total} MB are free"
@@ -319,3 +333,15 @@ def _explain(need: Megabytes, shortage: Shortage, memory: Memory) -> str:
             part += f" (held: {', '.join(held)} MB)"
         parts.append(part)
     return "; ".join(parts)
+
+
+def _explain_unknown(device_id: str, memory: Memory) -> str:
+    held = ", ".join(
+        allocation.model
+        for allocation in memory.allocations
+        if allocation.held_mb(device_id) and allocation.evictability is not Evictability.STOPPING
+    )
+    return (
+        f"{held} has {device_id}, whose memory its driver does not report: one model at a time is"
+        " placed on it unless device_memory_mb in the config says how much there is"
+    )

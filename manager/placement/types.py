@@ -20,8 +20,8 @@ class Evictability(enum.Enum):
 
 @dataclass(frozen=True)
 class DeviceBudget:
-    """A device that is online. ``total_mb`` is None where nobody knows it: then it is without
-    limit. ``used_mb`` is 0 where nothing measures it."""
+    """A device that is online. ``total_mb`` is None where nobody knows it: then one model at a
+    time has the device. ``used_mb`` is 0 where nothing measures it."""
 
     id: str
     name: str

@@ -55,19 +55,20 @@ def _device(
     allocations: Sequence[Allocation],
 ) -> dict[str, Any]:
     reading = device.reading if device else Reading(budget.name, "declared", 0, budget.total_mb)
-    free = None
     unreserved_mb = memory.free_mb(budget.id, budgets, allocations)
-    if reading.total_mb is not None and reading.used_mb is not None:
-        free = max(0, reading.total_mb - reading.used_mb)
+    # A card whose driver does not report its memory has what device_memory_mb says.
+    total, used = reading.total_mb or budget.total_mb, reading.used_mb
+    held = sum(allocation.held_mb(budget.id) for allocation in allocations)
     return {
         "id": budget.id,
         "name": reading.name,
         "kind": reading.kind,
         "index": reading.index,
-        "total_mb": reading.total_mb,
-        "used_mb": reading.used_mb,
-        "free_mb": free,
+        "total_mb": total,
+        "used_mb": used,
+        "free_mb": None if total is None else max(0, total - (held if used is None else used)),
         "budget_mb": budget.total_mb,
+        "exclusive": budget.total_mb is None,
         "room_mb": None if unreserved_mb is None else max(0, unreserved_mb),
         "load": reading.load,
         "temperature_c": reading.temperature_c,

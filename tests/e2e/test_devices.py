@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.cards import Cards, card
 from tests.support.fixtures import Launch
-from tests.support.program import Program, env_of, eventually, fake, on, scheme
+from tests.support.program import Program, background, env_of, eventually, fake, on, scheme
 
 RTX_4060 = "NVIDIA GeForce RTX 4060"
 V100 = "Tesla V100-SXM2-16GB"
@@ -71,6 +71,7 @@ def test_each_device_is_shown_with_the_models_on_it_and_the_memory_they_really_t
         "used_mb": 300,
         "free_mb": 7888,
         "budget_mb": 8188,
+        "exclusive": False,
         "room_mb": 7888,
         "load": 0.25,
         "temperature_c": 51.0,
@@ -160,3 +161,47 @@ def test_while_the_driver_hangs_everything_goes_on_with_the_last_reading_and_end
         held = "2888 of 8188 MB are free (held: Next 5000, other programs 300 MB)"
         assert held in program.ask("Large").json()["error"]["message"]
     program.end()
+
+
+# --- a card whose driver does not report its memory, as on machines of unified memory -------
+
+GB10 = "NVIDIA GB10 #0"
+
+
+def unified(launch: Launch, folder: Path, **settings: Any) -> Program:
+    cards = Cards(folder / "unified", [card("NVIDIA GB10", None, None, real=16000)])
+    models = {"One": on("gb10", 4000), "Two": on("gb10", 4000)}
+    return launch(models, env=env_of(cards), **settings)
+
+
+def states(program: Program) -> list[str]:
+    return [program.model(name)["state"] for name in ("One", "Two")]
+
+
+def test_a_card_of_unknown_memory_has_one_model_at_a_time_and_a_warning(
+    launch: Launch, tmp_path: Path
+) -> None:
+    program = unified(launch, tmp_path)
+    assert program.ask("One").status_code == 200
+    assert program.ask("Two").status_code == 200
+    assert states(program) == ["stopped", "ready"]
+    shown = program.devices()[GB10]
+    assert [shown[key] for key in ("total_mb", "used_mb", "free_mb", "room_mb")] == [None] * 4
+    assert shown["exclusive"]
+    assert program.output.count("one model at a time is placed on it") == 1
+    with program.held("Two"):
+        waits = background(lambda: program.ask("One").status_code)
+        why = eventually(lambda: program.model("One")["waits_for"])
+        assert "whose memory its driver does not report" in why["reason"]
+    assert waits.result() == 200
+
+
+def test_with_a_budget_it_has_what_fits(launch: Launch, tmp_path: Path) -> None:
+    program = unified(launch, tmp_path, device_memory_mb={"gb10": 10_000})
+    assert program.ask("One").status_code == 200
+    assert program.ask("Two").status_code == 200
+    assert states(program) == ["ready", "ready"]
+    shown = program.devices()[GB10]
+    assert [shown[key] for key in ("total_mb", "used_mb", "free_mb")] == [10_000, None, 2000]
+    assert [shown[key] for key in ("budget_mb", "room_mb", "exclusive")] == [10_000, 2000, False]
+    assert "one model at a time" not in program.output

@@ -36,6 +36,23 @@ def test_a_card_whose_driver_reports_no_memory_has_its_budget() -> None:
     assert device_budgets(read, {"v100": 8000}) == [DeviceBudget("Tesla V100 #0", V100, 8000, 0)]
 
 
+def test_of_a_card_whose_driver_reports_only_what_is_used_that_counts_within_its_budget() -> None:
+    read = snapshot(Reading(V100, "nvidia", 0, None, 3000))
+    assert device_budgets(read, {"v100": 8000})[0].used_mb == 3000
+    assert device_budgets(read, {})[0].total_mb is None
+
+
+def test_a_card_whose_driver_reports_no_more_than_its_size_has_that() -> None:
+    read = snapshot(Reading(V100, "nvidia", 0, 16000, None))
+    assert device_budgets(read, {}) == [DeviceBudget("Tesla V100 #0", V100, 16000, 0)]
+
+
+def test_a_size_of_0_is_not_known() -> None:
+    read = snapshot(Reading(V100, "nvidia", 0, 0, 0))
+    assert device_budgets(read, {})[0].total_mb is None
+    assert device_budgets(read, {"v100": 8000})[0].total_mb == 8000
+
+
 def test_a_budget_that_no_driver_knows_is_a_device_of_its_own() -> None:
     assert device_budgets(snapshot(), {"rtx 4060": 8000}) == [
         DeviceBudget("rtx 4060 #0", "rtx 4060", 8000)

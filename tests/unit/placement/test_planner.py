@@ -145,9 +145,45 @@ def test_a_model_holds_what_it_took_where_that_is_more_than_it_declared() -> Non
     assert free_mb("A", [card("A", used=1000)], allocations) == 12000
 
 
-def test_a_device_whose_memory_nobody_knows_has_no_limit() -> None:
-    assert free_mb("A", [card("A", total=None)], []) is None
-    assert decide(wants("m", {"A": 10**9}), [card("A", total=None)])[0].action is START
+# --- a device whose memory its driver does not report -------------------------------------------
+
+
+@pytest.mark.parametrize("mb", [0, 4000, 10**9])
+@pytest.mark.parametrize("used", [0, 9000])
+def test_one_model_at_a_time_has_a_device_of_unknown_memory(mb: int, used: int) -> None:
+    cards = [card("A", total=None, used=used)]
+    model = wants("m", {"A": mb})
+    assert free_mb("A", cards, []) is None
+    assert decide(model, cards)[0].action is START
+    first, second = decide([wants("n", {"A": 100}), model], cards)
+    assert (first.action, first.memory_mb) == (START, {"A": 100})
+    assert (second.action, second.models, second.memory_mb) == (QUEUE, ("n",), {"A": mb})
+
+
+@pytest.mark.parametrize("held", [0, 100])
+def test_the_model_that_has_it_is_stopped_if_it_is_idle_and_waited_for_if_not(held: int) -> None:
+    cards, model = [card("A", total=None)], wants("m", {"A": 4000})
+    outcomes = {IDLE: EVICT, BUSY: QUEUE, STOPPING: AWAIT_MEMORY, PINNED: REJECT}
+    for evictability, action in outcomes.items():
+        [decision] = decide(model, cards, holds("other", evictability, A=held))
+        assert decision.action is action
+    assert "other has A, whose memory its driver does not report" in decision.passed_over["first"]
+    assert "device_memory_mb" in decision.passed_over["first"]
+
+
+def test_a_device_with_free_memory_is_taken_rather_than_one_of_unknown_memory() -> None:
+    cards = [card("A #0", total=None), card("A #1")]
+    [decision] = decide(wants("m", {"A": 4000}), cards)
+    assert decision.memory_mb == {"A #1": 4000}
+
+
+def test_models_that_an_earlier_version_started_beside_each_other_all_stop_for_the_next() -> None:
+    held = [holds("one", IDLE, A=4000), holds("two", IDLE, A=4000)]
+    [decision] = decide(wants("m", {"A": 4000}), [card("A", total=None)], *held)
+    assert (decision.action, set(decision.models)) == (EVICT, {"one", "two"})
+
+
+# --- starts and stops under way ----------------------------------------------------------------
 
 
 def test_two_starts_at_once_do_not_count_the_same_memory() -> None:
@@ -434,6 +470,25 @@ def test_memory_is_never_promised_twice(scene: Scene) -> None:
         if decision.action is START:
             ledger.reservation(decision)
             assert all(ledger.free(on) >= 0 for on in decision.memory_mb)
+
+
+@given(scenes(), st.data())
+def test_no_two_models_are_started_on_a_card_of_unknown_memory(
+    scene: Scene, data: st.DataObject
+) -> None:
+    unknown = data.draw(st.sets(st.sampled_from([each.id for each in scene.cards]), min_size=1))
+    cards = [replace(each, total_mb=None) if each.id in unknown else each for each in scene.cards]
+    held = {on: [o for o in scene.allocations if on in o.declared_mb] for on in unknown}
+    started: list[str] = []
+    for decision in plan(scene.queue, cards, scene.allocations):
+        on_unknown = unknown.intersection(decision.memory_mb)
+        if decision.action is START:
+            started += on_unknown
+            assert not any(held[on] for on in on_unknown)
+        elif decision.action is EVICT:
+            idle = {one.model for one in scene.allocations if one.evictability is IDLE}
+            assert idle.issuperset(decision.models)
+    assert len(started) == len(set(started))
 
 
 @given(scenes())
