@@ -13,7 +13,7 @@ from manager.clock import Clock
 from manager.errors import CLIENT_CLOSED_REQUEST
 from manager.metrics import Metrics
 from manager.relay import Outcome
-from manager.storage import RequestRow, Spool, uuid7
+from manager.storage import RequestRow, Spool, plain_text, uuid7
 from manager.tokens import TokenUsage, prompt_estimate
 from manager.usage import ActiveRequest, Activity, ChunkCounter
 
@@ -132,7 +132,7 @@ class RequestRecord:
             if usage is None
             else f"tokens {usage.prompt_tokens}+{usage.completion_tokens}"
             f" ({usage.cached_tokens} cached{', estimated' if usage.estimated else ''})",
-            f", {outcome.error.splitlines()[0]}" if outcome.error else "",
+            f", {_shown(outcome.error)}" if outcome.error else "",
         )
 
     def _with_prompt(self, outcome: Outcome) -> Outcome:
@@ -176,3 +176,9 @@ class RequestRecord:
         if moment is None:
             return None
         return self.request.began_ms + round((moment - self._began) * 1000)
+
+
+def _shown(error: str) -> str:
+    """Its first line. It may hold what a model's server said, escape sequences and lone surrogates
+    too."""
+    return plain_text(error.splitlines()[0].encode("utf-8", "replace"))

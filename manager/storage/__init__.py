@@ -27,6 +27,7 @@ from manager.storage.rows import (
 from manager.storage.runs import PastRun
 from manager.storage.spool import Spool
 from manager.storage.store import DatabaseError, Store, StoreError, read_connection
+from manager.storage.terminal import plain_text
 
 __all__ = [
     "INSERT_REQUESTS",
@@ -53,6 +54,7 @@ __all__ = [
     "latency",
     "maintenance",
     "maintenance_tasks",
+    "plain_text",
     "read_connection",
     "request_of",
     "rollups",

@@ -140,7 +140,7 @@ def test_the_line_in_the_log_has_the_clients_address(
 ) -> None:
     with caplog.at_level(logging.INFO, "manager.requests"):
         desk.begin().close(Outcome(200, TokenUsage(10, 4, 5)))
-    (record,) = caplog.records
-    assert record.getMessage().startswith(
-        "/v1/chat/completions Qwen as 'alias' from 192.0.2.7: 200 in 0.000 s,"
-    )
+        desk.begin().close(Outcome(500, error="\x1b[2Jit failed \ud800\nmore"))
+    good, bad = (record.getMessage() for record in caplog.records)
+    assert good.startswith("/v1/chat/completions Qwen as 'alias' from 192.0.2.7: 200 in 0.000 s,")
+    assert bad.endswith("first byte -, no usage, it failed ?")
