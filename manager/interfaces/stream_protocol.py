@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _ERROR = re.compile(rb'"error"\s*:\s*[{"]')
+_ERROR_FIELD = b"error:"
 _UPSTREAM_FAULT = 502
 
 
@@ -64,11 +65,18 @@ OPENAI_STREAM = StreamProtocol(b"[DONE]", b'"finish_reason"', _has_finish_reason
 
 
 def find_error_offsets(data: bytes) -> list[int]:
-    """Where something that may be an error begins, in order."""
-    at = data.find(b'"error"')
-    if at < 0:
-        return []
-    return [match.start() for match in _ERROR.finditer(data, at)]
+    """Where something that may be an error begins, in order: in an event's data, or as a field of
+    an event of its own, which builds of llama.cpp send."""
+    offsets = []
+    if (at := data.find(b'"error"')) >= 0:
+        offsets += [match.start() for match in _ERROR.finditer(data, at)]
+    if data.startswith(_ERROR_FIELD):
+        offsets.append(0)
+    at = data.find(b"\n" + _ERROR_FIELD)
+    while at >= 0:
+        offsets.append(at + 1)
+        at = data.find(b"\n" + _ERROR_FIELD, at + 1)
+    return sorted(offsets)
 
 
 def error_of(data: Any) -> AnswerError | None:

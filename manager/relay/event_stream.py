@@ -105,9 +105,12 @@ class EventStream:
             if offset < position:
                 continue  # in an event that has been read
             start, position = _event_around(data, offset, position)
-            if (error := error_of(_data_of(data[start:position]))) is not None:
-                self.error = self.error or error
+            event = data[start:position]
+            if (error := error_of(_data_of(event))) is not None:
                 self.chunks -= 1
+            else:
+                error = error_of({"error": _data_of(event, b"error:")})
+            self.error = self.error or error
 
     def _read_usage(self, data: bytes, offsets: list[int]) -> bytes:
         kept = []
@@ -151,8 +154,8 @@ def _event_around(data: bytes, at: int, floor: int) -> tuple[int, int]:
     return start, end
 
 
-def _data_of(event: bytes) -> Any:
-    lines = [line[5:] for line in event.splitlines() if line.startswith(b"data:")]
+def _data_of(event: bytes, field: bytes = b"data:") -> Any:
+    lines = [line[len(field) :] for line in event.splitlines() if line.startswith(field)]
     try:
         return json.loads(b"\n".join(lines))
     except (ValueError, RecursionError):

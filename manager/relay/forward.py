@@ -174,7 +174,8 @@ def forward(
         timeout=lease.upstream_timeout,
     )
     token = watch.add(client_disconnected, exchange.abort)
-    transfer = _Transfer(lease, request.endpoint, watch, token, on_end)
+    is_stream = request.payload.fields.get("stream") is True
+    transfer = _Transfer(lease, request.endpoint, is_stream, watch, token, on_end)
     try:
         response = lease.upstream.send(exchange)
         return transfer.answer(response, strip_usage)
@@ -197,12 +198,14 @@ class _Transfer:
         self,
         lease: Lease,
         endpoint: Endpoint,
+        asks_for_stream: bool,
         watch: Watcher,
         token: int,
         on_end: Callable[[Outcome], None],
     ) -> None:
         self._lease = lease
         self._protocol = endpoint.stream
+        self._asks_for_stream = asks_for_stream
         self._watch = watch
         self._token = token
         self._on_end = on_end
@@ -218,8 +221,9 @@ class _Transfer:
         kind = response.header("Content-Type").lower()
         if kind.startswith("text/html") and response.status < 300:
             raise UpstreamError("what answered is a web page, not a model's server")
-        headers = _returned_headers(response)
-        if _is_stream(response):
+        is_stream = _is_stream(response, self._asks_for_stream)
+        headers = _returned_headers(response, is_stream)
+        if is_stream:
             self._stream = EventStream(self._protocol, strip_usage)
             pieces = self._events(response, self._stream)
         elif response.length is not None and response.length <= _MAX_BUFFERED:
@@ -250,29 +254,32 @@ class _Transfer:
         self._release()
         return [body]
 
-    def _report_body(self, response: Response, body: bytes) -> None:
-        """Of a whole answer, or the end of a large one."""
+    def _report_body(self, response: Response, body: bytes, start: bytes = b"") -> None:
+        """Of a whole answer, or the end and the start of a large one."""
         error = _error_in(body) if response.status < 300 else None
         status, message = (error.status, error.message) if error else (response.status, None)
-        self._report(status, message, self._lease.interface.usage(body))
+        usage = self._lease.interface.usage(body) or self._lease.interface.usage(start)
+        self._report(status, message, usage)
 
     def _unbuffered(self, response: Response) -> Iterator[bytes]:
         """An answer that is too large to hold, or of unknown length."""
-        tail, remaining = b"", response.length
+        # Usage stands at the end of most answers, and before the vectors in llama.cpp's.
+        start, tail, remaining = b"", b"", response.length
         try:
             for piece in response.iter_bytes():
                 self._first_byte_at = self._first_byte_at or time.monotonic()
+                start = start or piece
                 tail = (tail + piece)[-_MAX_BUFFERED:]
                 remaining = None if remaining is None else remaining - len(piece)
                 if remaining == 0:  # a client reads no further than the length in its head
-                    self._report_body(response, tail)
+                    self._report_body(response, tail, start)
                 yield piece
         except Aborted:
             return  # the client disconnected, which close() reports
         except UpstreamError as error:
             self._report(_to_api_error(error).status, str(error))
             raise TruncatedResponse(str(error)) from error
-        self._report_body(response, tail)
+        self._report_body(response, tail, start)
         self._release()
 
     def _events(self, response: Response, stream: EventStream) -> Iterator[bytes]:
@@ -358,6 +365,9 @@ def _outgoing_body(lease: Lease, request: RelayRequest) -> tuple[bytes, bool]:
     )
     if is_added:
         changes["stream_options"] = {**(options or {}), "include_usage": True}
+        if "continuous_usage_stats" in changes["stream_options"]:
+            # vLLM's, which means something only with the other: usage in every chunk.
+            changes["stream_options"]["continuous_usage_stats"] = False
     return payload.with_changes(changes), is_added
 
 
@@ -369,14 +379,14 @@ def _outgoing_headers(headers: Headers) -> Headers:
     return kept
 
 
-def _returned_headers(response: Response) -> Headers:
+def _returned_headers(response: Response, is_stream: bool) -> Headers:
     dropped = _HOP_BY_HOP | _SET_BY_MANAGER | _names(response.header("Connection"))
     headers = [
         (name, value)
         for name, value in response.header_items
         if (key := name.lower()) not in dropped and not key.startswith("access-control-")
     ]
-    if _is_stream(response):
+    if is_stream:
         # nginx would collect a stream until its buffer is full.
         headers.append(("X-Accel-Buffering", "no"))
     elif response.length is not None:
@@ -385,8 +395,11 @@ def _returned_headers(response: Response) -> Headers:
     return headers
 
 
-def _is_stream(response: Response) -> bool:
-    return response.header("Content-Type").lower().startswith("text/event-stream")
+def _is_stream(response: Response, asks_for_stream: bool) -> bool:
+    """Some servers call a stream that was asked for plain text; an error is never one."""
+    kind = response.header("Content-Type").lower()
+    is_plain = asks_for_stream and response.length is None and kind.startswith("text/plain")
+    return response.status < 400 and (is_plain or kind.startswith("text/event-stream"))
 
 
 def _names(connection: str) -> set[str]:

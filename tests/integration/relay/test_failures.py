@@ -178,6 +178,23 @@ def test_an_error_inside_of_a_stream_is_a_failed_request(
     assert one.is_over()
 
 
+@pytest.mark.parametrize("body", [b'{"error": "no"}', b'data: {"error": "no"}\n\n'])
+def test_a_refusal_with_the_type_of_a_stream_is_passed_on_as_it_is(
+    serve: Serve, relay: Relay, body: bytes
+) -> None:
+    def script(peer: Peer) -> None:
+        peer.request()
+        head = EVENT_HEAD.replace(b"200 OK", b"400 Bad Request")
+        peer.send(head + chunk(body) + b"0\r\n\r\n")
+
+    one = relay(serve(script))
+    answer = one.send(streamed())
+    assert answer.status == "400 Bad Request"
+    assert read(answer) == body
+    assert (one.outcome.status, one.outcome.streamed, one.outcome.usage) == (400, False, None)
+    assert one.is_over()
+
+
 def test_a_stream_that_is_nothing_but_an_error_has_no_tokens(serve: Serve, relay: Relay) -> None:
     error = b"data: " + json.dumps(OUT_OF_MEMORY).encode() + b"\n\n"
 

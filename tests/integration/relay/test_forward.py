@@ -21,7 +21,7 @@ from tests.support.relayed import (
     streamed,
 )
 from tests.support.servers import FakeModel, Peer
-from tests.support.upstreams import Serve
+from tests.support.upstreams import Serve, sized
 
 # --- an answer of one piece -------------------------------------------------------------
 
@@ -52,6 +52,22 @@ def test_an_answer_of_any_size_and_framing_comes_whole_with_its_tokens(
         assert to_model.outcome.usage == TokenUsage(17, 0, 3)
     assert to_model.outcome.status == 200
     assert to_model.is_over()
+
+
+def test_the_tokens_at_the_start_of_a_very_large_answer_are_found(
+    serve: Serve, relay: Relay
+) -> None:
+    """llama.cpp's of a batch of embeddings: its usage stands before the vectors."""
+    body = b'{"object": "list", "usage": {"prompt_tokens": 1640, "total_tokens": 1640}, "data": ['
+    body += b"0.5, " * (LARGE // 5) + b"1]}"
+
+    def script(peer: Peer) -> None:
+        while peer.request():
+            peer.send(sized(body))
+
+    one = relay(serve(script))
+    assert read(one.send(chat())) == body
+    assert one.outcome.usage == TokenUsage(1640, 0, 0)
 
 
 def test_the_tokens_at_the_end_of_a_very_large_answer_are_found(serve: Serve, relay: Relay) -> None:

@@ -65,6 +65,24 @@ def test_a_usage_chunk_whose_choices_are_null_does_not_reach_a_client_that_did_n
     assert one.outcome.usage == TokenUsage(5, 0, 2)
 
 
+def test_a_stream_that_its_server_calls_plain_text_is_one(serve: Serve, relay: Relay) -> None:
+    head = EVENT_HEAD.replace(b"text/event-stream", b"text/plain; charset=utf-8")
+
+    def script(peer: Peer) -> None:
+        while peer.request():
+            peer.send(head + chunk(FIRST) + chunk(USAGE + DONE) + b"0\r\n\r\n")
+
+    server = serve(script)
+    one = relay(server)
+    answer = one.send(streamed())
+    assert read(answer) == FIRST + DONE
+    assert header(answer, "Content-Type") == ["text/plain; charset=utf-8"]
+    assert (one.outcome.streamed, one.outcome.usage) == (True, TokenUsage(5, 0, 2))
+    whole = relay(server)
+    read(whole.send(chat()))
+    assert not whole.outcome.streamed
+
+
 def test_a_proxy_in_front_is_asked_not_to_collect_a_stream(
     to_model: Relayed, relay: Relay, model: FakeModel
 ) -> None:
@@ -92,6 +110,10 @@ def test_the_usage_that_the_client_asked_for_stays(to_model: Relayed, model: Fak
         ({"include_usage": False}, {"include_usage": True}),
         ({"include_usage": None, "other": 1}, {"include_usage": True, "other": 1}),
         ({"other": [1]}, {"include_usage": True, "other": [1]}),
+        (
+            {"continuous_usage_stats": True},
+            {"include_usage": True, "continuous_usage_stats": False},
+        ),
     ],
 )
 def test_a_clients_other_stream_options_are_kept(

@@ -69,6 +69,8 @@ ONE_EVENT = st.one_of(
     st.builds(event, DATA, LINE_END),
     st.just(b": ping\n\n"),
     st.just(b"event: message\nid: 7\ndata: {}\n\n"),
+    st.just(b'error: {"code": 500, "message": "out of memory"}\n\n'),
+    st.just(b"error: no JSON\n\n"),
     st.just(b"data: {\ndata: }\n\n"),
 )
 EVENTS = st.lists(ONE_EVENT, max_size=8)
@@ -310,6 +312,16 @@ def test_an_error_of_the_server_ends_its_stream_and_is_no_token(error: str) -> N
     assert stream.error.status in (500, 502)
     assert stream.error.message in error
     assert stream.estimate() == TokenUsage(completion_tokens=2, estimated=True)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_an_error_in_a_field_of_its_own_is_one_too(end: str) -> None:
+    stream = EventStream(OPENAI_STREAM)
+    error = f'error: {{"code": 500, "message": "out of memory"}}{end}{end}'.encode()
+    whole = event(content("error: no"), end) + error + event(DONE, end)
+    assert stream.feed(whole) == whole
+    assert stream.error == AnswerError(500, "out of memory")
+    assert stream.estimate() == TokenUsage(completion_tokens=1, estimated=True)
 
 
 @pytest.mark.parametrize("error", ERRORS)
