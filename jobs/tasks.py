@@ -143,7 +143,7 @@ class TaskRunner:
 
         while billing.price_new(connection):
             pass
-        run_hours.bill_runs(connection, time.time_ns() // 1_000_000)
+        run_hours.bill_runs(connection, _now_ms())
 
     def export(self, connection: sqlite3.Connection, period: statements.Period) -> Path:
         """Writes the bill of what is in the rollups. Raises OSError, sqlite3.Error; ValueError for
@@ -183,8 +183,16 @@ class TaskRunner:
         log.info("priced %d requests and hours of %s that had no price", changed, order.subject)
 
     def _export(self, connection: sqlite3.Connection, order: Order) -> None:
-        path = self.export(connection, statements.Period.parse(order.subject))
-        log.info("wrote %s", path)
+        period = statements.Period.parse(order.subject)
+        if order.notes.get("scheduled") and self._is_made(period):
+            return  # a bill once made stays as it is, unless somebody asks for another
+        if order.notes.get("unless_empty") and statements.is_empty(self.path, period, self._zone()):
+            return
+        log.info("wrote %s", self.export(connection, period))
+
+    def _is_made(self, period: statements.Period) -> bool:
+        path = self.settings.exports / period.file
+        return statements.is_made(path, period, self._zone(), _now_ms())
 
     def _vacuum(self, connection: sqlite3.Connection, _order: Order) -> None:
         log.info("gave %d bytes of %s back", maintenance.vacuum(connection), self.path)
@@ -200,7 +208,7 @@ class TaskRunner:
             return
         zone = self._zone()
         # Whole days of the configured zone, as pages and bills have them.
-        before_ms = calendar.day_start_ms(time.time_ns() // 1_000_000 - days * _DAY_MS, zone)
+        before_ms = calendar.day_start_ms(_now_ms() - days * _DAY_MS, zone)
         deleted = maintenance.delete_requests_before(connection, before_ms)
         if deleted:
             log.info("deleted %d requests from before %s", deleted, calendar.local(before_ms, zone))
@@ -222,6 +230,10 @@ def has_unbilled(connection: sqlite3.Connection) -> bool:
         " AND (ended_ms IS NULL OR billed_ms IS NOT ended_ms) LIMIT 1"
     )
     return unbilled.fetchone() is not None
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def backup_name(order: Order) -> str:

@@ -57,11 +57,29 @@ class Period:
     @classmethod
     def last_complete(cls, kind: str, now_ms: int, zone: tzinfo) -> Period:
         """The last `month` or `day` that has ended."""
-        if kind == "month":
-            before = calendar.date_of(calendar.month_start_ms(now_ms, zone) - 1, zone)
-            return cls.parse(f"{before.year:04}-{before.month:02}")
-        before = calendar.date_of(calendar.day_start_ms(now_ms, zone) - 1, zone)
-        return cls.parse(before.isoformat())
+        start_of = calendar.month_start_ms if kind == "month" else calendar.day_start_ms
+        return cls.of(kind, start_of(now_ms, zone) - 1, zone)
+
+    @classmethod
+    def of(cls, kind: str, ms: int, zone: tzinfo) -> Period:
+        """The `month` or `day` that the moment lies in."""
+        text = calendar.date_of(ms, zone).isoformat()
+        return cls.parse(text[:7] if kind == "month" else text)
+
+    def after(self) -> Period:
+        """The next month, or the next day, which the zone may skip."""
+        text = self._next_day().isoformat()
+        return Period.parse(text[:7] if self.is_month else text)
+
+    def before(self) -> Period:
+        """The month or the day before it."""
+        text = (self.first - timedelta(days=1)).isoformat()
+        return Period.parse(text[:7] if self.is_month else text)
+
+    def _next_day(self) -> date:
+        if self.is_month:
+            return (self.first.replace(day=28) + timedelta(days=4)).replace(day=1)
+        return self.first + timedelta(days=1)
 
     @property
     def file(self) -> str:
@@ -70,11 +88,7 @@ class Period:
     def bounds_ms(self, zone: tzinfo) -> tuple[int, int]:
         """Its first moment, and that of what follows it. Raises ValueError for a day that the zone
         has skipped."""
-        day = self.first
-        next_day = day + timedelta(days=1)
-        if self.is_month:
-            next_day = (day.replace(day=28) + timedelta(days=4)).replace(day=1)
-        start_ms, end_ms = _start_ms(day, zone), _start_ms(next_day, zone)
+        start_ms, end_ms = _start_ms(self.first, zone), _start_ms(self._next_day(), zone)
         if start_ms >= end_ms:
             raise ValueError(f"there is no {self.text} in {zone}")
         return start_ms, end_ms
@@ -167,12 +181,17 @@ def list_files(folder: Path) -> list[Path]:
     return sorted(found, reverse=True)
 
 
-def modified_ms(path: Path) -> int | None:
-    """When the bill was written; None where there is none. Raises OSError."""
+def is_made(path: Path, period: Period, zone: tzinfo, now_ms: int | None = None) -> bool:
+    """Whether the period's bill is there, and was made after the period's end: one that somebody
+    asked for before that is of a part. One from after `now_ms` (epoch) was made before a clock was
+    set back, and may be of a part too. Raises OSError; ValueError for a day that the zone has
+    skipped."""
+    _, end_ms = period.bounds_ms(zone)
     try:
-        return path.stat().st_mtime_ns // 1_000_000
+        made_ms = path.stat().st_mtime_ns // 1_000_000
     except FileNotFoundError:
-        return None
+        return False
+    return made_ms >= end_ms and (now_ms is None or made_ms <= now_ms)
 
 
 def _lines(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ KINDS = ("delete", "reprice", "export", "vacuum", "backup")
 """In the order in which they are carried out: a bill has what was re-priced before it."""
 
 _LOOK_SECONDS = 0.05
+_SET_MARK = "INSERT OR REPLACE INTO marks (name, value) VALUES (?, ?)"
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,24 @@ class MaintenanceTasks:
     def enqueue(self, kind: str, subject: str = "", **notes: Any) -> Order:
         """Asks for it, once more where it was asked for already; ``notes`` say it more closely.
         Raises sqlite3.Error."""
-        order = Order(kind, subject, uuid7(self._clock.wall_ms()).hex(), None, notes)
-        self._store.write(
-            "INSERT OR REPLACE INTO marks (name, value) VALUES (?, ?)",
-            (_name(order), _value(order)),
-        )
+        order = self._new(kind, subject, notes)
+        self._store.write(_SET_MARK, (_name(order), _value(order)))
         self._notify(kind)
         return order
+
+    def enqueue_all(
+        self, kind: str, subjects: Mapping[str, Mapping[str, Any]], marks: Mapping[str, str]
+    ) -> None:
+        """Asks for those of the subjects, each with its notes, and sets the marks, which say that
+        it was asked for: all of it or nothing. Raises sqlite3.Error."""
+        orders = [self._new(kind, subject, dict(notes)) for subject, notes in subjects.items()]
+        rows = [*marks.items(), *((_name(order), _value(order)) for order in orders)]
+        self._store.transact(lambda connection: connection.executemany(_SET_MARK, rows))
+        if orders:
+            self._notify(kind)
+
+    def _new(self, kind: str, subject: str, notes: dict[str, Any]) -> Order:
+        return Order(kind, subject, uuid7(self._clock.wall_ms()).hex(), None, notes)
 
     def load_all(self) -> list[Order]:
         """Those that wait or were given up. Raises sqlite3.Error."""

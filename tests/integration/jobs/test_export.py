@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import shutil
 import sqlite3
 import subprocess
@@ -21,16 +20,15 @@ from typing import Any
 
 import pytest
 import yaml
-from apscheduler.schedulers.background import BackgroundScheduler
 from flask import Flask
 from hypothesis import given
 from hypothesis import strategies as st
 
 from commands.__main__ import main
 from jobs import export
-from jobs.schedule import CronTrigger, ScheduledExport
+from jobs.scheduled_export import ScheduledExport
 from jobs.tasks import TaskRunner, WorkerSettings, lock_billing
-from manager.billing import statements
+from manager.billing import calendar, statements
 from manager.billing.statements import Period
 from manager.clock import Clock
 from manager.config.settings import Export, Program
@@ -294,40 +292,6 @@ def test_the_schedule_bills_the_last_whole_period(
 # --- the schedule --------------------------------------------------------------------------
 
 
-def test_the_hours_of_a_schedule_are_those_of_the_zone() -> None:
-    trigger = CronTrigger("0 3 * * *", zoneinfo.ZoneInfo("Asia/Shanghai"))
-    fire = trigger.get_next_fire_time(None, datetime(2026, 11, 1, tzinfo=UTC))
-    assert fire is not None
-    assert fire.astimezone(UTC) == datetime(2026, 11, 1, 19, tzinfo=UTC)
-
-
-@pytest.mark.parametrize(
-    ("now", "made", "expected"),
-    [
-        ("2026-12-01T03:00", None, ["2026-11"]),
-        ("2026-12-20T00:00", None, ["2026-11"]),
-        ("2026-12-01T02:59", None, []),  # not due yet
-        ("2026-12-20T00:00", "2026-12-02T00:00", []),
-        ("2026-12-20T00:00", "2026-11-15T00:00", ["2026-11"]),  # had half of the month
-        ("2026-11-30T12:00", None, []),  # October has nothing on its bill
-    ],
-)
-def test_a_bill_that_was_due_while_the_program_was_off_is_made_up_for(
-    tmp_path: Path, store: Store, work: TaskRunner, now: str, made: str | None, expected: list[str]
-) -> None:
-    add_request(store, a_request())
-    bill_of(work)
-    bill = tmp_path / "exports" / "bill-2026-11.csv"
-    if made is None:
-        bill.unlink()
-    else:
-        os.utime(bill, (ms(made) / 1000, ms(made) / 1000))
-    orders = MaintenanceTasks(store, tmp_path / "usage.db", Clock(), lambda _kind: None)
-    monthly = Export("0 3 1 * *", "month", None)
-    ScheduledExport(Program(timezone="UTC"), monthly, tmp_path, orders).catch_up(ms(now))
-    assert [order.subject for order in orders.load_all()] == expected
-
-
 class Office:
     """The route over a program that was started with these settings."""
 
@@ -378,18 +342,13 @@ def test_without_export_there_is_no_schedule(tmp_path: Path) -> None:
     assert Office(tmp_path, Program(timezone="UTC"), Clock()).schedule is None
 
 
-def test_what_is_told_is_when_the_scheduler_will_do_it(tmp_path: Path) -> None:
+def test_what_is_told_is_when_it_is_ordered(tmp_path: Path, store: Store) -> None:
     program = Program(timezone="America/New_York", export=MONTHLY)
-    bill = ScheduledExport(program, MONTHLY, tmp_path, None)  # type: ignore[arg-type]
-    scheduler = BackgroundScheduler()
-    scheduler.start(paused=True)
-    try:
-        job = scheduler.add_job(print, bill.trigger)
-        told = Office(tmp_path, program, Clock()).schedule
-        assert datetime.fromisoformat(told["next_at"]) == job.next_run_time
-    finally:
-        scheduler.shutdown()
-    assert told["directory"] == str(tmp_path / "exports")
+    told = Office(tmp_path, program, at("2026-11-05T12:00")).schedule
+    orders = MaintenanceTasks(store, tmp_path / "usage.db", Clock(), lambda _kind: None)
+    bills = ScheduledExport(program, MONTHLY, tmp_path, orders, Clock())
+    due = calendar.iso(bills.due_ms(Period.parse("2026-11")) or 0)
+    assert (told["next_at"], told["directory"]) == (due, str(tmp_path / "exports"))
 
 
 def test_a_config_that_is_read_anew_changes_the_schedule_at_the_next_start_only(

@@ -81,6 +81,43 @@ def test_a_time_that_daylight_saving_skips_is_the_first_after_it() -> None:
     assert time.isoformat() == "2027-03-28T03:00:00+02:00"
 
 
+@pytest.mark.parametrize("expression", ["0 0 1 * *", "*/30 0 1 * *", "0 */12 1 * *"])
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "America/Havana", "Australia/Lord_Howe"])
+def test_no_month_is_lost_to_daylight_saving(zone: str, expression: str) -> None:
+    moment, months = datetime(2026, 3, 2, tzinfo=UTC), set()
+    while moment.year < 2028:
+        time = schedule.next_time(expression, moment.astimezone(zoneinfo.ZoneInfo(zone)))
+        assert time is not None
+        months.add(f"{time:%Y-%m}")
+        moment = time.astimezone(UTC) + timedelta(seconds=1)
+    every = [f"{year}-{month:02}" for year in (2026, 2027) for month in range(1, 13)]
+    assert sorted(months)[: len(every) - 3] == every[3:]
+
+
+def test_the_first_of_april_is_the_next_first_after_march() -> None:
+    time = schedule.next_time("0 0 1 * *", datetime(2026, 3, 1, 0, 0, 1, tzinfo=BERLIN))
+    assert time is not None
+    assert time.isoformat() == "2026-04-01T00:00:00+02:00"
+
+
+# Midnights that do not exist, half an hour, a day that was skipped, and the usual.
+ZONES = ("America/Havana", "Australia/Lord_Howe", "Pacific/Apia", "Europe/Berlin")
+
+
+@given(
+    st.sampled_from(ZONES),
+    st.datetimes(datetime(2011, 1, 1), datetime(2030, 1, 1), timezones=st.just(UTC)),
+    st.sampled_from(["0 0 * * *", "30 0 * * *", "*/20 0 * * *", "15 */6 * * *"]),
+)
+def test_each_day_has_its_time_whatever_the_zone_does(
+    zone: str, moment: datetime, expression: str
+) -> None:
+    local = moment.astimezone(zoneinfo.ZoneInfo(zone))
+    time = schedule.next_time(expression, local)
+    assert time is not None
+    assert timedelta(0) <= time.astimezone(UTC) - moment <= timedelta(hours=25.5)
+
+
 def test_no_time_lies_before_the_moment_in_the_hour_that_is_there_twice() -> None:
     # On 2026-10-25 the clock goes from 3:00 back to 2:00; 2:10 is asked for the second time.
     moment = datetime(2026, 10, 25, 2, 10, tzinfo=BERLIN, fold=1)
