@@ -38,6 +38,7 @@ class Run(NamedTuple):
     ended_ms: int | None
     heartbeat_ms: int | None
     billed_ms: int | None
+    ready_clock_ms: int | None  # None: its times are the wall clock's, as before schema 6
 
 
 class RunHours:
@@ -143,8 +144,9 @@ class RunHours:
 def bill_runs(connection: sqlite3.Connection, now_ms: int) -> int:
     """Adds the time that runs have taken and that was not added yet; says of how many runs.
 
-    A run is billed from when it was ready to its end; while it goes on, to its last heartbeat, but
-    no further than now.
+    A run is billed from when it was ready to its end; while it goes on, to its last heartbeat. One
+    whose heartbeats are the wall clock's is billed no further than now: that clock may have been
+    ahead.
     """
     runs = connection.execute(
         "SELECT id FROM runs WHERE ready_ms IS NOT NULL"
@@ -174,8 +176,7 @@ def price_unpriced(connection: sqlite3.Connection, run: str, start_ms: int, end_
 
 def run_of(connection: sqlite3.Connection, run: str) -> Run | None:
     row = connection.execute(
-        "SELECT id, model, mode, scheme, ready_ms, ended_ms, heartbeat_ms, billed_ms FROM runs"
-        " WHERE id = ?",
+        f"SELECT {', '.join(Run._fields)} FROM runs WHERE id = ?",
         (run,),
     ).fetchone()
     return None if row is None else Run(*row)
@@ -189,8 +190,12 @@ def _bill_run(connection: sqlite3.Connection, run: str, now_ms: int) -> bool:
     billed_ms = max(row.billed_ms or 0, row.ready_ms)
     if row.ended_ms is not None:
         until_ms = max(row.ended_ms, row.ready_ms)
-    elif (until_ms := min(row.heartbeat_ms or 0, now_ms)) <= billed_ms:
-        return False
+    else:
+        until_ms = row.heartbeat_ms or 0
+        if row.ready_clock_ms is None:
+            until_ms = min(until_ms, now_ms)
+        if until_ms <= billed_ms:
+            return False
     if until_ms < billed_ms:
         hours, reached_ms = _taken_back(connection, prices, row, until_ms)
     else:

@@ -1,22 +1,41 @@
-"""The two clocks, in one place so that a test can inject its own."""
+"""The two clocks, in one place so that a test can inject its own.
+
+The monotonic clock counts from the boot of the system, for all of its processes. On Linux and macOS
+it stands still while the machine is suspended; on Windows it does not.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from pathlib import Path
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+def _boot_id() -> str | None:
+    try:
+        return _BOOT_ID.read_text().strip() or None
+    except OSError:
+        return None  # only Linux has one
 
 
 @dataclass(frozen=True)
 class Clock:
-    """``monotonic`` measures durations, ``wall`` dates things; both in seconds."""
+    """``monotonic`` measures durations, ``wall`` dates things; both in seconds. ``boot_id`` names
+    the boot that the monotonic clock counts from, None where the system has no name for it."""
 
     monotonic: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time
+    boot_id: str | None = field(default_factory=_boot_id)
 
     def wall_ms(self) -> int:
         return int(self.wall() * 1000)
+
+    def monotonic_ms(self) -> int:
+        return int(self.monotonic() * 1000)
 
     def iso(self, monotonic: float | None) -> str | None:
         """A monotonic moment as ISO 8601 in UTC."""

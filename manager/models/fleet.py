@@ -14,6 +14,7 @@ from manager.errors import ApiError
 from manager.interfaces import Interface
 from manager.models import server_process
 from manager.models.model import Model
+from manager.models.run_clock import RunClock, is_before_boot
 from manager.models.server import ModelDependencies, end_run
 from manager.models.server_process import ServerProcess
 from manager.storage import Run, runs
@@ -98,7 +99,7 @@ class Fleet:
         for run in runs.unfinished(self._shared.store):
             process = server_process.find(run, self._shared.logs)
             if process is None:
-                end_run(self._shared, run.id, _FOUND_ENDED, unseen=True)
+                end_run(self._shared, run.id, _FOUND_ENDED, None)
             else:
                 found.append((run, process))
         strays: list[tuple[Run, ServerProcess]] = []
@@ -109,7 +110,7 @@ class Fleet:
                 continue
             if model is not None and process.has_ended():
                 # Its stop_command would end the one that was taken over.
-                end_run(self._shared, run.id, _FOUND_ENDED, unseen=True)
+                end_run(self._shared, run.id, _FOUND_ENDED, None)
             else:
                 strays.append((run, process))
         if strays:
@@ -137,9 +138,11 @@ class Fleet:
         """Records which servers are alive."""
         with self._lock:
             models = [*self._models.values(), *self._removed]
-        alive = [run for model in models if (run := model.run) is not None]
+        clock = self._shared.clock
+        servers = [server for model in models if (server := model.server) is not None]
+        alive = {server.run: server.clock.now_ms(clock) for server in servers}
         if alive:
-            runs.heartbeat(self._shared.store, alive, self._shared.clock.wall_ms())
+            runs.heartbeat(self._shared.store, alive)
 
     def close(self) -> None:
         """Refuses new work, drains, stops every model and waits until all are stopped."""
@@ -161,12 +164,14 @@ class Fleet:
         for run, process in strays:
             pid = "" if process.pid is None else f", process {process.pid}"
             log.warning("stopping what is left over from %s%s", run.model, pid)
-            unseen = process.has_ended()
+            clock = None
+            if not process.has_ended() and not is_before_boot(run, self._shared.clock):
+                clock = RunClock.resume(run, self._shared.clock)
             if fault := process.stop(self._config.program.stop_timeout):
                 log.error("%s is left running: %s", run.model, fault)
             else:
                 reason = "left over; stopped at the program's start"
-                end_run(self._shared, run.id, reason, unseen=unseen)
+                end_run(self._shared, run.id, reason, clock)
 
     def _fixed_ports(self) -> set[int]:
         ports = {model.settings.port for model in self.models() if model.settings.port}

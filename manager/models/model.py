@@ -414,10 +414,9 @@ class Model:
         return server.interface if server is not None else self._interface
 
     @property
-    def run(self) -> str | None:
-        """The id of its server's run, if one is ready or being stopped."""
-        server = self._server
-        return server.run if server is not None else None
+    def server(self) -> Server | None:
+        """Its server, if one is ready or being stopped."""
+        return self._server
 
     @property
     def state(self) -> State:

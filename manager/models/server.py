@@ -12,6 +12,7 @@ from manager.events import Events
 from manager.interfaces import Interface
 from manager.models import process_tree
 from manager.models.ports import Ports
+from manager.models.run_clock import RunClock
 from manager.models.server_process import ServerProcess
 from manager.placement import Placement, Reservation, SchemeOption
 from manager.relay import Upstream, Watcher
@@ -66,6 +67,7 @@ class Server:
     """A model's running server. ``in_flight`` belongs to the model and its lock."""
 
     run: str
+    clock: RunClock
     settings: loader.Model  # those that it was launched with
     interface: Interface
     scheme: str
@@ -88,22 +90,22 @@ def stop_server(server: Server, shared: ModelDependencies, grace: float, reason:
     shared.placement.mark_stopping(server.reservation, ended=server.process.has_ended())
     if fault := server.process.stop(grace):
         return fault
-    end_run(shared, server.run, reason)
+    end_run(shared, server.run, reason, server.clock)
     shared.ports.release(server.port)
     shared.placement.release(server.reservation)
     return None
 
 
-def end_run(shared: ModelDependencies, run: str, reason: str, *, unseen: bool = False) -> None:
-    """Records the end, now, or if it was ``unseen`` when the run was last seen alive. A run whose
-    end cannot be recorded is found and closed at the next start of the program, so that here a
-    fault of the disk must not keep anything alive."""
+def end_run(shared: ModelDependencies, run: str, reason: str, clock: RunClock | None) -> None:
+    """Records the end, now by the run's clock; without one nobody saw it ending, and it is when
+    the run was last seen alive. A run whose end cannot be recorded is found and closed at the next
+    start of the program, so that here a fault of the disk must not keep anything alive."""
     first_line = (reason.splitlines() or [""])[0][:500]
     try:
-        if unseen:
+        if clock is None:
             runs.end_unseen(shared.store, run, first_line)
         else:
-            runs.end(shared.store, run, shared.clock.wall_ms(), first_line)
+            runs.end(shared.store, run, clock.now_ms(shared.clock), first_line)
     except DatabaseError as error:
         log.error("the end of run %s was not recorded: %s", run, error)
 

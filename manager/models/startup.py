@@ -17,6 +17,7 @@ from manager.models import launch, ports, process_tree, server_process
 from manager.models.launch import LaunchPlan, launch_fingerprint
 from manager.models.ports import NoFreePort
 from manager.models.process_tree import LaunchError
+from manager.models.run_clock import RunClock, is_before_boot
 from manager.models.server import (
     DeviceLostError,
     LeftoverError,
@@ -164,9 +165,13 @@ class Start:
         self.scheme, self.port, self.pid = run.scheme, run.port, process.pid
         self._shared.ports.claim(run.port)
         upstream = Upstream(run.port, self._shared.connections, run.launch.host)
-        unseen = not process.alive()
+        is_old = is_before_boot(run, self._shared.clock)
+        unseen = is_old or not process.alive()
+        clock = None if unseen else RunClock.resume(run, self._shared.clock)
         try:
-            if unseen:
+            if is_old:
+                raise StartFailedError("the system was started again since it ran")
+            if clock is None:
                 raise StartFailedError(process.describe_end())
             scheme = next((s for s in self._settings.schemes if s.name == run.scheme), None)
             if scheme is None or launch_fingerprint(self._settings, scheme) != run.fingerprint:
@@ -178,15 +183,16 @@ class Start:
             process.settle()
         except BaseException as error:
             upstream.close()
-            failure = self._stop(run, process, reservation, f"not adopted: {error}", unseen=unseen)
+            failure = self._stop(run, process, reservation, f"not adopted: {error}", clock)
             self._shared.ports.release(run.port)
             self._shared.placement.release(reservation)
             if failure is not None:
                 raise failure from error
             raise
-        age = self._shared.clock.wall() - run.started_ms / 1000
+        age = (clock.now_ms(self._shared.clock) - run.started_ms) / 1000
         return Server(
             run=run.id,
+            clock=clock,
             settings=self._settings,
             interface=self._interface,
             scheme=run.scheme,
@@ -202,7 +208,8 @@ class Start:
     def _launch(self, reservation: Reservation, assignment: DeviceAssignment, port: int) -> Server:
         shared, settings = self._shared, self._settings
         try:
-            plan = launch.plan(settings, assignment, port, shared.clock.wall_ms())
+            clock = RunClock.begin(shared.clock)
+            plan = launch.plan(settings, assignment, port, clock.epoch_ms)
             # Before the launch: if we are killed in between, the run's id still finds the process.
             runs.begin(shared.store, plan.run)
         except LaunchError as error:
@@ -213,23 +220,24 @@ class Start:
         try:
             process = self._spawn(plan)
         except BaseException as error:
-            end_run(self._shared, run.id, str(error))
+            end_run(self._shared, run.id, str(error), clock)
             raise
         upstream = Upstream(port, shared.connections)
         try:
-            self._await_ready(run, process, reservation, upstream)
+            self._await_ready(run, clock, process, reservation, upstream)
         except BaseException as error:
             upstream.close()
             if isinstance(error, DatabaseError):
                 message = f"its start cannot be recorded in usage.db: {error}"
-                failure = self._stop(run, process, reservation, message)
+                failure = self._stop(run, process, reservation, message, clock)
                 raise failure or StartFailedError(message) from error
-            if failure := self._stop(run, process, reservation, str(error)):
+            if failure := self._stop(run, process, reservation, str(error), clock):
                 raise failure from error
             raise
         shared.placement.mark_ready(reservation)
         return Server(
             run=run.id,
+            clock=clock,
             settings=settings,
             interface=self._interface,
             scheme=run.scheme,
@@ -259,10 +267,15 @@ class Start:
             os.close(output)
 
     def _await_ready(
-        self, run: Run, process: ServerProcess, reservation: Reservation, upstream: Upstream
+        self,
+        run: Run,
+        clock: RunClock,
+        process: ServerProcess,
+        reservation: Reservation,
+        upstream: Upstream,
     ) -> None:
         """Until it answers, and that is recorded. Raises StartFailedError, DatabaseError."""
-        store, clock = self._shared.store, self._shared.clock
+        store = self._shared.store
         self.pid = process.pid
         reservation.pids = process.pids
         self._on_change()
@@ -273,7 +286,16 @@ class Start:
         recorded = process.recorded(upstream.host)
         if recorded != run.launch:
             runs.record_launch(store, run.id, recorded)
-        runs.ready(store, run.id, clock.wall_ms(), process.pid, process.created)
+        clock_ms = self._shared.clock.monotonic_ms()
+        runs.ready(
+            store,
+            run.id,
+            clock.at_ms(clock_ms),
+            process.pid,
+            process.created,
+            boot_id=self._shared.clock.boot_id,
+            clock_ms=clock_ms,
+        )
 
     def _stop(
         self,
@@ -281,8 +303,7 @@ class Start:
         process: ServerProcess,
         reservation: Reservation,
         reason: str,
-        *,
-        unseen: bool = False,
+        clock: RunClock | None,
     ) -> LeftoverError | None:
         """Ends what was launched. Returns the failure to raise where something of it runs on: then
         its run has not ended either, and the program's next start tries again."""
@@ -291,7 +312,7 @@ class Start:
             first, *log_lines = reason.splitlines()
             left = f"{first}. It could not be stopped: {fault}"
             return LeftoverError("\n".join([left, *log_lines]))
-        end_run(self._shared, run.id, reason, unseen=unseen)
+        end_run(self._shared, run.id, reason, clock)
         return None
 
     def _await_health(

@@ -102,6 +102,9 @@ class Run:
     mode: str = ""
     memory_mb: Mapping[str, int] = field(default_factory=dict)  # by device id
     launch: Launch = Launch()
+    heartbeat_ms: int | None = None
+    boot_id: str | None = None  # of the boot that ready_clock_ms counts from
+    ready_clock_ms: int | None = None  # what the monotonic clock read when it was ready
 
 
 def uuid7(ms: int) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,16 +63,27 @@ def record_launch(store: Store, run: str, launch: Launch) -> None:
     store.write("UPDATE runs SET launch = ? WHERE id = ?", (launch.to_json(), run))
 
 
-def ready(store: Store, run: str, now_ms: int, pid: int | None, created: float | None) -> None:
-    """With the process once more: the script may have handed over to another."""
+def ready(
+    store: Store,
+    run: str,
+    ready_ms: int,
+    pid: int | None,
+    created: float | None,
+    *,
+    boot_id: str | None = None,
+    clock_ms: int | None = None,
+) -> None:
+    """With the process once more: the script may have handed over to another. ``clock_ms`` is what
+    the monotonic clock reads, which counts from the boot ``boot_id``."""
     store.write(
-        "UPDATE runs SET ready_ms = max(?, started_ms), pid = ?, pid_created = ? WHERE id = ?",
-        (now_ms, pid, created, run),
+        "UPDATE runs SET ready_ms = max(?, started_ms), pid = ?, pid_created = ?, boot_id = ?,"
+        " ready_clock_ms = ? WHERE id = ?",
+        (ready_ms, pid, created, boot_id, clock_ms, run),
     )
 
 
 def end(store: Store, run: str, now_ms: int, reason: str) -> None:
-    """Not before it was last seen alive, whatever the clock says that was set back."""
+    """Not before it was last seen alive."""
     store.write(
         f"UPDATE runs SET ended_ms = max(?, {_LAST_SEEN}), end_reason = ?, launch = NULL"
         " WHERE id = ? AND ended_ms IS NULL",
@@ -89,14 +100,15 @@ def end_unseen(store: Store, run: str, reason: str) -> None:
     )
 
 
-def heartbeat(store: Store, runs: Iterable[str], now_ms: int) -> None:
-    """Records that these runs are alive: what a crash can hide is the time since. Where the
-    disk does not take it, the next one says as much."""
+def heartbeat(store: Store, alive: Mapping[str, int]) -> None:
+    """Records that these runs are alive, each at its moment: what a crash can hide is the time
+    since. Where the disk does not take it, the next one says as much."""
     try:
         store.write(
-            "UPDATE runs SET heartbeat_ms = max(?, coalesce(heartbeat_ms, 0))"
-            " WHERE ended_ms IS NULL AND id IN (SELECT value FROM json_each(?))",
-            (now_ms, json.dumps(list(runs))),
+            "UPDATE runs SET heartbeat_ms = max(coalesce(heartbeat_ms, 0),"
+            " (SELECT value FROM json_each(?1) WHERE key = runs.id))"
+            " WHERE ended_ms IS NULL AND id IN (SELECT key FROM json_each(?1))",
+            (json.dumps(dict(alive)),),
         )
     except sqlite3.Error as error:
         log.error("that models are alive was not written: %s", error)
@@ -109,12 +121,14 @@ def unfinished(store: Store) -> list[Run]:
         with read_connection(store.path) as connection:
             rows = connection.execute(
                 "SELECT id, model, scheme, fingerprint, port, pid, pid_created, started_ms,"
-                " ready_ms, mode, memory_mb, launch FROM runs WHERE ended_ms IS NULL"
-                " ORDER BY started_ms"
+                " ready_ms, mode, memory_mb, launch, heartbeat_ms, boot_id, ready_clock_ms"
+                " FROM runs WHERE ended_ms IS NULL ORDER BY started_ms"
             ).fetchall()
     except sqlite3.Error as error:
         raise unusable(store.path, error) from error
-    return [Run(*(*row[:-2], json.loads(row[-2]), Launch.from_json(row[-1]))) for row in rows]
+    return [
+        Run(*(*row[:10], json.loads(row[10]), Launch.from_json(row[11]), *row[12:])) for row in rows
+    ]
 
 
 def newest(path: Path, model: str, limit: int) -> list[PastRun]:

@@ -65,7 +65,7 @@ class Books:
     def run(self, ready_ms: int, heartbeat_ms: int, model: str = "m") -> None:
         runs.begin(self.store, Run("run", model, "gpu", "f", 1, None, None, ready_ms, None, "Chat"))
         runs.ready(self.store, "run", ready_ms, 1, 1.0)
-        runs.heartbeat(self.store, ["run"], heartbeat_ms)
+        runs.heartbeat(self.store, {"run": heartbeat_ms})
 
     def bill(self) -> None:
         with closing(maintenance.connect(self.path)) as connection:
@@ -170,7 +170,7 @@ def test_a_price_in_the_past_over_billed_hours_is_refused_with_when_it_can_hold(
     with pytest.raises(ApiError, match="earliest moment from which it can is 2026-09-21T17:00:00"):
         books.prices.set_price("m", Price(7200, ()), NOON - 1)
     books.prices.set_price("m", Price(7200, ()), NOON)
-    runs.heartbeat(books.store, ["run"], NOON + 1000)
+    runs.heartbeat(books.store, {"run": NOON + 1000})
     books.bill()
     assert books.cost() == cost + 2
 

@@ -82,6 +82,7 @@ class Run:
     ready_ms: int | None
     ended_ms: int | None = None
     heartbeat_ms: int | None = None
+    ready_clock_ms: int | None = None
     model: str = "qwen"
     id: str = field(default_factory=lambda: uuid7(0).hex())
 
@@ -151,10 +152,14 @@ class Database:
     def runs(self, *runs: Run) -> None:
         self.connection.executemany(
             "INSERT OR REPLACE INTO runs (id, model, scheme, mode, fingerprint, port, started_ms,"
-            " ready_ms, ended_ms, heartbeat_ms, billed_ms) VALUES (?, ?, 'one-card', 'Chat', '', 0,"
-            " 0, ?, ?, ?, (SELECT billed_ms FROM runs WHERE id = ?))",
+            " ready_ms, ended_ms, heartbeat_ms, ready_clock_ms, billed_ms)"
+            " VALUES (?, ?, 'one-card', 'Chat', '', 0, 0, ?, ?, ?, ?,"
+            " (SELECT billed_ms FROM runs WHERE id = ?))",
             [
-                (run.id, run.model, run.ready_ms, run.ended_ms, run.heartbeat_ms, run.id)
+                (
+                    *(run.id, run.model, run.ready_ms, run.ended_ms, run.heartbeat_ms),
+                    *(run.ready_clock_ms, run.id),
+                )
                 for run in runs
             ],
         )
@@ -465,9 +470,18 @@ def test_a_run_that_goes_on_costs_up_to_its_last_heartbeat(database: Database) -
 
 
 def test_time_that_has_not_come_costs_nothing(database: Database) -> None:
+    """Of a run of an earlier version, whose heartbeats are a wall clock's that may be ahead."""
     database.runs(Run(ready_ms=1000, heartbeat_ms=10 * HOUR))
     bill(database, now_ms=5000)
     assert database.total("run_ms") == 4000
+
+
+def test_time_that_the_monotonic_clock_has_counted_costs_while_the_wall_clock_is_set_back(
+    database: Database,
+) -> None:
+    database.runs(Run(ready_ms=1000, heartbeat_ms=10 * HOUR, ready_clock_ms=77))
+    bill(database, now_ms=5000)
+    assert database.total("run_ms") == 10 * HOUR - 1000
 
 
 @pytest.mark.parametrize("run", [Run(None, 5000), Run(5000, 5000), Run(5000, 4000)])

@@ -153,7 +153,7 @@ class Example:
 
     def heartbeats(self, run: str, first: str, last: str) -> None:
         for at_ms in range(ms(first), ms(last) + 1, HEARTBEAT_MS):
-            runs.heartbeat(self.store, [run], at_ms)
+            runs.heartbeat(self.store, {run: at_ms})
             self.now_ms = at_ms + 1000
             if self._often:
                 self.bill()

@@ -88,7 +88,9 @@ def test_a_run_without_an_end_is_found_again_with_all_that_is_known_of_it(path: 
     runs.begin(first, a_run("early", started_ms=1))
     runs.begin(first, a_run("late", started_ms=2, model="中文 'quoted'"))
     runs.launched(first, "late", 4321, 1700000000.25)
-    runs.ready(first, "late", 5, 4322, 1700000001.5)  # the script has handed over meanwhile
+    # The script has handed over meanwhile.
+    runs.ready(first, "late", 5, 4322, 1700000001.5, boot_id="boot", clock_ms=77)
+    runs.heartbeat(first, {"late": 30, "unknown": 40})
     first.close()
     second = Store(path)
     early, late = runs.unfinished(second)
@@ -101,6 +103,9 @@ def test_a_run_without_an_end_is_found_again_with_all_that_is_known_of_it(path: 
         pid=4322,
         pid_created=1700000001.5,
         ready_ms=5,
+        heartbeat_ms=30,
+        boot_id="boot",
+        ready_clock_ms=77,
     )
 
 
@@ -140,8 +145,8 @@ def test_a_run_spans_no_negative_time_whatever_the_clock_says(
         runs.begin(store, a_run(name, started_ms=1000))
         runs.ready(store, name, 500, 4322, 1700000001.5)
         if heartbeat is not None:
-            runs.heartbeat(store, [name], heartbeat)
-            runs.heartbeat(store, [name], 7)
+            runs.heartbeat(store, {name: heartbeat})
+            runs.heartbeat(store, {name: 7})
         end()
         times = f"SELECT started_ms, ready_ms, ended_ms FROM runs WHERE id = '{name}'"
         assert query(path, times) == [(1000, 1000, last)]
