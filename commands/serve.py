@@ -140,7 +140,7 @@ class Program:
             worker=Supervisor(WorkerSettings.of(program, data_dir), clock),
             access=AccessRegistry(store, usage_db, clock),
             limits=limits,
-            local_token=LocalToken(data_dir, clock.wall_ms()),
+            local_token=LocalToken(data_dir, clock.monotonic),
             host=host,
         )
 

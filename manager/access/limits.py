@@ -232,11 +232,12 @@ class KeyLimits:
                 (billed_seq(connection),),
             ).fetchall()
             # A row's id begins with the start of its request; one that has just ended may have
-            # started long before.
+            # started long before. What has not come yet is from before a clock was set back.
             recent = connection.execute(
                 "SELECT key, started_ms, ended_ms, prompt_tokens + completion_tokens, leased_ms"
-                " FROM requests WHERE id >= ? AND ended_ms > ? AND key != '' ORDER BY ended_ms",
-                (max(0, now_ms - _MAX_DURATION_MS).to_bytes(6, "big"), minute_ms),
+                " FROM requests WHERE id >= ? AND ended_ms > ? AND ended_ms <= ? AND key != ''"
+                " ORDER BY ended_ms",
+                (max(0, now_ms - _MAX_DURATION_MS).to_bytes(6, "big"), minute_ms, now_ms),
             ).fetchall()
         costs = [
             (key, started_ms, self._cost_of(model, started_ms, TokenUsage(*tokens)))

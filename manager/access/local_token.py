@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from manager.access import credentials
@@ -72,14 +73,16 @@ class LocalToken:
     """The program's side: the token as its file has it now. Who replaces the file ends what was
     signed in with the token before; who removes it, all of that until the next start."""
 
-    def __init__(self, data_dir: Path, started_ms: int = 0) -> None:
-        """Writes the file where there is none that is private. Links that were made before
-        ``started_ms`` (epoch) are not accepted: which of them were used is not known any more.
+    def __init__(self, data_dir: Path, monotonic: Callable[[], float] | None = None) -> None:
+        """Writes the file where there is none that is private. With a clock (seconds), links that
+        were made before now are not accepted: which of them were used is not known any more.
         Raises OSError."""
         self._path = data_dir / FILE
-        self._started = started_ms // 1000
+        self._monotonic = monotonic
+        self._began = monotonic() if monotonic is not None else 0.0
         self._lock = threading.Lock()
-        self._used: dict[str, int] = {}  # signatures of links, and when they expire (epoch s)
+        # Signatures of links. None is forgotten: a clock that is set back makes them new again.
+        self._used: set[str] = set()
         self._known: tuple[_Stamp, str | None] = ((), None)
         if os.path.lexists(self._path) and self.value is None:
             log.warning("%s was not private and is replaced: scripts need the new one", self._path)
@@ -131,14 +134,21 @@ class LocalToken:
         nonce = signed.partition(".")[2]
         if not _is_same(_sign(value, expires, nonce), signature):
             return None
-        if not now < expires <= now + LINK_SECONDS or expires - LINK_SECONDS < self._started:
+        if not now < expires <= now + LINK_SECONDS:
+            return None
+        if expires - LINK_SECONDS < self._started(now_ms):
             return None
         with self._lock:
-            self._used = {one: until for one, until in self._used.items() if until > now}
             if signature in self._used:
                 return None
-            self._used[signature] = expires
+            self._used.add(signature)
         return _generation(value)
+
+    def _started(self, now_ms: int) -> int:
+        """When the program began, by the wall clock as it is now: epoch seconds."""
+        if self._monotonic is None:
+            return 0
+        return (now_ms - round((self._monotonic() - self._began) * 1000)) // 1000
 
 
 def _parse(content: bytes | None) -> str | None:

@@ -9,7 +9,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 from manager.storage import log_cuts
@@ -27,6 +27,7 @@ _MAX_BEHIND = 1 << 20  # bytes that a follower may be behind
 _CAUGHT_UP = 100  # lines with which it goes on then
 _MAX_READS = 10  # of the end of a file that is cut meanwhile
 PROGRAM_LOG = "llm-manager.log"
+_STAMP = "%Y%m%dT%H%M%S.%fZ"  # in UTC: the beginning of a file's name
 _UNSAFE = re.compile(r'[<>:"/\\|?*%\x00-\x1f]|^\.|[. ]$')
 _BEGIN = re.compile(rb"[\x1b\s]")
 # Windows keeps these names for devices, whatever stands behind a dot.
@@ -70,7 +71,7 @@ class ModelLogs:
         folder = self._folder / folder_name(model)
         folder.mkdir(parents=True, exist_ok=True)
         now = datetime.now(timezone.utc)
-        path = folder / f"{now:%Y%m%dT%H%M%S.%fZ}-{run[:8]}.log"
+        path = folder / f"{self._stamp(model, now)}-{run[:8]}.log"
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)
         try:
             _write_all(descriptor, f"# {now:%Y-%m-%d %H:%M:%S} UTC {title}\n".encode())
@@ -82,6 +83,17 @@ class ModelLogs:
             if self._changed is not None:
                 self._changed.add(folder)
         return path, descriptor
+
+    def _stamp(self, model: str, now: datetime) -> str:
+        """The beginning of a new file's name. Files are in the order of their names, so that it
+        comes after all others, also where the clock was set back since."""
+        newest = self.newest(model)
+        stamp, _, _ = newest.name.partition("-") if newest else ("", "", "")
+        try:
+            last = datetime.strptime(stamp, _STAMP).replace(tzinfo=timezone.utc)
+        except ValueError:
+            return now.strftime(_STAMP)  # it has none, or is somebody else's
+        return max(now, last + timedelta(microseconds=1)).strftime(_STAMP)
 
     def append(self, model: str, run: str) -> int:
         """A descriptor that appends to the file of a run, or to the model's newest where that is

@@ -128,6 +128,16 @@ class Channel(HTTPChannel):
     had_head: float | None = None
     was_refused: float | None = None
 
+    @property
+    def last_activity(self) -> float:
+        """When a byte last went either way, monotonic. waitress sets it to the wall clock's time:
+        one that is set forward would end all connections on which a request is on its way."""
+        return self._active_at
+
+    @last_activity.setter
+    def last_activity(self, _wall: float) -> None:
+        self._active_at = self.server.clock.monotonic()
+
     def hold(self) -> None:
         self.held = []
 
@@ -161,7 +171,7 @@ class Channel(HTTPChannel):
                 except OSError:
                     raise ClientDisconnected from None
             if sent:
-                self.last_activity = time.time()
+                self._active_at = self.server.clock.monotonic()
                 left = left[sent:]
             else:
                 self.wait_writable()

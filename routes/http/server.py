@@ -7,6 +7,7 @@ import ipaddress
 import logging
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -95,6 +96,7 @@ class _Listener(TcpWSGIServer):
     limits: ClientLimits
     clock: Clock
     slots: _ConnectionSlots
+    next_channel_cleanup: float  # waitress's own, which has no types
 
     def bind_server_socket(self) -> None:
         addresses = [address[0] for _, _, _, address in self.adj.listen]
@@ -126,8 +128,14 @@ class _Listener(TcpWSGIServer):
     def release(self, channel: Channel) -> None:
         self.slots.release(channel)
 
-    def maintenance(self, now: float) -> None:
-        super().maintenance(now)
+    def readable(self) -> bool:
+        # Else, set back, the wall clock would put the next round of maintenance off.
+        latest = time.time() + self.adj.cleanup_interval
+        self.next_channel_cleanup = min(self.next_channel_cleanup, latest)
+        return bool(super().readable())
+
+    def maintenance(self, _now: float) -> None:
+        super().maintenance(self.clock.monotonic())  # by which channels keep their last activity
         for channel in tuple(self.active_channels.values()):
             channel.check_time()
 

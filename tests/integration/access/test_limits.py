@@ -316,6 +316,15 @@ def test_a_restart_forgets_neither_requests_nor_tokens_of_the_last_minute(books:
     limits.admit(Key("a", requests_per_minute=2), "m", 0, 0)
 
 
+def test_after_a_restart_under_a_clock_that_was_set_back_no_hour_counts_as_the_last_minute(
+    books: Books,
+) -> None:
+    for before_ms in (-30 * 60_000, -1, 30_000):
+        books.row(before_ms)
+    view = books.start().view("a")
+    assert (view.requests, view.tokens) == (1, 10)
+
+
 def test_a_restart_forgets_nothing_that_was_spent_priced_or_not(books: Books) -> None:
     books.row(1 * HOUR, tokens=7)
     books.row(13 * HOUR, tokens=100)  # yesterday

@@ -400,6 +400,43 @@ def test_a_client_that_waits_between_its_requests_is_not_late(start: Callable[..
             time.sleep(0.5)
 
 
+# --- a clock that is set ------------------------------------------------------------------
+
+
+@pytest.fixture
+def set_by(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How far the wall clock is set, in seconds."""
+    ahead, system = [0.0], time.time
+    monkeypatch.setattr(time, "time", lambda: system() + ahead[0])
+    return ahead
+
+
+def test_who_trickles_is_told_so_also_after_the_clock_was_set_back(
+    start: Callable[..., Edge], set_by: list[float]
+) -> None:
+    edge = start(clock=FAST)
+    with edge.connect() as connection:
+        connection.sendall(SECOND)
+        assert statuses(connection.recv(65536)) == [200]
+        set_by[0] = -3600.0
+        connection.sendall(b"GET / HTTP/1.1\r\nX-Slow: ")
+        assert statuses(trickle(connection, b"a" * 4000)) == [408]
+
+
+def test_a_body_on_its_way_gets_through_though_the_clock_is_set_forward(
+    start: Callable[..., Edge], set_by: list[float]
+) -> None:
+    edge = start()
+    with edge.connect() as connection:
+        connection.sendall(post(b"Content-Length: 10", b"Connection: close") + b"hello")
+        for ahead in (0.0, 28_800.0, 57_600.0):
+            set_by[0] = ahead
+            edge.tell(SECOND.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        connection.sendall(b"world")
+        assert statuses(read_all(connection)) == [200]
+    assert edge.seen[-1]["body"] == "helloworld"
+
+
 # --- addresses --------------------------------------------------------------------------
 
 needs_ipv6 = pytest.mark.skipif(not _has_ipv6(), reason="needs IPv6")

@@ -129,12 +129,32 @@ def test_a_used_link_is_not_good_again_in_another_spelling(tmp_path: Path) -> No
 
 
 def test_a_link_ends_with_the_program_that_may_have_seen_its_use(tmp_path: Path) -> None:
-    before = LocalToken(tmp_path, NOW - 60_000)
+    seconds = [1000.0]
+    before = LocalToken(tmp_path, lambda: seconds[0])
+    seconds[0] += 60
     old = code(tmp_path, NOW)
     assert before.accept(old, NOW)
-    after = LocalToken(tmp_path, NOW + 2000)
+    seconds[0] += 2
+    after = LocalToken(tmp_path, lambda: seconds[0])
+    seconds[0] += 1
     assert after.accept(old, NOW + 3000) is None
     assert after.accept(code(tmp_path, NOW + 3000), NOW + 3000)
+
+
+@pytest.mark.parametrize("set_by", [-3_600_000, 28_800_000])
+def test_links_are_good_under_a_clock_that_was_set_and_used_ones_are_not(
+    tmp_path: Path, set_by: int
+) -> None:
+    seconds = [1000.0]
+    token = LocalToken(tmp_path, lambda: seconds[0])
+    seconds[0] += 60
+    used = code(tmp_path, NOW)
+    assert token.accept(used, NOW)
+    seconds[0] += 1
+    then = NOW + 1000 + set_by
+    assert token.accept(code(tmp_path, then), then)
+    assert token.accept(used, then) is None
+    assert token.accept(used, NOW + 2000) is None  # set to the right time again
 
 
 def test_a_code_that_was_changed_or_made_up_is_worth_nothing(tmp_path: Path) -> None:

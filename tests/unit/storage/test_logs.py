@@ -67,6 +67,18 @@ def test_each_run_has_a_file_of_its_own_with_a_title(logs: ModelLogs) -> None:
     assert "title" in first.read_text().splitlines()[0]
 
 
+def test_the_newest_file_is_that_of_the_last_run_also_where_the_clock_was_set_back(
+    logs: ModelLogs,
+) -> None:
+    first = write(logs, "one\n", run="1" * 32)
+    ahead = first.rename(first.with_name("2200" + first.name[4:]))
+    second, third = (write(logs, f"{run}\n", run=str(run) * 32) for run in (2, 3))
+    assert sorted([third, second, ahead]) == [ahead, second, third]
+    assert logs.newest("Qwen") == third
+    assert third.name.endswith("-33333333.log")
+    assert "title" in third.read_text().splitlines()[0]
+
+
 def test_a_model_that_has_never_run_has_no_output(logs: ModelLogs) -> None:
     assert logs.newest("Qwen") is None
     assert logs.tail("Qwen", 10) == ""
