@@ -15,11 +15,13 @@ from pathlib import Path
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-def _boot_id() -> str | None:
+def boot_id() -> str | None:
+    """A name of the system's current boot that no other has; None where it has none, as all but
+    Linux. Raises OSError where the system is out of descriptors."""
     try:
-        return _BOOT_ID.read_text().strip() or None
-    except OSError:
-        return None  # only Linux has one
+        return _BOOT_ID.read_text().strip()
+    except (FileNotFoundError, PermissionError):
+        return None
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Clock:
 
     monotonic: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time
-    boot_id: str | None = field(default_factory=_boot_id)
+    boot_id: str | None = field(default_factory=boot_id)
 
     def wall_ms(self) -> int:
         return int(self.wall() * 1000)

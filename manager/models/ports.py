@@ -13,6 +13,8 @@ from pathlib import Path
 
 import psutil
 
+from manager.clock import boot_id
+
 HOSTS = ("127.0.0.1", "::1")
 """Where a model's server may listen, in the order in which it is looked for there."""
 CONNECT_SECONDS = 1.0
@@ -20,7 +22,6 @@ CONNECT_SECONDS = 1.0
 # Below the ranges that systems hand out for outgoing connections (Linux: 32768 and up), so
 # that no connection of ours can take a port between its choice and the server's start.
 _RANGE = range(21000, 31000)
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _TABLES = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 _LISTENING = "0A"
 
@@ -107,9 +108,8 @@ def listeners(port: int) -> frozenset[str]:
     """What listens there, each by a name that no other listener ever has, be it of the same program
     or after a restart of the system. Empty where nobody does, or where it cannot be known. Raises
     OSError where the system is out of descriptors."""
-    try:
-        boot = _BOOT_ID.read_text().strip()
-    except (FileNotFoundError, PermissionError):
+    boot = boot_id()
+    if boot is None:
         return _listening_processes(port)  # no Linux: the process has to do
     return frozenset(
         f"{boot}/{inode}" for table in _TABLES for inode in _listening_inodes(table, port)

@@ -8,7 +8,6 @@ import socket
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import psutil
 import pytest
@@ -188,9 +187,9 @@ def test_a_server_that_only_speaks_ipv6_is_known_too() -> None:
 
 
 def test_where_sockets_are_not_shown_the_process_stands_for_them(
-    listener: socket.socket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ports, "_BOOT_ID", tmp_path / "missing")
+    monkeypatch.setattr(ports, "boot_id", lambda: None)
     created = psutil.Process().create_time()
     assert ports.listeners(port_of(listener)) == {f"{os.getpid()}/{created}"}
 
