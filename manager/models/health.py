@@ -124,23 +124,20 @@ class ServerHealth:
         if fault is not None:
             self._restarted_at = now
             faults = [self._series(now), self._health_fault, fault]
-            reason = "; ".join(each for each in faults if each is not None)
+            reason = "it no longer served: " + "; ".join(filter(None, faults))
         self.served()
         return reason
 
     def _series(self, now: float) -> str:
         return (
-            f"it no longer served: {self._failures} requests in a row failed within"
+            f"{self._failures} requests in a row failed within"
             f" {now - self._first_at:.0f} seconds, the last with: {self._last_failure}"
         )
 
 
 def failure_of(outcome: Outcome) -> str | None:
     """Why a request that came to this counts as a failure of the server; None where it does not.
-
-    An error inside of a stream counts by the status that it is reported with.
-    """
-    is_cut = outcome.status < 400 and outcome.error is not None
-    if outcome.status >= 500 or is_cut:
-        return outcome.error or f"its server answered {outcome.status}"
-    return None
+    An error inside of an answer counts by its own status."""
+    if outcome.status < 500:
+        return None
+    return outcome.error or f"its server answered {outcome.status}"

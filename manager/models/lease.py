@@ -10,19 +10,24 @@ from collections.abc import Callable
 from manager.interfaces import Interface
 from manager.models.server import Server
 from manager.placement import planner
-from manager.relay import Upstream
+from manager.relay import Outcome, Upstream
 
 
 class Lease:
     """A right to send one request to a ready model, which counts as busy meanwhile.
 
-    A context manager; ``release`` ends it and may be called more than once.
+    A context manager; ``release`` ends it and may be called more than once. ``produced`` is set
+    with each piece of its answer that comes.
     """
 
     def __init__(
-        self, server: Server, upstream_timeout: float, on_release: Callable[[Server], None]
+        self,
+        server: Server,
+        upstream_timeout: float,
+        on_release: Callable[[Lease, Outcome | None], None],
     ) -> None:
-        self._server = server
+        self.server = server
+        self.produced = False
         self._on_release = on_release
         self._held = True
         # What the server was launched with: a reload changes that at its next start.
@@ -34,12 +39,13 @@ class Lease:
 
     @property
     def upstream(self) -> Upstream:
-        return self._server.upstream
+        return self.server.upstream
 
-    def release(self) -> None:
+    def release(self, outcome: Outcome | None = None) -> None:
+        """``outcome`` is what the request came to, where it was sent."""
         if self._held:
             self._held = False
-            self._on_release(self._server)
+            self._on_release(self, outcome)
 
     def __enter__(self) -> Lease:
         return self

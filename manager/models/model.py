@@ -18,7 +18,8 @@ failed       as stopped, unless the        starts, closes the breaker  becomes s
 The queue's order is by priority and arrival, see ``planner.queue_rank``. Only this module changes
 a model's state, under the model's lock, and never does I/O while it holds it. One worker thread
 at a time, see ``worker``, does what the state asks for, so that two starts can never overlap and
-no client that disconnects can break one.
+no client that disconnects can break one. A ready server whose requests fail is checked, see
+``health``; one that no longer serves is stopped and started again.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from manager.config import Program
 from manager.errors import ApiError, ClientDisconnected
 from manager.interfaces import Interface
 from manager.models import views
+from manager.models.check import HealthCheck
 from manager.models.circuit_breaker import CircuitBreaker
 from manager.models.lease import Lease, RequestQueue, Ticket
 from manager.models.server import (
@@ -49,6 +51,7 @@ from manager.models.server_process import ServerProcess
 from manager.models.startup import Start
 from manager.models.worker import Adoption, Step, Worker, bring_down, bring_up
 from manager.placement import Evictability, EvictionStatus, update_mean_gap
+from manager.relay import Outcome
 from manager.storage import Run
 
 log = logging.getLogger(__name__)
@@ -87,6 +90,7 @@ class Model:
         self.program = program
         self.starts = 0  # that led to a ready model, since the program began
         self.failed_starts = 0
+        self.restarts = 0  # of servers that no longer served
         self._interface = interface
         self._shared = shared
         self._clock = shared.clock
@@ -100,9 +104,19 @@ class Model:
         self._adoption: Adoption | None = None
         self._server: Server | None = None
         self._worker = Worker(settings.name, self._changed, self._next_step, self._announce)
+        self._check = HealthCheck(
+            settings.name,
+            self._lock,
+            shared,
+            self._ready_server,
+            self._worker.wake,
+            self._admit_again,
+            self._restart_for,
+        )
         self._breaker = CircuitBreaker()
         self._last_used: float | None = None
         self._last_error: str | None = None
+        self._restart_reason: str | None = None  # of a restart under way
         self._passed_over: Mapping[str, str] = {}  # in the last start
         self._mean_gap: float | None = None
         self._manual = False  # the start under way was asked for by a person
@@ -137,15 +151,19 @@ class Model:
         finally:
             self._shared.watch.remove(token)
 
-    def _release(self, server: Server) -> None:
+    def _release(self, lease: Lease, outcome: Outcome | None) -> None:
         """A lease has ended; the next request in the queue gets one."""
+        server = lease.server
         with self._lock:
-            server.in_flight -= 1
+            server.leases.discard(lease)
             self._last_used = self._clock.monotonic()
+            has_news = self._check.record_end(lease, outcome)
             self._admit(1)
             is_idle = not server.in_flight
             if is_idle:
                 self._changed.notify_all()  # a stop may be draining
+        if has_news:
+            self._announce()
         if is_idle:
             self._shared.placement.wake()
 
@@ -207,7 +225,7 @@ class Model:
             self._end_stop(abandoned)
 
     def _has_capacity(self) -> bool:
-        if self._state is not State.READY or self._server is None:
+        if self._state is not State.READY or self._server is None or self._check.holds_leases:
             return False
         if self._closed or self._evicting or self._queue.is_blocked():
             return False
@@ -216,9 +234,10 @@ class Model:
 
     def _grant(self) -> Lease:
         assert self._server is not None
-        self._server.in_flight += 1
         self._last_used = self._clock.monotonic()
-        return Lease(self._server, self.program.upstream_timeout, self._release)
+        lease = Lease(self._server, self.program.upstream_timeout, self._release)
+        self._server.leases.add(lease)
+        return lease
 
     def _admit(self, most: int) -> None:
         while most and self._queue and self._has_capacity():
@@ -404,7 +423,7 @@ class Model:
                 waiting=len(self._queue),
                 last_used=self._last_used,
                 idle_stop_at=self._idle_stop_at(),
-                last_error=self._last_error,
+                last_error=self._check.note or self._last_error,
             )
 
     @property
@@ -450,8 +469,18 @@ class Model:
             self._start_changed,
         )
 
+    def _ready_server(self) -> Server | None:
+        return self._server if self._state is State.READY else None
+
+    def _restart_for(self, reason: str) -> None:
+        """Of a server that no longer serves."""
+        self.restarts += 1
+        self._begin_stop(reason, start_again=not self._evicting)
+        self._last_error = self._restart_reason = reason
+
     def _begin_stop(self, reason: str, start_again: bool) -> None:
         self._start_again = start_again
+        self._restart_reason = None
         if self._state is State.FAILED:
             self._state = State.STOPPED
         if self._state is State.STOPPED and start_again:
@@ -498,6 +527,8 @@ class Model:
             return self._run_stop
         if self._queue and self._has_capacity():
             return self._admit_waves
+        if self._check.is_due():
+            return self._check.run
         if self._state is State.STOPPING:
             self._state = State.STOPPED
         if self._state in (State.STOPPED, State.FAILED) and not self._closed:
@@ -529,7 +560,9 @@ class Model:
     def _started(self, server: Server, adopted: bool) -> None:
         self._server = server
         self._breaker.close()
-        self._last_error = None
+        self._check.reset()
+        # Why it was restarted is shown as long as it runs.
+        self._last_error, self._restart_reason = self._restart_reason, None
         self._crashed = False
         self.starts += not adopted
         log.info(
@@ -566,6 +599,7 @@ class Model:
             self._state = State.STOPPED
             return
         self._state = State.FAILED
+        self._restart_reason = None
         self.failed_starts += 1
         if not isinstance(failure, NotPlacedError):  # that can be different a moment later
             self._breaker.record_failure(self._clock.monotonic())

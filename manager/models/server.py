@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from manager.clock import Clock
 from manager.config import loader
@@ -17,6 +18,9 @@ from manager.models.server_process import ServerProcess
 from manager.placement import Placement, Reservation, SchemeOption
 from manager.relay import Upstream, Watcher
 from manager.storage import DatabaseError, ModelLogs, Store, runs
+
+if TYPE_CHECKING:
+    from manager.models.lease import Lease
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +68,7 @@ class StartCancelledError(StartFailedError):
 
 @dataclass(eq=False)
 class Server:
-    """A model's running server. ``in_flight`` belongs to the model and its lock."""
+    """A model's running server. ``leases`` belong to the model and its lock."""
 
     run: str
     clock: RunClock
@@ -78,9 +82,22 @@ class Server:
     upstream: Upstream
     started_at: float  # monotonic
     start_seconds: float
-    in_flight: int = 0
+    leases: set[Lease] = field(default_factory=set)  # those in flight
     failed_stops: int = 0
     watch_token: int = field(default=-1)
+
+    @property
+    def in_flight(self) -> int:
+        return len(self.leases)
+
+    def has_produced(self) -> bool:
+        """Whether a byte of an answer in flight has come since ``forget_produced``. Needs no lock:
+        copying a set is atomic."""
+        return any(lease.produced for lease in list(self.leases))
+
+    def forget_produced(self) -> None:
+        for lease in self.leases:
+            lease.produced = False
 
 
 def stop_server(server: Server, shared: ModelDependencies, grace: float, reason: str) -> str | None:

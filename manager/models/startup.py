@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from manager.config import loader
 from manager.interfaces import Interface
-from manager.models import launch, ports, process_tree, server_process
+from manager.models import launch, ports, probe, process_tree, server_process
 from manager.models.launch import LaunchPlan, launch_fingerprint
 from manager.models.ports import NoFreePort
 from manager.models.process_tree import LaunchError
@@ -44,7 +44,6 @@ log = logging.getLogger(__name__)
 
 MIN_PAUSE_SECONDS = 0.02  # between two probes; grows to a fiftieth of the time waited
 MAX_PAUSE_SECONDS = 0.5
-HEALTH_TIMEOUT_SECONDS = 5.0
 ADOPTION_TIMEOUT_SECONDS = 5.0
 MAX_LOST_DEVICES = 3  # during one start; more is not a loss, but a loose contact
 MAX_LOG_LINES = 15  # of the model's own output, in an error
@@ -327,7 +326,7 @@ class Start:
             timeout = self._check(process, last)
             try:
                 status, _ = self._ask(
-                    upstream, "GET", path, b"", min(timeout, HEALTH_TIMEOUT_SECONDS)
+                    upstream, "GET", path, b"", min(timeout, probe.HEALTH_TIMEOUT_SECONDS)
                 )
             except UpstreamRefused as error:
                 last = str(error)
@@ -339,12 +338,11 @@ class Start:
             except UpstreamError as error:
                 last = str(error)
             else:
-                # 401 and 403 are the answers of a server that wants a key even here.
-                if status < 400 or status in (401, 403):
+                if probe.is_well(status):
                     return
                 last = f"{path} answered {status}"
-                if path == "/health" and status in (404, 405, 501):
-                    path = "/v1/models"
+                if other := probe.health_path_after(path, status):
+                    path = other
                     continue
             self._pause()
 

@@ -72,7 +72,11 @@ _SET_BY_MANAGER = frozenset(
 
 
 class Lease(Protocol):
-    """All that the relay needs of the fleet; ``release`` may be called more than once."""
+    """All that the relay needs of the fleet. ``release`` takes what the request came to, where it
+    was sent, and may be called more than once; ``produced`` is set with each piece of an answer
+    that is no error."""
+
+    produced: bool
 
     @property
     def interface(self) -> Interface: ...
@@ -84,7 +88,7 @@ class Lease(Protocol):
     def ask_usage(self) -> bool: ...
     @property
     def upstream_timeout(self) -> float: ...
-    def release(self) -> None: ...
+    def release(self, outcome: Outcome | None = None) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -212,7 +216,7 @@ class _Transfer:
         self._response: Response | None = None
         self._stream: EventStream | None = None
         self._first_byte_at: float | None = None
-        self._reported = False
+        self._outcome: Outcome | None = None
         self._released = False
 
     def answer(self, response: Response, strip_usage: bool) -> RelayResponse:
@@ -256,7 +260,7 @@ class _Transfer:
 
     def _report_body(self, response: Response, body: bytes, start: bytes = b"") -> None:
         """Of a whole answer, or the end and the start of a large one."""
-        error = _error_in(body) if response.status < 300 else None
+        error = error_in(body) if response.status < 300 else None
         status, message = (error.status, error.message) if error else (response.status, None)
         usage = self._lease.interface.usage(body) or self._lease.interface.usage(start)
         self._report(status, message, usage)
@@ -265,8 +269,10 @@ class _Transfer:
         """An answer that is too large to hold, or of unknown length."""
         # Usage stands at the end of most answers, and before the vectors in llama.cpp's.
         start, tail, remaining = b"", b"", response.length
+        is_answer = response.status < 400
         try:
             for piece in response.iter_bytes():
+                self._lease.produced = is_answer
                 self._first_byte_at = self._first_byte_at or time.monotonic()
                 start = start or piece
                 tail = (tail + piece)[-_MAX_BUFFERED:]
@@ -283,8 +289,10 @@ class _Transfer:
         self._release()
 
     def _events(self, response: Response, stream: EventStream) -> Iterator[bytes]:
+        is_answer = response.status < 400
         try:
             for piece in response.iter_bytes():
+                self._lease.produced = is_answer
                 self._first_byte_at = self._first_byte_at or time.monotonic()
                 data = stream.feed(piece)
                 if stream.done:
@@ -313,15 +321,16 @@ class _Transfer:
     def _report(
         self, status: int, error: str | None = None, usage: TokenUsage | None = None
     ) -> None:
-        if self._reported:
+        if self._outcome is not None:
             return
-        self._reported = True
         stream = self._stream
         if stream is not None:
             usage = stream.usage() or stream.estimate()
             if stream.error is not None:
                 status, error = stream.error.status, stream.error.message
-        self._on_end(Outcome(status, usage, stream is not None, self._first_byte_at, error))
+        streamed = stream is not None
+        self._outcome = Outcome(status, usage, streamed, self._first_byte_at, error)
+        self._on_end(self._outcome)
 
     def _release(self) -> None:
         if self._released:
@@ -330,7 +339,7 @@ class _Transfer:
         self._watch.remove(self._token)
         if self._response is not None:
             self._response.discard()
-        self._lease.release()
+        self._lease.release(self._outcome)
 
 
 def _to_api_error(error: UpstreamError) -> ApiError:
@@ -339,7 +348,7 @@ def _to_api_error(error: UpstreamError) -> ApiError:
     return ApiError(502, "upstream_error", str(error))
 
 
-def _error_in(body: bytes) -> AnswerError | None:
+def error_in(body: bytes) -> AnswerError | None:
     """The error that an answer with status 200 is."""
     if not find_error_offsets(body):
         return None

@@ -114,9 +114,15 @@ class _ModelCollector(Collector):
         starts = CounterMetricFamily(
             "llm_manager_starts", "Starts by how they ended.", labels=["model", "outcome"]
         )
+        restarts = CounterMetricFamily(
+            "llm_manager_restarts",
+            "Servers that were stopped and started again because they no longer served.",
+            labels=["model"],
+        )
         for model in self._fleet.models():
             self._add(model, state, in_flight, waiting, starts)
-        yield from (state, in_flight, waiting, starts)
+            restarts.add_metric([model.name], model.restarts)
+        yield from (state, in_flight, waiting, starts, restarts)
 
     @staticmethod
     def _add(

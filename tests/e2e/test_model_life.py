@@ -70,6 +70,7 @@ def program(launch_once: Launch, gates: Path, taken_port: int) -> Program:
             "HalfWay": slow("HalfWay"),
             "Silent": plain("--silent"),
             "Crashing": fake(),
+            "Sick": fake(),
             "Exits": fake("--crash-after-boot", 3),
             "org/m:7b": script(
                 "serve", f'#!/bin/sh\necho "I am {names} $PORT $OWN"\nexec python3 {FAKE}\n'
@@ -285,6 +286,22 @@ def test_a_server_that_ignores_sigterm_is_killed_with_its_children(program: Prog
     assert len(program.processes("Stubborn")) == 3
     assert program.command("Stubborn", "stop")["state"] == "stopped"
     assert program.processes("Stubborn") == []
+
+
+def test_a_server_that_lives_and_no_longer_serves_is_started_again(program: Program) -> None:
+    assert program.ask("Sick").status_code == 200
+    before = program.stats("Sick")["pid"]
+    assert program.ask("Sick", {"breaks": "errors"}).status_code == 500
+    assert program.model("Sick")["state"] == "ready"
+    # Its requests go on failing: after five seconds that is enough.
+    eventually(lambda: program.ask("Sick").status_code == 200)
+    shown = program.becomes("Sick", state="ready")
+    assert program.stats("Sick")["pid"] != before
+    assert "in a row failed" in shown["last_error"]
+    assert "/health answered 503" in shown["last_error"]
+    assert shown["last_error"] in program.output
+    assert program.counted("llm_manager_restarts_total", model="Sick") == 1
+    assert len(program.processes("Sick")) == 1
 
 
 @pytest.mark.parametrize("name", ["Crashing", "DaemonParent"])

@@ -51,6 +51,7 @@ CHOICES = {
     "fail": ("", "close", "reset", "exit", "silent"),
     "fail_at": ("head", "between", "inside"),
     "close": ("", "said", "unsaid"),
+    "breaks": ("", "errors", "posts", "silent"),
 }
 GARBAGE = b"\x16\x03\x01 this is not HTTP\r\n\r\n"
 
@@ -86,6 +87,9 @@ class Fake:
     code: int = 1  # of exit
     close: str = ""  # the connection's end after the answer, said in a header or unsaid
     log: str = ""  # printed on standard output
+    # The server lives on from here, but no longer serves: 500 and an unwell health, only 500
+    # (posts), or silence.
+    breaks: str = ""
 
     def __post_init__(self) -> None:
         """Refuse what would otherwise be taken for a default. Raises ValueError."""
@@ -186,6 +190,8 @@ class Server(socketserver.ThreadingTCPServer):
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
+        self.broken = ""  # as in `Fake.breaks`
+        self.busy_slots = 0
         self.started_at = time.time()
         loading = float("inf") if options.never_ready else options.loading
         self.ready_at = time.monotonic() + loading
@@ -203,6 +209,20 @@ class Server(socketserver.ThreadingTCPServer):
 
     def loading(self) -> bool:
         return time.monotonic() < self.ready_at
+
+    def take_slot(self) -> bool:
+        """False where as many requests are computed already as it has slots."""
+        with self.lock:
+            is_free = not self.options.slots or self.busy_slots < self.options.slots
+            self.busy_slots += is_free
+        return is_free
+
+    def release_slot(self) -> None:
+        with self.lock:
+            self.busy_slots -= 1
+
+    def has_slot(self) -> bool:
+        return not self.options.slots or self.busy_slots < self.options.slots
 
     def stats(self) -> dict[str, Any]:
         with self.lock:
@@ -238,8 +258,14 @@ class Handler(BaseHTTPRequestHandler):
             known["/health"] = {"status": "ok"}
         if self.path == "/stats":
             status, body = 200, json.dumps(self.server.stats()).encode()
+        elif self.server.broken == "silent":
+            self.wait(float("inf"))
         elif self.path in known and self.server.loading():
             status, body = 503, error_of("Loading model", 503)
+        elif self.path == "/health" and not self.server.has_slot():
+            status, body = 503, error_of("no slot available", 503)
+        elif self.server.broken == "errors":
+            status, body = 503, error_of("CUDA error", 503)
         elif self.path in known:
             status, body = 200, json.dumps(known[self.path]).encode()
         self.answer(Fake(status=status), [body], "application/json")
@@ -294,6 +320,17 @@ class Handler(BaseHTTPRequestHandler):
             return
         if fake.log:
             print(fake.log, flush=True)
+        self.server.broken = fake.breaks or self.server.broken
+        if self.server.broken == "silent":
+            self.wait(float("inf"))
+        while not self.server.take_slot():
+            self.wait(0.02)
+        try:
+            self.compute(raw, request, fake)
+        finally:
+            self.server.release_slot()
+
+    def compute(self, raw: bytes, request: dict[str, Any], fake: Fake) -> None:
         while fake.until and not Path(fake.until).exists():
             self.wait(0.02)
         self.wait(fake.delay)
@@ -327,6 +364,8 @@ class Handler(BaseHTTPRequestHandler):
         missing = [name for name in required if name not in request]
         if self.server.loading():
             return 503, "Loading model"
+        if self.server.broken:
+            return 500, "CUDA error: an illegal memory access was encountered"
         if self.path != endpoint:
             return 404, f"no {self.path} here"
         if options.refuse_probe:
@@ -458,6 +497,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--daemonize", action="store_true", help="go on in a session of its own, exit 0")
     add("--children", type=int, default=0, metavar="N", help="start N processes that only sleep")
     add("--no-ask-usage", action="store_true", help="400 when stream_options is present")
+    add("--slots", type=int, metavar="N", help="requests computed at once; the others wait")
     add("--served-name", metavar="NAME", help="404 for any other model")
     add("--takes", type=int, nargs="+", default=[], metavar="MB", help="on each visible card")
     options = parser.parse_args()

@@ -18,6 +18,7 @@ from manager.errors import ApiError
 from manager.events import Events
 from manager.models.model import Model as RealModel
 from manager.models.model import State
+from manager.models.server import Server
 from manager.placement.placement import Placement
 from manager.placement.reservation import EvictionStatus, Reservation
 from manager.placement.types import Action, Evictability, SchemeOption
@@ -142,19 +143,26 @@ def real_model(
 
 def runs(model: RealModel) -> None:
     """Has it ready, without a server."""
-    server: Any = SimpleNamespace(
-        in_flight=0,
-        interface=None,
-        passed_over={},
-        port=21000,
+    model._state, model._server = State.READY, played_server(model.settings)
+
+
+def played_server(settings: Settings, interface: Any = None, upstream: Any = None) -> Server:
+    """A server that no process stands for."""
+    reservation: Any = None
+    process: Any = SimpleNamespace(pid=4711, has_ended=lambda: False)
+    return Server(
+        run="run",
+        settings=settings,
+        interface=interface,
         scheme="Default",
-        settings=model.settings,
-        start_seconds=1.0,
+        passed_over={},
+        process=process,
+        reservation=reservation,
+        port=21000,
+        upstream=upstream,
         started_at=0.0,
-        failed_stops=0,
-        process=SimpleNamespace(pid=4711),
+        start_seconds=1.0,
     )
-    model._state, model._server = State.READY, server
 
 
 def position_in_json(model: RealModel) -> int | None:

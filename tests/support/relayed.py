@@ -36,9 +36,12 @@ class FakeLease:
     served_model_name: str | None = None
     ask_usage: bool = True
     upstream_timeout: float = PATIENCE
+    produced: bool = False
     releases: int = 0
+    outcome: Outcome | None = None  # as it was released with
 
-    def release(self) -> None:
+    def release(self, outcome: Outcome | None = None) -> None:
+        self.outcome = outcome
         self.releases += 1
 
 

@@ -121,11 +121,16 @@ class FakeModel:
             "refuse_probe": None,
             "no_ask_usage": False,
             "served_name": None,
+            "slots": None,
         }
         self._server = fake_upstream.Server(argparse.Namespace(**{**defaults, **flags}))
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
         self._thread.start()
+
+    def breaks(self, how: str) -> None:
+        """From now on it is as ``fake_upstream.Fake.breaks`` says; "" has it serve again."""
+        self._server.broken = how
 
     def stats(self) -> dict[str, Any]:
         """What it has seen; see ``fake_upstream``."""

@@ -85,6 +85,23 @@ def test_a_short_answer_that_stops_in_its_middle_is_a_plain_time_out_too(
     fails(one, chat({"fail": "silent", "fail_at": "inside"}), 504, "upstream_timeout")
 
 
+@pytest.mark.parametrize(
+    ("body", "produced"),
+    [
+        (chat({"framing": "chunked"}), True),
+        (chat({"framing": "chunked", "status": 500}), False),
+        (streamed(), True),
+        (streamed({"fail": "reset", "fail_at": "between"}), True),
+    ],
+)
+def test_a_lease_learns_what_its_request_came_to_and_whether_bytes_of_an_answer_came(
+    to_model: Relayed, body: dict[str, Any], produced: bool
+) -> None:
+    read(to_model.send(body))
+    assert to_model.lease.outcome is to_model.outcome
+    assert to_model.lease.produced is produced
+
+
 def test_nobody_at_the_port_is_a_plain_error(relay: Relay) -> None:
     server = RawServer(lambda _: None)
     server.close()

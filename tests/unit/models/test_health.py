@@ -6,8 +6,9 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from manager.errors import CLIENT_CLOSED_REQUEST
 from manager.models.health import ServerHealth, Stage, failure_of
-from manager.relay import CLIENT_CLOSED_REQUEST, Outcome
+from manager.relay import Outcome
 
 
 def health_after(*failures: float, timed_out: bool = False) -> ServerHealth:
@@ -37,7 +38,7 @@ def restarted(now: float) -> ServerHealth:
         Outcome(503),
         Outcome(502, error="the connection to the model's server broke"),
         Outcome(504, error="the model's server was silent for 600 seconds"),
-        Outcome(200, streamed=True, error="the connection to the model's server broke"),
+        Outcome(500, streamed=True, error="CUDA error: out of memory"),
     ],
 )
 def test_5xx_time_outs_resets_and_truncated_answers_count(outcome: Outcome) -> None:

@@ -1,0 +1,99 @@
+"""What a ready server is asked where it may no longer serve. I/O, never under a lock."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+
+from manager.models.health import Stage
+from manager.models.server import ModelDependencies, Server
+from manager.relay import Exchange, UpstreamError, error_in
+
+log = logging.getLogger(__name__)
+
+HEALTH_TIMEOUT_SECONDS = 5.0
+MAX_QUOTED_BYTES = 300  # of an answer, in a reason
+
+
+def is_well(status: int) -> bool:
+    """401 and 403 are the answers of a server that wants a key even for its health."""
+    return status < 400 or status in (401, 403)
+
+
+def health_path_after(path: str, status: int) -> str | None:
+    """The path to ask instead, where a server has none of that name."""
+    return "/v1/models" if path == "/health" and status in (404, 405, 501) else None
+
+
+def find_fault(
+    asked: Stage,
+    server: Server,
+    shared: ModelDependencies,
+    timeout: float,
+    is_over: Callable[[], bool],
+) -> str | None:
+    """What is wrong with the server's health, or with its answer to a request for one token
+    within ``timeout`` seconds; None where nothing is.
+
+    Once ``is_over``, which is polled meanwhile, nobody wants to know any more, and it returns.
+    """
+    probe = _Probe(server, shared, is_over)
+    try:
+        return probe.health() if asked is Stage.HEALTH else probe.token(timeout)
+    except Exception:
+        # A fault of ours, or of a plugin's probe: no reason to stop a server.
+        log.exception("checking %s failed", server.settings.name)
+        return None
+
+
+class _Probe:
+    def __init__(
+        self, server: Server, shared: ModelDependencies, is_over: Callable[[], bool]
+    ) -> None:
+        self._server = server
+        self._shared = shared
+        self._is_over = is_over
+
+    def health(self) -> str | None:
+        path: str | None = "/health"
+        while path is not None:
+            asked = path
+            try:
+                status, _ = self._ask("GET", asked, b"", HEALTH_TIMEOUT_SECONDS)
+            except UpstreamError as error:
+                return f"{asked}: {error}"
+            if is_well(status):
+                return None
+            path = health_path_after(asked, status)
+        return f"{asked} answered {status}"
+
+    def token(self, timeout: float) -> str | None:
+        settings = self._server.settings
+        name = settings.served_model_name or settings.name
+        path, fields = self._server.interface.probe(name)
+        try:
+            status, answer = self._ask("POST", path, json.dumps(fields).encode(), timeout)
+        except UpstreamError as error:
+            return f"a one-token request to {path}: {error}"
+        inner = error_in(answer) if status < 300 else None
+        if (inner.status if inner else status) < 500:
+            return None  # a 4xx is an answer, too
+        return f"a one-token request to {path} got {status}: {answer[:MAX_QUOTED_BYTES]!r}"
+
+    def _ask(self, method: str, path: str, body: bytes, timeout: float) -> tuple[int, bytes]:
+        headers = [("Content-Type", "application/json")] if body else []
+        exchange = Exchange(method, path, headers, body, timeout=timeout)
+        # Silence ends at the time-out; so does an answer that comes byte by byte.
+        now = self._shared.clock.monotonic
+        deadline = now() + timeout
+        token = self._shared.watch.add(lambda: self._is_over() or now() > deadline, exchange.abort)
+        try:
+            response = self._server.upstream.send(exchange)
+            return response.status, b"".join(response.iter_bytes())
+        except UpstreamError as error:
+            if exchange.aborted:
+                raise UpstreamError(f"no whole answer within {timeout:g} seconds") from error
+            raise
+        finally:
+            self._shared.watch.remove(token)
