@@ -133,9 +133,16 @@ def test_a_month_in_which_nothing_was_asked_has_a_bill_of_nothing_while_the_prog
     assert bills.requests()["2026-11"] == "0"
 
 
-def test_all_bills_that_were_due_while_the_program_was_off_are_made_up_for(bills: Bills) -> None:
+@pytest.mark.parametrize("last_seen", ["2026-08-15T12:00", "2026-08-31T12:00", "2026-09-01T03:00"])
+def test_all_bills_that_were_due_while_the_program_was_off_are_made_up_for(
+    bills: Bills, last_seen: str
+) -> None:
+    bills.request("2026-06-15T12:00")  # before there was a schedule
     bills.start("2026-08-15T12:00")
-    for month in ("08", "09", "11"):
+    bills.request("2026-08-14T12:00")
+    bills.at(last_seen)
+    assert len(bills.files) == (last_seen > "2026-09")
+    for month in ("09", "11"):
         bills.request(f"2026-{month}-15T12:00")
     bills.start("2026-12-05T09:00")
     # In October, all of which the program was off, nothing was asked.
