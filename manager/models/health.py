@@ -16,8 +16,8 @@ DRAIN    is counted; one more time-out has      ends the check           get lea
          requests queued                                                 health was bad or one has
                                                                          timed out: those are
                                                                          queued. With nothing in
-                                                                         flight: TOKEN
-TOKEN    cannot come, nothing is in flight      cannot come              are queued, while one
+                                                                         flight: REQUEST
+REQUEST  cannot come, nothing is in flight      cannot come              are queued, while one
                                                                          token is asked for. Then
                                                                          NONE, or a restart
 =======  =====================================  =======================  =========================
@@ -50,7 +50,7 @@ class Stage(enum.Enum):
     NONE = "none"
     HEALTH = "health"
     DRAIN = "drain"
-    TOKEN = "token"
+    REQUEST = "request"
 
 
 class ServerHealth:
@@ -71,7 +71,7 @@ class ServerHealth:
         """Whether requests are queued for the sake of the check."""
         if self.stage is Stage.DRAIN:
             return self._has_timed_out or self._health_fault is not None
-        return self.stage is Stage.TOKEN
+        return self.stage is Stage.REQUEST
 
     def is_due(self, in_flight: int) -> bool:
         """Whether ``begin`` has a question."""
@@ -105,11 +105,11 @@ class ServerHealth:
             )
 
     def begin(self, in_flight: int) -> Stage | None:
-        """What is to be asked now, HEALTH or TOKEN; ``answered`` takes the answer."""
+        """What is to be asked now, HEALTH or REQUEST; ``answered`` takes the answer."""
         if not self.is_due(in_flight):
             return None
         if self.stage is Stage.DRAIN:
-            self.stage = Stage.TOKEN
+            self.stage = Stage.REQUEST
         return self.stage
 
     def answered(self, asked: Stage, fault: str | None, now: float) -> str | None:

@@ -18,6 +18,7 @@ from manager.errors import ApiError
 from manager.events import Events
 from manager.models.model import Model as RealModel
 from manager.models.model import State
+from manager.models.run_clock import RunClock
 from manager.models.server import Server
 from manager.placement.placement import Placement
 from manager.placement.reservation import EvictionStatus, Reservation
@@ -160,6 +161,7 @@ def played_server(settings: Settings, interface: Any = None, upstream: Any = Non
         reservation=reservation,
         port=21000,
         upstream=upstream,
+        clock=RunClock(0, 0),
         started_at=0.0,
         start_seconds=1.0,
     )

@@ -23,8 +23,8 @@ def restarted(now: float) -> ServerHealth:
     health = health_after(now - 6, now - 3, now)
     assert health.begin(0) is Stage.HEALTH
     assert health.answered(Stage.HEALTH, None, now) is None
-    assert health.begin(0) is Stage.TOKEN
-    assert health.answered(Stage.TOKEN, "got 500", now)
+    assert health.begin(0) is Stage.REQUEST
+    assert health.answered(Stage.REQUEST, "got 500", now)
     return health
 
 
@@ -95,7 +95,7 @@ def test_its_health_is_asked_at_once_and_a_token_once_nothing_is_in_flight() -> 
     health.answered(Stage.HEALTH, "/health answered 503", 6)
     assert not health.is_due(in_flight=4)
     assert health.begin(in_flight=4) is None
-    assert health.begin(in_flight=0) is Stage.TOKEN
+    assert health.begin(in_flight=0) is Stage.REQUEST
 
 
 @pytest.mark.parametrize("fault", [None, "/health answered 503"])
@@ -104,8 +104,8 @@ def test_a_server_that_answers_one_token_is_not_restarted_whatever_its_health(
 ) -> None:
     health = health_after(0, 3, 6)
     health.answered(Stage.HEALTH, fault, 6)
-    assert health.begin(0) is Stage.TOKEN
-    assert health.answered(Stage.TOKEN, None, 6) is None
+    assert health.begin(0) is Stage.REQUEST
+    assert health.answered(Stage.REQUEST, None, 6) is None
     assert (health.stage, health.holds_leases) == (Stage.NONE, False)
 
 
@@ -113,7 +113,7 @@ def test_the_reason_of_a_restart_has_all_that_was_seen() -> None:
     health = health_after(0, 3, 6)
     health.answered(Stage.HEALTH, "/health answered 503", 6)
     health.begin(0)
-    reason = health.answered(Stage.TOKEN, "a one-token request got 500", 7)
+    reason = health.answered(Stage.REQUEST, "a one-token request got 500", 7)
     assert reason is not None
     for part in ("3 requests in a row", "reset", "/health answered 503", "one-token request got"):
         assert part in reason
@@ -147,7 +147,7 @@ def test_requests_are_queued_where_nothing_speaks_for_the_server(
     assert health.holds_leases is holds
     health.begin(0)
     assert health.holds_leases  # while one token is asked for
-    health.answered(Stage.TOKEN, None, 6)
+    health.answered(Stage.REQUEST, None, 6)
     assert not health.holds_leases
 
 
@@ -236,19 +236,19 @@ class AsItIsDescribed(RuleBasedStateMachine):
     @rule(fault=st.sampled_from([None, "a fault"]), served_meanwhile=st.booleans())
     def worker_asks(self, fault: str | None, served_meanwhile: bool) -> None:
         asked = self.health.begin(self.in_flight)
-        assert asked in (Stage.HEALTH, Stage.TOKEN)
+        assert asked in (Stage.HEALTH, Stage.REQUEST)
         if asked is Stage.HEALTH and served_meanwhile:
             self.serves()
-        if asked is Stage.TOKEN:
+        if asked is Stage.REQUEST:
             assert self.in_flight == 0
         reason = self.health.answered(asked, fault, self.now)
-        if asked is Stage.TOKEN and fault is not None:
+        if asked is Stage.REQUEST and fault is not None:
             assert reason
             assert not self.restarts or self.now - self.restarts[-1] >= 300
             self.restarts.append(self.now)
         else:
             assert reason is None
-        if asked is Stage.TOKEN:
+        if asked is Stage.REQUEST:
             self.failures = []
         elif self.health.stage is Stage.DRAIN:
             self.fault = fault
