@@ -9,7 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from commands import data, keys, options, tray, users
+from commands import console, data, keys, options, tray, users
 from commands import open as open_pages
 from commands.options import CommandError, ConfigLoader
 from manager.config import ConfigError, loader
@@ -19,6 +19,7 @@ from manager.storage import DataDirInUse, StoreError, store
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; the exit code. Raises SystemExit with 2 for a usage error."""
+    console.prepare()
     parsed = parser().parse_args(arguments)
     try:
         with store.sqlite_errors():

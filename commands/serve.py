@@ -15,7 +15,7 @@ from pathlib import Path
 if sys.platform != "win32":
     import resource
 
-from commands import init, tray
+from commands import console, init, tray
 from commands.client import pages_url
 from commands.options import CommandError, ConfigLoader
 from jobs import Supervisor, TaskQueue, WorkerSettings, log_setup, schedule
@@ -177,10 +177,8 @@ class Program:
             services.data_dir,
         )
         self._server.start()
-        # One write, end of line included: a log that shares the terminal must not come between.
         address = f"[{services.host}]" if ":" in services.host else services.host
-        sys.stdout.write(f"Listening on http://{address}:{self._server.port}\n")
-        sys.stdout.flush()
+        console.write_line(f"Listening on http://{address}:{self._server.port}")
         if sys.stdout.isatty():  # nowhere that is kept, such as a service's log
             _print_link(services, pages_url(services.host, self._server.port))
         _warn(services)
@@ -207,8 +205,7 @@ def _print_link(services: Services, address: str) -> None:
     if token is not None:
         link = local_token.sign_in_link(address, token, services.clock.wall_ms())
         minutes = local_token.LINK_SECONDS // 60
-        sys.stdout.write(f"To sign in as admin, once and within {minutes} minutes: {link}\n")
-        sys.stdout.flush()
+        console.write_line(f"To sign in as admin, once and within {minutes} minutes: {link}")
 
 
 def _warn(services: Services) -> None:
