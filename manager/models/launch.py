@@ -13,6 +13,10 @@ from manager.models import process_tree
 from manager.placement import DeviceAssignment
 from manager.storage import Launch, Run
 
+# Else what a Python server prints while it loads stands in its log minutes later, or never. Below
+# all other environments, and no part of the fingerprint.
+_DEFAULTS = {"PYTHONUNBUFFERED": "1"}
+
 
 class LaunchPlan(NamedTuple):
     """What is to be run, and its run; ``env`` is the whole environment."""
@@ -37,7 +41,7 @@ def plan(
         "LLM_MANAGER_PORT": str(port),
         "PORT": str(port),
     }
-    env = {**variables.child_environment(), **given}
+    env = {**_DEFAULTS, **variables.child_environment(), **given}
     values = {
         **env,
         "MODEL": settings.name,

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 RUN_ID_VARIABLE = "LLM_MANAGER_RUN"
 KILL_WAIT_SECONDS = 5.0  # that a killed process may take to end
+_SIGKILL = 9  # which Windows has no name for
+_KILLED_HINT = " (often the system's, for want of memory)"
 _SUFFIXES = {
     "posix": {".sh", ".py"},
     "nt": {".bat", ".cmd", ".ps1", ".py"},
@@ -166,12 +168,9 @@ class ProcessTree:
             return None
 
     def describe_exit(self) -> str:
-        """`` with exit code 3`` or ``, killed by signal 9``, behind "it ended"; empty where nobody
+        """`` with exit code 3`` or ``, killed by signal 15``, behind "it ended"; empty where nobody
         can know it."""
-        code = self.exit_code
-        if code is None:
-            return ""
-        return f", killed by signal {-code}" if code < 0 else f" with exit code {code}"
+        return describe_code(self.exit_code)
 
     def pids(self) -> set[int]:
         """Its processes, found cheaply: not those that have detached themselves."""
@@ -273,6 +272,15 @@ class ProcessTree:
                 return False
             time.sleep(pause)
             pause = min(pause * 1.5, 0.1)
+
+
+def describe_code(code: int | None) -> str:
+    """An exit code, negative for a signal, as `ProcessTree.describe_exit` words it."""
+    if code is None:
+        return ""
+    # A shell ends so where the server below it was killed.
+    hint = _KILLED_HINT if code in (-_SIGKILL, 128 + _SIGKILL) else ""
+    return (f", killed by signal {-code}" if code < 0 else f" with exit code {code}") + hint
 
 
 def _signal(process: psutil.Process, send: Callable[[psutil.Process], None]) -> None:
