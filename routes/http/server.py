@@ -6,11 +6,15 @@ import errno
 import ipaddress
 import logging
 import socket
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
+
+if sys.platform != "win32":
+    import resource
 
 from flask import Flask
 from waitress import wasyncore
@@ -31,7 +35,16 @@ _LIMITS = ClientLimits()
 _EVERYWHERE = "::"
 _IPV4_IN_IPV6 = "::ffff:"
 _NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # on this machine
-_WARN_EVERY = 60.0  # seconds between two warnings about addresses that hold too many connections
+_WARN_EVERY = 60.0  # seconds between two warnings about too many connections
+_NO_MORE_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_ACCEPT_PAUSE = 1.0  # seconds, where the system has no descriptor left
+_IDLE_WHEN_FULL = 5.0  # seconds that a connection may be idle while no more are taken
+_OWN_FILES = 100  # descriptors for databases, logs and model processes
+_MIN_CONNECTIONS = 16
+# A client that vanishes without a word is noticed within a minute, also while nothing is sent to
+# it. TCP_USER_TIMEOUT would cut one that reads nothing for as long, though it confirms that it is
+# there.
+_KEEPALIVE = {"TCP_KEEPIDLE": 20, "TCP_KEEPALIVE": 20, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 
 
 class ListenError(Exception):
@@ -97,6 +110,7 @@ class _Listener(TcpWSGIServer):
     clock: Clock
     slots: _ConnectionSlots
     next_channel_cleanup: float  # waitress's own, which has no types
+    _paused_until = _warned_at = -_WARN_EVERY
 
     def bind_server_socket(self) -> None:
         addresses = [address[0] for _, _, _, address in self.adj.listen]
@@ -109,14 +123,22 @@ class _Listener(TcpWSGIServer):
         """Accepts all that wait: waitress takes one a round, and each round checks every open
         connection, so that a burst of n would cost n² checks."""
         for _ in range(_ACCEPTED_A_ROUND):
+            if len(self._map) >= self.adj.connection_limit:
+                return
             try:
                 accepted = self.accept()
-                if accepted is None:
-                    return
-                connection, address = accepted
+            except OSError as error:
+                if error.errno in _NO_MORE_FILES:
+                    self._pause(error)
+                return  # else the client has disconnected already
+            if accepted is None:
+                return
+            connection, address = accepted
+            try:
                 self.set_socket_options(connection)
-            except OSError:
-                return  # the client has disconnected already
+            except OSError:  # the same
+                connection.close()
+                continue
             address = _plain_address(address)
             origin = self.slots.origin(address[0])
             if self.slots.is_full(origin):
@@ -125,6 +147,14 @@ class _Listener(TcpWSGIServer):
             channel = Channel(self, connection, address, self.adj, map=self._map)
             self.slots.acquire(channel, origin)
 
+    def _pause(self, error: OSError) -> None:
+        """The client waits in the system's queue, of which the loop would hear again at once."""
+        now = self.clock.monotonic()
+        self._paused_until = now + _ACCEPT_PAUSE
+        if now - self._warned_at >= _WARN_EVERY:
+            self._warned_at = now
+            log.warning("no further connection is taken for now: %s", error.strerror)
+
     def release(self, channel: Channel) -> None:
         self.slots.release(channel)
 
@@ -132,10 +162,13 @@ class _Listener(TcpWSGIServer):
         # Else, set back, the wall clock would put the next round of maintenance off.
         latest = time.time() + self.adj.cleanup_interval
         self.next_channel_cleanup = min(self.next_channel_cleanup, latest)
-        return bool(super().readable())
+        return bool(super().readable()) and self.clock.monotonic() >= self._paused_until
 
     def maintenance(self, _now: float) -> None:
-        super().maintenance(self.clock.monotonic())  # by which channels keep their last activity
+        now = self.clock.monotonic()  # by which channels keep their last activity
+        is_full = self.in_connection_overflow or now < self._paused_until
+        # waitress closes what has been idle for so long; while others wait, it is sooner.
+        super().maintenance(now + self.adj.channel_timeout - _IDLE_WHEN_FULL if is_full else now)
         for channel in tuple(self.active_channels.values()):
             channel.check_time()
 
@@ -150,6 +183,45 @@ def _plain_address(address: tuple[Any, ...]) -> tuple[Any, ...]:
     return (host, *rest)
 
 
+def _connection_limit(threads: int, files: int | None) -> int:
+    """How many connections may be open, with that many descriptors for the whole program, None for
+    no limit. A request that is served has one more, to its model."""
+    wanted = 4 * threads + 1000
+    if files is None:
+        return wanted
+    spare = files - _OWN_FILES
+    most = max(_MIN_CONNECTIONS, spare - min(threads, spare // 2))
+    if most < wanted:
+        log.warning(
+            "the system allows this program %d open files, and so at most %d connections: raise"
+            " that (ulimit -n, LimitNOFILE= of systemd, --ulimit nofile of docker)",
+            files,
+            most,
+        )
+    return min(wanted, most)
+
+
+def _file_limit() -> int | None:
+    if sys.platform == "win32":
+        return None
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+def _socket_options() -> list[tuple[int, int, int]]:
+    """Of each connection, as far as the system has them."""
+    keepalive = [
+        (socket.IPPROTO_TCP, getattr(socket, name), seconds)
+        for name, seconds in _KEEPALIVE.items()
+        if hasattr(socket, name)
+    ]
+    return [
+        *Adjustments.socket_options,
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        *keepalive,
+    ]
+
+
 def _adjustments(host: str, port: int, threads: int, max_body_mb: int) -> Adjustments:
     """Raises ValueError for a host that cannot be resolved."""
     return Adjustments(
@@ -157,7 +229,7 @@ def _adjustments(host: str, port: int, threads: int, max_body_mb: int) -> Adjust
         port=port,
         # Every open connection counts, idle ones too. The default of 100 stops accepting,
         # health checks included.
-        connection_limit=4 * threads + 1000,
+        connection_limit=_connection_limit(threads, _file_limit()),
         # Each second requests that take too long are ended.
         cleanup_interval=1,
         # routes.http.client reads them: whether to believe X-Forwarded-For depends on who
@@ -233,6 +305,7 @@ class HttpServer:
         try:
             settings = _adjustments(host, port, threads, max_body_mb)
             settings.listen = _present(settings.listen)
+            settings.socket_options = _socket_options()
             for family, kind, protocol, (name, number, *scope) in settings.listen:
                 # All on one port, also where the system chooses it.
                 chosen = self.port if self._listeners else number

@@ -18,6 +18,7 @@ from flask import Flask, jsonify, request
 from waitress.server import TcpWSGIServer
 
 from manager.clock import Clock
+from routes.http import server
 from routes.http.server import ClientLimits, HttpServer, ListenError
 
 PATIENCE = 20.0
@@ -595,6 +596,86 @@ def test_a_place_is_given_back_with_its_connection(
     for connection in small.held:
         connection.close()
     assert eventually(lambda: holds(small, come_from, "192.0.2.1", 1) == [True])
+
+
+# --- descriptors ------------------------------------------------------------------------
+
+
+def test_idle_connections_leave_descriptors_and_make_way(
+    start: Callable[..., Edge], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_file_limit", lambda: 130)
+    monkeypatch.setattr(server, "_IDLE_WHEN_FULL", 0.0)
+    edge = start()
+    (listener,) = edge.server._listeners
+    most = 0
+    accept = listener.accept
+
+    def counted() -> Any:
+        nonlocal most
+        most = max(most, len(listener.active_channels))
+        return accept()
+
+    monkeypatch.setattr(listener, "accept", counted)
+    with contextlib.ExitStack() as held:
+        for _ in range(60):
+            held.enter_context(edge.connect())
+        assert statuses(edge.tell(SECOND.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")))
+    assert most < 26
+
+
+def test_without_descriptors_it_waits_and_then_goes_on(
+    start: Callable[..., Edge], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = 1000.0
+    edge = start(clock=Clock(monotonic=lambda: now))
+    (listener,) = edge.server._listeners
+    accept, is_full, failed = listener.accept, True, threading.Semaphore(0)
+    failures: list[float] = []
+
+    def accept_or_fail() -> Any:
+        if is_full:
+            failures.append(now)
+            failed.release()
+            raise OSError(errno.EMFILE, "Too many open files")
+        return accept()
+
+    with edge.connect() as early, edge.connect() as late:
+        early.sendall(SECOND)
+        assert early.recv(65536)
+        late.sendall(SECOND)
+        assert late.recv(65536)
+        monkeypatch.setattr(listener, "accept", accept_or_fail)
+        with edge.connect() as waiting:
+            waiting.sendall(SECOND)
+            for _ in range(2):
+                assert failed.acquire(timeout=PATIENCE)
+                for _ in range(5):  # rounds of the loop
+                    early.sendall(SECOND)
+                    assert early.recv(65536)
+                now += 2.0
+            assert failures == [1000.0, 1002.0]
+            is_full = False
+            now += 2.0
+            assert statuses(waiting.recv(65536)) == [200]
+    assert len([r for r in caplog.records if "no further connection" in r.message]) == 1
+
+
+def test_each_client_is_asked_now_and_then_whether_it_is_still_there(edge: Edge) -> None:
+    with edge.connect() as connection:
+        connection.sendall(SECOND)
+        assert connection.recv(65536)
+        (channel,) = edge.server._listeners[0].active_channels.values()
+        options = [
+            channel.socket.getsockopt(level, option)
+            for level, option in (
+                (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+                (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL),
+                (socket.IPPROTO_TCP, socket.TCP_KEEPCNT),
+                (socket.IPPROTO_TCP, socket.TCP_NODELAY),
+            )
+        ]
+    assert options == [1, 10, 3, 1]
 
 
 # --- the end ----------------------------------------------------------------------------
