@@ -9,6 +9,7 @@ import queue
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -88,6 +89,7 @@ class Program:
         self._log_buffer = log_setup.configure(data_dir / "logs", program.log_level)
         loader.log_warnings(config)
         datadir.restrict_permissions(data_dir)
+        _choose_temporary_folder(data_dir)
         clock, events, metrics = Clock(), Events(), Metrics()
         monitor = Monitor(
             plugins.devices(program.device_plugin_dir),
@@ -240,6 +242,15 @@ def _use_one_heap() -> None:
         set_option = getattr(ctypes.CDLL(None), "mallopt", None)  # not every libc has it
         if set_option is not None:
             set_option(_M_ARENA_MAX, 1)
+
+
+def _choose_temporary_folder(data_dir: Path) -> None:
+    """Large bodies of requests are in temporary files. In a container whose root is read-only the
+    data folder may be all that can be written to."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        tempfile.tempdir = str(data_dir)
 
 
 def _raise_file_limit() -> None:

@@ -30,6 +30,7 @@ _CODES = {
     413: "body_too_large",
     431: "headers_too_large",
     500: "internal_error",
+    507: "body_not_stored",
 }
 
 
@@ -74,6 +75,7 @@ class _RefusedRequest(ErrorTask):
             431: f"The request's headers are larger than {MAX_HEADER_BYTES >> 10} KB, or more than"
             f" {MAX_HEADERS}",
             408: fault.body,
+            507: fault.body,
             500: "An internal error; the program's log has more",
         }
         code = _CODES.get(fault.code, "bad_request")

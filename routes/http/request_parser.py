@@ -6,12 +6,15 @@ behind another. RFC 9112 is meant by the numbers below.
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import Any
 
 from waitress.buffers import OverflowableBuffer
 from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.utilities import BadRequest, RequestHeaderFieldsTooLarge
+
+log = logging.getLogger(__name__)
 
 MAX_HEADERS = 256
 _MAX_LINE = 4096  # bytes, of a chunk's size or of a trailer
@@ -23,6 +26,11 @@ _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z.~_!$&'()*+;=%-]*)(?::[0-9]{0,5})?")
 # Extensions (";name=value") are allowed to be there, and mean nothing to us.
 _CHUNK = re.compile(rb"(?P<size>[0-9A-Fa-f]{1,16})(?:[ \t]*;[\t\x20-\x7e]*)?")
+
+
+class _NotStored(BadRequest):
+    code = 507
+    reason = "Insufficient Storage"
 
 
 class RequestParser(HTTPRequestParser):
@@ -41,6 +49,13 @@ class RequestParser(HTTPRequestParser):
             self.error = RequestHeaderFieldsTooLarge(f"more than {MAX_HEADERS} headers")
             self.completed = self.headers_finished = True
             return len(data)
+        except OSError as error:  # of the temporary file that a large body is in
+            log.error("a request's body cannot be stored: %s", error)
+            self.error = _NotStored(
+                "The request's body cannot be stored: the temporary folder is full or read-only"
+            )
+            self.completed = True
+            return len(data)
         if self.empty:
             # A request of line ends only. Ignored, one every now and then would
             # hold its connection for ever.
@@ -51,6 +66,12 @@ class RequestParser(HTTPRequestParser):
             # added to this one's.
             self.expect_continue = False
         return taken
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except OSError as error:  # what could not be written is tried once more
+            log.debug("a request's body was not stored: %s", error)
 
     def parse_header(self, header_plus: bytes) -> None:
         """Raises ParsingError, which is answered with 400."""

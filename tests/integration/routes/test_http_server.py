@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import ipaddress
 import json
 import re
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 from flask import Flask, jsonify, request
+from waitress.buffers import TempfileBasedBuffer
 from waitress.server import TcpWSGIServer
 
 from manager.clock import Clock
@@ -317,6 +319,39 @@ def test_a_head_that_is_too_large_is_refused(edge: Edge, data: bytes) -> None:
 
 
 # --- time -------------------------------------------------------------------------------
+
+
+class FullDisk(io.BytesIO):
+    """A temporary file that takes nothing, not even at its end."""
+
+    def write(self, _data: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def close(self) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def no_folder() -> Any:
+    raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+
+@pytest.mark.parametrize("newfile", [FullDisk, no_folder])
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_a_body_that_cannot_be_stored_is_refused_and_others_are_served(
+    edge: Edge, newfile: Callable[[], Any], is_chunked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TempfileBasedBuffer, "newfile", lambda _buffer: newfile())
+    body = b"x" * 900_000
+    if is_chunked:
+        data = post(b"Transfer-Encoding: chunked") + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    else:
+        data = post(b"Content-Length: %d" % len(body)) + body
+    answer = edge.tell(data + SECOND)
+    assert statuses(answer) == [507]
+    assert refusal(answer)["code"] == "body_not_stored"
+    assert edge.seen == []
+    small = post(b"Content-Length: 3", b"Connection: close") + b"abc"
+    assert statuses(edge.tell(small)) == [200]
 
 
 def trickle(connection: socket.socket, data: bytes) -> bytes:

@@ -7,6 +7,7 @@ import queue
 import re
 import sqlite3
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -150,6 +151,22 @@ def test_only_a_tray_that_was_quit_ends_the_program() -> None:
     codes = iter([None, 0, 1, -9, tray.QUIT])
     assert serve._next(Signals(), SimpleNamespace(poll=lambda: next(codes))) == "stop"
     assert list(codes) == []
+
+
+def test_large_bodies_are_kept_in_the_data_folder_where_no_other_can_be_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none() -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    serve._choose_temporary_folder(tmp_path)
+    assert tempfile.gettempdir() != str(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    with monkeypatch.context() as patched:
+        patched.setattr(tempfile, "gettempdir", none)
+        serve._choose_temporary_folder(tmp_path)
+    assert tempfile.gettempdir() == str(tmp_path)
 
 
 # --- accounts ------------------------------------------------------------------------------
