@@ -157,6 +157,7 @@ class Program:
             program.threads,
             program.max_body_mb,
             trusted_proxies=program.trusted_proxies,
+            cors_origins=lambda: services.fleet.config.program.cors_origins,
         )
 
     def start(self) -> None:

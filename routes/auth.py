@@ -30,18 +30,13 @@ from manager.config import Program
 from manager.errors import ApiError
 from manager.storage import DatabaseError
 from routes.calls import CHANGING, Api, Call, Rule
-from routes.http import Client, allowed_origin, check_host, client_of, preflight
+from routes.http import Client, allowed_origin, check_host, client_of, cors_headers, preflight
 from routes.services import Services, current
 
 log = logging.getLogger(__name__)
 
 _MAX_LOGGED = 200  # characters of a method and a path
 _MAX_RECORDED = 300_000  # bytes of a body; a config is as long as that
-_CORS_EXPOSED = (
-    "Retry-After, X-LLM-Manager-Request, x-ratelimit-limit-requests, x-ratelimit-limit-tokens,"
-    " x-ratelimit-remaining-requests, x-ratelimit-remaining-tokens, x-ratelimit-reset-requests,"
-    " x-ratelimit-reset-tokens"
-)
 
 
 class Caller(NamedTuple):
@@ -158,7 +153,7 @@ def _admit_client(
     if "HTTP_ORIGIN" in environ:
         kept.cors = allowed_origin(environ, client.host, program)
         if kept.cors and environ["REQUEST_METHOD"] == "OPTIONS":
-            return preflight()
+            return preflight(kept.cors, program.cors_origins)
     route = asked.url_rule
     if route is None:
         return None  # Flask answers 404 or 405
@@ -330,8 +325,7 @@ def _check_token() -> None:
 def _finish(services: Services, calls: Mapping[str, Call], response: Response) -> Response:
     asked, kept = current(request), current(g)
     if cors := kept.get("cors"):
-        response.headers["Access-Control-Allow-Origin"] = cors
-        response.headers["Access-Control-Expose-Headers"] = _CORS_EXPOSED
+        response.headers.update(cors_headers(cors))
         response.headers.add("Vary", "Origin")
     route = asked.url_rule
     if route is not None and asked.environ["REQUEST_METHOD"] in CHANGING:

@@ -1,6 +1,13 @@
 """What waitress does not do for us."""
 
-from routes.http.client import Client, allowed_origin, check_host, client_of, preflight
+from routes.http.client import (
+    Client,
+    allowed_origin,
+    check_host,
+    client_of,
+    cors_headers,
+    preflight,
+)
 from routes.http.server import HttpServer, ListenError
 from routes.http.slots import Slots
 
@@ -12,5 +19,6 @@ __all__ = [
     "allowed_origin",
     "check_host",
     "client_of",
+    "cors_headers",
     "preflight",
 ]

@@ -6,6 +6,7 @@ import json
 import selectors
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from waitress.utilities import BadRequest
 
 from manager.clock import Clock
 from manager.errors import ApiError
+from routes.http.client import cors_headers, may_use_models
 from routes.http.request_parser import MAX_HEADERS, RequestParser
 
 MAX_HEADER_BYTES = 1 << 16
@@ -52,6 +54,7 @@ class Listener(Protocol):
 
     limits: ClientLimits
     clock: Clock
+    cors_origins: Callable[[], tuple[str, ...]]
 
     def add_task(self, channel: Channel) -> None: ...
     def release(self, channel: Channel) -> None: ...
@@ -85,9 +88,19 @@ class _RefusedRequest(ErrorTask):
         body = json.dumps(error.body()).encode()
         self.status = f"{fault.code} {fault.reason}"
         self.response_headers.append(("Content-Type", "application/json"))
+        self.response_headers.extend(self._cors_headers())
         self.set_close_on_finish()
         self.content_length = len(body)
         self.write(body)
+
+    def _cors_headers(self) -> list[tuple[str, str]]:
+        """A browser hides a response without them from its page, which then only knows that the
+        network has failed."""
+        path, origin = self.request.path_and_origin()
+        allowed = self.channel.server.cors_origins()
+        if origin is None or not may_use_models(path, origin, allowed):
+            return []
+        return [*cors_headers(origin).items(), ("Vary", "Origin")]
 
 
 class _Answering(WSGITask):

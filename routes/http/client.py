@@ -18,6 +18,11 @@ _OWN_NAMES = frozenset(("localhost", "host.docker.internal", "host.containers.in
 _PROXY_HEADERS = ("HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_VIA")
 _MAX_HOST = 260
 _CORS_SECONDS = "7200"
+_CORS_EXPOSED = (
+    "Retry-After, X-LLM-Manager-Request, x-ratelimit-limit-requests, x-ratelimit-limit-tokens,"
+    " x-ratelimit-remaining-requests, x-ratelimit-remaining-tokens, x-ratelimit-reset-requests,"
+    " x-ratelimit-reset-tokens"
+)
 
 
 class Client(NamedTuple):
@@ -130,8 +135,7 @@ def allowed_origin(environ: dict[str, Any], host: str | None, program: Program) 
     origin = environ["HTTP_ORIGIN"]
     if host is not None and _is_same(origin, host):
         return None
-    is_for_models = environ["PATH_INFO"].startswith("/v1/")
-    if is_for_models and admits(program.cors_origins, origin):
+    if may_use_models(environ["PATH_INFO"], origin, program.cors_origins):
         return str(origin)
     raise ApiError(
         403,
@@ -139,6 +143,19 @@ def allowed_origin(environ: dict[str, Any], host: str | None, program: Program) 
         f"Web pages of {origin[:100]!r} may not use this LLM-Manager. For the models alone they may"
         " if the origin is in cors_origins, under program in config.yaml",
     )
+
+
+def may_use_models(path: str, origin: str, cors_origins: tuple[str, ...]) -> bool:
+    """Whether a page of a foreign origin may ask for the path."""
+    return path.startswith("/v1/") and admits(cors_origins, origin)
+
+
+def cors_headers(origin: str) -> dict[str, str]:
+    """What lets a page of an allowed origin read a response, refusals too."""
+    return {
+        "Access-Control-Allow-Origin": origin,
+        "Access-Control-Expose-Headers": _CORS_EXPOSED,
+    }
 
 
 def _is_same(origin: str, host: str) -> bool:
@@ -153,10 +170,10 @@ def _bare(netloc: str) -> str:
     return netloc.lower().removesuffix(":80").removesuffix(":443")
 
 
-def preflight() -> Response:
-    """The response to a CORS preflight."""
+def preflight(origin: str, cors_origins: tuple[str, ...]) -> Response:
+    """The response to a CORS preflight from an allowed origin."""
     wanted = request.headers.get("Access-Control-Request-Headers", "")
-    return Response(
+    response = Response(
         status=204,
         headers={
             "Access-Control-Allow-Methods": "GET, POST",
@@ -164,3 +181,8 @@ def preflight() -> Response:
             "Access-Control-Max-Age": _CORS_SECONDS,
         },
     )
+    # A page of the Internet that asks for a private address: a pattern may mean pages of anybody.
+    is_private = request.headers.get("Access-Control-Request-Private-Network") == "true"
+    if is_private and origin.lower() in cors_origins:
+        response.headers["Access-Control-Allow-Private-Network"] = "true"
+    return response

@@ -21,6 +21,8 @@ _MAX_LINE = 4096  # bytes, of a chunk's size or of a trailer
 _MAX_TRAILERS = 32
 _CONTROLS = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _REQUEST_LINE = re.compile(rb"[A-Z]+ (?P<target>[\x21-\x7e]+) HTTP/1\.(?P<minor>[01])")
+_TARGET = re.compile(rb"\s*[A-Z]+ ([\x21-\x7e]+) ")
+_ORIGIN = re.compile(rb"\r\nOrigin:[ \t]*([\x21-\x7e]+)[ \t]*\r\n", re.IGNORECASE)
 _ABSOLUTE = re.compile(rb"https?://(?P<authority>[^/?#]+)(?:[/?].*)?", re.IGNORECASE)
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z.~_!$&'()*+;=%-]*)(?::[0-9]{0,5})?")
@@ -40,9 +42,27 @@ class RequestParser(HTTPRequestParser):
     empty: bool
     body_rcv: Any
     path = ""  # which waitress logs, also of a request whose head could not be read
+    header_plus: bytes
+
+    def path_and_origin(self) -> tuple[str, str | None]:
+        """Of a refused request, as far as its head is known."""
+        if self.headers:
+            return self.path, self.headers.get("ORIGIN")
+        target, origin = _TARGET.match(self.header_plus), _ORIGIN.search(self.header_plus)
+        return (
+            target[1].decode("latin-1") if target else "",
+            origin[1].decode("latin-1") if origin else None,
+        )
 
     def received(self, data: bytes) -> int:
         """How many of the bytes belong to this request."""
+        is_in_head, before = self.body_rcv is None, self.header_plus
+        taken = self._received(data)
+        if self.error and is_in_head and not self.headers:
+            self.header_plus = before + data  # which says who is to read the refusal
+        return taken
+
+    def _received(self, data: bytes) -> int:
         try:
             taken = int(super().received(data))
         except _TooManyHeaders:

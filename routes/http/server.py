@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 if sys.platform != "win32":
@@ -110,6 +110,7 @@ class _Listener(TcpWSGIServer):
     clock: Clock
     slots: _ConnectionSlots
     next_channel_cleanup: float  # waitress's own, which has no types
+    cors_origins: Callable[[], tuple[str, ...]]
     _paused_until = _warned_at = -_WARN_EVERY
 
     def bind_server_socket(self) -> None:
@@ -290,10 +291,12 @@ class HttpServer:
         max_body_mb: int,
         *,
         trusted_proxies: tuple[Network, ...] = (),
+        cors_origins: Callable[[], tuple[str, ...]] = tuple,
         limits: ClientLimits = _LIMITS,
         clock: Clock = _CLOCK,
     ) -> None:
         """Binds at once, so that a port in use is known before anything is started.
+        ``cors_origins`` returns those of the config that is in use.
 
         Raises ListenError.
         """
@@ -327,6 +330,7 @@ class HttpServer:
         )
         for listener in self._listeners:
             listener.limits, listener.clock, listener.slots = limits, clock, slots
+            listener.cors_origins = cors_origins
         self._thread = threading.Thread(target=self._listeners[0].run, name="http", daemon=True)
 
     @property

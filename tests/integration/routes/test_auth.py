@@ -588,6 +588,30 @@ def test_a_browser_may_ask_first_where_a_page_is_allowed(gate: Gate) -> None:
     assert refused.headers["Access-Control-Allow-Origin"] == "https://other.example"
 
 
+@pytest.mark.parametrize(
+    ("listed", "lets_in"),
+    [
+        (("https://chat.example.org",), True),
+        (("*", "https://chat.example.org"), True),
+        (("*",), False),
+        (("https://*.example.org",), False),
+    ],
+)
+def test_only_a_page_that_is_named_may_come_from_the_internet_to_a_private_address(
+    gate: Gate, listed: tuple[str, ...], lets_in: bool
+) -> None:
+    gate.set(cors_origins=listed)
+    caller = Caller(gate.app, "127.0.0.1")
+    name = "Access-Control-Allow-Private-Network"
+    headers = {"Origin": "https://chat.example.org", "Access-Control-Request-Method": "POST"}
+    assert name not in caller.call("OPTIONS", "/v1/models", headers=headers).headers
+    headers["Access-Control-Request-Private-Network"] = "true"
+    answer = caller.call("OPTIONS", "/v1/models", headers=headers)
+    assert answer.status_code == 204
+    assert answer.headers.get(name) == ("true" if lets_in else None)
+    assert name not in caller.call("OPTIONS", "/api/models", headers=headers).headers
+
+
 PROXY = "10.0.0.1"
 
 

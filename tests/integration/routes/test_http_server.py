@@ -321,14 +321,54 @@ def test_a_head_that_is_too_large_is_refused(edge: Edge, data: bytes) -> None:
 # --- time -------------------------------------------------------------------------------
 
 
-class FullDisk(io.BytesIO):
-    """A temporary file that takes nothing, not even at its end."""
+def shared_with(answer: bytes) -> str | None:
+    found = re.search(rb"\r\nAccess-Control-Allow-Origin: ([^\r]*)\r\n", answer)
+    return found[1].decode() if found else None
 
-    def write(self, _data: Any) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
+
+PAGE = b"Origin: https://chat.example.org\r\n"
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\n" + HOST + PAGE
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (HEAD + b"Content-Length: 100000000\r\n\r\n", 413),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\nnone\r\n", 400),
+        (HEAD + b"A: b\r\n" * 300 + b"\r\n", 431),
+        (HEAD + b"A: " + b"b" * (1 << 17) + b"\r\n\r\n", 431),
+        (HEAD + b"Content-Length: 10\r\n\r\nabc", 408),
+        (HEAD + b"Content-Le", 408),
+    ],
+)
+def test_a_page_that_may_use_the_models_can_read_why_it_was_refused(
+    start: Callable[..., Edge], data: bytes, status: int
+) -> None:
+    allowed = ["https://chat.example.org"]
+    edge = start(clock=FAST, cors_origins=lambda: tuple(allowed))
+    answer = edge.tell(data)
+    assert statuses(answer) == [status]
+    assert shared_with(answer) == "https://chat.example.org"
+    assert b"\r\nVary: Origin\r\n" in answer
+    assert shared_with(edge.tell(data.replace(b"/v1/", b"/api/"))) is None
+    assert shared_with(edge.tell(data.replace(b"chat.example", b"other.example"))) is None
+    allowed.clear()  # the config was reloaded
+    assert shared_with(edge.tell(data)) is None
+
+
+class FullDisk(io.BytesIO):
+    """A temporary file on a disk that becomes full, which its end says once more."""
+
+    def write(self, data: Any) -> int:
+        if self.tell() > 600_000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(data)
 
     def close(self) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
+
+    def __del__(self) -> None:
+        super().close()
 
 
 def no_folder() -> Any:
@@ -338,7 +378,11 @@ def no_folder() -> Any:
 @pytest.mark.parametrize("newfile", [FullDisk, no_folder])
 @pytest.mark.parametrize("is_chunked", [False, True])
 def test_a_body_that_cannot_be_stored_is_refused_and_others_are_served(
-    edge: Edge, newfile: Callable[[], Any], is_chunked: bool, monkeypatch: pytest.MonkeyPatch
+    edge: Edge,
+    newfile: Callable[[], Any],
+    is_chunked: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(TempfileBasedBuffer, "newfile", lambda _buffer: newfile())
     body = b"x" * 900_000
@@ -352,6 +396,7 @@ def test_a_body_that_cannot_be_stored_is_refused_and_others_are_served(
     assert edge.seen == []
     small = post(b"Content-Length: 3", b"Connection: close") + b"abc"
     assert statuses(edge.tell(small)) == [200]
+    assert [record.name for record in caplog.records] == ["routes.http.request_parser"]
 
 
 def trickle(connection: socket.socket, data: bytes) -> bytes:
