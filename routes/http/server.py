@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import logging
@@ -24,6 +25,7 @@ from waitress.server import TcpWSGIServer
 from manager.clock import Clock
 from manager.config import Network
 from manager.models import ports
+from routes.http import keepalive
 from routes.http.channel import MAX_HEADER_BYTES, Channel, ClientLimits
 from routes.http.thread_pool import ThreadPool
 
@@ -41,10 +43,6 @@ _ACCEPT_PAUSE = 1.0  # seconds, where the system has no descriptor left
 _IDLE_WHEN_FULL = 5.0  # seconds that a connection may be idle while no more are taken
 _OWN_FILES = 100  # descriptors for databases, logs and model processes
 _MIN_CONNECTIONS = 16
-# A client that vanishes without a word is noticed within a minute, also while nothing is sent to
-# it. TCP_USER_TIMEOUT would cut one that reads nothing for as long, though it confirms that it is
-# there.
-_KEEPALIVE = {"TCP_KEEPIDLE": 20, "TCP_KEEPALIVE": 20, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 
 
 class ListenError(Exception):
@@ -172,6 +170,9 @@ class _Listener(TcpWSGIServer):
         super().maintenance(now + self.adj.channel_timeout - _IDLE_WHEN_FULL if is_full else now)
         for channel in tuple(self.active_channels.values()):
             channel.check_time()
+            if channel.requests and keepalive.has_vanished(channel.socket):
+                with contextlib.suppress(OSError):  # it is closed already
+                    channel.socket.shutdown(socket.SHUT_RDWR)  # as if the client had closed it
 
 
 def _plain_address(address: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -207,20 +208,6 @@ def _file_limit() -> int | None:
         return None
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return None if soft == resource.RLIM_INFINITY else soft
-
-
-def _socket_options() -> list[tuple[int, int, int]]:
-    """Of each connection, as far as the system has them."""
-    keepalive = [
-        (socket.IPPROTO_TCP, getattr(socket, name), seconds)
-        for name, seconds in _KEEPALIVE.items()
-        if hasattr(socket, name)
-    ]
-    return [
-        *Adjustments.socket_options,
-        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-        *keepalive,
-    ]
 
 
 def _adjustments(host: str, port: int, threads: int, max_body_mb: int) -> Adjustments:
@@ -308,7 +295,7 @@ class HttpServer:
         try:
             settings = _adjustments(host, port, threads, max_body_mb)
             settings.listen = _present(settings.listen)
-            settings.socket_options = _socket_options()
+            settings.socket_options = [*Adjustments.socket_options, *keepalive.options()]
             for family, kind, protocol, (name, number, *scope) in settings.listen:
                 # All on one port, also where the system chooses it.
                 chosen = self.port if self._listeners else number

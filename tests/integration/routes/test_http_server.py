@@ -20,7 +20,7 @@ from waitress.buffers import TempfileBasedBuffer
 from waitress.server import TcpWSGIServer
 
 from manager.clock import Clock
-from routes.http import server
+from routes.http import keepalive, server
 from routes.http.server import ClientLimits, HttpServer, ListenError
 
 PATIENCE = 20.0
@@ -756,6 +756,32 @@ def test_each_client_is_asked_now_and_then_whether_it_is_still_there(edge: Edge)
             )
         ]
     assert options == [1, 10, 3, 1]
+
+
+def test_who_has_vanished_is_disconnected_for_those_who_serve_it(
+    monkeypatch: pytest.MonkeyPatch, eventually: Callable[[Callable[[], Any]], Any]
+) -> None:
+    app = Flask("test")
+    has_begun, has_ended = threading.Event(), threading.Event()
+
+    @app.route("/second")
+    def wait() -> str:
+        has_begun.set()
+        eventually(request.environ["waitress.client_disconnected"])
+        has_ended.set()
+        return ""
+
+    edge = HttpServer(app, "127.0.0.1", 0, threads=4, max_body_mb=1)
+    edge.start()
+    try:
+        with socket.create_connection(("127.0.0.1", edge.port)) as connection:
+            connection.sendall(SECOND)
+            assert has_begun.wait(PATIENCE)
+            assert not has_ended.is_set()
+            monkeypatch.setattr(keepalive, "has_vanished", lambda _connection: True)
+            assert has_ended.wait(PATIENCE)
+    finally:
+        edge.close(5.0)
 
 
 # --- the end ----------------------------------------------------------------------------
