@@ -375,6 +375,8 @@ class Start:
                 if status < 300:
                     return
                 last = f"a one-token request to {path} got {status}: {answer[:500]!r}"
+                if status in (401, 403):
+                    last += "; start the server without a key: it listens on loopback only"
                 if status not in RETRIED_STATUSES:
                     raise StartFailedError(last)
             self._pause()

@@ -56,6 +56,11 @@ class EventStream:
     def flush(self) -> bytes:
         """At a clean end of the stream: what was buffered, an event with no blank line."""
         rest, self._buffer = self._buffer, b""
+        if rest and not self.has_ended and (error := error_of(_decoded(rest))) is not None:
+            # Some servers send the error of a stream that has begun as it is, and no event:
+            # nobody would see it.
+            self.error = error
+            return b"data: " + rest.strip().replace(b"\n", b"\ndata: ") + b"\n\n"
         return self._read(rest) if rest else b""
 
     @property
@@ -156,8 +161,12 @@ def _event_around(data: bytes, at: int, floor: int) -> tuple[int, int]:
 
 def _data_of(event: bytes, field: bytes = b"data:") -> Any:
     lines = [line[len(field) :] for line in event.splitlines() if line.startswith(field)]
+    return _decoded(b"\n".join(lines))
+
+
+def _decoded(text: bytes) -> Any:
     try:
-        return json.loads(b"\n".join(lines))
+        return json.loads(text)
     except (ValueError, RecursionError):
         return None
 

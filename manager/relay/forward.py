@@ -178,7 +178,7 @@ def forward(
         timeout=lease.upstream_timeout,
     )
     token = watch.add(client_disconnected, exchange.abort)
-    is_stream = request.payload.fields.get("stream") is True
+    is_stream = _is_true(request.payload.fields.get("stream"))
     transfer = _Transfer(lease, request.endpoint, is_stream, watch, token, on_end)
     try:
         response = lease.upstream.send(exchange)
@@ -358,6 +358,13 @@ def error_in(body: bytes) -> AnswerError | None:
         return None  # no JSON, or only the end of it
 
 
+def _is_true(value: Any) -> bool:
+    """What servers take for true: vLLM's reads texts and numbers as pydantic does."""
+    if isinstance(value, str):
+        return value.lower() in ("true", "t", "1", "yes", "y", "on")
+    return value in (True, 1)
+
+
 def _outgoing_body(lease: Lease, request: RelayRequest) -> tuple[bytes, bool]:
     """The body to send, and whether only the manager asked for a usage chunk."""
     payload = request.payload
@@ -366,7 +373,7 @@ def _outgoing_body(lease: Lease, request: RelayRequest) -> tuple[bytes, bool]:
         changes["model"] = lease.served_model_name
     options = payload.fields.get("stream_options")
     is_added = (
-        payload.fields.get("stream") is True
+        _is_true(payload.fields.get("stream"))
         and lease.ask_usage
         and request.endpoint.asks_for_usage
         and (options is None or isinstance(options, dict))

@@ -130,7 +130,7 @@ def test_a_clients_other_stream_options_are_kept(
     [
         ({"stream": True}, {"ask_usage": False}),
         ({"stream": False}, {}),
-        ({"stream": "yes"}, {}),
+        ({"stream": "no"}, {}),
         ({"stream": None}, {}),
         ({}, {}),
         ({"stream": True, "stream_options": {"include_usage": True}}, {}),
@@ -143,6 +143,16 @@ def test_usage_is_not_asked_for_where_it_would_be_refused_or_makes_no_sense(
     body = json.dumps(chat(**fields)).encode()
     read(relay(model, **lease).send(body))
     assert seen_by(model)["body"].encode() == body
+
+
+@pytest.mark.parametrize("value", ["true", "True", 1, "1"])
+def test_usage_is_asked_for_where_a_server_may_take_the_value_for_true(
+    to_model: Relayed, model: FakeModel, value: Any
+) -> None:
+    read(to_model.send(chat(stream=value)))
+    asked = json.loads(seen_by(model)["body"])
+    assert asked["stream_options"] == {"include_usage": True}
+    assert asked["stream"] == value
 
 
 def test_usage_is_not_asked_for_at_an_endpoint_that_has_no_such_field(

@@ -324,6 +324,16 @@ def test_an_error_in_a_field_of_its_own_is_one_too(end: str) -> None:
     assert stream.estimate() == TokenUsage(completion_tokens=1, estimated=True)
 
 
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_an_error_that_is_sent_without_any_event_reaches_the_client_as_one(end: bytes) -> None:
+    stream = EventStream(OPENAI_STREAM)
+    first, error = event(content("a")), ERRORS[0].encode()
+    assert stream.feed(first + error + end) == first
+    assert stream.flush() == b"data: " + error + b"\n\n"
+    assert stream.error == AnswerError(500, "out of memory")
+    assert stream.has_ended
+
+
 @pytest.mark.parametrize("error", ERRORS)
 def test_a_stream_that_failed_before_its_first_token_has_none(error: str) -> None:
     stream = EventStream(OPENAI_STREAM)
