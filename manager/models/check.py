@@ -59,6 +59,8 @@ class HealthCheck:
 
     def record_end(self, lease: Lease, outcome: Outcome | None) -> bool:
         """What the end of a lease says of the server; whether the note is another one now."""
+        if outcome is not None and outcome.status < 400 and self._health.is_quiet:
+            return False  # as nearly all do
         note, server = self._health.note, lease.server
         if outcome is not None and server is self._ready_server():
             failure = failure_of(outcome)

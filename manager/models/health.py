@@ -67,6 +67,11 @@ class ServerHealth:
         self._restarted_at: float | None = None
 
     @property
+    def is_quiet(self) -> bool:
+        """Whether a success would change nothing."""
+        return not self._failures and self.stage is Stage.NONE
+
+    @property
     def holds_leases(self) -> bool:
         """Whether requests are queued for the sake of the check."""
         if self.stage is Stage.DRAIN:
