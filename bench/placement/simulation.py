@@ -315,6 +315,7 @@ class Simulation:
         self._count_memory(-sum(reservation.memory_mb.values()))
         model.state, model.reservation = State.STOPPED, None
         model.yielding = model.evicting = False
+        reservation.used_when_stopping = {}  # its memory is free: nothing is to be waited for
         self._placement.release(reservation)
         model.waiting += model.behind
         model.behind = []
