@@ -71,8 +71,12 @@ class Traffic:
                 last = line.decode() or last
             if last == "data: [DONE]":
                 return "streamed"
-            is_explained = last.startswith("data: ") and "error" in json.loads(last[6:])
-            return "broken, with an error event" if is_explained else "cut, unexplained"
+            event = json.loads(last[6:]) if last.startswith("data: ") else {}
+            if "error" in event:
+                return "broken, with an error event"
+            # Killed between the end of its answer and [DONE]: all of that is there.
+            is_whole = any(choice["finish_reason"] for choice in event.get("choices", ()))
+            return "streamed" if is_whole else "cut, unexplained"
 
     def _kill_one(self, dice: random.Random) -> None:
         views = self._program.get("/api/models").json()["models"]
