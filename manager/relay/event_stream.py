@@ -7,6 +7,7 @@ until the rest of it has arrived, so that a stream that breaks never ends in hal
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from manager import tokens
@@ -105,12 +106,8 @@ class EventStream:
         return data
 
     def _read_errors(self, data: bytes, offsets: list[int]) -> None:
-        position = 0
-        for offset in offsets:
-            if offset < position:
-                continue  # in an event that has been read
-            start, position = _event_around(data, offset, position)
-            event = data[start:position]
+        for start, end in _events_at(data, offsets):
+            event = data[start:end]
             if (error := error_of(_data_of(event))) is not None:
                 self.chunks -= 1
             else:
@@ -120,10 +117,7 @@ class EventStream:
     def _read_usage(self, data: bytes, offsets: list[int]) -> bytes:
         kept = []
         position = 0
-        for offset in offsets:
-            if offset < position:
-                continue  # in an event that has been read
-            start, end = _event_around(data, offset, position)
+        for start, end in _events_at(data, offsets):
             event = data[start:end]
             self._first = self._first or event
             self._last = event
@@ -144,6 +138,15 @@ def _end_of_events(data: bytes, searched: int) -> int:
     start = max(0, searched - 3)
     plain, windows = data.rfind(b"\n\n", start), data.rfind(b"\r\n\r\n", start)
     return max(plain + 2 if plain >= 0 else 0, windows + 4 if windows >= 0 else 0)
+
+
+def _events_at(data: bytes, offsets: list[int]) -> Iterator[tuple[int, int]]:
+    """Start and end of each event that an offset is in, once; the offsets are in order."""
+    position = 0
+    for offset in offsets:
+        if offset >= position:  # else in the event before
+            start, position = _event_around(data, offset, position)
+            yield start, position
 
 
 def _event_around(data: bytes, at: int, floor: int) -> tuple[int, int]:

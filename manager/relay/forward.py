@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from manager.errors import CLIENT_CLOSED_REQUEST, ApiError, ClientDisconnected
 from manager.interfaces import AnswerError, Endpoint, Interface, error_of, find_error_offsets
 from manager.relay.event_stream import EventStream
+from manager.relay.headers import outgoing_headers, returned_headers
 from manager.relay.payload import Payload
 from manager.relay.response import Aborted, Headers, Response, UpstreamError, UpstreamTimeout
 from manager.relay.upstream import Exchange, Upstream
@@ -25,50 +26,9 @@ from manager.tokens import TokenUsage
 # Up to this size an answer of known length is read whole before its first byte is sent: one
 # write, and an upstream that breaks off in the middle is still a clean 502.
 _MAX_BUFFERED = 1 << 20  # bytes
+_MAX_START = 1 << 16  # bytes of a larger one that are kept beside its end
 
 _AFTER_DONE_SECONDS = 2.0
-
-_HOP_BY_HOP = frozenset(
-    [
-        "connection",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-connection",
-        "te",
-        "trailer",
-        "trailers",
-        "transfer-encoding",
-        "upgrade",
-    ]
-)
-# The client's credentials are for the manager. Host and length are those of our own
-# connection; a compressed answer could not be metered. Model servers answer any Origin with
-# leave to read, credentials included: passed through, every web page could use the models.
-_NOT_FORWARDED = _HOP_BY_HOP | {
-    "host",
-    "content-length",
-    "content-encoding",  # the body is decoded
-    "expect",
-    "accept-encoding",
-    "authorization",
-    "x-api-key",
-    "x-csrftoken",
-    "cookie",
-    "origin",
-    # Who the client is, as a proxy in front of us has it.
-    "forwarded",
-    "x-forwarded-for",
-    "x-forwarded-host",
-    "x-forwarded-proto",
-    "x-real-ip",
-}
-
-
-# Of an answer: its length is stated again, and the others are for the manager alone to set.
-_SET_BY_MANAGER = frozenset(
-    ("content-length", "set-cookie", "x-accel-buffering", "x-llm-manager-request")
-)
 
 
 class Lease(Protocol):
@@ -173,7 +133,7 @@ def forward(
     exchange = Exchange(
         "POST",
         request.target,
-        _outgoing_headers(request.headers),
+        outgoing_headers(request.headers),
         body,
         timeout=lease.upstream_timeout,
     )
@@ -226,7 +186,7 @@ class _Transfer:
         if kind.startswith("text/html") and response.status < 300:
             raise UpstreamError("what answered is a web page, not a model's server")
         is_stream = _is_stream(response, self._asks_for_stream)
-        headers = _returned_headers(response, is_stream)
+        headers = returned_headers(response, is_stream)
         if is_stream:
             self._stream = EventStream(self._protocol, strip_usage)
             pieces = self._events(response, self._stream)
@@ -262,7 +222,9 @@ class _Transfer:
         """Of a whole answer, or the end and the start of a large one."""
         error = error_in(body) if response.status < 300 else None
         status, message = (error.status, error.message) if error else (response.status, None)
-        usage = self._lease.interface.usage(body) or self._lease.interface.usage(start)
+        usage = self._lease.interface.usage(body)
+        if usage is None and start:
+            usage = self._lease.interface.usage(start)
         self._report(status, message, usage)
 
     def _unbuffered(self, response: Response) -> Iterator[bytes]:
@@ -274,7 +236,7 @@ class _Transfer:
             for piece in response.iter_bytes():
                 self._lease.produced = is_answer
                 self._first_byte_at = self._first_byte_at or time.monotonic()
-                start = start or piece
+                start = (start + piece)[:_MAX_START] if len(start) < _MAX_START else start
                 tail = (tail + piece)[-_MAX_BUFFERED:]
                 remaining = None if remaining is None else remaining - len(piece)
                 if remaining == 0:  # a client reads no further than the length in its head
@@ -387,37 +349,8 @@ def _outgoing_body(lease: Lease, request: RelayRequest) -> tuple[bytes, bool]:
     return payload.with_changes(changes), is_added
 
 
-def _outgoing_headers(headers: Headers) -> Headers:
-    connection = ",".join(value for name, value in headers if name.lower() == "connection")
-    dropped = _NOT_FORWARDED | _names(connection)
-    kept = [(name, value) for name, value in headers if name.lower() not in dropped]
-    kept.append(("Accept-Encoding", "identity"))
-    return kept
-
-
-def _returned_headers(response: Response, is_stream: bool) -> Headers:
-    dropped = _HOP_BY_HOP | _SET_BY_MANAGER | _names(response.header("Connection"))
-    headers = [
-        (name, value)
-        for name, value in response.header_items
-        if (key := name.lower()) not in dropped and not key.startswith("access-control-")
-    ]
-    if is_stream:
-        # nginx would collect a stream until its buffer is full.
-        headers.append(("X-Accel-Buffering", "no"))
-    elif response.length is not None:
-        # As it was understood, not as it was written: not every client reads "7, 7".
-        headers.append(("Content-Length", str(response.length)))
-    return headers
-
-
 def _is_stream(response: Response, asks_for_stream: bool) -> bool:
     """Some servers call a stream that was asked for plain text; an error is never one."""
     kind = response.header("Content-Type").lower()
     is_plain = asks_for_stream and response.length is None and kind.startswith("text/plain")
     return response.status < 400 and (is_plain or kind.startswith("text/event-stream"))
-
-
-def _names(connection: str) -> set[str]:
-    """The headers that a Connection header names as hop-by-hop."""
-    return {name.strip().lower() for name in connection.split(",")}

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from manager.interfaces import Embedding
+from manager.interfaces import Chat, Embedding
 from manager.tokens import TokenUsage
 from tests.support.relayed import (
     CHAT,
@@ -68,6 +68,22 @@ def test_the_tokens_at_the_start_of_a_very_large_answer_are_found(
     one = relay(serve(script))
     assert read(one.send(chat())) == body
     assert one.outcome.usage == TokenUsage(1640, 0, 0)
+
+
+def test_a_plugin_is_asked_once_for_the_tokens_of_an_answer_that_reports_none(
+    serve: Serve, relay: Relay
+) -> None:
+    class Strict(Chat):
+        def usage(self, body: bytes) -> None:
+            json.loads(body)
+
+    def script(peer: Peer) -> None:
+        peer.request()
+        peer.send(sized(b'{"choices": []}'))
+
+    one = relay(serve(script), interface=Strict())
+    assert read(one.send(chat())) == b'{"choices": []}'
+    assert (one.outcome.status, one.outcome.usage) == (200, None)
 
 
 def test_the_tokens_at_the_end_of_a_very_large_answer_are_found(serve: Serve, relay: Relay) -> None:
