@@ -262,8 +262,8 @@ class Detached(ServerProcess):
             except OSError as error:  # of ours, such as too many open files: it says nothing
                 log.error("whether %s runs cannot be seen: %s", self._run.model, error)
                 return True
-        # Where the system shows no listener. One that another run of the program has started
-        # cannot be told from any other server then, and is not taken over.
+        # Where the system shows no listener. One that another run of the program has started looks
+        # like any other server then, and is not taken over.
         if self._accepted_at is None:
             return False
         now = time.monotonic()

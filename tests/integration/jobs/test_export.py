@@ -344,11 +344,11 @@ def test_without_export_there_is_no_schedule(tmp_path: Path) -> None:
 
 def test_what_is_told_is_when_it_is_ordered(tmp_path: Path, store: Store) -> None:
     program = Program(timezone="America/New_York", export=MONTHLY)
-    told = Office(tmp_path, program, at("2026-11-05T12:00")).schedule
+    shown = Office(tmp_path, program, at("2026-11-05T12:00")).schedule
     orders = MaintenanceTasks(store, tmp_path / "usage.db", Clock(), lambda _kind: None)
     bills = ScheduledExport(program, MONTHLY, tmp_path, orders, Clock())
     due = calendar.iso(bills.due_ms(Period.parse("2026-11")) or 0)
-    assert (told["next_at"], told["directory"]) == (due, str(tmp_path / "exports"))
+    assert (shown["next_at"], shown["directory"]) == (due, str(tmp_path / "exports"))
 
 
 def test_a_config_that_is_read_anew_changes_the_schedule_at_the_next_start_only(
