@@ -17,7 +17,8 @@ class RequestRow(NamedTuple):
 
     The fields are the columns of ``requests``, without ``seq``. The spool writes and reads them by
     position, so a new one comes last and has a default: rows that a program before an update left
-    behind are shorter.
+    behind are shorter. A name that ends in ``_ms`` is a moment, which the API shows as ``…_at``; a
+    duration has another end.
     """
 
     id: bytes  # UUIDv7 of the start
