@@ -19,9 +19,12 @@ MAX_TOKENS = 2**31 - 1
 _BYTES_PER_TOKEN = 4  # of a JSON body, about
 _MAX_ESTIMATED_BYTES = 1 << 16  # pictures are large, and few tokens
 
+# A usage object in a part of an answer is read where it is no longer.
+MAX_REPORT = 1 << 14  # bytes
+_MAX_TRIED = 8  # of the usage objects in one part
+
 _DECODE = json.JSONDecoder().raw_decode
 _OBJECT = re.compile(rb"\s*:\s*\{")
-_USAGE_OBJECT = re.compile(rb'"(?:usage|timings)"\s*:\s*\{')
 
 
 @dataclass(frozen=True)
@@ -39,14 +42,22 @@ def prompt_estimate(size: int) -> int:
     return min(size, _MAX_ESTIMATED_BYTES) // _BYTES_PER_TOKEN
 
 
-def _count(source: Mapping[str, Any], *names: str) -> int | None:
-    for name in names:
-        value = source.get(name)
-        if isinstance(value, float) and value.is_integer():  # some servers write 12.0
-            value = int(value)
-        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS:
-            return value
+def _plausible(value: Any) -> int | None:
+    if isinstance(value, float) and value.is_integer():  # some servers write 12.0
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS:
+        return value
     return None
+
+
+def _first(*counts: int | None) -> int | None:
+    """The first count that is not 0. Some servers write a field of each API, and zeros into those
+    that they do not know."""
+    return max((count for count in counts if count is not None), key=bool, default=None)
+
+
+def _count(source: Mapping[str, Any], *names: str) -> int | None:
+    return _first(*(_plausible(source.get(name)) for name in names))
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
@@ -65,23 +76,23 @@ def from_answer(answer: Any) -> TokenUsage | None:
     timings = _mapping(answer.get("timings"))
 
     prompt = _count(usage, "prompt_tokens")
-    completion = _count(usage, "completion_tokens", "output_tokens")
-    details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details")
-    cached = _count(_mapping(details), "cached_tokens")
-    if cached is None:
-        cached = _count(usage, "prompt_cache_hit_tokens", "cached_tokens")  # DeepSeek, Moonshot
-    if prompt is None and (fresh := _count(usage, "input_tokens")) is not None:
+    cached = _first(
+        _count(_mapping(usage.get("prompt_tokens_details")), "cached_tokens"),
+        _count(_mapping(usage.get("input_tokens_details")), "cached_tokens"),
+        _count(usage, "prompt_cache_hit_tokens", "cached_tokens"),  # DeepSeek, Moonshot
+    )
+    if not prompt and (fresh := _count(usage, "input_tokens")) is not None:
         read = _count(usage, "cache_read_input_tokens") or 0
         prompt = fresh + read + (_count(usage, "cache_creation_input_tokens") or 0)
         cached = read or cached
-    if prompt is None and completion is None:
-        prompt = _count(usage, "total_tokens")  # some rerankers report no more than this
-    if cached is None:
-        cached = _count(timings, "cache_n")
-    if prompt is None and (computed := _count(timings, "prompt_n")) is not None:
+    cached = _first(cached, _count(timings, "cache_n"))
+    if not prompt and (computed := _count(timings, "prompt_n")) is not None:
         prompt = computed + (cached or 0)
-    if completion is None:
-        completion = _count(timings, "predicted_n")
+    completion = _first(
+        _count(usage, "completion_tokens", "output_tokens"), _count(timings, "predicted_n")
+    )
+    if not prompt and not completion:
+        prompt = _first(prompt, _count(usage, "total_tokens"))  # all that some rerankers report
 
     if prompt is None and completion is None:
         return None
@@ -91,11 +102,12 @@ def from_answer(answer: Any) -> TokenUsage | None:
 
 def _usage_of(answer: Mapping[str, Any]) -> Mapping[str, Any]:
     """The usage object: of the answer itself, of the ``response`` in an event of Responses, of the
-    ``message`` in Anthropic's first event, or in the first choice, as Moonshot has it. Nowhere
-    deeper: there stands what a client may have written."""
+    ``message`` in Anthropic's first event, of the ``x_groq`` in Groq's last chunk, or in the first
+    choice, as Moonshot has it. Nowhere deeper: there stands what a client may have written."""
     choices = answer.get("choices")
     first = choices[0] if isinstance(choices, list) and choices else None
-    for holder in (answer, answer.get("response"), answer.get("message"), first):
+    named = (answer.get(name) for name in ("response", "message", "x_groq"))
+    for holder in (answer, *named, first):
         if usage := _mapping(_mapping(holder).get("usage")):
             return usage
     return {}
@@ -103,20 +115,26 @@ def _usage_of(answer: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def from_body(body: bytes) -> TokenUsage | None:
     """Reads a JSON answer, whole or only its end; None where it reports no tokens."""
-    matches = list(_USAGE_OBJECT.finditer(body))
-    if not matches:
+    if not find_usage_offsets(body):
         return None
     try:
         return from_answer(json.loads(body))
     except (ValueError, RecursionError):
-        pass  # only its end: of a large answer no more is kept
-    text = body[matches[-1].start() :].decode("utf-8", "replace")
-    try:
-        name, at = _DECODE(text)
-        value, _ = _DECODE(text, text.index("{", at))
-    except (ValueError, RecursionError):
-        return None
-    return from_answer({name: value})
+        return from_part(body)  # only its end: of a large answer no more is kept
+
+
+def from_part(part: bytes) -> TokenUsage | None:
+    """Reads a part of a JSON answer or event, cut anywhere: the last report that is whole in it."""
+    for at in reversed(find_usage_offsets(part)[-_MAX_TRIED:]):
+        text = part[at : at + MAX_REPORT].decode("utf-8", "replace")
+        try:
+            name, end = _DECODE(text)
+            value, _ = _DECODE(text, text.index("{", end))
+        except (ValueError, RecursionError):
+            continue
+        if (usage := from_answer({name: value})) is not None:
+            return usage
+    return None
 
 
 def find_usage_offsets(data: bytes) -> list[int]:

@@ -145,6 +145,54 @@ def test_moonshot_reports_in_the_last_choice() -> None:
     assert tokens.from_answer(chunk) == TokenUsage(100, 64, 7)
 
 
+def test_groq_reports_in_a_field_of_its_own() -> None:
+    usage = {"prompt_tokens": 100, "completion_tokens": 7, "queue_time": 0.1}
+    chunk = {"choices": [], "x_groq": {"id": "req_1", "usage": usage}}
+    assert tokens.from_answer(chunk) == TokenUsage(100, 0, 7)
+
+
+@pytest.mark.parametrize(
+    ("counts", "more", "expected"),
+    [
+        ({"input_tokens": 9, "output_tokens": 4}, {}, TokenUsage(9, 0, 4)),
+        (
+            {"input_tokens": 9, "output_tokens": 4, "cache_read_input_tokens": 20},
+            {},
+            TokenUsage(29, 20, 4),
+        ),
+        (
+            {
+                "input_tokens": 9,
+                "output_tokens": 4,
+                "prompt_tokens_details": {"cached_tokens": 0},
+                "input_tokens_details": {"cached_tokens": 5},
+            },
+            {},
+            TokenUsage(9, 5, 4),
+        ),
+        (
+            {"prompt_tokens": 9, "prompt_cache_hit_tokens": 0, "cached_tokens": 5},
+            {},
+            TokenUsage(9, 5, 0),
+        ),
+        ({}, {"timings": {"prompt_n": 9, "cache_n": 5, "predicted_n": 4}}, TokenUsage(14, 5, 4)),
+        ({"total_tokens": 31}, {}, TokenUsage(31, 0, 0)),
+        (
+            {"total_tokens": 13},
+            {"timings": {"prompt_n": 9, "predicted_n": 4}},
+            TokenUsage(9, 0, 4),
+        ),
+        ({"input_tokens": 0, "output_tokens": 0}, {}, TokenUsage(0, 0, 0)),
+        ({}, {}, TokenUsage(0, 0, 0)),
+    ],
+)
+def test_zeros_in_one_apis_names_do_not_hide_the_counts_in_anothers(
+    counts: dict[str, Any], more: dict[str, Any], expected: TokenUsage
+) -> None:
+    usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0, **counts}
+    assert tokens.from_answer({"usage": usage, **more}) == expected
+
+
 def test_counts_may_be_written_as_floats() -> None:
     answer = {"usage": {"prompt_tokens": 12.0, "completion_tokens": 3.0}}
     assert tokens.from_answer(answer) == TokenUsage(12, 0, 3)
@@ -244,6 +292,12 @@ def test_the_end_of_a_large_answer_is_enough(
 def test_the_last_usage_of_an_answers_end_counts() -> None:
     end = b'..."usage": {"prompt_tokens": 1}}, "usage": {"prompt_tokens": 2}}'
     assert tokens.from_body(end) == TokenUsage(2, 0, 0)
+
+
+@pytest.mark.parametrize("cut_off", ['"usage": {"prompt_tok', '"usage": {"type": "object"}'])
+def test_a_report_that_is_cut_off_or_is_none_does_not_hide_the_one_before(cut_off: str) -> None:
+    part = '..."usage": {"prompt_tokens": 2}}, ' + cut_off
+    assert tokens.from_part(part.encode()) == TokenUsage(2, 0, 0)
 
 
 def test_a_text_that_talks_of_usage_is_not_one() -> None:
