@@ -199,7 +199,7 @@ async function* events(body) {
     const { done, value } = await reader.read();
     if (done) return;
     held += value;
-    const lines = held.split(/\r?\n/);
+    const lines = held.split(/[\r\n]+/);
     held = lines.pop();
     for (const line of lines) {
       const data = line.startsWith("data:") ? line.slice(5).trim() : "";

@@ -6,6 +6,7 @@ until the rest of it has arrived, so that a stream that breaks never ends in hal
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +18,12 @@ from manager.tokens import TokenUsage
 # Beyond this an event is passed on in parts: memory is worth more than its wholeness.
 MAX_BUFFERED = 1 << 20
 
-_BLANK_LINES = (b"\n\n", b"\r\n\r\n")
+# What ends an event, where lines end in LF, CR or CRLF: its last line's end, then an empty line's.
+# One that ends in CR is over, and an LF may still follow, which belongs to the CR.
+_WHOLE_ENDS = (b"\n\n", b"\n\r\n", b"\r\r\n")
+_CR = 13  # a search for a number is the quickest
+
+_UNNAMED_ERROR = "the model's server reported an error and did not say which"
 
 
 class EventStream:
@@ -35,6 +41,9 @@ class EventStream:
         self._protocol = protocol
         self._strip_usage = strip_usage
         self._buffer = b""
+        self._is_plain = False  # False while one of the next two is to be thought of
+        self._is_start = True
+        self._late_lf: bytes | None = None  # behind a CR: what an LF that follows is sent on as
         self._first: bytes | None = None  # events with usage
         self._last: bytes | None = None
         # The last that may have ended the answer, as events and an offset: few are ever read.
@@ -42,26 +51,17 @@ class EventStream:
 
     def feed(self, piece: bytes) -> bytes:
         """Takes the next bytes, as they came; returns those to send on now."""
+        if not self._is_plain:
+            return self._feed_with_care(piece)
         data = self._buffer + piece if self._buffer else piece
-        end = _end_of_events(data, len(self._buffer))
-        if end == len(data):
+        if data.endswith(_WHOLE_ENDS):
             self._buffer = b""
-        elif len(data) - end > MAX_BUFFERED:
-            self._buffer = b""
-            end = len(data)
-        else:
-            self._buffer = data[end:]
-            data = data[:end]
-        return self._read(data) if data else b""
+            return self._read(data)
+        return self._split(data, len(self._buffer))
 
     def flush(self) -> bytes:
         """At a clean end of the stream: what was buffered, an event with no blank line."""
         rest, self._buffer = self._buffer, b""
-        if rest and not self.has_ended and (error := error_of(_decoded(rest))) is not None:
-            # Some servers send the error of a stream that has begun as it is, and no event:
-            # nobody would see it.
-            self.error = error
-            return b"data: " + rest.strip().replace(b"\n", b"\ndata: ") + b"\n\n"
         return self._read(rest) if rest else b""
 
     @property
@@ -89,12 +89,47 @@ class EventStream:
             return None
         return TokenUsage(completion_tokens=max(0, self.chunks), estimated=True)
 
+    def _feed_with_care(self, piece: bytes) -> bytes:
+        """As ``feed``, at the start of a stream and behind a CR."""
+        sent = b""
+        if self._late_lf is not None and piece:
+            if piece.startswith(b"\n"):
+                sent, piece = self._late_lf, piece[1:]
+            self._late_lf = None
+        if self._is_start:
+            piece = self._buffer + piece
+            self._buffer = b""
+            if len(piece) < len(codecs.BOM_UTF8) and codecs.BOM_UTF8.startswith(piece):
+                self._buffer = piece
+                return b""
+            self._is_start = False
+            if piece.startswith(codecs.BOM_UTF8):
+                sent, piece = codecs.BOM_UTF8, piece.removeprefix(codecs.BOM_UTF8)
+        self._is_plain = self._late_lf is None
+        if piece:
+            sent += self._split(self._buffer + piece, len(self._buffer))
+        return sent
+
+    def _split(self, data: bytes, searched: int) -> bytes:
+        """Reads the events that are whole, and buffers the rest; ``searched`` bytes are known to
+        hold no event's end."""
+        end = _end_of_events(data, max(0, searched - 1), len(data))
+        if len(data) - end > MAX_BUFFERED:
+            end = len(data)
+        self._buffer = data[end:]
+        self._late_lf = _lf_behind(data, end)
+        sent = self._read(data[:end]) if end else b""
+        self._is_plain = self._late_lf is None
+        return sent
+
     def _read(self, data: bytes) -> bytes:
         """Reads whole events; returns what is to be sent on of them. Plain searches, and more only
         where they hit: this is asked of every piece of every stream."""
         self.chunks += data.count(b"\ndata:") + data.startswith(b"data:")
+        if _CR in data:
+            self.chunks += data.count(b"\rdata:")
         if offsets := find_error_offsets(data):
-            self._read_errors(data, offsets)
+            data = self._read_errors(data, offsets)
         if not self.done:
             if self._protocol.finish and (at := data.rfind(self._protocol.finish)) >= 0:
                 self._finish = (data, at)
@@ -105,14 +140,21 @@ class EventStream:
             data = self._read_usage(data, offsets)
         return data
 
-    def _read_errors(self, data: bytes, offsets: list[int]) -> None:
+    def _read_errors(self, data: bytes, offsets: list[int]) -> bytes:
+        kept = []
+        position = 0
         for start, end in _events_at(data, offsets):
             event = data[start:end]
-            if (error := error_of(_data_of(event))) is not None:
-                self.chunks -= 1
-            else:
-                error = error_of({"error": _data_of(event, b"error:")})
+            if (error := _error_in(event)) is not None:
+                self.chunks -= len(_values(event, b"data:"))
+            elif not self.has_ended and (error := error_of(_decoded(event))) is not None:
+                # Some servers send the error of a stream that has begun as it is, and no event:
+                # nobody would see it.
+                kept += [data[position:start], _as_event(event)]
+                position = end
             self.error = self.error or error
+        kept.append(data[position:])
+        return b"".join(kept)
 
     def _read_usage(self, data: bytes, offsets: list[int]) -> bytes:
         kept = []
@@ -122,8 +164,10 @@ class EventStream:
             self._first = self._first or event
             self._last = event
             if self._strip_usage and _is_usage_chunk(event):
-                self.chunks -= 1
+                self.chunks -= len(_values(event, b"data:"))
                 kept.append(data[position:start])
+                if self._late_lf is not None and end == len(data):
+                    self._late_lf = b""
             else:
                 kept.append(data[position:end])
             position = end
@@ -131,13 +175,32 @@ class EventStream:
         return b"".join(kept)
 
 
-def _end_of_events(data: bytes, searched: int) -> int:
-    """The index behind the last blank line; ``searched`` bytes are known to hold none."""
-    if data.endswith((b"\n\n", b"\r\n\r\n")):
-        return len(data)
-    start = max(0, searched - 3)
-    plain, windows = data.rfind(b"\n\n", start), data.rfind(b"\r\n\r\n", start)
-    return max(plain + 2 if plain >= 0 else 0, windows + 4 if windows >= 0 else 0)
+def _end_of_events(data: bytes, start: int, stop: int) -> int:
+    """The index behind the last blank line between the two; 0 where there is none."""
+    at = data.rfind(b"\n\n", start, stop)
+    if _CR in data:
+        at = max(at, data.rfind(b"\n\r", start, stop), data.rfind(b"\r\r", start, stop))
+    return _behind(data, at) if at >= 0 else 0
+
+
+def _end_of_event(data: bytes, start: int) -> int:
+    """The index behind the first blank line from ``start`` on; -1 where there is none."""
+    first, stop = -1, len(data)
+    for blank in (b"\n\n", b"\n\r", b"\r\r") if _CR in data else (b"\n\n",):
+        at = data.find(blank, start, stop)
+        if at >= 0:
+            first, stop = at, at + 1
+    return _behind(data, first) if first >= 0 else -1
+
+
+def _behind(data: bytes, at: int) -> int:
+    """The index behind the blank line at ``at``, with the LF of a CRLF."""
+    return at + (3 if data[at + 1 : at + 3] == b"\r\n" else 2)
+
+
+def _lf_behind(data: bytes, end: int) -> bytes | None:
+    """An LF that may come behind these bytes, where the event that ends there has ended in CR."""
+    return b"\n" if end == len(data) and data.endswith(b"\r") else None
 
 
 def _events_at(data: bytes, offsets: list[int]) -> Iterator[tuple[int, int]]:
@@ -151,20 +214,32 @@ def _events_at(data: bytes, offsets: list[int]) -> Iterator[tuple[int, int]]:
 
 def _event_around(data: bytes, at: int, floor: int) -> tuple[int, int]:
     """Start and end of the event that the byte ``at`` is in; it starts at ``floor`` at least."""
-    start, end = floor, len(data)
-    for blank in _BLANK_LINES:
-        before = data.rfind(blank, start, at)
-        if before >= 0:
-            start = before + len(blank)
-        behind = data.find(blank, at, end)
-        if behind >= 0:
-            end = behind + len(blank)
-    return start, end
+    start = max(floor, _end_of_events(data, floor, at))
+    end = _end_of_event(data, at)
+    return start, end if end >= 0 else len(data)
+
+
+def _values(event: bytes, field: bytes) -> list[bytes]:
+    return [line[len(field) :] for line in event.splitlines() if line.startswith(field)]
 
 
 def _data_of(event: bytes, field: bytes = b"data:") -> Any:
-    lines = [line[len(field) :] for line in event.splitlines() if line.startswith(field)]
-    return _decoded(b"\n".join(lines))
+    return _decoded(b"\n".join(_values(event, field)))
+
+
+def _error_in(event: bytes) -> AnswerError | None:
+    """The error that an event is: by its data, by its name, whatever its data are then, or in a
+    field of its own, which builds of llama.cpp send."""
+    data = _data_of(event)
+    error = error_of(data)
+    if error is None and b"error" in (name.strip() for name in _values(event, b"event:")):
+        text = b"\n".join(_values(event, b"data:")).decode("utf-8", "replace").strip()[:200]
+        error = error_of({"error": data}) or error_of({"error": text or _UNNAMED_ERROR})
+    return error or error_of({"error": _data_of(event, b"error:")})
+
+
+def _as_event(data: bytes) -> bytes:
+    return b"data: " + b"\ndata: ".join(data.strip().splitlines()) + b"\n\n"
 
 
 def _decoded(text: bytes) -> Any:

@@ -195,6 +195,19 @@ def test_an_error_inside_of_a_stream_is_a_failed_request(
     assert one.is_over()
 
 
+def test_an_event_that_is_called_an_error_is_a_failed_request(serve: Serve, relay: Relay) -> None:
+    error = b'event: error\ndata: {"message": "too long", "code": "400"}\n\n'
+
+    def script(peer: Peer) -> None:
+        peer.request()
+        peer.send(EVENT_HEAD + chunk(FIRST) + chunk(error) + b"0\r\n\r\n")
+
+    one = relay(serve(script))
+    assert read(one.send(streamed())) == FIRST + error
+    assert (one.outcome.status, one.outcome.error) == (400, "too long")
+    assert one.outcome.usage == TokenUsage(0, 0, 1, estimated=True)
+
+
 @pytest.mark.parametrize("body", [b'{"error": "no"}', b'data: {"error": "no"}\n\n'])
 def test_a_refusal_with_the_type_of_a_stream_is_passed_on_as_it_is(
     serve: Serve, relay: Relay, body: bytes

@@ -212,6 +212,20 @@ def test_each_event_is_sent_at_once_and_the_outcome_reported_before_the_last(
     assert one.is_over()
 
 
+def test_events_whose_lines_end_in_cr_are_sent_at_once_and_metered(
+    serve: Serve, relay: Relay
+) -> None:
+    first, second, usage, done = (one.replace(b"\n", b"\r") for one in (FIRST, SECOND, USAGE, DONE))
+    script, go_on = lockstep(first, second, usage + done)
+    one = relay(serve(script))
+    answer = one.send(streamed())
+    for expected in (first, second, done):
+        go_on()
+        assert next(answer) == expected
+    assert (one.outcome.status, one.outcome.usage) == (200, TokenUsage(5, 0, 2))
+    answer.close()
+
+
 def test_half_an_event_waits_for_its_other_half(serve: Serve, relay: Relay) -> None:
     script, go_on = lockstep(FIRST + SECOND[:10], SECOND[10:])
     answer = relay(serve(script)).send(streamed())

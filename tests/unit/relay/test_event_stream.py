@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import json
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from manager.tokens import TokenUsage
 
 USAGE = {"prompt_tokens": 17, "completion_tokens": 3, "total_tokens": 20}
 DONE = "[DONE]"
+BOM = codecs.BOM_UTF8
 
 
 def content(text: str, **more: Any) -> str:
@@ -35,8 +37,9 @@ ERRORS = [
 ]
 
 
-def event(data: str, end: str = "\n") -> bytes:
-    return f"data: {data}{end}{end}".encode()
+def event(data: str, end: str = "\n", blank: str | None = None) -> bytes:
+    """``end`` is its line's, ``blank`` that of the empty line behind it, where it is another."""
+    return f"data: {data}{end}{end if blank is None else blank}".encode()
 
 
 def fed(stream: EventStream, *pieces: bytes) -> bytes:
@@ -63,14 +66,29 @@ DATA = st.one_of(
     st.just(FINISH),
     st.sampled_from(ERRORS),
 )
-LINE_END = st.sampled_from(["\n", "\r\n"])
+# Of an event's line and of the empty line behind it. (CR and LF are the end of one line.)
+LINE_ENDS = [
+    (end, blank)
+    for end in ("\n", "\r\n", "\r")
+    for blank in ("\n", "\r\n", "\r")
+    if (end, blank) != ("\r", "\n")
+]
+LINE_END = st.sampled_from(LINE_ENDS)
+
+
+def event_of(data: str, ends: tuple[str, str]) -> bytes:
+    return event(data, *ends)
+
+
 ONE_EVENT = st.one_of(
-    st.builds(event, DATA, LINE_END),
-    st.builds(event, DATA, LINE_END),
+    st.builds(event_of, DATA, LINE_END),
+    st.builds(event_of, DATA, LINE_END),
     st.just(b": ping\n\n"),
     st.just(b"event: message\nid: 7\ndata: {}\n\n"),
     st.just(b'error: {"code": 500, "message": "out of memory"}\n\n'),
     st.just(b"error: no JSON\n\n"),
+    st.just(b'event: error\ndata: {"message": "out of memory"}\n\n'),
+    st.just(b"event:error\rdata: out of memory\r\r"),
     st.just(b"data: {\ndata: }\n\n"),
 )
 EVENTS = st.lists(ONE_EVENT, max_size=8)
@@ -80,10 +98,10 @@ PLACES = st.lists(st.integers(0, 2**16), max_size=30)
 
 @st.composite
 def streams(draw: st.DrawFn) -> bytes:
-    """A whole stream, with or without ``[DONE]`` at its end."""
-    whole = b"".join(draw(EVENTS))
+    """A whole stream, with or without ``[DONE]`` at its end and a byte order mark before it."""
+    whole = draw(st.sampled_from([b"", b"", BOM])) + b"".join(draw(EVENTS))
     if draw(st.booleans()):
-        whole += event(DONE, draw(LINE_END)) + draw(BEHIND_DONE)
+        whole += event_of(DONE, draw(LINE_END)) + draw(BEHIND_DONE)
     return whole
 
 
@@ -139,6 +157,8 @@ def test_a_stream_that_breaks_off_ends_behind_a_whole_event(
     stream = EventStream(OPENAI_STREAM)
     forwarded = fed(stream, *cut(broken, places))
     boundaries = [b"".join(events[:count]) for count in range(len(events) + 1)]
+    # The CR of an empty line's CRLF ends the event already.
+    boundaries += [one.removesuffix(b"\n") for one in boundaries if one.endswith(b"\r\n")]
     assert forwarded == max((b for b in boundaries if broken.startswith(b)), key=len)
 
 
@@ -169,11 +189,62 @@ def test_a_whole_event_is_sent_at_once_and_a_part_waits_for_the_rest() -> None:
     assert stream.feed(second[-1:]) == second
 
 
-def test_the_blank_line_may_itself_come_in_parts() -> None:
-    one = event("{}", "\r\n")
+@pytest.mark.parametrize("ends", LINE_ENDS)
+def test_an_event_is_sent_and_read_as_soon_as_it_is_whole_however_its_lines_end(
+    ends: tuple[str, str],
+) -> None:
+    stream = EventStream(OPENAI_STREAM, strip_usage=True)
+    for text in ("a", "b"):
+        assert stream.feed(event(content(text), *ends)) == event(content(text), *ends)
+    assert stream.feed(event(usage_chunk(), *ends)) == b""
+    assert stream.feed(event(DONE, *ends)) == event(DONE, *ends)
+    assert (stream.done, stream.chunks, stream.usage()) == (True, 2, TokenUsage(17, 0, 3))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_each_line_of_an_event_is_read_however_it_ends(end: str) -> None:
     stream = EventStream(OPENAI_STREAM)
-    assert fed(stream, *(one[at : at + 1] for at in range(len(one) - 1))) == b""
-    assert stream.feed(one[-1:]) == one
+    lines = ["id: 1", 'data: {"choices": [],', f'data: "usage": {json.dumps(USAGE)}}}', "", ""]
+    stream.feed(end.join(lines).encode())
+    stream.feed(end.join(["event: error", "data: out of memory", "", ""]).encode())
+    assert stream.usage() == TokenUsage(17, 0, 3)
+    assert stream.error == AnswerError(502, "out of memory")
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\r"])
+def test_the_blank_line_may_itself_come_in_parts_and_its_cr_is_enough(end: str) -> None:
+    one = event("{}", end, "\r\n")
+    stream = EventStream(OPENAI_STREAM)
+    assert fed(stream, *(one[at : at + 1] for at in range(len(one) - 2))) == b""
+    assert stream.feed(b"\r") == one[:-1]
+    assert stream.feed(b"\n") == b"\n"
+    assert stream.feed(event("[]")) == event("[]")
+    assert stream.chunks == 2
+
+
+def test_of_an_event_that_is_taken_out_the_lf_that_comes_late_is_too() -> None:
+    stream = EventStream(OPENAI_STREAM, strip_usage=True)
+    one, whole = event(content("a"), "\r\n"), event(usage_chunk(), "\r\n")
+    assert stream.feed(one + whole[:-1]) == one
+    assert stream.feed(b"\n" + one) == one
+
+
+@pytest.mark.parametrize("cut_at", range(5))
+def test_a_byte_order_mark_before_the_first_event_is_sent_on_and_hides_nothing(cut_at: int) -> None:
+    stream = EventStream(OPENAI_STREAM, strip_usage=True)
+    whole = BOM + event(usage_chunk()) + event(DONE)
+    assert fed(stream, whole[:cut_at], whole[cut_at:]) == BOM + event(DONE)
+    assert (stream.chunks, stream.usage()) == (0, TokenUsage(17, 0, 3))
+
+
+def test_a_byte_order_mark_before_a_first_chunk_or_a_bare_error_hides_neither() -> None:
+    stream = EventStream(OPENAI_STREAM)
+    assert stream.feed(BOM + event(content("a"))) == BOM + event(content("a"))
+    assert stream.estimate() == TokenUsage(completion_tokens=1, estimated=True)
+    failed = EventStream(OPENAI_STREAM)
+    error = ERRORS[0].encode()
+    assert failed.feed(BOM + error) + failed.flush() == BOM + b"data: " + error + b"\n\n"
+    assert failed.error == AnswerError(500, "out of memory")
 
 
 def test_an_endless_event_does_not_fill_the_memory() -> None:
@@ -324,14 +395,59 @@ def test_an_error_in_a_field_of_its_own_is_one_too(end: str) -> None:
     assert stream.estimate() == TokenUsage(completion_tokens=1, estimated=True)
 
 
-@pytest.mark.parametrize("end", [b"", b"\n"])
+@pytest.mark.parametrize(
+    ("lines", "error"),
+    [
+        ('event: error\ndata: {"message": "too long", "code": 400}', AnswerError(400, "too long")),
+        ('event: error\ndata: {"message": "out of memory"}', AnswerError(502, "out of memory")),
+        ('data: {"message": "m", "error": null}\nevent:error', AnswerError(502, "m")),
+        ('event: error\ndata: {"detail": "odd"}', AnswerError(502, '{"detail": "odd"}')),
+        ("event: error\ndata: out of\ndata: memory", AnswerError(502, "out of\n memory")),
+        ('event: error\ndata: "a text"', AnswerError(502, "a text")),
+        ("event: error\ndata: [1]", AnswerError(502, "[1]")),
+        ('event: error\ndata: {"error": {"code": 500, "message": "m"}}', AnswerError(500, "m")),
+        ('data: {"type": "error", "code": "server_error", "message": "m"}', AnswerError(502, "m")),
+        ('data: {"object":"error","message":"m","code":400}', AnswerError(400, "m")),
+    ],
+)
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_an_event_that_is_called_an_error_is_one_whatever_its_data_are(
+    lines: str, error: AnswerError, end: str
+) -> None:
+    stream = EventStream(OPENAI_STREAM)
+    whole = event(content("a"), end) + (lines + "\n\n").replace("\n", end).encode()
+    assert stream.feed(whole) == whole
+    assert (stream.error, stream.has_ended) == (error, True)
+    assert stream.estimate() == TokenUsage(completion_tokens=1, estimated=True)
+
+
+def test_an_error_that_says_nothing_is_one_too() -> None:
+    stream = EventStream(OPENAI_STREAM)
+    stream.feed(event(content("a")) + b"event: error\nid: 1\n\n")
+    assert stream.error is not None
+    assert stream.error.message
+    assert stream.estimate() == TokenUsage(completion_tokens=1, estimated=True)
+
+
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r", b"\n\n", b"\r\n\r\n"])
 def test_an_error_that_is_sent_without_any_event_reaches_the_client_as_one(end: bytes) -> None:
     stream = EventStream(OPENAI_STREAM)
     first, error = event(content("a")), ERRORS[0].encode()
-    assert stream.feed(first + error + end) == first
-    assert stream.flush() == b"data: " + error + b"\n\n"
+    sent = stream.feed(first + error + end) + stream.flush()
+    assert sent == first + b"data: " + error + b"\n\n"
     assert stream.error == AnswerError(500, "out of memory")
     assert stream.has_ended
+    assert stream.estimate() == TokenUsage(completion_tokens=1, estimated=True)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r"])
+def test_an_error_of_many_lines_reaches_the_client_with_all_of_them(end: str) -> None:
+    stream = EventStream(OPENAI_STREAM)
+    error = json.dumps(json.loads(ERRORS[0]), indent=1).replace("\n", end).encode()
+    sent = stream.feed(event(content("a")) + error) + stream.flush()
+    lines = sent.removeprefix(event(content("a"))).splitlines()
+    data = b"\n".join(line.removeprefix(b"data: ") for line in lines)
+    assert json.loads(data) == json.loads(ERRORS[0])
 
 
 @pytest.mark.parametrize("error", ERRORS)
@@ -348,6 +464,10 @@ def test_a_stream_that_failed_before_its_first_token_has_none(error: str) -> Non
         content('{"error": {"message": "quoted"}}'),
         json.dumps({"choices": [{"delta": {"error": {"message": "deeper"}}}]}),
         json.dumps({"error": {}, "choices": []}),
+        json.dumps({"choices": [{"delta": {"type": "error", "message": "deeper"}}]}),
+        content("event: error\n\nerror: {}"),
+        content("a", type="error_free") + "\nevent: errors",
+        content("a") + "\nid: event: error",
         "[1]",
     ],
 )
