@@ -251,18 +251,20 @@ def _decoded(text: bytes) -> Any:
 
 def _is_usage_chunk(event: bytes) -> bool:
     """Whether it holds usage and nothing of an answer. Of a usage chunk's choices servers make an
-    empty list, null, or one choice that says nothing."""
+    empty list, null, another empty value, or one choice that says nothing."""
     chunk = _data_of(event)
     if not isinstance(chunk, dict) or not isinstance(chunk.get("usage"), dict):
         return False
     choices = chunk.get("choices")
     if isinstance(choices, list):
-        return all(isinstance(choice, dict) and _is_silent(choice) for choice in choices)
+        return all(_is_silent(choice) for choice in choices)
     # A chunk of OpenAI's, and no other event.
-    return choices is None and ("choices" in chunk or "object" in chunk)
+    return _is_silent(choices) and ("choices" in chunk or "object" in chunk)
 
 
-def _is_silent(choice: dict[str, Any]) -> bool:
+def _is_silent(choice: Any) -> bool:
+    if not isinstance(choice, dict):
+        return not choice
     delta = choice.get("delta")
     spoken = delta.values() if isinstance(delta, dict) else (delta,)
     others = (value for name, value in choice.items() if name not in ("index", "delta"))

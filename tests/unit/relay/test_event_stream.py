@@ -485,6 +485,14 @@ def test_what_only_looks_like_an_error_is_none(harmless: str) -> None:
         [{"index": 0, "delta": {}, "finish_reason": None}],
         [{"index": 0, "delta": {"content": ""}, "logprobs": None}],
         [{"index": 0, "text": "", "finish_reason": None}],
+        {},
+        "",
+        0,
+        False,
+        [None],
+        [[]],
+        [{}],
+        {"index": 0, "delta": {"content": ""}},
     ],
 )
 def test_a_usage_chunk_is_taken_out_whatever_its_choices_are(choices: Any) -> None:
@@ -502,11 +510,12 @@ def test_a_usage_chunk_is_taken_out_whatever_its_choices_are(choices: Any) -> No
         {"index": 0, "delta": {"tool_calls": [{"index": 0}]}},
         {"index": 0, "text": "a"},
         "odd",
+        ["a"],
     ],
 )
 def test_a_chunk_that_says_something_stays_though_it_has_usage(choice: Any) -> None:
     stream = EventStream(OPENAI_STREAM, strip_usage=True)
-    whole = event(usage_chunk(choices=[choice]))
+    whole = event(usage_chunk(choices=[choice])) + event(usage_chunk(choices=choice))
     assert stream.feed(whole) == whole
 
 
