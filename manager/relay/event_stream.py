@@ -41,9 +41,11 @@ class EventStream:
         self._protocol = protocol
         self._strip_usage = strip_usage
         self._buffer = b""
-        self._is_plain = False  # False while one of the next two is to be thought of
+        self._is_plain = False  # False while one of the next three is to be thought of
         self._is_start = True
         self._late_lf: bytes | None = None  # behind a CR: what an LF that follows is sent on as
+        self._long: bytes | None = None  # in an event that is passed on in parts: its latest bytes
+        self._long_usage: TokenUsage | None = None
         self._first: bytes | None = None  # events with usage
         self._last: bytes | None = None
         # The last that may have ended the answer, as events and an offset: few are ever read.
@@ -80,7 +82,7 @@ class EventStream:
         """The tokens that the stream reported; None where it reported none."""
         first = tokens.from_answer(_data_of(self._first)) if self._first else None
         last = tokens.from_answer(_data_of(self._last)) if self._last else None
-        return tokens.merge(first, last)
+        return tokens.merge(self._long_usage, tokens.merge(first, last))
 
     def estimate(self) -> TokenUsage | None:
         """For a stream that reported none: a chunk is about a token. None for one that failed
@@ -90,13 +92,16 @@ class EventStream:
         return TokenUsage(completion_tokens=max(0, self.chunks), estimated=True)
 
     def _feed_with_care(self, piece: bytes) -> bytes:
-        """As ``feed``, at the start of a stream and behind a CR."""
+        """As ``feed``, at the start of a stream, behind a CR and in a long event."""
         sent = b""
         if self._late_lf is not None and piece:
             if piece.startswith(b"\n"):
                 sent, piece = self._late_lf, piece[1:]
             self._late_lf = None
-        if self._is_start:
+        if self._long is not None:
+            end = self._read_part(piece)
+            sent, piece = sent + piece[:end], piece[end:]
+        elif self._is_start:
             piece = self._buffer + piece
             self._buffer = b""
             if len(piece) < len(codecs.BOM_UTF8) and codecs.BOM_UTF8.startswith(piece):
@@ -105,7 +110,7 @@ class EventStream:
             self._is_start = False
             if piece.startswith(codecs.BOM_UTF8):
                 sent, piece = codecs.BOM_UTF8, piece.removeprefix(codecs.BOM_UTF8)
-        self._is_plain = self._late_lf is None
+        self._is_plain = self._long is None and self._late_lf is None
         if piece:
             sent += self._split(self._buffer + piece, len(self._buffer))
         return sent
@@ -114,13 +119,32 @@ class EventStream:
         """Reads the events that are whole, and buffers the rest; ``searched`` bytes are known to
         hold no event's end."""
         end = _end_of_events(data, max(0, searched - 1), len(data))
-        if len(data) - end > MAX_BUFFERED:
-            end = len(data)
         self._buffer = data[end:]
         self._late_lf = _lf_behind(data, end)
         sent = self._read(data[:end]) if end else b""
-        self._is_plain = self._late_lf is None
+        if len(self._buffer) > MAX_BUFFERED:
+            self._read_part(self._buffer)
+            sent, self._buffer = sent + self._buffer, b""
+        self._is_plain = self._late_lf is None and self._long is None
         return sent
+
+    def _read_part(self, piece: bytes) -> int:
+        """Reads on in a long event; returns how many bytes of the piece are part of it."""
+        known = self._long or b""
+        data = known + piece
+        end = _end_of_event(data, max(0, len(known) - 1))
+        is_over = end >= 0
+        if is_over:
+            self._late_lf = _lf_behind(data, end)
+            data = data[:end]
+        self._long = None if is_over else data[-tokens.MAX_REPORT :]
+        self._long_usage = tokens.from_part(data) or self._long_usage
+        part = data[len(known) :]
+        self.chunks += part.count(b"\ndata:") + (not known and part.startswith(b"data:"))
+        if not self.done and self._protocol.ends(part):
+            self.done = True
+            self.chunks -= 1
+        return len(part)
 
     def _read(self, data: bytes) -> bytes:
         """Reads whole events; returns what is to be sent on of them. Plain searches, and more only

@@ -249,12 +249,14 @@ def test_a_byte_order_mark_before_a_first_chunk_or_a_bare_error_hides_neither() 
 
 def test_an_endless_event_does_not_fill_the_memory() -> None:
     stream = EventStream(OPENAI_STREAM)
-    piece = b"data: " + b"x" * 65536
+    piece = b'data: {"usage": {"prompt_tokens": 1}, ' + b"x" * 65536
     sent = b""
     for _ in range(40):
         sent += stream.feed(piece)
     assert len(piece) * 40 - len(sent) <= MAX_BUFFERED
     assert sent + stream.flush() == piece * 40
+    kept = sum(len(value) for value in vars(stream).values() if isinstance(value, bytes))
+    assert kept <= MAX_BUFFERED
 
 
 def test_a_last_event_without_its_blank_line_still_counts_at_a_clean_end() -> None:
@@ -318,6 +320,48 @@ def test_an_anthropic_stream_has_its_prompt_at_the_start_and_its_completion_at_t
     stream.feed(b"event: message_start\n" + event(json.dumps(start)))
     stream.feed(b"event: message_delta\n" + event(json.dumps(delta)))
     assert stream.usage() == TokenUsage(25, 0, 15)
+
+
+LONG = "x" * (MAX_BUFFERED + 100_000)
+
+
+@pytest.mark.parametrize("size", [1 << 16, 65_521, 1 << 19])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        {"choices": [{"delta": {"content": LONG}}], "usage": USAGE, "id": "1"},
+        {"usage": USAGE, "choices": [{"delta": {"content": LONG}}]},
+        {"choices": [{"delta": {"content": LONG}}], "usage": USAGE, "prompt_logprobs": LONG},
+        {"type": "response.completed", "response": {"output": LONG, "usage": USAGE, "user": "u"}},
+    ],
+)
+def test_usage_in_an_event_that_is_too_long_to_hold_is_read_wherever_it_stands(
+    chunk: dict[str, Any], end: str, size: int
+) -> None:
+    stream = EventStream(OPENAI_STREAM)
+    whole = event(content("a"), end) + event(json.dumps(chunk), end)
+    pieces = [whole[at : at + size] for at in range(0, len(whole), size)]
+    assert fed(stream, *pieces) == whole
+    assert stream.usage() == TokenUsage(17, 0, 3)
+    assert stream.chunks == 2
+    assert stream.feed(event(DONE)) == event(DONE)
+    assert stream.done
+
+
+def test_behind_an_event_that_is_too_long_to_hold_each_is_read_as_before() -> None:
+    stream = EventStream(OPENAI_STREAM, strip_usage=True)
+    long = event(content(LONG), "\r\n")
+    assert fed(stream, long[:-70_000], long[-70_000:-1]) == long[:-1]
+    last = event(DONE, "\r\n")
+    assert stream.feed(b"\n" + event(usage_chunk(), "\r\n") + last) == b"\n" + last
+    assert (stream.chunks, stream.usage()) == (1, TokenUsage(17, 0, 3))
+
+
+def test_groqs_last_chunk_is_usage() -> None:
+    stream = EventStream(OPENAI_STREAM)
+    stream.feed(event(content("a")) + event(content("", x_groq={"id": "req_1", "usage": USAGE})))
+    assert stream.usage() == TokenUsage(17, 0, 3)
 
 
 def test_a_stream_that_reports_no_tokens_has_no_usage() -> None:
