@@ -549,8 +549,8 @@ def test_all_that_is_used_of_nvml_is_in_the_real_wheel() -> None:
 # --- processor and memory ---------------------------------------------------------------
 
 
-def test_processor_and_memory_are_one_device_under_both_names() -> None:
-    [reading] = Cpu().read(())
+def test_processor_and_memory_are_one_device_under_both_names(tmp_path: Path) -> None:
+    [reading] = Cpu(tmp_path).read(())
     assert (reading.name, reading.kind, reading.index) == ("CPU + RAM", "cpu", 0)
     total = psutil.virtual_memory().total // MB
     assert reading.total_mb == total
@@ -558,10 +558,12 @@ def test_processor_and_memory_are_one_device_under_both_names() -> None:
     assert 0 < reading.used_mb < total
 
 
-def test_used_memory_is_what_no_program_could_get(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_used_memory_is_what_no_program_could_get(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     memory = types.SimpleNamespace(total=16000 * MB, available=9000 * MB, used=3000 * MB)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
-    assert Cpu().read(())[0].used_mb == 7000
+    assert Cpu(tmp_path).read(())[0].used_mb == 7000
 
 
 def test_the_first_load_is_unknown_and_then_it_is_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
