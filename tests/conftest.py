@@ -25,6 +25,9 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("patient")
 
+# The cards are played: what a developer's shell hides of real ones must not hide these.
+os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+
 pytest_plugins = ["tests.support.fixtures", "tests.support.played_machine"]
 
 T = TypeVar("T")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import types
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -19,6 +20,7 @@ class Reading:
     ``kind`` is ``nvidia``, ``cpu`` or a plugin's own word; ``index`` the driver's number of it,
     which distinguishes equal cards. Memory is in MB (2**20 bytes), None where nothing measures it;
     ``load`` is 0 to 1. ``held_mb`` is what each process holds there, by pid, where that is known.
+    ``hidden_by`` names what the user has hidden the device with, so that it is not used.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Reading:
     load: float | None = None
     temperature_c: float | None = None
     held_mb: Mapping[int, int] | None = None
+    hidden_by: str | None = None
 
     def fault(self) -> str | None:
         """What of it is invalid; None if all is well."""
@@ -51,6 +54,8 @@ class Reading:
             and all(type(pid) is int and type(mb) is int and mb >= 0 for pid, mb in held.items())
         ):
             return f"{self.id}: held_mb must be whole MB by pid or None, not {held!r}"
+        if not isinstance(self.hidden_by, (str, types.NoneType)):
+            return f"{self.id}: hidden_by must be a text or None, not {self.hidden_by!r}"
         return None
 
     @property

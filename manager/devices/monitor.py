@@ -41,6 +41,7 @@ class Device:
 class Snapshot:
     """All devices at one moment, in the order of the plugins.
 
+    ``hidden``: those that are not used, though they are online: their ``hidden_by`` says why.
     ``faults``: why the last poll of a plugin failed, or that it hangs, by the plugin's name.
     ``taken_at``: the oldest ``read_at`` of the plugins that are not at fault; None before all of
     them were read, and where every plugin is at fault.
@@ -49,6 +50,7 @@ class Snapshot:
     devices: tuple[Device, ...] = ()
     faults: Mapping[str, str] = field(default_factory=dict)
     taken_at: float | None = None
+    hidden: tuple[Reading, ...] = ()
 
 
 class _Poller:
@@ -271,7 +273,12 @@ class Monitor:
                     devices[reading.id] = device
         known = [moment for moment in moments if moment is not None]
         taken_at = min(known) if known and len(known) == len(moments) else None
-        return Snapshot(tuple(devices.values()), faults, taken_at)
+        return Snapshot(
+            tuple(each for each in devices.values() if each.reading.hidden_by is None),
+            faults,
+            taken_at,
+            tuple(each.reading for each in devices.values() if each.reading.hidden_by is not None),
+        )
 
     # --- sleeping and waking ------------------------------------------------------------
 

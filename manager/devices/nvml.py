@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from manager.devices import cuda
 from manager.devices.base import DeviceError, DevicePlugin, Reading
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class Nvml(DevicePlugin):
 
         self._nvml: Any = pynvml
         self._cards: list[_Card] | None = None  # their handles cost too much to ask for each time
+        self._visible: Collection[int] = ()
         self._unknown = {
             pynvml.NVML_ERROR_NOT_SUPPORTED,
             pynvml.NVML_ERROR_NO_PERMISSION,
@@ -72,15 +74,24 @@ class Nvml(DevicePlugin):
     def _readings(self) -> list[Reading]:
         if self._cards is None:
             self._cards = self._find()
-        return [self._reading(card) for card in self._cards]
+        return [
+            self._reading(card)
+            if card.index in self._visible
+            else Reading(card.name, "nvidia", card.index, hidden_by=cuda.VARIABLE)
+            for card in self._cards
+        ]
 
     def _find(self) -> list[_Card]:
         nvml = self._nvml
         cards = []
-        for index in range(nvml.nvmlDeviceGetCount()):
+        # A lost card is still the one that its index names.
+        uuids = dict.fromkeys(range(nvml.nvmlDeviceGetCount()), "")
+        for index in uuids:
             try:
                 handle = nvml.nvmlDeviceGetHandleByIndex(index)
-                name = nvml.nvmlDeviceGetName(handle)
+                name = _text(nvml.nvmlDeviceGetName(handle))
+                if cuda.is_set():
+                    uuids[index] = _text(self._known(nvml.nvmlDeviceGetUUID, handle) or "")
                 self._known(nvml.nvmlDeviceGetMemoryInfo, handle)
             except nvml.NVMLError as error:
                 if error.value != nvml.NVML_ERROR_GPU_IS_LOST:
@@ -89,9 +100,8 @@ class Nvml(DevicePlugin):
                 # cards work on.
                 log.warning("NVIDIA card %d is offline: %s", index, error)
                 continue
-            if isinstance(name, bytes):  # as older releases of the wheel answer
-                name = name.decode("utf-8", "replace")
             cards.append(_Card(handle, name, index))
+        self._visible = cuda.visible_cards(uuids)
         return cards
 
     def _reading(self, card: _Card) -> Reading:
@@ -143,6 +153,11 @@ class Nvml(DevicePlugin):
             if error.value in self._unknown:
                 return None
             raise
+
+
+def _text(answer: str | bytes) -> str:
+    """Older releases of the wheel answer with bytes."""
+    return answer.decode("utf-8", "replace") if isinstance(answer, bytes) else answer
 
 
 def _fault(error: Exception) -> DeviceError:

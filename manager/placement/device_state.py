@@ -14,7 +14,8 @@ def device_budgets(
     snapshot: Snapshot, budgets: Mapping[str, int], driver_reported: Collection[str] = ()
 ) -> list[DeviceBudget]:
     """The devices as models are placed on them: those that were read, with their budgets, then
-    those that only the config knows. ``budgets`` is ``device_memory_mb``, MB by name;
+    those that only the config knows. A hidden one is not there, whatever the config says.
+    ``budgets`` is ``device_memory_mb``, MB by name;
     ``driver_reported`` are the names among them whose device a driver has reported: if it does
     not report it any more, it is not there."""
     devices = []
@@ -27,8 +28,9 @@ def device_budgets(
             if matches(name, reading.name):
                 budgeted = _within(budgeted, budget)
         devices.append(budgeted)
+    readings = [*(device.reading for device in snapshot.devices), *snapshot.hidden]
     for name, budget in budgets.items():
-        is_read = any(matches(name, device.reading.name) for device in snapshot.devices)
+        is_read = any(matches(name, reading.name) for reading in readings)
         if not is_read and name not in driver_reported:
             devices.append(DeviceBudget(f"{name} #0", name, budget))
     return devices

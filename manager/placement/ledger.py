@@ -65,7 +65,8 @@ class Ledger:
 
     def read(self, snapshot: Snapshot, declared_mb: Mapping[str, int]) -> None:
         """A new reading; ``declared_mb`` is ``device_memory_mb`` of the config."""
-        names = [device.reading.name for device in snapshot.devices]
+        readings = [*(device.reading for device in snapshot.devices), *snapshot.hidden]
+        names = [reading.name for reading in readings]
         self._driver_reported |= {
             declared for declared in declared_mb if any(matches(declared, name) for name in names)
         }

@@ -307,6 +307,8 @@ class Placement:
             snapshot = self._monitor.snapshot
             online = [budget.id for budget in self._budgets(snapshot)]
             message += f". Online: {', '.join(online) or 'no device'}"
+            for reading in snapshot.hidden:
+                message += f". {reading.id} is hidden by {reading.hidden_by}"
             for plugin, fault in snapshot.faults.items():
                 message += f". The devices of {plugin} cannot be read: {fault}"
         return PlacementError(message, decision.code, decision.passed_over)

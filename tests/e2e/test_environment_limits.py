@@ -1,15 +1,19 @@
-"""What the environment of the program itself leaves to it."""
+"""What the environment of the program itself leaves to it: some of the cards, some of the RAM."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
+from tests.support.cards import Cards, card
 from tests.support.fixtures import Launch
-from tests.support.program import PATIENCE, error_of, fake
+from tests.support.program import PATIENCE, env_of, error_of, fake, on
 
+RTX_4060 = "NVIDIA GeForce RTX 4060"
+V100 = "Tesla V100"
 UNSHARE = ["unshare", "--map-root-user", "--mount"]
 # Version 1 and version 2 of the same limit, where a container sees it.
 LIMITED = """
@@ -49,3 +53,36 @@ def test_no_more_ram_is_placed_than_the_memory_limit_of_its_container(launch: La
     assert error["code"] == "insufficient_memory"
     assert "2048 MB in all" in error["message"]
     assert program.ask("Fits").status_code == 200
+
+
+@pytest.mark.parametrize("value", ["1", "GPU-00000001"])
+def test_models_are_placed_on_visible_cards_only_and_are_given_the_physical_one(
+    launch: Launch, tmp_path: Path, value: str
+) -> None:
+    cards = Cards(tmp_path / "machine", [card(V100, 16384), card(V100, 16384)])
+    models = {"One": on("v100", 9000), "Two": on("v100", 9000)}
+    program = launch(models, env={**env_of(cards), "CUDA_VISIBLE_DEVICES": value})
+    assert [each for each in program.devices() if V100 in each] == [f"{V100} #1"]
+    for name in models:  # the second takes the place of the first, though a hidden card is free
+        assert program.ask(name).status_code == 200
+        assert program.visible(name) == "1"
+        assert program.environment(name)["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert program.model("One")["state"] == "stopped"
+
+
+def test_a_model_for_a_hidden_card_is_rejected_and_the_error_says_what_hides_it(
+    launch: Launch, tmp_path: Path
+) -> None:
+    cards = Cards(tmp_path / "machine", [card(RTX_4060, 8188), card(V100, 16384)])
+    program = launch(
+        {"Model": on("rtx 4060", 4000)},
+        env={**env_of(cards), "CUDA_VISIBLE_DEVICES": ""},
+        device_memory_mb={"rtx 4060": 6000},
+    )
+    answer = program.ask("Model")
+    assert answer.status_code == 503
+    error = error_of(answer)
+    assert error["code"] == "no_matching_scheme"
+    assert "rtx 4060 is not online" in error["message"]
+    assert f"{RTX_4060} #0 is hidden by CUDA_VISIBLE_DEVICES" in error["message"]
+    assert list(program.devices()) == ["CPU + RAM #0"]

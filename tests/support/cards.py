@@ -14,7 +14,7 @@ _STAND_IN = Path(__file__).with_name("nvidia_smi.py")
 
 def card(name: str, total: int | None, used: int | None = 0, **more: Any) -> dict[str, Any]:
     """One card, memory in MB; ``more`` may be ``util`` (percent), ``temp``, ``reserved``,
-    ``index``, ``real``."""
+    ``index``, ``uuid``, ``real``."""
     return {"name": name, "total": total, "used": used, "util": 0, "temp": 40, **more}
 
 

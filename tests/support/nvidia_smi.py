@@ -2,10 +2,11 @@
 
 ``Cards`` in ``cards.py`` writes that file and puts a copy of this one on PATH. Its keys:
 
-- ``cards``: a list of ``{"name", "total", "used", "reserved", "util", "temp", "index"}``, memory
-  in MiB; null and what is missing but for the name is printed as ``[N/A]``. Free memory is what
-  neither ``used`` nor ``reserved`` (by the driver, 0) takes. ``index`` is the place in the list.
-  ``real`` is how much there is of a card whose ``total`` is not printed: it stops model servers.
+- ``cards``: a list of ``{"name", "total", "used", "reserved", "util", "temp", "index", "uuid"}``,
+  memory in MiB; null and what is missing but for the name is printed as ``[N/A]``. Free memory is
+  what neither ``used`` nor ``reserved`` (by the driver, 0) takes. ``index`` is the place in the
+  list. ``real`` is how much there is of a card whose ``total`` is not printed: it stops model
+  servers.
 - ``held``: a folder of files ``*.json`` with ``{"pid", "card", "mb"}``, written by model servers:
   each adds to the ``used`` of the card with that ``index`` while its process lives, and for
   ``linger`` seconds after it was first seen dead, as a driver gives memory back with a lag.
@@ -82,7 +83,7 @@ def values(card, index, more):
     is_known = total is not None and used is not None
     return {
         "index": index,
-        "uuid": f"GPU-{index:08}",
+        "uuid": card.get("uuid", f"GPU-{index:08}"),
         "utilization.gpu": card.get("util"),
         "memory.total": total,
         "memory.used": used,

@@ -372,6 +372,9 @@ class FakeNvml(types.ModuleType):
     def nvmlDeviceGetName(self, handle: Any) -> Any:
         return self._value(handle, "name")
 
+    def nvmlDeviceGetUUID(self, handle: Any) -> Any:
+        return self._value(handle, "uuid")
+
     def nvmlDeviceGetMemoryInfo(self, handle: Any) -> Any:
         return self._value(handle, "memory")
 
@@ -391,7 +394,7 @@ class FakeNvml(types.ModuleType):
 
 def nvml_card(name: str | bytes, **more: Any) -> dict[str, Any]:
     memory = Memory(8188 * MB, 300 * MB)
-    known = {"handle": 0, "name": name, "memory": memory, "util": 25, "temp": 51}
+    known = {"handle": 0, "name": name, "memory": memory, "util": 25, "temp": 51, "uuid": ""}
     return {**known, "compute": [], "graphics": [], **more}
 
 
@@ -509,6 +512,32 @@ def test_a_lost_card_is_offline_and_the_others_are_read(nvml: FakeNvml, where: s
     nvml.cards[0]["util"] = -nvml.NVML_ERROR_GPU_IS_LOST
     for _ in range(2):
         assert [reading.id for reading in plugin.read(())] == ["Tesla V100 #1"]
+
+
+def test_nvml_asks_a_card_that_is_hidden_for_nothing_but_its_name(
+    nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvml.cards = [nvml_card("RTX 4060", uuid=b"GPU-aa"), nvml_card("Tesla V100", uuid="GPU-bb")]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-b")
+    plugin = Nvml()
+    plugin.read(())
+    nvml.cards[0]["memory"] = -nvml.NVML_ERROR_UNKNOWN
+    hidden, visible = plugin.read(())
+    assert hidden == Reading("RTX 4060", "nvidia", 0, hidden_by="CUDA_VISIBLE_DEVICES")
+    assert (visible.id, visible.hidden_by, visible.total_mb) == ("Tesla V100 #1", None, 8188)
+
+
+def test_a_lost_card_does_not_end_the_list_of_visible_ones(
+    nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvml.cards[0]["handle"] = -nvml.NVML_ERROR_GPU_IS_LOST
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert [(each.id, each.hidden_by) for each in Nvml().read(())] == [("Tesla V100 #1", None)]
+
+
+def test_without_the_variable_nvml_is_not_asked_for_uuids(nvml: FakeNvml) -> None:
+    Nvml().read(())
+    assert "uuid" not in nvml.asked
 
 
 def test_nvml_is_used_instead_of_gputil_where_it_works(nvml: FakeNvml, cards: Cards) -> None:

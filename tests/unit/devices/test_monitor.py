@@ -304,6 +304,14 @@ def test_of_two_plugins_that_list_the_same_device_the_later_one_is_right(
     ]
 
 
+def test_a_hidden_device_is_no_device_unless_a_later_plugin_shows_it(run: Run, time: Time) -> None:
+    shipped, own = Plugin("shipped"), Plugin("own")
+    hidden = [Reading(name, "test", 0, hidden_by="A_VARIABLE") for name in ("one", "two")]
+    shipped.answer, own.answer = hidden, [Reading("two", "test", 0, 2000)]
+    snapshot = polled(run(shipped, own), time)
+    assert (names(snapshot), snapshot.hidden) == (["two"], (hidden[0],))
+
+
 def test_while_a_driver_fails_its_last_reading_stays_and_is_stale(run: Run, time: Time) -> None:
     broken, working = Plugin("broken"), Plugin("working")
     setting = run(broken, working)
@@ -334,6 +342,7 @@ def test_while_a_driver_fails_its_last_reading_stays_and_is_stale(run: Run, time
         ([Reading("", "gpu", 0)], "TypeError: a Reading's name must be a text"),
         ([Reading("card", "gpu", 0, load=float("nan"))], "TypeError: card #0: load must be"),
         ([Reading("card", "gpu", 0, held_mb={1: None})], "TypeError: card #0: held_mb must be"),  # type: ignore[dict-item]
+        ([Reading("card", "gpu", 0, hidden_by=True)], "TypeError: card #0: hidden_by must be"),  # type: ignore[arg-type]
     ],
 )
 def test_a_plugin_may_fail_in_any_way_and_is_named_in_the_log_once(

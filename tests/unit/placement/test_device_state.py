@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from manager.devices import Device, Reading, Snapshot
 from manager.placement.device_state import device_budgets, visible_devices_env
+from manager.placement.ledger import Ledger
 from manager.placement.types import DeviceBudget
 
 V100, RTX_4060 = "Tesla V100", "NVIDIA GeForce RTX 4060"
@@ -63,6 +66,16 @@ def test_a_card_with_a_budget_that_its_driver_lists_no_more_is_not_there() -> No
     read = snapshot(Reading(V100, "nvidia", 1, 16000, 0))
     budgets = device_budgets(read, {"rtx 4060": 6000}, driver_reported={"rtx 4060"})
     assert [budget.id for budget in budgets] == ["Tesla V100 #1"]
+
+
+def test_a_hidden_card_is_not_there_though_it_has_a_budget() -> None:
+    hidden = Reading(RTX_4060, "nvidia", 0, 8188, hidden_by="CUDA_VISIBLE_DEVICES")
+    read = replace(snapshot(Reading(V100, "nvidia", 1, 16000, 0)), hidden=(hidden,))
+    budgets = device_budgets(read, {"rtx 4060": 6000})
+    assert [budget.id for budget in budgets] == ["Tesla V100 #1"]
+    ledger = Ledger()
+    ledger.read(read, {"rtx 4060": 6000})
+    assert ledger.budgets(snapshot(), {"rtx 4060": 6000}) == []  # nor once it is offline
 
 
 def test_a_script_is_given_its_nvidia_cards_in_the_drivers_order() -> None:
