@@ -71,6 +71,11 @@ class Spool:
         except OSError as error:
             raise StoreError(f"the rows of requests cannot be kept in {folder}: {error}") from error
         self._lock = threading.Lock()
+        # Rounds of the thread: in each, one file is emptied, in turns.
+        self._round_ended = threading.Condition(self._lock)
+        self._round = 0  # that has begun last
+        self._is_whole = False  # the last round emptied its file
+        self._flushed = 0  # what was added before this round began is committed
         self._kept: deque[RequestRow] = deque(maxlen=_MAX_KEPT)
         self._closing = threading.Event()
         self._wake = threading.Event()
@@ -96,6 +101,19 @@ class Spool:
             log.error("a request's row was not written and is kept: %s; %s", error, row)
         self._wake.set()
 
+    def flush(self, seconds: float) -> bool:
+        """Waits so long at most until all that was added before is committed; whether it is."""
+        deadline = time.monotonic() + seconds
+        with self._lock:
+            wanted = self._round + 1
+            while self._flushed < wanted:
+                self._wake.set()
+                left = deadline - time.monotonic()
+                if left <= 0 or self._closing.is_set():
+                    return False
+                self._round_ended.wait(left)
+        return True
+
     def close(self) -> None:
         """Commits what is there, as far as the database takes it, and ends the thread. The files
         stay open: a request that ends after this has its row there for the next program."""
@@ -112,7 +130,7 @@ class Spool:
             self._wake.clear()
             try:
                 for _ in range(2 if is_last else 1):
-                    self._empty_one()
+                    self._run_round()
             except (sqlite3.Error, OSError) as error:
                 if not has_failed:
                     log.error("rows of requests wait for the database: %s", error)
@@ -125,6 +143,21 @@ class Spool:
             if is_last:
                 return
             self._closing.wait(_AGAIN_SECONDS if has_failed else _GAP_SECONDS)
+
+    def _run_round(self) -> None:
+        """Raises sqlite3.Error, OSError."""
+        with self._lock:
+            self._round += 1
+        is_whole = False
+        try:
+            self._empty_one()
+            is_whole = True
+        finally:
+            with self._lock:
+                if is_whole and self._is_whole:
+                    self._flushed = self._round - 1  # by the two of them
+                self._is_whole = is_whole
+                self._round_ended.notify_all()
 
     def _empty_one(self) -> None:
         """Commits the rows of one file, and those in memory. Raises sqlite3.Error, OSError."""

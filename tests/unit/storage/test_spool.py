@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from manager.storage import store as store_module
 from manager.storage.rows import RequestRow
 from manager.storage.spool import Spool
 from manager.storage.store import Store, StoreError
+from tests.support.servers import PATIENCE
 from tests.support.usage_rows import a_request, query
 
 Eventually = Callable[[Callable[[], Any]], Any]
@@ -71,6 +73,54 @@ def test_many_threads_add_at_once_and_each_row_is_there_once(tmp_path: Path, sto
     spool.close()
     assert sorted(ids(tmp_path)) == sorted(row.id for row in rows)
     assert left(tmp_path) == b""
+
+
+def test_after_a_flush_the_database_has_all_that_was_added_before(
+    tmp_path: Path, spool: Spool
+) -> None:
+    assert spool.flush(PATIENCE)  # of nothing
+    for _ in range(5):
+        rows = [a_request() for _ in range(40)]
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(spool.add, rows))
+        assert spool.flush(PATIENCE)
+        assert {row.id for row in rows} <= set(ids(tmp_path))
+
+
+@pytest.mark.parametrize("failing", [{1}, {2}, {1, 3}, {2, 4, 5}])
+def test_a_flush_waits_until_rows_that_were_refused_are_committed(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch, failing: set[int]
+) -> None:
+    """In both files: one is emptied and takes none while the other takes what is new."""
+    monkeypatch.setattr(spool_module, "_AGAIN_SECONDS", 0.01)
+    commits = itertools.count(1)
+    added: list[RequestRow] = [a_request()]
+
+    def commit(rows: Sequence[RequestRow]) -> None:
+        if next(commits) in failing:
+            spool.add(row := a_request())
+            added.append(row)
+            raise sqlite3.OperationalError("database is locked")
+        store.add_requests(rows)
+
+    spool = Spool(tmp_path, commit)
+    spool.add(added[0])
+    assert spool.flush(PATIENCE)
+    assert {row.id for row in added[:1]} <= set(ids(tmp_path))
+    assert spool.flush(PATIENCE)
+    assert {row.id for row in added} == set(ids(tmp_path))
+    spool.close()
+
+
+def test_a_flush_that_the_database_refuses_says_so_in_time(tmp_path: Path) -> None:
+    def refuse(_rows: object) -> None:
+        raise sqlite3.OperationalError("database is locked")
+
+    spool = Spool(tmp_path, refuse)
+    spool.add(a_request())
+    assert not spool.flush(0.05)
+    spool.close()
+    assert not spool.flush(PATIENCE)  # nor does it wait for what has ended
 
 
 def test_rows_of_a_dead_program_are_there_once_and_half_a_row_harms_none(
