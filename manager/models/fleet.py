@@ -15,7 +15,7 @@ from manager.interfaces import Interface
 from manager.models import server_process
 from manager.models.model import Model
 from manager.models.run_clock import RunClock, is_before_boot
-from manager.models.server import ModelDependencies, end_run
+from manager.models.server import ModelDependencies, end_run, record_alive
 from manager.models.server_process import ServerProcess
 from manager.storage import Run, runs
 
@@ -37,6 +37,7 @@ class Fleet:
         self._removed: list[Model] = []
         self._closed = False
         self._strays: threading.Thread | None = None
+        self._stray_runs: set[str] = set()
         self._config = settings
         self.apply(settings)
 
@@ -114,6 +115,7 @@ class Fleet:
             else:
                 strays.append((run, process))
         if strays:
+            self._stray_runs = {run.id for run, _ in strays}
             self._strays = threading.Thread(
                 target=self._stop_strays, args=(strays,), name="start-strays", daemon=True
             )
@@ -134,15 +136,50 @@ class Fleet:
         for model in self.models():
             model.stop_if_idle()
 
-    def heartbeat(self) -> None:
-        """Records which servers are alive."""
+    def heartbeat(self) -> dict[str, int]:
+        """Records which servers are alive. Returns up to when each run is recorded that is not
+        over, by its id, in epoch ms; without those that nothing will be added to. Raises
+        DatabaseError.
+
+        What a start or a stop has in its hands goes on from when it was last seen alive. What
+        could not be stopped and is in nobody's hands is alive as long as something of it runs. Of
+        a run of which nothing is left, and whose end was not recorded, nothing more is billed: the
+        program's next start ends it when it was last seen alive.
+        """
+        shared = self._shared
         with self._lock:
             models = [*self._models.values(), *self._removed]
-        clock = self._shared.clock
+        # First: a run that is in nobody's hands in between has ended, or is ready by now.
+        is_at_work = self._who_is_at_work(models)
         servers = [server for model in models if (server := model.server) is not None]
-        alive = {server.run: server.clock.now_ms(clock) for server in servers}
+        alive = {server.run: server.clock.now_ms(shared.clock) for server in servers}
+        held: dict[str, int] = {}
+        for run in runs.not_ended(shared.store.path):
+            if run.ready_ms is None or run.id in alive:
+                continue
+            if is_at_work(run):
+                held[run.id] = max(run.ready_ms, run.heartbeat_ms or 0)
+            elif clock := self._find_left_over(run):
+                alive[run.id] = clock.now_ms(shared.clock)
         if alive:
-            runs.heartbeat(self._shared.store, alive)
+            runs.heartbeat(shared.store, alive)
+        return {**held, **alive}
+
+    def _who_is_at_work(self, models: list[Model]) -> Callable[[Run], bool]:
+        """Whether a start or a stop that is under way now may have a run in its hands."""
+        names = {model.settings.name for model in models if model.is_at_work}
+        if self._strays is not None and self._strays.is_alive():
+            return lambda run: run.model in names or run.id in self._stray_runs
+        return lambda run: run.model in names
+
+    def _find_left_over(self, run: Run) -> RunClock | None:
+        """The clock of a run of which something is alive, though it is no model's server."""
+        if is_before_boot(run, self._shared.clock):
+            return None
+        process = server_process.find(run, self._shared.logs)
+        if process is None or not process.alive():
+            return None
+        return RunClock.resume(run, self._shared.clock)
 
     def close(self) -> None:
         """Refuses new work, drains, stops every model and waits until all are stopped."""
@@ -167,6 +204,7 @@ class Fleet:
             clock = None
             if not process.has_ended() and not is_before_boot(run, self._shared.clock):
                 clock = RunClock.resume(run, self._shared.clock)
+                record_alive(self._shared, run.id, clock)
             if fault := process.stop(self._config.program.stop_timeout):
                 log.error("%s is left running: %s", run.model, fault)
             else:

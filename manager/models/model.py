@@ -442,6 +442,11 @@ class Model:
         return self._state
 
     @property
+    def is_at_work(self) -> bool:
+        """Whether a start or a stop is under way."""
+        return self._worker.is_running
+
+    @property
     def is_busy(self) -> bool:
         """Whether a start or a stop is under way, or a server runs."""
         return self._worker.is_running or self._server is not None

@@ -127,6 +127,16 @@ def end_run(shared: ModelDependencies, run: str, reason: str, clock: RunClock | 
         log.error("the end of run %s was not recorded: %s", run, error)
 
 
+def record_alive(shared: ModelDependencies, run: str, clock: RunClock) -> None:
+    """Records that a run which was found goes on: what the program was off for is billed, however
+    soon the program is killed again. Where the disk does not take it, the next heartbeat says as
+    much."""
+    try:
+        runs.heartbeat(shared.store, {run: clock.now_ms(shared.clock)})
+    except DatabaseError as error:
+        log.error("that run %s is alive was not recorded: %s", run, error)
+
+
 def scheme_options(settings: loader.Model) -> tuple[SchemeOption, ...]:
     """The model's schemes as they are placed."""
     return tuple(

@@ -27,6 +27,7 @@ from manager.models.server import (
     StartCancelledError,
     StartFailedError,
     end_run,
+    record_alive,
     scheme_options,
 )
 from manager.models.server_process import ServerProcess
@@ -167,6 +168,8 @@ class Start:
         is_old = is_before_boot(run, self._shared.clock)
         unseen = is_old or not process.alive()
         clock = None if unseen else RunClock.resume(run, self._shared.clock)
+        if clock is not None:
+            record_alive(self._shared, run.id, clock)
         try:
             if is_old:
                 raise StartFailedError("the system was started again since it ran")

@@ -6,7 +6,6 @@ What writes raises sqlite3.Error unless it says otherwise. Times are epoch milli
 from __future__ import annotations
 
 import json
-import logging
 import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +13,6 @@ from typing import NamedTuple
 
 from manager.storage.rows import Launch, Run
 from manager.storage.store import Store, read_connection, unusable
-
-log = logging.getLogger(__name__)
 
 # The wall clock may have been set between any two of them.
 _LAST_SEEN = "max(started_ms, coalesce(ready_ms, 0), coalesce(heartbeat_ms, 0))"
@@ -102,33 +99,43 @@ def end_unseen(store: Store, run: str, reason: str) -> None:
 
 def heartbeat(store: Store, alive: Mapping[str, int]) -> None:
     """Records that these runs are alive, each at its moment: what a crash can hide is the time
-    since. Where the disk does not take it, the next one says as much."""
-    try:
-        store.write(
-            "UPDATE runs SET heartbeat_ms = max(coalesce(heartbeat_ms, 0),"
-            " (SELECT value FROM json_each(?1) WHERE key = runs.id))"
-            " WHERE ended_ms IS NULL AND id IN (SELECT key FROM json_each(?1))",
-            (json.dumps(dict(alive)),),
-        )
-    except sqlite3.Error as error:
-        log.error("that models are alive was not written: %s", error)
+    since."""
+    store.write(
+        "UPDATE runs SET heartbeat_ms = max(coalesce(heartbeat_ms, 0),"
+        " (SELECT value FROM json_each(?1) WHERE key = runs.id))"
+        " WHERE ended_ms IS NULL AND id IN (SELECT key FROM json_each(?1))",
+        (json.dumps(dict(alive)),),
+    )
 
 
 def unfinished(store: Store) -> list[Run]:
     """Runs with no end: at the program's start, those that an earlier one left behind.
     Raises StoreError."""
     try:
-        with read_connection(store.path) as connection:
-            rows = connection.execute(
-                "SELECT id, model, scheme, fingerprint, port, pid, pid_created, started_ms,"
-                " ready_ms, mode, memory_mb, launch, heartbeat_ms, boot_id, ready_clock_ms"
-                " FROM runs WHERE ended_ms IS NULL ORDER BY started_ms"
-            ).fetchall()
+        return not_ended(store.path)
     except sqlite3.Error as error:
         raise unusable(store.path, error) from error
+
+
+def not_ended(path: Path) -> list[Run]:
+    """Runs with no end, the oldest first. Raises sqlite3.Error."""
+    with read_connection(path) as connection:
+        rows = connection.execute(
+            "SELECT id, model, scheme, fingerprint, port, pid, pid_created, started_ms,"
+            " ready_ms, mode, memory_mb, launch, heartbeat_ms, boot_id, ready_clock_ms"
+            " FROM runs WHERE ended_ms IS NULL ORDER BY started_ms"
+        ).fetchall()
     return [
         Run(*(*row[:10], json.loads(row[10]), Launch.from_json(row[11]), *row[12:])) for row in rows
     ]
+
+
+def last_seen(connection: sqlite3.Connection) -> list[int]:
+    """When each run that has not ended was last seen alive, those that are ready."""
+    rows = connection.execute(
+        f"SELECT {_LAST_SEEN} FROM runs WHERE ended_ms IS NULL AND ready_ms IS NOT NULL"
+    )
+    return [moment for (moment,) in rows]
 
 
 def newest(path: Path, model: str, limit: int) -> list[PastRun]:
