@@ -63,9 +63,17 @@ def _export(arguments: argparse.Namespace) -> None:
     program = ConfigLoader(arguments.config)().program
     settings = WorkerSettings.of(program, arguments.data_dir)
     try:
-        print(export.write_bill(arguments.period, settings))
+        path, is_whole = export.write_bill(arguments.period, settings)
     except (export.WorkerTimeout, ValueError) as error:
         raise CommandError(str(error)) from error
+    print(path)
+    if not is_whole:
+        print(
+            "not all of the period is recorded yet: it is not over, requests of it are under way,"
+            " or models run on that a killed program has left, until it is started again. The"
+            " schedule replaces this bill; without one, make it again",
+            file=sys.stderr,
+        )
 
 
 def _period(kind: str) -> Callable[[str], statements.Period]:

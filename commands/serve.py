@@ -19,7 +19,7 @@ if sys.platform != "win32":
 from commands import console, init, tray
 from commands.client import pages_url
 from commands.options import CommandError, ConfigLoader
-from jobs import Supervisor, TaskQueue, WorkerSettings, log_setup, schedule
+from jobs import Supervisor, TaskQueue, Watermark, WorkerSettings, log_setup, schedule
 from manager.access import AccessRegistry, KeyLimits, LocalToken, local_token
 from manager.billing import PriceBook, calendar
 from manager.clock import Clock
@@ -120,17 +120,19 @@ class Program:
         Spool(data_dir, store.add_requests).close()  # what a killed program has left counts
         limits = KeyLimits(clock, lambda: calendar.zone(fleet.config.program.timezone), prices.cost)
         limits.load(usage_db, reports)
+        activity, spool = Activity(clock, events), Spool(data_dir, store.add_requests)
+        self._watermark = Watermark(fleet, activity, spool, store, clock)
         self.services = Services(
             fleet=fleet,
             interfaces=load.interfaces,
             watch=shared.watch,
             events=events,
-            activity=Activity(clock, events),
+            activity=activity,
             monitor=monitor,
             placement=placement,
             clock=clock,
             logs=shared.logs,
-            spool=Spool(data_dir, store.add_requests),
+            spool=spool,
             slots=Slots(program.threads),
             metrics=metrics,
             data_dir=data_dir,
@@ -139,6 +141,7 @@ class Program:
             reports=reports,
             prices=prices,
             orders=MaintenanceTasks(store, usage_db, clock, self._tasks.enqueue),
+            record_all=self._watermark.advance,
             worker=Supervisor(WorkerSettings.of(program, data_dir), clock),
             access=AccessRegistry(store, usage_db, clock),
             limits=limits,
@@ -176,6 +179,7 @@ class Program:
             self._log_buffer,
             self._tasks,
             services.orders,
+            self._watermark,
             services.clock,
             services.data_dir,
         )

@@ -161,6 +161,18 @@ def bill_runs(connection: sqlite3.Connection, now_ms: int) -> int:
     return billed
 
 
+def are_billed(connection: sqlite3.Connection, until_ms: int) -> bool:
+    """Whether all time that runs are known to have taken before that moment was added."""
+    unbilled = connection.execute(
+        "SELECT 1 FROM runs WHERE ready_ms IS NOT NULL"
+        " AND (ended_ms IS NULL OR billed_ms IS NOT ended_ms)"
+        " AND ready_ms < ?1"
+        " AND min(coalesce(ended_ms, heartbeat_ms, 0), ?1) > coalesce(billed_ms, ready_ms) LIMIT 1",
+        (until_ms,),
+    )
+    return unbilled.fetchone() is None
+
+
 def price_unpriced(connection: sqlite3.Connection, run: str, start_ms: int, end_ms: int) -> int:
     """Prices the hours of a run that had no price and have one now; says how many."""
     changed = 0

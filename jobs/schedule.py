@@ -8,6 +8,7 @@ from jobs.intervals import IntervalScheduler
 from jobs.log_setup import BufferedLogHandler
 from jobs.queue import TaskQueue
 from jobs.scheduled_export import ScheduledExport
+from jobs.watermark import Watermark
 from manager.access import AccessRegistry
 from manager.clock import Clock
 from manager.devices import Monitor
@@ -35,6 +36,7 @@ def start(
     journal: BufferedLogHandler,
     tasks: TaskQueue,
     orders: MaintenanceTasks,
+    watermark: Watermark,
     clock: Clock,
     data_dir: Path,
 ) -> IntervalScheduler:
@@ -43,7 +45,7 @@ def start(
     scheduler.every(_SWEEP_SECONDS, fleet.stop_idle, "idle sweep")
     scheduler.every(_COUNT_SECONDS, activity.tick, "throughput")
     scheduler.every(_ACCESS_SECONDS, access.tick, "keys and accounts")
-    scheduler.every(_HEARTBEAT_SECONDS, fleet.heartbeat, "heartbeat")
+    scheduler.every(_HEARTBEAT_SECONDS, watermark.tick, "heartbeat", at_once=True)
     poll = scheduler.every(_POLL_SECONDS, monitor.tick, "device poll", paused=True)
     monitor.attach(poll.pause, poll.resume)
     scheduler.every(_FLUSH_SECONDS, journal.flush, "log flush")
@@ -63,7 +65,7 @@ def start(
     scheduler.every(_CLEAN_SECONDS, lambda: tasks.enqueue("clean_up"), "retention", at_once=True)
     program = fleet.config.program
     if program.export:
-        bills = ScheduledExport(program, program.export, data_dir, orders, clock)
+        bills = ScheduledExport(program, program.export, data_dir, orders, clock, watermark.advance)
         scheduler.every(_BILL_SECONDS, bills.tick, "export", at_once=True)
     scheduler.start()
     return scheduler

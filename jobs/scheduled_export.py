@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
+from jobs.watermark import Recorded
 from manager.billing import Period, calendar, statements
 from manager.clock import Clock
 from manager.config import Export, Program, next_time
 from manager.storage import MaintenanceTasks, get_mark, maintenance, read_connection
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("manager.bills")
 
 _AT_ONCE = 31  # bills that wait for the worker: between them it prices, and makes other bills
 _RETRY_MS = 60_000
 
 
 class ScheduledExport:
-    """Orders the bill of each period, once, at the first time of the schedule after its end.
+    """Orders the bill of each period, once, at the first time of the schedule after its end: when
+    everything of the period is recorded, which ``advance`` sees to.
 
     The mark ``bills:month`` or ``bills:day`` of usage.db is the last period that was ordered. So a
     bill whose file was deleted stays deleted, and a zone that is changed makes none twice. Where
@@ -37,6 +40,7 @@ class ScheduledExport:
         data_dir: Path,
         orders: MaintenanceTasks,
         clock: Clock,
+        advance: Callable[[], Recorded],
     ) -> None:
         self._export = export
         self._zone = calendar.zone(program.timezone)
@@ -44,11 +48,13 @@ class ScheduledExport:
         self._usage_db = data_dir / "usage.db"
         self._orders = orders
         self._clock = clock
+        self._advance = advance
         self._mark = f"bills:{export.period}"
         self._seen_ms = 0  # the wall clock at the last tick
         self._next_ms = 0  # when there may be something to order
         self._was_off = True  # what is due was due before the program was there
-        self._is_behind = False  # there was more than is ordered at once
+        self._is_behind = False  # there was more than is ordered at once, or is recorded
+        self._waiting: Period | None = None  # the one that is not recorded yet
 
     def tick(self) -> None:
         """About once a second: orders what is due."""
@@ -80,6 +86,7 @@ class ScheduledExport:
         wanted = {} if self._is_behind else {order.subject: order.notes for order in known}
         most = len(wanted) + _AT_ONCE
         self._is_behind = True
+        recorded: Recorded | None = None
         while len(wanted) < most:
             try:
                 due_ms = self.due_ms(period)
@@ -89,6 +96,9 @@ class ScheduledExport:
             if due_ms is None or due_ms > now_ms:
                 self._is_behind = self._was_off = False
                 break
+            recorded = recorded or self._advance()
+            if not self._is_recorded(period, recorded):
+                break
             is_missed = self._was_off or period != last
             wanted[period.text] = {"scheduled": True, "unless_empty": is_missed}
             done, period = period.text, period.after()
@@ -97,6 +107,15 @@ class ScheduledExport:
         if self._is_behind:
             return now_ms
         return now_ms + _RETRY_MS if due_ms is None else due_ms
+
+    def _is_recorded(self, period: Period, recorded: Recorded) -> bool:
+        _, end_ms = period.bounds_ms(self._zone)
+        if recorded.until_ms >= end_ms:
+            return True
+        if recorded.waits_for and self._waiting != period:
+            self._waiting = period
+            log.info("the bill of %s waits for %s", period.text, recorded.waits_for)
+        return False
 
     def _progress(self, last: Period) -> tuple[str | None, str, Period]:
         """The mark, what it is to be, and the period that comes after that."""

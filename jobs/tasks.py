@@ -23,7 +23,7 @@ from huey import Huey
 
 from manager.billing import calendar, statements
 from manager.config import Program
-from manager.storage import Order, StoreError, maintenance, maintenance_tasks
+from manager.storage import Order, StoreError, maintenance, maintenance_tasks, recorded_until
 from manager.storage import data_dir as datadir
 
 log = logging.getLogger("manager.worker")
@@ -145,11 +145,18 @@ class TaskRunner:
             pass
         run_hours.bill_runs(connection, _now_ms())
 
-    def export(self, connection: sqlite3.Connection, period: statements.Period) -> Path:
-        """Writes the bill of what is in the rollups. Raises OSError, sqlite3.Error; ValueError for
-        a day that the time zone has skipped."""
+    def export(
+        self, connection: sqlite3.Connection, period: statements.Period, recorded_ms: int | None
+    ) -> Path:
+        """Writes the bill of what is in the rollups, which have everything up to ``recorded_ms``,
+        or of the whole period. Where the period ends later the file is dated back, so that it is
+        of a part for everybody (`statements.is_made`). Raises OSError, sqlite3.Error; ValueError
+        for a day that the time zone has skipped."""
+        start_ms, end_ms = period.bounds_ms(self._zone())
         bill = statements.render_csv(connection, period, self._zone(), self.settings.currency)
-        return statements.write(self.settings.exports, period, bill)
+        is_whole = recorded_ms is None or recorded_ms >= end_ms
+        as_of_ms = None if is_whole else max(start_ms, recorded_ms or 0)
+        return statements.write(self.settings.exports, period, bill, as_of_ms)
 
     def _zone(self) -> tzinfo:
         return calendar.zone(self.settings.timezone)
@@ -184,11 +191,16 @@ class TaskRunner:
 
     def _export(self, connection: sqlite3.Connection, order: Order) -> None:
         period = statements.Period.parse(order.subject)
-        if order.notes.get("scheduled") and self._is_made(period):
+        is_scheduled = order.notes.get("scheduled")
+        # The schedule orders what is recorded. First: more may be while this works.
+        recorded_ms = None if is_scheduled else recorded_until(connection)
+        # What was recorded between this task's pricing and the order is to be on the bill.
+        self.bring_up_to_date(connection)
+        if is_scheduled and self._is_made(period):
             return  # a bill once made stays as it is, unless somebody asks for another
         if order.notes.get("unless_empty") and statements.is_empty(self.path, period, self._zone()):
             return
-        log.info("wrote %s", self.export(connection, period))
+        log.info("wrote %s", self.export(connection, period, recorded_ms))
 
     def _is_made(self, period: statements.Period) -> bool:
         path = self.settings.exports / period.file

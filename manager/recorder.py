@@ -64,7 +64,7 @@ class RequestRecord:
         self._address = address
         self._began = recorder.clock.monotonic()
         began_ms = recorder.clock.wall_ms()
-        self.request = ActiveRequest(uuid7(began_ms), endpoint, began_ms)
+        self.request = ActiveRequest(uuid7(began_ms), endpoint, self._began, began_ms)
         self.request.key = key
         self.permit: Permit | None = None
         self.size = 0

@@ -44,7 +44,8 @@ class Worker(Protocol):
 @dataclass(frozen=True)
 class Services:
     """Built once, at the program's start. ``closing`` is set when the program shuts down; ``load``
-    reads the config's file again; ``host`` is where the program listens."""
+    reads the config's file again; ``record_all`` brings to usage.db what bills are made of, as
+    far as it is over; ``host`` is where the program listens."""
 
     fleet: Fleet
     interfaces: Mapping[str, Interface]
@@ -64,6 +65,7 @@ class Services:
     reports: Reports
     prices: PriceBook
     orders: MaintenanceTasks
+    record_all: Callable[[], object]
     worker: Worker
     access: AccessRegistry
     limits: KeyLimits

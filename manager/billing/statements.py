@@ -144,9 +144,9 @@ def directory(chosen: Path | None, data_dir: Path) -> Path:
     return chosen or data_dir / "exports"
 
 
-def write(folder: Path, period: Period, bill: bytes) -> Path:
-    """Writes it under its name, whole or not at all, in place of an earlier one. Raises
-    OSError."""
+def write(folder: Path, period: Period, bill: bytes, as_of_ms: int | None = None) -> Path:
+    """Writes it under its name, whole or not at all, in place of an earlier one; dated ``as_of_ms``
+    (epoch), else now. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / period.file
     part = folder / f".{period.file}.part"
@@ -155,6 +155,8 @@ def write(folder: Path, period: Period, bill: bytes) -> Path:
             file.write(bill)
             file.flush()
             os.fsync(file.fileno())
+        if as_of_ms is not None:
+            os.utime(part, ns=(as_of_ms * 1_000_000, as_of_ms * 1_000_000))
         os.replace(part, path)
     except OSError:
         part.unlink(missing_ok=True)
@@ -182,10 +184,10 @@ def list_files(folder: Path) -> list[Path]:
 
 
 def is_made(path: Path, period: Period, zone: tzinfo, now_ms: int | None = None) -> bool:
-    """Whether the period's bill is there, and was made after the period's end: one that somebody
-    asked for before that is of a part. One from after `now_ms` (epoch) was made before a clock was
-    set back, and may be of a part too. Raises OSError; ValueError for a day that the zone has
-    skipped."""
+    """Whether the period's bill is there, and is dated after the period's end: one that somebody
+    asked for before that, or before all of it was recorded, is of a part. One from after `now_ms`
+    (epoch) was made before a clock was set back, and may be of a part too. Raises OSError;
+    ValueError for a day that the zone has skipped."""
     _, end_ms = period.bounds_ms(zone)
     try:
         made_ms = path.stat().st_mtime_ns // 1_000_000

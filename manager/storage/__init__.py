@@ -12,7 +12,13 @@ from manager.storage import (
 )
 from manager.storage.data_dir import DataDirInUse
 from manager.storage.logs import POLL, PROGRAM_LOG, Follower, ModelLogs
-from manager.storage.maintenance import billed_seq, get_mark, transaction
+from manager.storage.maintenance import (
+    RECORDED_UNTIL,
+    billed_seq,
+    get_mark,
+    recorded_until,
+    transaction,
+)
 from manager.storage.maintenance_tasks import MaintenanceTasks, Order
 from manager.storage.rows import (
     INSERT_REQUESTS,
@@ -34,6 +40,7 @@ __all__ = [
     "ONE_REQUEST",
     "POLL",
     "PROGRAM_LOG",
+    "RECORDED_UNTIL",
     "REQUEST_COLUMNS",
     "DataDirInUse",
     "DatabaseError",
@@ -56,6 +63,7 @@ __all__ = [
     "maintenance_tasks",
     "plain_text",
     "read_connection",
+    "recorded_until",
     "request_of",
     "rollups",
     "runs",

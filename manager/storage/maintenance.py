@@ -21,6 +21,9 @@ from manager.storage.rollups import ALL, CELL, SUM_COLUMNS
 from manager.storage.schema import MIGRATIONS
 from manager.storage.store import StoreError
 
+RECORDED_UNTIL = "recorded_until"
+"""The mark of how far usage.db has everything that bills are made of."""
+
 _BUSY_SECONDS = 10.0
 _GAP_SECONDS = 0.001
 _AIM_SECONDS = 0.01  # that a piece takes
@@ -119,6 +122,12 @@ def get_mark(connection: sqlite3.Connection, name: str) -> str | None:
 def billed_seq(connection: sqlite3.Connection) -> int:
     """Requests up to this one are priced and in the rollups."""
     return int(get_mark(connection, "billed_seq") or 0)
+
+
+def recorded_until(connection: sqlite3.Connection) -> int:
+    """Up to when each request has its row and each run its time, epoch ms, as the program that
+    runs on the folder has said last; 0 where none has."""
+    return int(get_mark(connection, RECORDED_UNTIL) or 0)
 
 
 def newest_seq(connection: sqlite3.Connection) -> int:

@@ -32,6 +32,7 @@ class ActiveRequest:
     __slots__ = (
         "answered",
         "asked_for",
+        "began",
         "began_ms",
         "counted",
         "endpoint",
@@ -44,9 +45,11 @@ class ActiveRequest:
         "stream",
     )
 
-    def __init__(self, number: bytes, endpoint: str, began_ms: int) -> None:
+    def __init__(self, number: bytes, endpoint: str, began: float, began_ms: int) -> None:
+        """``began`` is its arrival by the monotonic clock, ``began_ms`` by the wall clock."""
         self.id = number
         self.endpoint = endpoint
+        self.began = began
         self.began_ms = began_ms
         self.asked_for = ""
         self.model = ""  # empty for names that are no model's: clients must not make labels

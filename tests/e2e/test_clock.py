@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
+import time
 from datetime import datetime, timezone
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -105,3 +107,42 @@ def test_each_month_that_the_program_was_off_in_has_its_bill(
         eventually(path.exists)
         with path.open(encoding="utf-8-sig", newline="") as file:
             assert [row["requests"] for row in csv.DictReader(file)][-1] == "1"
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_a_days_bill_has_every_second_up_to_midnight_and_each_request_begun_before(
+    launch: Launch, clock: WallClock, is_killed: bool
+) -> None:
+    export = {"schedule": "0 0 * * *", "period": "day"}
+    midnight = int(time.time()) // DAY * DAY + DAY
+
+    def set_clock(before: int) -> int:
+        """So many seconds before midnight; how far that is ahead."""
+        ahead = midnight - before - int(time.time())
+        clock.set_by(ahead)
+        return ahead
+
+    set_clock(HOUR)
+    models = {"Model": fake(alive_time=0, price=PRICE)}
+    program = launch(models, env=clock.env, export=export, timezone="UTC")
+    ahead = set_clock(15)
+    assert program.ask("Model").status_code == 200
+    if is_killed:
+        program.kill()
+        eventually(lambda: time.time() + ahead > midnight + 2)
+        program.start()
+    else:
+        with program.held("Model"):
+            eventually(lambda: "waits for requests that are under way (1)" in program.output)
+
+    path = (
+        program.data
+        / "exports"
+        / f"bill-{datetime.fromtimestamp(midnight - 1, timezone.utc):%F}.csv"
+    )
+    eventually(path.exists)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        total = list(csv.DictReader(file))[-1]
+    ran = midnight * 1000 - one(program.usage_db, "SELECT ready_ms FROM runs")
+    assert Decimal(total["cost_hours"]) == Decimal(ran) / 1000
+    assert total["requests"] == ("1" if is_killed else "2")

@@ -28,11 +28,12 @@ from commands.__main__ import main
 from jobs import export
 from jobs.scheduled_export import ScheduledExport
 from jobs.tasks import TaskRunner, WorkerSettings, lock_billing
+from jobs.watermark import Recorded
 from manager.billing import calendar, statements
 from manager.billing.statements import Period
 from manager.clock import Clock
 from manager.config.settings import Export, Program
-from manager.storage import data_dir, maintenance
+from manager.storage import RECORDED_UNTIL, data_dir, maintenance, runs
 from manager.storage.maintenance_tasks import MaintenanceTasks
 from manager.storage.spool import Spool, has_uncommitted
 from manager.storage.store import Store
@@ -79,7 +80,7 @@ def adjust(store: Store, model: str, key: str, at_ms: int, amount: int) -> None:
 def bill_of(work: TaskRunner, period: str = "2026-11") -> bytes:
     with closing(maintenance.connect(work.path)) as connection:
         work.bring_up_to_date(connection)
-        return work.export(connection, Period.parse(period)).read_bytes()
+        return work.export(connection, Period.parse(period), NOON + 40 * DAY).read_bytes()
 
 
 def rows_of(bill: bytes) -> list[dict[str, str]]:
@@ -346,7 +347,7 @@ def test_what_is_told_is_when_it_is_ordered(tmp_path: Path, store: Store) -> Non
     program = Program(timezone="America/New_York", export=MONTHLY)
     shown = Office(tmp_path, program, at("2026-11-05T12:00")).schedule
     orders = MaintenanceTasks(store, tmp_path / "usage.db", Clock(), lambda _kind: None)
-    bills = ScheduledExport(program, MONTHLY, tmp_path, orders, Clock())
+    bills = ScheduledExport(program, MONTHLY, tmp_path, orders, Clock(), lambda: Recorded(0, ""))
     due = calendar.iso(bills.due_ms(Period.parse("2026-11")) or 0)
     assert (shown["next_at"], shown["directory"]) == (due, str(tmp_path / "exports"))
 
@@ -428,6 +429,81 @@ def test_beside_a_worker_it_waits_until_that_has_priced_what_is_there(
         assert main(given) == 0
     bill = Path(capsys.readouterr().out.strip())
     assert rows_of(bill.read_bytes())[-1]["cost"] == "0.002"
+
+
+JANUARY = Period.parse("2025-01")
+IN_JANUARY, AFTER_JANUARY = ms("2025-01-31T23:00"), ms("2025-02-01")
+
+
+def record(store: Store, until_ms: int) -> None:
+    store.write(
+        "INSERT OR REPLACE INTO marks (name, value) VALUES (?, ?)", (RECORDED_UNTIL, str(until_ms))
+    )
+
+
+@pytest.mark.parametrize(("until_ms", "is_whole"), [(AFTER_JANUARY, True), (IN_JANUARY, False)])
+def test_beside_the_program_a_shell_is_told_where_a_bill_is_not_whole(
+    tmp_path: Path,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    until_ms: int,
+    is_whole: bool,
+) -> None:
+    monkeypatch.setattr(export, "_RECORD_SECONDS", 0.2)
+    record(store, until_ms)
+    with data_dir.lock(tmp_path):
+        assert main(arguments(tmp_path, "--month", "2025-01")) == 0
+    printed = capsys.readouterr()
+    path = Path(printed.out.strip())
+    assert ("not all of the period is recorded" in printed.err) is not is_whole
+    assert statements.is_made(path, JANUARY, UTC) is is_whole
+
+
+@pytest.mark.parametrize("seen_ms", [None, IN_JANUARY, AFTER_JANUARY])
+def test_after_a_kill_a_shell_is_told_where_a_model_may_have_run_on(
+    tmp_path: Path, store: Store, capsys: pytest.CaptureFixture[str], seen_ms: int | None
+) -> None:
+    if seen_ms is not None:
+        add_run(store, "left", IN_JANUARY - HOUR, None)
+        runs.heartbeat(store, {"left": seen_ms})
+    assert main(arguments(tmp_path, "--month", "2025-01")) == 0
+    printed = capsys.readouterr()
+    bill = Path(printed.out.strip())
+    is_whole = seen_ms != IN_JANUARY
+    assert ("models run on that a killed program has left" in printed.err) is not is_whole
+    assert statements.is_made(bill, JANUARY, UTC) is is_whole
+    hours = {None: "0", IN_JANUARY: "1", AFTER_JANUARY: "2"}[seen_ms]
+    assert rows_of(bill.read_bytes())[-1]["hours"] == hours
+
+
+def test_beside_a_worker_it_waits_until_all_hours_of_the_period_are_added_up(
+    tmp_path: Path,
+    store: Store,
+    work: TaskRunner,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(export, "_WORKER_SECONDS", 0.2)
+    given = arguments(tmp_path, "--month", "2025-01")
+    add_run(store, "over", IN_JANUARY - HOUR, IN_JANUARY)
+    add_run(store, "goes on", IN_JANUARY, None)
+    record(store, AFTER_JANUARY + HOUR)
+    with (
+        data_dir.lock(tmp_path),
+        lock_billing(tmp_path, 0),
+        closing(maintenance.connect(work.path)) as connection,
+    ):
+        for heartbeat_ms in (IN_JANUARY + HOUR // 2, AFTER_JANUARY + HOUR):
+            runs.heartbeat(store, {"goes on": heartbeat_ms})
+            assert main(given) == 1
+            assert "has not priced" in capsys.readouterr().err
+            work.bring_up_to_date(connection)
+        runs.heartbeat(store, {"goes on": AFTER_JANUARY + 2 * HOUR})  # of February
+        assert main(given) == 0
+    printed = capsys.readouterr()
+    assert rows_of(Path(printed.out.strip()).read_bytes())[-1]["hours"] == "2"
+    assert printed.err == ""
 
 
 @pytest.mark.parametrize(

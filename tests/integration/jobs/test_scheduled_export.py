@@ -4,30 +4,36 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-import zoneinfo
+import sqlite3
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 
 from jobs import tasks
 from jobs.scheduled_export import ScheduledExport
 from jobs.tasks import TaskRunner, WorkerSettings
-from manager.billing import Period
+from jobs.watermark import Watermark
+from manager.billing import Period, statements
 from manager.clock import Clock
 from manager.config.settings import Export, Program
+from manager.events import Events
+from manager.storage import uuid7
 from manager.storage.maintenance_tasks import MaintenanceTasks
 from manager.storage.store import Store
+from manager.usage import ActiveRequest, Activity
 from tests.support.usage_rows import a_request, add_price, add_request, new_store
 
 BERLIN = "Europe/Berlin"
 
 
 def ms(moment: str, zone: str = "UTC") -> int:
-    at = datetime.fromisoformat(moment).replace(tzinfo=zoneinfo.ZoneInfo(zone))
+    at = datetime.fromisoformat(moment).replace(tzinfo=ZoneInfo(zone))
     return int(at.timestamp() * 1000)
 
 
@@ -42,35 +48,53 @@ class Bills:
     period: str = "month"
     zone: str = "UTC"
     now_ms: int = 0
+    monotonic: float = 1e6
+    runs: dict[str, int] = field(default_factory=dict)  # up to when they are recorded
+    has_rows_left: bool = False  # that the database has not taken
+
+    def __post_init__(self) -> None:
+        self.clock = Clock(lambda: self.monotonic, lambda: self.now_ms / 1000)
+        self.activity = Activity(self.clock, Events())
 
     def start(self, moment: str) -> None:
         """A program that is started then."""
         program = Program(timezone=self.zone, export=Export(self.schedule, self.period, None))
-        clock = Clock(wall=lambda: self.now_ms / 1000)
+        clock = self.clock
         orders = MaintenanceTasks(self.store, self.folder / "usage.db", clock, lambda _kind: None)
         assert program.export is not None
         self.orders = orders
-        self.scheduled = ScheduledExport(program, program.export, self.folder, orders, clock)
+        parts: dict[str, Any] = {
+            "fleet": SimpleNamespace(heartbeat=lambda: self.runs),
+            "activity": self.activity,
+            "spool": SimpleNamespace(flush=lambda _seconds: not self.has_rows_left),
+        }
+        self.watermark = Watermark(**parts, store=self.store, clock=clock)
+        self.scheduled = ScheduledExport(
+            program, program.export, self.folder, orders, clock, self.watermark.advance
+        )
         exports = self.folder / "exports"
         self.worker = TaskRunner(WorkerSettings(self.folder, "INFO", self.zone, "CNY", 0, exports))
         self.monkeypatch.setattr(tasks, "_now_ms", lambda: self.now_ms)
         self.at(moment)
 
     def at(self, moment: str) -> None:
-        """The clock shows that; what is due is done. Files are dated by it, as by the system's."""
+        """The clock shows that; what is due is done."""
         self.now_ms = ms(moment, self.zone)
         for _ in range(1000):
             self.scheduled.tick()
             if not self.orders.load_all():
                 return
-            before = self.files
             self.worker.run("export")
-            for name, content in self.files.items():
-                if before.get(name) != content:
-                    os.utime(self.path(name), (self.now_ms / 1000, self.now_ms / 1000))
             if any(order.error for order in self.orders.load_all()):
                 return
         raise AssertionError("there is no end of it")
+
+    def ask(self, period: str, moment: str) -> None:
+        """Somebody asks for a bill then."""
+        self.now_ms = ms(moment, self.zone)
+        self.watermark.advance()
+        self.orders.enqueue("export", period)
+        self.at(moment)
 
     def request(self, moment: str) -> None:
         add_request(self.store, a_request(ms(moment, self.zone)))
@@ -97,7 +121,16 @@ class Bills:
 def bills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bills]:
     store = new_store(tmp_path / "usage.db")
     add_price(store)
-    yield Bills(tmp_path, store, monkeypatch)
+    bills = Bills(tmp_path, store, monkeypatch)
+    write = statements.write
+
+    def dated(*written: Any) -> Path:
+        """Files are dated by the test's clock, as by the system's."""
+        *what, as_of_ms = written
+        return write(*what, bills.now_ms if as_of_ms is None else as_of_ms)
+
+    monkeypatch.setattr(statements, "write", dated)
+    yield bills
     store.close()
 
 
@@ -221,16 +254,14 @@ def test_one_that_somebody_has_made_of_the_whole_period_stays_and_one_of_a_part_
 ) -> None:
     bills.start("2026-10-15T12:00")
     bills.request("2026-10-15T12:00")
-    bills.orders.enqueue("export", "2026-10")
-    bills.at("2026-10-20T12:00")
+    bills.ask("2026-10", "2026-10-20T12:00")
     bills.request("2026-10-25T12:00")
     assert bills.requests() == {"2026-10": "1"}
     bills.at("2026-11-01T03:00")
     assert bills.requests() == {"2026-10": "2"}
 
     bills.request("2026-11-15T12:00")
-    bills.orders.enqueue("export", "2026-11")
-    bills.at("2026-12-01T02:00")
+    bills.ask("2026-11", "2026-12-01T02:00")
     bills.request("2026-11-16T12:00")
     bills.at("2026-12-01T03:00")
     assert bills.requests()["2026-11"] == "1"
@@ -352,3 +383,131 @@ def test_periods_follow_each_other_in_both_directions() -> None:
         periods = [Period.parse(text) for text in texts]
         assert [period.after() for period in periods[:-1]] == periods[1:]
         assert [period.before() for period in periods[1:]] == periods[:-1]
+
+
+# --- what is not recorded yet --------------------------------------------------------------
+
+
+def under_way(bills: Bills, moment: str) -> ActiveRequest:
+    """A request that began then and goes on."""
+    at_ms = ms(moment, bills.zone)
+    request = ActiveRequest(uuid7(at_ms), "/v1/chat/completions", bills.monotonic, at_ms)
+    bills.activity.begin(request)
+    return request
+
+
+def test_a_bill_waits_for_the_requests_of_its_period_that_are_under_way(
+    bills: Bills, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    bills.start("2026-10-15T12:00")
+    bills.request("2026-10-15T12:00")
+    late = under_way(bills, "2026-10-31T23:59:50")
+    for moment in ("2026-11-01T03:00", "2026-11-01T03:00:01"):
+        bills.at(moment)
+        assert bills.files == {}
+    assert caplog.text.count("bill of 2026-10 waits for requests that are under way (1)") == 1
+    bills.request("2026-10-31T23:59:50")
+    bills.activity.end(late, 200, None)
+    under_way(bills, "2026-11-01T00:00")  # of the next month
+    bills.at("2026-11-01T03:00:02")
+    assert bills.requests() == {"2026-10": "2"}
+
+
+def test_a_request_that_has_no_end_keeps_a_bill_for_a_day(
+    bills: Bills, caplog: pytest.LogCaptureFixture
+) -> None:
+    bills.schedule, bills.period = "0 0 * * *", "day"
+    bills.start("2026-11-05T12:00")
+    under_way(bills, "2026-11-05T13:00")
+    bills.request("2026-11-05T12:30")
+    bills.monotonic += 23 * 3600
+    bills.at("2026-11-06T12:00")
+    assert bills.files == {}
+    bills.monotonic += 2 * 3600
+    bills.at("2026-11-06T14:00")
+    bills.at("2026-11-07T00:00:01")
+    assert list(bills.files) == ["2026-11-05", "2026-11-06"]
+    assert caplog.text.count("under way for more than a day: bills no longer wait for it") == 1
+
+
+def test_no_wall_clock_that_is_set_makes_a_request_an_old_one(bills: Bills) -> None:
+    bills.schedule, bills.period = "0 0 * * *", "day"
+    bills.start("2026-11-05T12:00")
+    under_way(bills, "2026-11-05T13:00")
+    bills.at("2026-11-09T12:00")
+    assert bills.files == {}
+
+
+def test_a_bill_waits_for_rows_that_the_database_has_not_taken(bills: Bills) -> None:
+    bills.start("2026-10-15T12:00")
+    bills.request("2026-10-15T12:00")
+    bills.has_rows_left = True
+    bills.at("2026-11-01T03:00")
+    assert bills.files == {}
+    bills.has_rows_left = False
+    bills.request("2026-10-31T23:59:50")
+    bills.at("2026-11-01T03:00:01")
+    assert bills.requests() == {"2026-10": "2"}
+
+
+def test_a_bill_waits_for_the_time_of_runs_and_never_for_one_that_is_dated_far_back(
+    bills: Bills, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Such as one that was started before the clock of a small machine was set."""
+    bills.start("2026-10-15T12:00")
+    bills.request("2026-10-15T12:00")
+    bills.runs = {"of 1970": 77_000, "run": ms("2026-10-31T23:59:59.999")}
+    bills.at("2026-11-01T03:00")
+    assert bills.files == {}
+    bills.runs["run"] = ms("2026-11-01T00:00")
+    bills.at("2026-11-01T03:00:01")
+    assert list(bills.files) == ["2026-10"]
+    assert caplog.text.count("run of 1970 are dated more than a day before") == 1
+
+
+def test_all_bills_that_were_due_come_when_what_they_waited_for_is_recorded(bills: Bills) -> None:
+    bills.schedule, bills.period = "0 0 * * *", "day"
+    bills.start("2026-11-01T12:00")
+    for day in (1, 2, 3):
+        bills.request(f"2026-11-0{day}T12:00")
+    bills.runs = {"run": ms("2026-11-02T12:00")}  # is being taken over
+    bills.start("2026-11-03T06:00")
+    assert list(bills.files) == ["2026-11-01"]
+    bills.at("2026-11-03T06:00:01")
+    bills.runs = {}
+    bills.at("2026-11-03T06:00:02")
+    assert list(bills.files) == ["2026-11-01", "2026-11-02"]
+
+
+def test_a_bill_that_somebody_asks_for_too_early_is_of_a_part_and_is_replaced(bills: Bills) -> None:
+    bills.start("2026-10-15T12:00")
+    bills.request("2026-10-15T12:00")
+    late = under_way(bills, "2026-10-31T23:59:50")
+    bills.ask("2026-10", "2026-11-01T00:00:10")
+    period = Period.parse("2026-10")
+    assert not statements.is_made(bills.path("2026-10"), period, ZoneInfo("UTC"))
+    bills.request("2026-10-31T23:59:50")
+    bills.activity.end(late, 200, None)
+    bills.at("2026-11-01T03:00")
+    assert bills.requests() == {"2026-10": "2"}
+    assert statements.is_made(bills.path("2026-10"), period, ZoneInfo("UTC"))
+
+
+def test_what_is_recorded_while_the_worker_prices_is_on_a_bill_that_is_ordered_after_that(
+    bills: Bills,
+) -> None:
+    bills.start("2026-10-15T12:00")
+    bills.request("2026-10-15T12:00")
+    bills.now_ms = ms("2026-11-01T03:00")
+    price = bills.worker.bring_up_to_date
+
+    def price_meanwhile(connection: sqlite3.Connection) -> None:
+        price(connection)
+        bills.worker.bring_up_to_date = price  # type: ignore[method-assign]
+        bills.request("2026-10-31T23:59:59")
+        bills.scheduled.tick()
+
+    bills.worker.bring_up_to_date = price_meanwhile  # type: ignore[method-assign]
+    bills.worker.run("bill")
+    assert bills.requests() == {"2026-10": "2"}

@@ -29,7 +29,7 @@ def activity(events: Events) -> Activity:
 
 
 def begin(activity: Activity, number: int = 1, model: str = "Qwen") -> ActiveRequest:
-    request = ActiveRequest(bytes([number] * 16), "/v1/chat/completions", 1_800_000_000_000)
+    request = ActiveRequest(bytes([number] * 16), "/v1/chat/completions", 0.0, 1_800_000_000_000)
     request.model = request.asked_for = model
     activity.begin(request)
     return request
