@@ -66,7 +66,7 @@ async function makeBill() {
     link.href = `/api/exports${path(made.file)}`;
     link.textContent = say("download", { file: made.file });
     link.hidden = false;
-    notice(say("bill_made", { file: made.file }));
+    notice(say(made.complete ? "bill_made" : "bill_part_made", { file: made.file }));
   } else notice(say("bill_waits"), "warn");
   await loadExports();
 }
@@ -88,7 +88,7 @@ async function loadExports() {
         : say("bill_ordered", { subject: order.subject });
     });
   table("exports", exports, (one) => one.file, "export-row", (one) => ({
-    period: one.period || one.file,
+    period: one.complete ? one.period : say("bill_part", { period: one.period }),
     link: `/api/exports${path(one.file)}`,
     made: time(one.made_at),
     size: bytes(one.bytes),

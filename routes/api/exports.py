@@ -33,13 +33,29 @@ def blueprint(services: Services) -> Api:
     folder = statements.directory(program.export_directory, services.data_dir)
     export, zone = program.export, calendar.zone(program.timezone)
 
+    def is_complete(path: Path, period: Period) -> bool:
+        try:
+            return statements.is_made(path, period, zone_of(services))
+        except ValueError:  # there is no such day in the zone that is configured now
+            return False
+
+    def file_to_json(path: Path) -> dict[str, Any]:
+        period, state = statements.period_of(path.name), path.stat()
+        return {
+            "file": path.name,
+            "period": period.text if period else "",
+            "bytes": state.st_size,
+            "made_at": iso(int(state.st_mtime * 1000)),
+            "complete": period is not None and is_complete(path, period),
+        }
+
     @api.call("GET /api/exports", Rule.VIEW)
     def exports() -> Response:
         """The bills, the latest period first; tasks that wait or failed; the schedule."""
         orders = [
             task_to_json(order) for order in services.orders.load_all() if order.kind == "export"
         ]
-        files = [_file(path) for path in statements.list_files(folder)]
+        files = [file_to_json(path) for path in statements.list_files(folder)]
         schedule = export and _schedule(export, folder, zone, services.clock.wall_ms())
         return jsonify({"exports": files, "orders": orders, "schedule": schedule})
 
@@ -54,16 +70,20 @@ def blueprint(services: Services) -> Api:
     def make(query: dict[str, Any], body: dict[str, Any]) -> tuple[Response, int]:
         """Makes the bill of a month or of a day; `file` is its name.
 
-        One that is there is replaced.
+        One that is there is replaced. `complete` is false where it is of a part: the period is not
+        over, or a request of it is still under way. The schedule replaces such a bill.
         """
         period = _period(body)
         start_ms, _ = _bounds(services, period)
         if start_ms > services.clock.wall_ms():
             raise bad("month" if period.is_month else "day", f"{period.text} has not begun")
+        services.record_all()
         answer, status = run_task(
             services, services.orders.enqueue("export", period.text), query["wait"]
         )
-        return jsonify({**answer.get_json(), "file": period.file}), status
+        made = answer.get_json()
+        complete = made["done"] and is_complete(folder / period.file, period)
+        return jsonify({**made, "file": period.file, "complete": complete}), status
 
     @api.call("GET /api/exports/<file>", Rule.VIEW, answers={200: "Csv"})
     def download(file: str) -> Response:
@@ -115,13 +135,3 @@ def _bounds(services: Services, period: Period) -> tuple[int, int]:
 
 def _missing(file: str) -> ApiError:
     return ApiError(404, "export_not_found", f"There is no bill {file[:80]!r}; GET /api/exports")
-
-
-def _file(path: Path) -> dict[str, Any]:
-    period, state = statements.period_of(path.name), path.stat()
-    return {
-        "file": path.name,
-        "period": period.text if period else "",
-        "bytes": state.st_size,
-        "made_at": iso(int(state.st_mtime * 1000)),
-    }

@@ -113,6 +113,8 @@ def for_scripts() -> dict[str, str]:
         "estimated_count": _("tokens of {count} requests are estimated"),
         "download": _("Download {file}"),
         "bill_made": _("{file} is ready"),
+        "bill_part_made": _("{file} is ready. It does not have all of the month yet"),
+        "bill_part": _("{period}, a part"),
         "bill_waits": _("The bill will be created as soon as the worker is free"),
         "bill_failed": _("{subject} could not be created: {error}"),
         "bill_ordered": _("{subject} is being created"),

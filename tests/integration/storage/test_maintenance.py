@@ -19,7 +19,7 @@ from jobs.tasks import TaskRunner, WorkerSettings
 from manager.clock import Clock
 from manager.config.settings import Config, Model, Program
 from manager.errors import ApiError
-from manager.storage import maintenance, maintenance_tasks
+from manager.storage import RECORDED_UNTIL, maintenance, maintenance_tasks
 from manager.storage.maintenance_tasks import MaintenanceTasks
 from manager.storage.store import Store, StoreError
 from routes import app as app_module
@@ -357,6 +357,7 @@ def client(tmp_path: Path, store: Store, work: TaskRunner) -> FlaskClient:
         data_dir=tmp_path,
         clock=Clock(wall=lambda: (NOON + DAY) / 1000),
         slots=Slots(64),
+        record_all=list,
         closing=threading.Event(),
     )
     app = Flask("test")
@@ -445,6 +446,20 @@ def test_a_bill_is_made_listed_and_downloaded(
     assert bill.headers["Content-Type"].startswith("text/csv")
     assert bill.headers["Content-Disposition"] == "attachment; filename=bill-2026-11.csv"
     assert bill.data.splitlines()[1].startswith(b"2026-11-05,Qwen,,1,")
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_whoever_asks_for_a_bill_is_told_whether_all_of_the_period_is_on_it(
+    client: FlaskClient, store: Store, is_whole: bool
+) -> None:
+    end_ms = 1_738_368_000_000  # of January 2025
+    store.write(
+        "INSERT INTO marks (name, value) VALUES (?, ?)",
+        (RECORDED_UNTIL, str(end_ms - 1 + is_whole)),
+    )
+    made = client.post("/api/exports?wait=1", json={"month": "2025-01"}).get_json()
+    (listed,) = client.get("/api/exports").get_json()["exports"]
+    assert (made["complete"], listed["complete"]) == (is_whole, is_whole)
 
 
 @pytest.mark.parametrize(
