@@ -30,7 +30,7 @@ from manager.events import Events
 from manager.metrics import Metrics
 from manager.models import Fleet, ModelDependencies, Ports
 from manager.placement import Placement
-from manager.relay import Watcher
+from manager.relay import RelayProcesses, Watcher
 from manager.storage import MaintenanceTasks, ModelLogs, Spool, Store
 from manager.storage import data_dir as datadir
 from manager.usage import Activity, Reports
@@ -147,6 +147,7 @@ class Program:
             limits=limits,
             local_token=LocalToken(data_dir, clock.monotonic),
             host=host,
+            relays=RelayProcesses(),
         )
 
     def listen(self, port: int) -> None:
@@ -166,6 +167,7 @@ class Program:
     def start(self) -> None:
         services = self.services
         services.watch.start()
+        services.relays.start()
         services.monitor.start()
         services.prices.seed_from_config(self._config.first_prices())
         services.fleet.adopt()
@@ -196,6 +198,7 @@ class Program:
         services = self.services
         services.closing.set()
         services.fleet.close()
+        services.relays.stop(_ANSWER_GRACE)
         self._server.close(_ANSWER_GRACE)
         services.watch.stop()
         services.monitor.stop()  # before the scheduler, which it wakes

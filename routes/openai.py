@@ -14,6 +14,7 @@ from manager.errors import CLIENT_CLOSED_REQUEST, ApiError, ClientDisconnected
 from manager.models import Lease
 from manager.recorder import Recorder
 from manager.relay import (
+    Carriers,
     Headers,
     Outcome,
     Payload,
@@ -24,6 +25,7 @@ from manager.relay import (
 from manager.tokens import MAX_TOKENS
 from routes.auth import Caller
 from routes.calls import Api, Rule
+from routes.http import Slot
 from routes.services import Services, current
 
 _MAX_NAME = 200  # characters, as in the config
@@ -110,12 +112,11 @@ def _proxy(services: Services, recorder: Recorder) -> Response:
     client_disconnected: Callable[[], bool] = environ["waitress.client_disconnected"]
     record = recorder.begin(path, caller.usage_key, caller.address)
     id_header = (_ID_HEADER, record.id)
-    release_slot: Callable[[], None] | None = None
+    slot = services.slots.one()
     lease: Lease | None = None
     permit: Permit | None = None
     try:
         services.monitor.touch()
-        release_slot = services.slots.acquire()
         body = asked.get_data(cache=False)
         if "HTTP_CONTENT_ENCODING" in environ:
             limit = services.fleet.config.program.max_body_mb << 20
@@ -141,45 +142,55 @@ def _proxy(services: Services, recorder: Recorder) -> Response:
                 caller.key, model.settings.name, len(body), _max_tokens(payload)
             )
             record.permit = permit
-        lease = model.lease(client_disconnected, caller.priority)
+        carriers = _carriers(services, environ, slot)
+        if carriers is None:
+            slot.take()
+        lease = model.lease(client_disconnected, caller.priority, slot.take)
         record.leased(lease.scheme)
         answer = forward(
             lease,
             RelayRequest(
-                lease.interface.endpoint(path), _target(path, environ), _headers(environ), payload
+                lease.interface.endpoint(path),
+                _target(path, environ),
+                _headers(environ),
+                payload,
+                hides_limits=bool(permit and permit.headers),
             ),
             watch=services.watch,
             client_disconnected=client_disconnected,
             on_end=record.close,
+            on_answer=record.answered,
+            carriers=carriers,
         )
-        record.answered(answer.stream)
     except BaseException as error:
         if lease is not None:
             lease.release()
-        if release_slot is not None:
-            release_slot()
+        slot.release()
         status = error.status if isinstance(error, ApiError) else 500
         status = CLIENT_CLOSED_REQUEST if isinstance(error, ClientDisconnected) else status
         record.close(Outcome(status, error=str(error) or "the client disconnected"))
         left = services.limits.headers(caller.key) if caller.key is not None else []
         after_this_request(lambda response: _with_headers(response, [id_header, *left]))
         raise
-    answer.when_closed(release_slot)
+    answer.when_closed(slot.release)
     ours = [id_header, *(permit.headers if permit else ())]
-    if len(ours) > 1:  # not the limits of the model's server
-        theirs = [h for h in answer.headers if not h[0].lower().startswith("x-ratelimit-")]
-    else:
-        theirs = answer.headers
     try:
         return Response(
             answer,  # a WSGI iterable with a close of its own
             status=answer.status,
-            headers=[*theirs, *ours],
+            headers=[*answer.headers, *ours],
             direct_passthrough=True,
         )
     except ValueError:
         answer.close()  # the server never sees it, and so cannot close it
         raise
+
+
+def _carriers(services: Services, environ: dict[str, Any], slot: Slot) -> Carriers | None:
+    lend_client = environ.get("llm_manager.lend_client")
+    if lend_client is None:
+        return None  # another server than ours calls the application
+    return Carriers(services.relays, lend_client, slot.try_take, services.slots.hold)
 
 
 def _with_headers(response: Response, headers: Headers) -> Response:

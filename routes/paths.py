@@ -32,12 +32,21 @@ class PathsApp(Flask):
         self.url_map.converters |= {"default": _Part, "string": _Part, "path": _Name}
 
     def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
-        adapter = super().create_url_adapter(request)
-        if request is not None and adapter is not None:
-            uri = request.environ.get("REQUEST_URI", "")
-            if "%2" in uri:
-                adapter.path_info = _with_names(uri, adapter.path_info)
-        return adapter
+        if request is None:
+            return super().create_url_adapter(request)
+        # Without Flask's check of the host, which is ours, and its subdomains.
+        environ, path = request.environ, request.path
+        uri = environ.get("REQUEST_URI", "")
+        return MapAdapter(
+            self.url_map,
+            environ.get("HTTP_HOST") or environ["SERVER_NAME"],
+            "/",
+            "",
+            request.scheme,
+            _with_names(uri, path) if "%2" in uri else path,
+            request.method,
+            environ.get("QUERY_STRING"),
+        )
 
 
 class _Part(UnicodeConverter):

@@ -19,7 +19,7 @@ from manager.interfaces import Interface
 from manager.metrics import Metrics
 from manager.models import Fleet
 from manager.placement import Placement
-from manager.relay import Watcher
+from manager.relay import RelayProcesses, Watcher
 from manager.storage import DatabaseError, MaintenanceTasks, ModelLogs, Spool
 from manager.usage import Activity, Reports
 from routes.http import Slots
@@ -71,6 +71,7 @@ class Services:
     limits: KeyLimits
     local_token: LocalToken
     host: str
+    relays: RelayProcesses
     _reloading: threading.Lock = field(default_factory=threading.Lock)
 
     @property

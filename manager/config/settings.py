@@ -100,7 +100,10 @@ class Program:
         unit="MB",
     )
     threads: int = key(
-        512, _THREADS, "Requests at a time; 32 are kept for pages and health.", restart=True
+        512,
+        _THREADS,
+        "Requests at a time that wait or are sent by a thread; 32 are kept for pages and health.",
+        restart=True,
     )
     start_timeout: float = key(
         300.0, _SECONDS, "How long a model may take until it answers.", unit="seconds"

@@ -9,8 +9,10 @@ from manager.interfaces.reranker import Reranker
 from manager.interfaces.stream_protocol import (
     ANY_STREAM,
     OPENAI_STREAM,
+    PROTOCOLS,
     AnswerError,
     StreamProtocol,
+    error_in,
     error_of,
     find_error_offsets,
 )
@@ -22,6 +24,7 @@ __all__ = [
     "BUILT_IN",
     "ENDPOINTS",
     "OPENAI_STREAM",
+    "PROTOCOLS",
     "AnswerError",
     "Base",
     "Chat",
@@ -30,6 +33,7 @@ __all__ = [
     "Interface",
     "Reranker",
     "StreamProtocol",
+    "error_in",
     "error_of",
     "find_error_offsets",
 ]

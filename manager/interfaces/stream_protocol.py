@@ -38,10 +38,12 @@ class AnswerError:
 
 @dataclass(frozen=True)
 class StreamProtocol:
-    """``end``: the word whose line ends a stream, b"" where none does: a stream without it was cut
-    short, unless its answer has ended. ``finish``: what stands in the event that ends the answer;
-    ``is_finish`` says whether it does, of the event's decoded data."""
+    """``name``: that among PROTOCOLS, "" for a plugin's own. ``end``: the word whose line ends a
+    stream, b"" where none does: a stream without it was cut short, unless its answer has ended.
+    ``finish``: what stands in the event that ends the answer; ``is_finish`` says whether it does,
+    of the event's decoded data."""
 
+    name: str = ""
     end: bytes = b""
     finish: bytes = b""
     is_finish: Callable[[Any], bool] = lambda _data: False
@@ -69,10 +71,12 @@ def _has_finish_reason(data: Any) -> bool:
     )
 
 
-ANY_STREAM = StreamProtocol()
+ANY_STREAM = StreamProtocol("any")
 """A stream of which nothing is known: it ends with its connection."""
-OPENAI_STREAM = StreamProtocol(b"[DONE]", b'"finish_reason"', _has_finish_reason)
+OPENAI_STREAM = StreamProtocol("openai", b"[DONE]", b'"finish_reason"', _has_finish_reason)
 """Chat and text completions."""
+
+PROTOCOLS = {each.name: each for each in (ANY_STREAM, OPENAI_STREAM)}
 
 
 def find_error_offsets(data: bytes) -> list[int]:
@@ -81,6 +85,16 @@ def find_error_offsets(data: bytes) -> list[int]:
     if data.find(b"error") < 0:  # quicker than `in`: this is asked of every piece of every stream
         return []
     return [match.start() for match in _ERROR.finditer(data)]
+
+
+def error_in(body: bytes) -> AnswerError | None:
+    """The error that a whole answer with status 200 is."""
+    if not find_error_offsets(body):
+        return None
+    try:
+        return error_of(json.loads(body))
+    except (ValueError, RecursionError):
+        return None  # no JSON, or only the end of it
 
 
 def error_of(data: Any) -> AnswerError | None:

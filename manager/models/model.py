@@ -129,16 +129,26 @@ class Model:
 
     # --- requests -----------------------------------------------------------------------
 
-    def lease(self, client_disconnected: Callable[[], bool], priority: int = 0) -> Lease:
+    def lease(
+        self,
+        client_disconnected: Callable[[], bool],
+        priority: int = 0,
+        hold_thread: Callable[[], None] = lambda: None,
+    ) -> Lease:
         """A lease on the ready model, at once or after waiting for a start or in the queue.
 
-        ``client_disconnected`` is polled meanwhile; a higher ``priority`` waits less. Raises
-        ApiError (429, 503) and ClientDisconnected.
+        ``hold_thread`` is called before that and may raise; ``client_disconnected`` is polled
+        meanwhile; a higher ``priority`` waits less. Raises ApiError (429, 503) and
+        ClientDisconnected.
         """
         with self._lock:
             self._record_gap()
             if not self._queue and self._has_capacity():
                 return self._grant()
+        hold_thread()
+        with self._lock:
+            if not self._queue and self._has_capacity():
+                return self._grant()  # there is some since
             highest = self._queue.priority
             moves_up = self._state is State.QUEUED and (highest is None or priority > highest)
             ticket = self._enqueue(priority)

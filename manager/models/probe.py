@@ -6,9 +6,10 @@ import json
 import logging
 from collections.abc import Callable
 
+from manager.interfaces import error_in
 from manager.models.health import Stage
 from manager.models.server import ModelDependencies, Server
-from manager.relay import Exchange, UpstreamError, error_in
+from manager.relay import Exchange, UpstreamError
 
 log = logging.getLogger(__name__)
 

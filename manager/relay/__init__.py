@@ -1,24 +1,31 @@
 """One request to one upstream and its answer back."""
 
 from manager.relay import content_encoding
-from manager.relay.forward import Outcome, RelayRequest, error_in, forward
+from manager.relay.forward import Carriers, forward
 from manager.relay.payload import Payload, json_fault
-from manager.relay.response import Headers, UpstreamError, UpstreamRefused
+from manager.relay.relay_processes import RelayProcesses
+from manager.relay.request import ClientConnection, HandedOver, Outcome, RelayRequest
+from manager.relay.response import UpstreamError, UpstreamRefused
 from manager.relay.upstream import Exchange, Upstream
 from manager.relay.watcher import Watcher
+from manager.streams import ClientHead, Headers
 
 __all__ = [
+    "Carriers",
+    "ClientConnection",
+    "ClientHead",
     "Exchange",
+    "HandedOver",
     "Headers",
     "Outcome",
     "Payload",
+    "RelayProcesses",
     "RelayRequest",
     "Upstream",
     "UpstreamError",
     "UpstreamRefused",
     "Watcher",
     "content_encoding",
-    "error_in",
     "forward",
     "json_fault",
 ]

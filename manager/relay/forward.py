@@ -2,6 +2,9 @@
 
 What arrives is sent on at once, as it came. The relay knows a lease and nothing else of the
 fleet: who the upstream is, what it calls its model, and how to release it.
+
+A relay process carries a request from the moment its connection is open; a thread of the program
+does where there is none, and where the answer is one that no relay process knows.
 """
 
 from __future__ import annotations
@@ -9,110 +12,44 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Protocol
+from http import HTTPStatus
+from typing import Any
 
 from manager.errors import CLIENT_CLOSED_REQUEST, ApiError, ClientDisconnected
-from manager.interfaces import AnswerError, Endpoint, Interface, error_of, find_error_offsets
-from manager.relay.event_stream import EventStream
-from manager.relay.headers import outgoing_headers, returned_headers
-from manager.relay.payload import Payload
-from manager.relay.response import Aborted, Headers, Response, UpstreamError, UpstreamTimeout
-from manager.relay.upstream import Exchange, Upstream
+from manager.interfaces import PROTOCOLS, Interface, error_in
+from manager.relay.headers import outgoing_headers
+from manager.relay.relay_processes import RelayProcesses, Report
+from manager.relay.request import (
+    ClientConnection,
+    HandedOver,
+    Lease,
+    Outcome,
+    RelayRequest,
+    RelayResponse,
+    TruncatedResponse,
+)
+from manager.relay.response import Aborted, Response, UpstreamError, UpstreamTimeout
+from manager.relay.upstream import Exchange
 from manager.relay.watcher import Watcher
+from manager.streams import AFTER_DONE_SECONDS, MAX_WHOLE, EventStream
 from manager.tokens import TokenUsage
 
-# Up to this size an answer of known length is read whole before its first byte is sent: one
-# write, and an upstream that breaks off in the middle is still a clean 502.
-_MAX_BUFFERED = 1 << 20  # bytes
+# Answers that come whole mostly begin within that: a relay process would cost more than the thread.
+_PATIENCE_SECONDS = 0.05
 _MAX_START = 1 << 16  # bytes of a larger one that are kept beside its end
 
-_AFTER_DONE_SECONDS = 2.0
-
-
-class Lease(Protocol):
-    """All that the relay needs of the fleet. ``release`` takes what the request came to, where it
-    was sent, and may be called more than once; ``produced`` is set with each piece of an answer
-    that is no error."""
-
-    produced: bool
-
-    @property
-    def interface(self) -> Interface: ...
-    @property
-    def upstream(self) -> Upstream: ...
-    @property
-    def served_model_name(self) -> str | None: ...
-    @property
-    def ask_usage(self) -> bool: ...
-    @property
-    def upstream_timeout(self) -> float: ...
-    def release(self, outcome: Outcome | None = None) -> None: ...
-
 
 @dataclass(frozen=True)
-class RelayRequest:
-    """What the client sent, to which endpoint: ``target`` is the path with its query."""
+class Carriers:
+    """What carries a request without a thread: ``lend_client`` lends the client's connection.
+    ``may_wait``: whether this thread may wait for the answer to begin. A thread that goes on with
+    the answer afterwards counts by ``hold_thread`` until it calls what that returns."""
 
-    endpoint: Endpoint
-    target: str
-    headers: Headers
-    payload: Payload
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a request came to. ``first_byte_at`` is on the monotonic clock, None if none came;
-    ``error`` says why an answer is not whole, and ``status`` is then that of the error, also where
-    the client had been sent 200 before."""
-
-    status: int
-    usage: TokenUsage | None = None
-    streamed: bool = False
-    first_byte_at: float | None = None
-    error: str | None = None
-
-
-class TruncatedResponse(OSError):
-    """An answer that breaks off in the middle. As an OSError it makes the server close the
-    client's connection, so that a truncated answer never looks complete."""
-
-
-class RelayResponse:
-    """An answer on its way to the client: status, headers and an iterable of bytes.
-
-    ``close`` releases whatever is still held, however far the answer is. (A generator would
-    not do: one that was never started runs none of its clean-up.)
-    """
-
-    def __init__(
-        self,
-        status: str,
-        headers: Headers,
-        pieces: Iterator[bytes],
-        close: Callable[[], None],
-        stream: EventStream | None,
-    ) -> None:
-        self.status = status
-        self.headers = headers
-        self.stream = stream  # of an answer in server-sent events; it counts them
-        self._pieces = pieces
-        self._closers = ExitStack()  # all of them, also if one fails
-        self._closers.callback(close)
-
-    def __iter__(self) -> RelayResponse:
-        return self
-
-    def __next__(self) -> bytes:
-        return next(self._pieces)
-
-    def when_closed(self, action: Callable[[], None]) -> None:
-        """Calls ``action`` once the client has its answer or has disconnected."""
-        self._closers.callback(action)
-
-    def close(self) -> None:
-        self._closers.close()
+    processes: RelayProcesses
+    lend_client: Callable[[], ClientConnection]
+    may_wait: Callable[[], bool]
+    hold_thread: Callable[[], Callable[[], None]]
 
 
 def forward(
@@ -122,12 +59,19 @@ def forward(
     watch: Watcher,
     client_disconnected: Callable[[], bool],
     on_end: Callable[[Outcome], None],
+    on_answer: Callable[[EventStream | None], None] = lambda _stream: None,
+    carriers: Carriers | None = None,
 ) -> RelayResponse:
     """Sends the request and returns the answer, its body still to come.
 
     Once ``client_disconnected`` is true the upstream's connection is closed. ``on_end`` is
     called once, before the client has the last byte. The lease is released as soon as the
-    upstream is done. Raises ApiError 502 or 504, and ClientDisconnected.
+    upstream is done. ``on_answer`` is called when the answer begins, with what counts its events.
+
+    With ``carriers`` status and headers are not known yet, and the first piece that is asked for
+    raises HandedOver; the answer may then be closed at once.
+
+    Raises ApiError 502 or 504, and ClientDisconnected.
     """
     body, strip_usage = _outgoing_body(lease, request)
     exchange = Exchange(
@@ -137,12 +81,23 @@ def forward(
         body,
         timeout=lease.upstream_timeout,
     )
-    token = watch.add(client_disconnected, exchange.abort)
-    is_stream = _is_true(request.payload.fields.get("stream"))
-    transfer = _Transfer(lease, request.endpoint, is_stream, watch, token, on_end)
+
+    def watch_client() -> int:
+        return watch.add(client_disconnected, exchange.abort)
+
+    transfer = _Transfer(
+        lease, request, exchange, strip_usage, watch, watch_client, on_end, on_answer, carriers
+    )
     try:
-        response = lease.upstream.send(exchange)
-        return transfer.answer(response, strip_usage)
+        if carriers is None:
+            response = lease.upstream.send(exchange)
+        elif transfer.asks_for_stream or not carriers.may_wait():
+            response = lease.upstream.open(exchange)
+        else:
+            response = lease.upstream.begin(exchange, _PATIENCE_SECONDS)
+        if exchange.is_handed_over:
+            return transfer.carried(response)
+        return transfer.answer(response)
     except Aborted as error:
         transfer.close()
         raise ClientDisconnected from error
@@ -161,41 +116,51 @@ class _Transfer:
     def __init__(
         self,
         lease: Lease,
-        endpoint: Endpoint,
-        asks_for_stream: bool,
+        request: RelayRequest,
+        exchange: Exchange,
+        strip_usage: bool,
         watch: Watcher,
-        token: int,
+        watch_client: Callable[[], int],
         on_end: Callable[[Outcome], None],
+        on_answer: Callable[[EventStream | None], None],
+        carriers: Carriers | None,
     ) -> None:
         self._lease = lease
-        self._protocol = endpoint.stream
-        self._asks_for_stream = asks_for_stream
+        self._request = request
+        self._exchange = exchange
+        self._protocol = request.endpoint.stream
+        self.asks_for_stream = _is_true(request.payload.fields.get("stream"))
+        self._strip_usage = strip_usage
         self._watch = watch
-        self._token = token
+        self._watch_client = watch_client
+        self._token = watch_client()
         self._on_end = on_end
+        self._on_answer = on_answer
+        self._carriers = carriers
+        self._client: ClientConnection | None = None  # once it was lent
         self._response: Response | None = None
         self._stream: EventStream | None = None
         self._first_byte_at: float | None = None
         self._outcome: Outcome | None = None
         self._released = False
 
-    def answer(self, response: Response, strip_usage: bool) -> RelayResponse:
+    def answer(self, response: Response) -> RelayResponse:
         """The answer to this response. Raises UpstreamError where it can be none."""
         self._response = response
-        kind = response.header("Content-Type").lower()
-        if kind.startswith("text/html") and response.status < 300:
+        head = response.head
+        if head.is_web_page:
             raise UpstreamError("what answered is a web page, not a model's server")
-        is_stream = _is_stream(response, self._asks_for_stream)
-        headers = returned_headers(response, is_stream)
+        is_stream = head.is_stream(self.asks_for_stream)
+        headers = head.returned(is_stream=is_stream, hides_limits=self._request.hides_limits)
         if is_stream:
-            self._stream = EventStream(self._protocol, strip_usage)
+            self._stream = EventStream(self._protocol, self._strip_usage)
             pieces = self._events(response, self._stream)
-        elif response.length is not None and response.length <= _MAX_BUFFERED:
+        elif head.length is not None and head.length <= MAX_WHOLE:
             pieces = iter(self._whole(response))
         else:
             pieces = self._unbuffered(response)
-        status = f"{response.status} {response.reason}"
-        return RelayResponse(status, headers, pieces, self.close, self._stream)
+        self._on_answer(self._stream)
+        return RelayResponse(f"{head.status} {head.reason}", headers, pieces, self.close)
 
     def close(self) -> None:
         """The client has its answer or has disconnected; what is still open is closed."""
@@ -230,14 +195,14 @@ class _Transfer:
     def _unbuffered(self, response: Response) -> Iterator[bytes]:
         """An answer that is too large to hold, or of unknown length."""
         # Usage stands at the end of most answers, and before the vectors in llama.cpp's.
-        start, tail, remaining = b"", b"", response.length
+        start, tail, remaining = b"", b"", response.head.length
         is_answer = response.status < 400
         try:
             for piece in response.iter_bytes():
                 self._lease.produced = is_answer
                 self._first_byte_at = self._first_byte_at or time.monotonic()
                 start = (start + piece)[:_MAX_START] if len(start) < _MAX_START else start
-                tail = (tail + piece)[-_MAX_BUFFERED:]
+                tail = (tail + piece)[-MAX_WHOLE:]
                 remaining = None if remaining is None else remaining - len(piece)
                 if remaining == 0:  # a client reads no further than the length in its head
                     self._report_body(response, tail, start)
@@ -260,7 +225,7 @@ class _Transfer:
                 if stream.done:
                     # Before the client has [DONE]: to most of them that is the last byte.
                     self._report(response.status)
-                    response.set_deadline(_AFTER_DONE_SECONDS)
+                    response.set_deadline(AFTER_DONE_SECONDS)
                 if data:
                     yield data
             rest = stream.flush()
@@ -280,19 +245,132 @@ class _Transfer:
         if rest:
             yield rest
 
+    # --- in a relay process ---------------------------------------------------------------
+
+    def carried(self, response: Response) -> RelayResponse:
+        """The answer that is to come, whose status and headers are not known yet."""
+        self._response = response
+        return RelayResponse("200 OK", [], self._carry(response), self.close)
+
+    def _carry(self, response: Response) -> Iterator[bytes]:
+        assert self._carriers is not None
+        self._client = client = self._carriers.lend_client()
+        protocol = self._protocol if self._protocol in PROTOCOLS.values() else None
+        fields = {
+            "timeout": self._lease.upstream_timeout,
+            "client": client.head.fields(),
+            "protocol": protocol and protocol.name,  # a plugin's own the process does not know
+            "asked_for": self.asks_for_stream,
+            "strip_usage": self._strip_usage,
+            "hides_limits": self._request.hides_limits,
+            "reads_whole": type(self._lease.interface).usage is Interface.usage,
+        }
+        # Before it is handed over: from then on another thread may go on with it.
+        self._watch.remove(self._token)  # the process sees for itself who disconnects
+        processes, unwritten = self._carriers.processes, self._exchange.unwritten
+        self._exchange.unwritten = b""
+        with client.socket as sock:
+            if processes.hand_over(sock, response.socket, fields, unwritten, self):
+                raise HandedOver
+        self._token = self._watch_client()
+        self._exchange.unwritten = unwritten
+        client.keep()
+        release = self._carriers.hold_thread()
+        try:
+            yield from self._go_on(response, b"", None)
+        finally:
+            release()
+
+    def counted(self, events: int) -> None:
+        if self._stream is None:
+            self._stream = EventStream(self._protocol)
+            self._on_answer(self._stream)
+        self._stream.chunks = events
+        self._lease.produced = True
+
+    def handed_back(self, report: Report) -> None:
+        assert self._client is not None
+        self._client.go_on(lambda: self._resumed(report))
+
+    def _resumed(self, report: Report) -> RelayResponse:
+        assert self._response is not None
+        assert self._carriers is not None
+        self._token = self._watch_client()
+        if report["waited"] == "silent":
+            pieces = self._failed(UpstreamTimeout(self._exchange.silence()))
+        else:
+            pieces = self._go_on(
+                self._response, report["data"], report["error"], is_written=report["is_written"]
+            )
+        answer = RelayResponse("", [], pieces, self.close)
+        answer.when_closed(self._carriers.hold_thread())
+        return answer
+
+    def _go_on(
+        self, response: Response, data: bytes, end: str | None, *, is_written: bool = True
+    ) -> Iterator[bytes]:
+        assert self._client is not None
+        try:
+            response = self._lease.upstream.go_on(self._exchange, response, data, end)
+            response.is_reusable &= is_written
+            answer = self.answer(response)
+        except Aborted:
+            return  # the client disconnected, which close() reports
+        except UpstreamError as error:
+            yield from self._failed(error)
+        else:
+            self._client.set_head(answer.status, answer.headers)
+            yield from answer
+
+    def _failed(self, error: UpstreamError) -> Iterator[bytes]:
+        assert self._client is not None
+        failure = _to_api_error(error)
+        self.fail(failure)
+        body = json.dumps(failure.body()).encode()
+        headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+        status = HTTPStatus(failure.status)
+        self._client.set_head(f"{status} {status.phrase}", headers)
+        yield body
+
+    def reported(self, report: Report) -> None:
+        counts = report["usage"]
+        usage = None if counts is None else TokenUsage(*counts)
+        status, error, streamed = report["status"], report["error"], report["streamed"]
+        self._lease.produced |= status < 400
+        self._end(Outcome(status, usage, streamed, report["first_byte_at"], error))
+
+    def released(self, is_reusable: bool) -> None:
+        if self._response is not None:
+            self._response.take_back(is_reusable)
+        self._release()
+
+    def sent(self, goes_on: bool) -> None:
+        if self._client is not None:
+            self._client.take_back(goes_on)
+
+    def lost(self) -> None:
+        if self._stream is None and self.asks_for_stream:
+            self._stream = EventStream(self._protocol)  # it may have begun since the last counts
+        try:
+            self._report(502, "the relay process that carried it has ended")
+        finally:
+            self.released(False)
+            self.sent(False)
+
+    # --- the end ----------------------------------------------------------------------------
+
     def _report(
         self, status: int, error: str | None = None, usage: TokenUsage | None = None
     ) -> None:
-        if self._outcome is not None:
-            return
-        stream = self._stream
-        if stream is not None:
-            usage = stream.usage() or stream.estimate()
-            if stream.error is not None:
-                status, error = stream.error.status, stream.error.message
-        streamed = stream is not None
-        self._outcome = Outcome(status, usage, streamed, self._first_byte_at, error)
-        self._on_end(self._outcome)
+        if self._stream is not None:
+            status, error, usage = self._stream.result(status, error)
+        streamed = self._stream is not None
+        self._end(Outcome(status, usage, streamed, self._first_byte_at, error))
+
+    def _end(self, outcome: Outcome) -> None:
+        if self._outcome is None:
+            self._outcome = outcome
+            self._on_end(outcome)
 
     def _release(self) -> None:
         if self._released:
@@ -308,16 +386,6 @@ def _to_api_error(error: UpstreamError) -> ApiError:
     if isinstance(error, UpstreamTimeout):
         return ApiError(504, "upstream_timeout", str(error))
     return ApiError(502, "upstream_error", str(error))
-
-
-def error_in(body: bytes) -> AnswerError | None:
-    """The error that an answer with status 200 is."""
-    if not find_error_offsets(body):
-        return None
-    try:
-        return error_of(json.loads(body))
-    except (ValueError, RecursionError):
-        return None  # no JSON, or only the end of it
 
 
 def _is_true(value: Any) -> bool:
@@ -347,10 +415,3 @@ def _outgoing_body(lease: Lease, request: RelayRequest) -> tuple[bytes, bool]:
             # vLLM's, which means something only with the other: usage in every chunk.
             changes["stream_options"]["continuous_usage_stats"] = False
     return payload.with_changes(changes), is_added
-
-
-def _is_stream(response: Response, asks_for_stream: bool) -> bool:
-    """Some servers call a stream that was asked for plain text; an error is never one."""
-    kind = response.header("Content-Type").lower()
-    is_plain = asks_for_stream and response.length is None and kind.startswith("text/plain")
-    return response.status < 400 and (is_plain or kind.startswith("text/event-stream"))

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-import urllib3
-
-from manager.relay.chunked import ChunkedDecoder, NotChunked
+from manager.streams import AnswerHead, ChunkedDecoder, NotChunked, NotHttp, read_head
 
 if TYPE_CHECKING:
     from manager.relay.upstream import Connection, Exchange
 
 _READ_BYTES = 65536
-_MAX_HEAD = 1 << 18  # bytes
-_LENGTH = re.compile("[0-9]{1,18}")
-_HEADER_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_NOT_IN_A_VALUE = re.compile(rb"[\r\n\0]")
-_STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5]\d\d)(?: ([^\r\n]*))?\r?$")
-
-Headers = list[tuple[str, str]]
 
 
 class UpstreamError(Exception):
@@ -43,10 +33,25 @@ class Aborted(UpstreamError):
 class Reader:
     """Reads one answer off a connection: its head, then whatever bytes have arrived."""
 
-    def __init__(self, sock: socket.socket, exchange: Exchange) -> None:
-        self._sock = sock
+    def __init__(self, connection: Connection, exchange: Exchange) -> None:
+        self._connection = connection
+        self._sock: socket.socket = connection.sock
         self._exchange = exchange
         self._buffer = b""
+        self._end: str | None = None  # as another has seen who read before
+
+    def feed(self, data: bytes, end: str | None) -> None:
+        """What another has read of the answer, and what it says of the connection's end."""
+        self._buffer, self._end = data, end
+        self._exchange.answered = bool(data)
+
+    def has_begun(self) -> bool:
+        """Whether something comes within the connection's time-out, if only its end."""
+        try:
+            self._buffer = self._receive()
+        except UpstreamTimeout:
+            return False
+        return True
 
     def read(self) -> bytes:
         """The next bytes, as many as are here; b"" at the end of the connection.
@@ -56,12 +61,20 @@ class Reader:
         if self._buffer:
             data, self._buffer = self._buffer, b""
             return data
+        if self._end is not None:
+            raise UpstreamError(self._end)
+        while True:
+            try:
+                return self._receive()
+            except UpstreamTimeout:
+                if not self._connection.waits_longer():
+                    raise
+
+    def _receive(self) -> bytes:
         try:
             data = self._sock.recv(_READ_BYTES)
         except (BlockingIOError, TimeoutError):  # the system's time-out, and Python's
-            raise UpstreamTimeout(
-                f"the model's server was silent for {self._exchange.timeout:g} seconds"
-            ) from None
+            raise UpstreamTimeout(self._exchange.silence()) from None
         except OSError as error:
             if self._exchange.aborted:
                 raise Aborted("ended from our side") from None
@@ -88,69 +101,56 @@ class Reader:
     def is_drained(self) -> bool:
         return not self._buffer
 
-    def head(self) -> tuple[int, int, str, Headers]:
-        """HTTP's minor version, status, reason and headers of the answer proper."""
-        while True:
-            minor, status, reason, headers = self._one_head()
-            if status >= 200:  # "100 Continue" and its like come before the answer
-                return minor, status, reason, headers
-
-    def _one_head(self) -> tuple[int, int, str, Headers]:
+    def head(self) -> AnswerHead:
+        """Raises UpstreamError also where it is none."""
         data = b""
-        while (end := data.find(b"\r\n\r\n")) < 0:
-            if len(data) > _MAX_HEAD or not b"HTTP/1.".startswith(data[:7]):
-                raise UpstreamError(f"what came is not an HTTP answer: {data[:60]!r}")
+        while True:
+            try:
+                found = read_head(data) if data else None
+            except NotHttp as error:
+                raise UpstreamError(str(error)) from None
+            if found is not None:
+                head, body_at = found
+                self.put_back(data[body_at:])
+                return head
             piece = self.read()
             if not piece:
                 what = "in the middle of an answer's head" if data else "without an answer"
                 raise UpstreamError(f"the model's server closed the connection {what}")
             data += piece
-        self.put_back(data[end + 4 :])
-        status_line, *lines = data[:end].split(b"\r\n")
-        match = _STATUS_LINE.match(status_line)
-        if not match:
-            raise UpstreamError(f"what came is not an HTTP answer: {status_line[:60]!r}")
-        headers = []
-        for line in lines:
-            name, colon, value = line.partition(b":")
-            # A bare CR or LF would be one header here and two to the client.
-            if not colon or not _HEADER_NAME.fullmatch(name) or _NOT_IN_A_VALUE.search(value):
-                raise UpstreamError(f"a header is not well formed: {line[:60]!r}")
-            headers.append((name.decode("latin-1"), value.strip().decode("latin-1")))
-        return int(match[1]), int(match[2]), (match[3] or b"").decode("latin-1"), headers
 
 
-class Response(urllib3.HTTPResponse):
-    """An answer whose head is here and whose body is read with ``iter_bytes``.
+class Response:
+    """An answer: ``read_head`` first, which sets ``head``, then the body with ``iter_bytes``.
+    ``release`` takes the connection back, open or closed."""
 
-    ``header_items`` keeps order and repetition; ``length`` is the declared length in bytes,
-    None where the body is chunked or ends with its connection.
-    """
+    head: AnswerHead
 
-    def __init__(self, connection: Connection, exchange: Exchange, reader: Reader) -> None:
-        minor, status, reason, self.header_items = reader.head()
-        super().__init__(
-            headers=urllib3.HTTPHeaderDict(self.header_items),
-            status=status,
-            version=10 + minor,
-            reason=reason,
-            preload_content=False,
-            decode_content=False,
-            enforce_content_length=False,
-            request_method=exchange.method,
-            request_url=exchange.target,
-        )
-        # None once the body was read or dropped. (urllib3 has a `_connection` of its own.)
-        self._open_connection: Connection | None = connection
+    def __init__(
+        self, connection: Connection, exchange: Exchange, release: Callable[[Connection], None]
+    ) -> None:
+        self.is_reusable = False
+        self._connection: Connection | None = connection  # None once the body was read or dropped
         self._exchange = exchange
-        self._reader = reader
-        self.length, self._is_chunked = _framing(self)
-        persistent = self.header("Connection").lower()
-        self._reusable = "close" not in persistent and (minor == 1 or "keep-alive" in persistent)
+        self._reader = Reader(connection, exchange)
+        self._release = release
 
-    def header(self, name: str) -> str:
-        """A header's value, "" where there is none; repeated ones joined by commas."""
-        return self.headers.get(name, "")
+    @property
+    def status(self) -> int:
+        return self.head.status
+
+    def has_begun(self) -> bool:
+        """Whether the answer begins, or its connection ends, within the exchange's patience."""
+        return self._reader.has_begun()
+
+    def read_head(self) -> None:
+        """Raises UpstreamError, UpstreamTimeout, Aborted, and then the connection is closed."""
+        try:
+            self.head = self._reader.head()
+        except BaseException:
+            self.discard()
+            raise
+        self.is_reusable = self.head.keeps_alive
 
     def iter_bytes(self) -> Iterator[bytes]:
         """The body as it arrives: no piece is empty, none waits to be filled.
@@ -160,36 +160,62 @@ class Response(urllib3.HTTPResponse):
         Raises UpstreamError where the body ends too early, UpstreamTimeout, Aborted.
         """
         try:
-            if self._is_chunked:
+            if self.head.is_chunked:
                 yield from self._chunked_body()
-            elif self.length is not None:
-                yield from self._sized_body(self.length)
+            elif self.head.length is not None:
+                yield from self._sized_body(self.head.length)
             else:
-                self._reusable = False  # its end is the end of the body
+                self.is_reusable = False  # its end is the end of the body
                 while piece := self._reader.read():
                     yield piece
         except BaseException:
             self.discard()
             raise
-        if self._reusable and self._reader.is_drained:
-            self._open_connection = None
-            self._exchange.detach()
-            self.release_conn()
-        else:
-            self.discard()
+        self._end_body(self.is_reusable and self._reader.is_drained)
+
+    @property
+    def socket(self) -> socket.socket:
+        """The connection's, for another who writes the request and reads the answer;
+        ``take_back`` or ``go_on`` ends that."""
+        assert self._connection is not None
+        self._connection.lent()
+        sock: socket.socket = self._connection.sock
+        return sock
+
+    def take_back(self, is_reusable: bool) -> None:
+        """The other has read all of the answer, or the connection is of no use any more."""
+        self.is_reusable = is_reusable
+        self._end_body(is_reusable)
+
+    def go_on(self, data: bytes, end: str | None) -> None:
+        """Reads on behind what another has read, who then saw the connection end if ``end`` says
+        so."""
+        if self._connection is not None:
+            self._connection.waits_longer()
+        self._reader.feed(data, end)
 
     def set_deadline(self, seconds: float) -> None:
         """Limits the wait for the rest of the body, which is only framing."""
-        if self._open_connection is not None:
-            self._open_connection.set_read_timeout(seconds)
+        if self._connection is not None:
+            self._connection.set_deadline(seconds)
+
+    def _end_body(self, is_reusable: bool) -> None:
+        if is_reusable and self._connection is not None:
+            self._give_up(self._connection)
+        else:
+            self.discard()
 
     def discard(self) -> None:
         """Closes the connection, unless the answer was read to its end."""
-        if self._open_connection is not None:
+        if self._connection is not None:
             self._exchange.detach()
-            self._open_connection.close()
-            self._open_connection = None
-            self.release_conn()
+            self._connection.close()
+            self._give_up(self._connection)
+
+    def _give_up(self, connection: Connection) -> None:
+        self._exchange.detach()
+        self._connection = None
+        self._release(connection)
 
     def _sized_body(self, remaining: int) -> Iterator[bytes]:
         while remaining:
@@ -210,21 +236,3 @@ class Response(urllib3.HTTPResponse):
             if piece:
                 yield piece
         self._reader.put_back(decoder.rest)
-
-
-def _framing(response: Response) -> tuple[int | None, bool]:
-    """The body's declared length, and whether it is chunked (RFC 9112, section 6.3)."""
-    encoding = response.header("Transfer-Encoding").lower()
-    lengths = {value.strip() for value in response.header("Content-Length").split(",")} - {""}
-    if response.status in (204, 304):
-        return 0, False
-    if encoding == "chunked":
-        return None, True
-    if encoding:
-        raise UpstreamError(f"the answer's transfer encoding is not known: {encoding[:60]!r}")
-    if not lengths:
-        return None, False
-    length = lengths.pop()
-    if lengths or not _LENGTH.fullmatch(length):
-        raise UpstreamError("the answer's Content-Length is not one number")
-    return int(length), False

@@ -2,17 +2,19 @@
 
 The pool is the one that requests' adapter holds. The connection is our own: it writes head and
 body as one, reads the head with no e-mail parser, and returns whatever has arrived, many
-chunks at once. Through ``requests.Session`` the same exchange takes five times the CPU.
+chunks at once. Through ``requests.Session`` the same exchange takes six times the CPU, through
+urllib3's ``urlopen`` twice as much.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import struct
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import urllib3
@@ -22,7 +24,6 @@ from urllib3.exceptions import HTTPError, NewConnectionError
 
 from manager.relay.response import (
     Aborted,
-    Reader,
     Response,
     UpstreamError,
     UpstreamRefused,
@@ -30,9 +31,13 @@ from manager.relay.response import (
 )
 
 # A loopback server that is there accepts at once. The exchange has its own time-out after that.
-_CONNECT_TIMEOUT = urllib3.Timeout(connect=5.0)
+_CONNECT_SECONDS = 5.0
 _RETRY_WITHIN_SECONDS = 0.25  # in which the close of a kept connection is noticed
 _MAX_SINGLE_WRITE = 1 << 16  # bytes
+
+
+# It warns of each connection that the pool is too full to keep, as after a burst of streams.
+logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
 
 
 class Exchange:
@@ -60,6 +65,9 @@ class Exchange:
         self.reused = False
         self.sent_at = 0.0
         self.answered = False  # whether a byte of the answer has come
+        self.patience: float | None = None  # seconds that the first read waits
+        self.is_handed_over = False  # another reads the answer
+        self.unwritten = b""
         self._headers = headers
         self._body = body
         self._lock = threading.Lock()
@@ -94,15 +102,31 @@ class Exchange:
         with self._lock:
             self._socket = None
 
+    def silence(self) -> str:
+        """What to say where the upstream said nothing for too long."""
+        return f"the model's server was silent for {self.timeout:g} seconds"
+
     def write(self, sock: socket.socket, host: str) -> None:
-        """Sends head and body, in one packet where they fit."""
+        """Sends head and body, in one packet where they fit; that packet becomes ``unwritten`` if
+        another is to send it."""
         lines = [f"{self.method} {self.target} HTTP/1.1", f"Host: {host}"]
         lines += [f"{name}: {value}" for name, value in self._headers]
         if self._body:
             lines.append(f"Content-Length: {len(self._body)}")
         head = "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
         self.sent_at = time.monotonic()
-        parts = [head + self._body] if len(self._body) <= _MAX_SINGLE_WRITE else [head, self._body]
+        is_small = len(self._body) <= _MAX_SINGLE_WRITE
+        parts = [head + self._body] if is_small else [head, self._body]
+        if self.is_handed_over and is_small:
+            self.unwritten = parts.pop()
+        self._send(sock, parts)
+
+    def write_rest(self, sock: socket.socket) -> None:
+        """Sends what nobody else has sent."""
+        unwritten, self.unwritten = self.unwritten, b""
+        self._send(sock, [unwritten])
+
+    def _send(self, sock: socket.socket, parts: list[bytes]) -> None:
         try:
             for part in parts:
                 sock.sendall(part)
@@ -113,51 +137,65 @@ class Exchange:
 
 
 class Connection(HTTPConnection):
-    """A pooled connection that carries an Exchange in place of a body.
+    """A pooled connection, which carries one Exchange at a time.
 
     Its socket blocks, with the system's own time-outs: with Python's, every read and write
     polls first, and with hundreds of threads each system call releases the GIL to another.
     """
 
-    _read_timeout = 0.0
+    _read_timeout = _sends = _longest = 0.0  # seconds
 
-    def request(self, *_args: Any, body: Any = None, **_options: Any) -> None:
-        """Sends the exchange that travels as ``body``: urlopen hands nothing else down, and
-        a silent prompt must be abortable before urlopen returns."""
-        exchange = cast(Exchange, body)
+    def carry(self, exchange: Exchange) -> None:
+        """Connects and sends it. Raises OSError, urllib3's HTTPError, UpstreamError."""
         if exchange.fresh_only:
             self.close()
         exchange.reused = self.sock is not None
         if self.sock is None:
+            self.timeout = _CONNECT_SECONDS
             self.connect()
         exchange.attach(self.sock)
-        self._exchange = exchange
-        if not exchange.reused or exchange.timeout != self._read_timeout:
-            self.set_read_timeout(exchange.timeout)
+        self._longest = exchange.timeout
+        seconds = min(exchange.patience or exchange.timeout, exchange.timeout)
+        if not exchange.reused or seconds != self._read_timeout or exchange.timeout != self._sends:
+            self._set_timeouts(seconds)
         host = f"[{self.host}]" if ":" in self.host else self.host
         exchange.write(self.sock, f"{host}:{self.port}")
 
-    def set_read_timeout(self, seconds: float) -> None:
-        _set_timeout(self.sock, seconds)
-        self._read_timeout = seconds
+    def waits_longer(self) -> bool:
+        """Reads wait as long as the exchange allows from now on; False where they did already."""
+        if self._read_timeout >= self._longest:
+            return False
+        self._set_timeouts(self._longest)
+        return True
 
-    def getresponse(self) -> Response:  # type: ignore[override]
-        return Response(self, self._exchange, Reader(self.sock, self._exchange))
+    def set_deadline(self, seconds: float) -> None:
+        """How long reads wait for what is left of this exchange."""
+        self._longest = seconds
+        self._set_timeouts(seconds)
+
+    def lent(self) -> None:
+        """Another uses the socket, who on some systems makes it one that never waits."""
+        if os.name != "posix":
+            self._read_timeout = 0.0
+
+    def _set_timeouts(self, seconds: float) -> None:
+        _set_timeouts(self.sock, seconds, self._longest)
+        self._read_timeout, self._sends = seconds, self._longest
 
 
 if os.name == "posix":
 
-    def _set_timeout(sock: socket.socket, seconds: float) -> None:
+    def _set_timeouts(sock: socket.socket, receive: float, send: float) -> None:
         sock.setblocking(True)
-        seconds = max(seconds, 0.001)  # to the system 0 means no time-out
-        timeval = struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+        for option, seconds in ((socket.SO_RCVTIMEO, receive), (socket.SO_SNDTIMEO, send)):
+            seconds = max(seconds, 0.001)  # to the system 0 means no time-out
+            timeval = struct.pack("ll", int(seconds), int(seconds % 1 * 1_000_000))
+            sock.setsockopt(socket.SOL_SOCKET, option, timeval)
 
 else:
 
-    def _set_timeout(sock: socket.socket, seconds: float) -> None:
-        sock.settimeout(seconds)
+    def _set_timeouts(sock: socket.socket, receive: float, send: float) -> None:
+        sock.settimeout(max(receive, send))  # Python's, which has only one
 
 
 class _Adapter(HTTPAdapter):
@@ -192,8 +230,49 @@ class Upstream:
         fresh one, unless it may have begun to work: a byte of an answer has come, or time has
         passed. Raises UpstreamError, UpstreamRefused, UpstreamTimeout, Aborted.
         """
+        return self._with_retry(exchange, lambda: self._answer(exchange))
+
+    def open(self, exchange: Exchange) -> Response:
+        """A connection for another, who sends what is ``unwritten`` of the exchange and reads the
+        answer. Raises as ``send``."""
+        exchange.is_handed_over = True
+        return self._with_retry(exchange, lambda: self._connected(exchange))
+
+    def begin(self, exchange: Exchange, patience: float) -> Response:
+        """As ``send``, where the answer begins within so many seconds; otherwise another may read
+        it, and then the exchange ``is_handed_over``."""
+
+        def attempt() -> Response:
+            exchange.patience = patience
+            response = self._connected(exchange)
+            if response.has_begun():
+                response.read_head()
+            else:
+                exchange.is_handed_over = True
+            return response
+
+        return self._with_retry(exchange, attempt)
+
+    def go_on(
+        self, exchange: Exchange, response: Response, data: bytes, end: str | None
+    ) -> Response:
+        """As ``send``, after another has sent it, read ``data``, and perhaps seen the ``end`` of
+        the connection; or after nobody did, where something is ``unwritten``."""
+
+        def answer() -> Response:
+            response.go_on(data, end)
+            try:
+                exchange.write_rest(response.socket)
+            except OSError as error:
+                raise _broken(error) from None
+            response.read_head()
+            return response
+
+        return self._with_retry(exchange, answer)
+
+    def _with_retry(self, exchange: Exchange, attempt: Callable[[], Response]) -> Response:
         try:
-            return self._send(exchange)
+            return attempt()
         except (UpstreamTimeout, Aborted):
             raise
         except UpstreamError:
@@ -201,25 +280,23 @@ class Upstream:
             if not exchange.reused or exchange.answered or exchange.aborted or may_have_worked:
                 raise
         exchange.fresh_only = True
-        return self._send(exchange)
+        exchange.is_handed_over = False
+        exchange.patience = None
+        return self._answer(exchange)
+
+    def _answer(self, exchange: Exchange) -> Response:
+        response = self._connected(exchange)
+        response.read_head()
+        return response
 
     def close(self) -> None:
         """Drops the kept connections; those in use are closed when they come back."""
         self._pool.close()
         self._adapter.close()
 
-    def _send(self, exchange: Exchange) -> Response:
+    def _connected(self, exchange: Exchange) -> Response:
         try:
-            response = self._pool.urlopen(
-                exchange.method,
-                exchange.target,
-                body=cast(Any, exchange),
-                retries=False,
-                redirect=False,
-                assert_same_host=False,
-                timeout=_CONNECT_TIMEOUT,
-                preload_content=False,
-            )
+            return self._connect(exchange)
         except NewConnectionError as error:
             raise UpstreamRefused(
                 f"nothing answers on port {self.port}, where the model's server should be: {error}"
@@ -227,5 +304,19 @@ class Upstream:
         except (HTTPError, OSError) as error:
             if exchange.aborted:
                 raise Aborted("ended from our side") from None
-            raise UpstreamError(f"the connection to the model's server broke: {error}") from None
-        return cast(Response, response)
+            raise _broken(error) from None
+
+    def _connect(self, exchange: Exchange) -> Response:
+        connection = cast(Connection, self._pool._get_conn())
+        try:
+            connection.carry(exchange)
+        except BaseException:
+            exchange.detach()
+            connection.close()
+            self._pool._put_conn(connection)
+            raise
+        return Response(connection, exchange, self._pool._put_conn)
+
+
+def _broken(error: Exception) -> UpstreamError:
+    return UpstreamError(f"the connection to the model's server broke: {error}")

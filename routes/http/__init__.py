@@ -9,12 +9,13 @@ from routes.http.client import (
     preflight,
 )
 from routes.http.server import HttpServer, ListenError
-from routes.http.slots import Slots
+from routes.http.slots import Slot, Slots
 
 __all__ = [
     "Client",
     "HttpServer",
     "ListenError",
+    "Slot",
     "Slots",
     "allowed_origin",
     "check_host",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+import logging
 import selectors
 import socket
 import time
@@ -10,16 +11,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from waitress import wasyncore
 from waitress.channel import ClientDisconnected, HTTPChannel
-from waitress.task import ErrorTask, WSGITask
-from waitress.utilities import BadRequest
+from waitress.utilities import BadRequest, InternalServerError
 
 from manager.clock import Clock
-from manager.errors import ApiError
-from routes.http.client import cors_headers, may_use_models
-from routes.http.request_parser import MAX_HEADERS, RequestParser
+from manager.relay import HandedOver
+from routes.http.request_parser import RequestParser
+from routes.http.tasks import Answering, RefusedRequest
+from routes.http.thread_pool import Task
 
-MAX_HEADER_BYTES = 1 << 16
+log = logging.getLogger(__name__)
+
 # A client that reads nothing for this long while an answer waits for it is cut off: its
 # thread and its place at the model are worth more.
 _STALLED_CLIENT = 300.0
@@ -27,13 +30,6 @@ _WRITABLE_POLL = 0.25
 # How much of a refused body is read and discarded, so that the client, which sends before it
 # reads, gets the refusal and not a connection reset.
 _MAX_DISCARDED = 1 << 30
-_CODES = {
-    408: "request_timeout",
-    413: "body_too_large",
-    431: "headers_too_large",
-    500: "internal_error",
-    507: "body_not_stored",
-}
 
 
 @dataclass(frozen=True)
@@ -55,8 +51,10 @@ class Listener(Protocol):
     limits: ClientLimits
     clock: Clock
     cors_origins: Callable[[], tuple[str, ...]]
+    lent: set[Channel]  # the connections that another writes to
 
-    def add_task(self, channel: Channel) -> None: ...
+    def add_task(self, task: Task) -> None: ...
+    def pull_trigger(self) -> None: ...
     def release(self, channel: Channel) -> None: ...
 
 
@@ -65,77 +63,18 @@ class _TimedOut(BadRequest):
     reason = "Request Timeout"
 
 
-class _RefusedRequest(ErrorTask):
-    """What waitress refuses by itself, in the shape of all other errors."""
-
-    def execute(self) -> None:
-        # Before the loop can come to close what this one sends.
-        self.channel.refused = True
-        fault = self.request.error
-        limit = self.channel.adj.max_request_body_size - 1
-        messages = {
-            413: f"The request's body is larger than max_body_mb allows ({limit >> 20} MB)",
-            431: f"The request's headers are larger than {MAX_HEADER_BYTES >> 10} KB, or more than"
-            f" {MAX_HEADERS}",
-            408: fault.body,
-            507: fault.body,
-            500: "An internal error; the program's log has more",
-        }
-        code = _CODES.get(fault.code, "bad_request")
-        error = ApiError(
-            fault.code, code, messages.get(fault.code, f"{fault.reason}: {fault.body}")
-        )
-        body = json.dumps(error.body()).encode()
-        self.status = f"{fault.code} {fault.reason}"
-        self.response_headers.append(("Content-Type", "application/json"))
-        self.response_headers.extend(self._cors_headers())
-        self.set_close_on_finish()
-        self.content_length = len(body)
-        self.write(body)
-
-    def _cors_headers(self) -> list[tuple[str, str]]:
-        """A browser hides a response without them from its page, which then only knows that the
-        network has failed."""
-        path, origin = self.request.path_and_origin()
-        allowed = self.channel.server.cors_origins()
-        if origin is None or not may_use_models(path, origin, allowed):
-            return []
-        return [*cors_headers(origin).items(), ("Vary", "Origin")]
-
-
-class _Answering(WSGITask):
-    """waitress's task with fewer, larger writes: each system call releases the GIL, for which
-    hundreds of threads then wait."""
-
-    def write(self, data: bytes) -> None:
-        if not data:
-            super().write(data)
-        elif not self.wrote_header:
-            # The head goes out together with the first bytes of the body.
-            self.channel.hold()
-            try:
-                super().write(data)
-            finally:
-                self.channel.send_held()
-        elif self.chunked_response:
-            self.channel.write_soon(b"%X\r\n%b\r\n" % (len(data), data))
-        else:
-            super().write(data)
-
-
 class Channel(HTTPChannel):
     """One client's connection. ``service`` and ``write_soon`` run in a worker, the rest in
     waitress's loop."""
 
     server: Listener
-    task_class = _Answering
-    error_task_class = _RefusedRequest
     parser_class = RequestParser
     refused = False
     discarded = 0
     held: list[bytes] | None = None
     # waitress's own, which has no types.
     request: Any
+    requests: list[Any]
     close_when_flushed: bool
     # When the first byte came of a request that is not whole yet, when its head was, and when
     # it was refused; monotonic.
@@ -152,6 +91,95 @@ class Channel(HTTPChannel):
     @last_activity.setter
     def last_activity(self, _wall: float) -> None:
         self._active_at = self.server.clock.monotonic()
+
+    def service(self) -> None:
+        """Serves the first request."""
+        request = self.requests[0]
+        self.serve_by(RefusedRequest(self, request) if request.error else Answering(self, request))
+
+    def serve_by(self, task: Any) -> None:
+        """As waitress's ``service``, without its buffers, which are not used here. Where the answer
+        is handed over, the request stays the first until ``end_request``, so that nothing behind
+        it is served before."""
+        try:
+            if not self.connected:
+                raise ClientDisconnected
+            task.service()
+            close = task.close_on_finish
+        except HandedOver:
+            return  # the thread is free
+        except ClientDisconnected:
+            close = True
+        except Exception:
+            log.exception("serving %s failed", task.request.path)
+            close = True
+            if not task.wrote_header:
+                self._answer_500(task.request)
+        self.end_request(close=close)
+
+    def _answer_500(self, failed: Any) -> None:
+        request = self.parser_class(self.adj)
+        request.error = InternalServerError("")
+        request.version, request.headers = failed.version, failed.headers
+        with contextlib.suppress(ClientDisconnected):
+            RefusedRequest(self, request).service()
+
+    def end_request(self, *, close: bool) -> None:
+        """The first request has its answer: goes on with the next one, in any thread."""
+        with self.requests_lock:
+            # Else the loop watches the connection all the while: to wake it takes longer than all
+            # the rest here.
+            must_wake = close or len(self.requests) > self.adj.channel_request_lookahead
+            if close:
+                self.close_when_flushed = True
+                ended, self.requests = self.requests, []
+            else:
+                ended = [self.requests.pop(0)]
+                if self.connected and self.requests:
+                    self.server.add_task(self)
+                elif self._may_continue():
+                    self.send_continue()
+                    must_wake = True
+        for request in ended:
+            request.close()
+        if must_wake and self.connected:
+            self.server.pull_trigger()
+        self._active_at = self.server.clock.monotonic()
+
+    def _may_continue(self) -> bool:
+        """Whether the client waits for leave to send a body, which came behind the last answer."""
+        request = self.request
+        return bool(
+            self.connected
+            and request is not None
+            and request.expect_continue
+            and request.headers_finished
+            and not self.sent_continue
+        )
+
+    def leave_loop(self) -> socket.socket:
+        """From now on waitress's loop neither reads nor closes it: what it polls it finds by number
+        in its map, and ignores one that has left. Returns another descriptor of the socket, for it
+        may be closing it at this moment. Raises ClientDisconnected."""
+        wasyncore.dispatcher.del_channel(self)
+        self.server.lent.add(self)
+        sock = self.socket
+        try:
+            if sock is not None and self.connected:
+                other: socket.socket = sock.dup()
+                return other
+        except OSError:
+            pass  # closed meanwhile, or no descriptor is left
+        self.enter_loop()
+        raise ClientDisconnected
+
+    def enter_loop(self) -> None:
+        self.server.lent.discard(self)
+        sock = self.socket
+        if sock is not None and self.connected:
+            self._fileno = sock.fileno()
+            wasyncore.dispatcher.add_channel(self)
+            self.server.pull_trigger()  # it polls what was there when it began
 
     def hold(self) -> None:
         self.held = []

@@ -26,7 +26,8 @@ from manager.clock import Clock
 from manager.config import Network
 from manager.models import ports
 from routes.http import keepalive
-from routes.http.channel import MAX_HEADER_BYTES, Channel, ClientLimits
+from routes.http.channel import Channel, ClientLimits
+from routes.http.tasks import MAX_HEADER_BYTES
 from routes.http.thread_pool import ThreadPool
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ _ACCEPT_PAUSE = 1.0  # seconds, where the system has no descriptor left
 _IDLE_WHEN_FULL = 5.0  # seconds that a connection may be idle while no more are taken
 _OWN_FILES = 100  # descriptors for databases, logs and model processes
 _MIN_CONNECTIONS = 16
+_CARRIED_CONNECTIONS = 6000  # of requests that hold no thread, and idle ones
 
 
 class ListenError(Exception):
@@ -109,6 +111,7 @@ class _Listener(TcpWSGIServer):
     slots: _ConnectionSlots
     next_channel_cleanup: float  # waitress's own, which has no types
     cors_origins: Callable[[], tuple[str, ...]]
+    lent: set[Channel]
     _paused_until = _warned_at = -_WARN_EVERY
 
     def bind_server_socket(self) -> None:
@@ -122,7 +125,8 @@ class _Listener(TcpWSGIServer):
         """Accepts all that wait: waitress takes one a round, and each round checks every open
         connection, so that a burst of n would cost n² checks."""
         for _ in range(_ACCEPTED_A_ROUND):
-            if len(self._map) >= self.adj.connection_limit:
+            # What is lent has a connection to its model as well.
+            if len(self._map) + 2 * len(self.lent) >= self.adj.connection_limit:
                 return
             try:
                 accepted = self.accept()
@@ -168,8 +172,10 @@ class _Listener(TcpWSGIServer):
         is_full = self.in_connection_overflow or now < self._paused_until
         # waitress closes what has been idle for so long; while others wait, it is sooner.
         super().maintenance(now + self.adj.channel_timeout - _IDLE_WHEN_FULL if is_full else now)
-        for channel in tuple(self.active_channels.values()):
+        channels = tuple(self.active_channels.values())
+        for channel in channels:
             channel.check_time()
+        for channel in (*channels, *self.lent.copy()):
             if channel.requests and keepalive.has_vanished(channel.socket):
                 with contextlib.suppress(OSError):  # it is closed already
                     channel.socket.shutdown(socket.SHUT_RDWR)  # as if the client had closed it
@@ -187,8 +193,8 @@ def _plain_address(address: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _connection_limit(threads: int, files: int | None) -> int:
     """How many connections may be open, with that many descriptors for the whole program, None for
-    no limit. A request that is served has one more, to its model."""
-    wanted = 4 * threads + 1000
+    no limit. A request that a thread serves has one more, to its model."""
+    wanted = 4 * threads + _CARRIED_CONNECTIONS
     if files is None:
         return wanted
     spare = files - _OWN_FILES
@@ -315,9 +321,10 @@ class HttpServer:
         slots = _ConnectionSlots(
             max(1, int(settings.connection_limit * limits.share)), trusted_proxies, clock
         )
+        lent: set[Channel] = set()
         for listener in self._listeners:
             listener.limits, listener.clock, listener.slots = limits, clock, slots
-            listener.cors_origins = cors_origins
+            listener.cors_origins, listener.lent = cors_origins, lent
         self._thread = threading.Thread(target=self._listeners[0].run, name="http", daemon=True)
 
     @property

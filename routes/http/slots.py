@@ -17,7 +17,7 @@ class Slots:
     """Counts the threads that proxied requests and event streams hold.
 
     waitress hands every request to a thread, and one without a thread is not even read. So a
-    request that may last takes a slot first; when none is left it is rejected at once.
+    request takes a slot before it waits in its thread; when none is left it is rejected at once.
     """
 
     def __init__(self, threads: int) -> None:
@@ -34,6 +34,17 @@ class Slots:
         with self._lock:
             if self._taken >= self.capacity:
                 raise _busy(f"All {self.capacity} slots for requests are taken")
+            self._taken += 1
+        return self._release
+
+    def one(self) -> Slot:
+        """For a request that may come to need one."""
+        return Slot(self)
+
+    def hold(self) -> Callable[[], None]:
+        """A slot for a request that goes on after a wait without a thread: it was admitted, and is
+        not rejected any more."""
+        with self._lock:
             self._taken += 1
         return self._release
 
@@ -55,6 +66,31 @@ class Slots:
         with self._lock:
             self._taken -= 1
             self._streams -= 1
+
+
+class Slot:
+    """At most one, for one request."""
+
+    def __init__(self, slots: Slots) -> None:
+        self._slots = slots
+        self._release: Callable[[], None] | None = None
+
+    def take(self) -> None:
+        """From here on the request holds its thread. Raises ApiError 503 ``busy``."""
+        if self._release is None:
+            self._release = self._slots.acquire()
+
+    def try_take(self) -> bool:
+        try:
+            self.take()
+        except ApiError:
+            return False
+        return True
+
+    def release(self) -> None:
+        release, self._release = self._release, None
+        if release is not None:
+            release()
 
 
 def _busy(message: str) -> ApiError:

@@ -49,14 +49,17 @@ class ThreadPool:
             thread.start()
 
     def add_task(self, task: Task) -> None:
-        """Called by waitress's loop; never blocks. With no thread idle the task waits."""
+        """Never blocks. With no thread idle the task waits; behind a shutdown it is cancelled."""
         with self._lock:
-            if not self._idle:
+            worker = self._idle.pop() if self._idle else None
+            is_late = self._stopped
+            if worker is None and not is_late:
                 self._queue.append(task)
-                return
-            worker = self._idle.pop()
-        worker.task = task
-        worker.wake.release()
+        if worker is not None:
+            worker.task = task
+            worker.wake.release()
+        elif is_late:
+            task.cancel()
 
     def shutdown(self, cancel_pending: bool = True, timeout: float = 5) -> bool:
         """Ends the idle threads now, the others after their task, for up to ``timeout``

@@ -40,6 +40,43 @@ def versioned(version: str, *flags: object) -> dict[str, Any]:
     return model
 
 
+# --- a relay process is killed ----------------------------------------------------------
+
+
+def test_streams_of_a_killed_relay_process_break_off_and_are_recorded_and_others_go_on(
+    launch: Launch,
+) -> None:
+    program = launch({"Model": fake()})
+    assert program.ask("Model").ok
+    with program.ask("Model", ENDLESS, stream=True) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        number = answer.headers["X-LLM-Manager-Request"]
+        (relay,) = program.relays()
+        relay.kill()
+        rest: list[bytes] = []
+        with pytest.raises(requests.exceptions.ChunkedEncodingError):
+            rest.extend(lines)
+        assert b"data: [DONE]" not in rest
+    program.becomes("Model", in_flight=0)
+    row = eventually(
+        lambda: next(
+            (
+                row
+                for row in program.get("/api/usage/requests").json()["requests"]
+                if row["id"] == number
+            ),
+            None,
+        )
+    )
+    assert (row["status"], row["streamed"], row["estimated"]) == (502, True, True)
+    with program.ask("Model", SLOW, stream=True) as answer:  # also before there is a next one
+        assert events_of(answer)[-1] == "[DONE]"
+    eventually(lambda: [new for new in program.relays() if new.pid != relay.pid])
+    with program.ask("Model", SLOW, stream=True) as answer:
+        assert events_of(answer)[-1] == "[DONE]"
+
+
 # --- the program is killed --------------------------------------------------------------
 
 
@@ -110,6 +147,10 @@ def test_a_model_survives_the_kill_of_the_program_and_is_adopted_without_a_reloa
     assert (after["pid"], after["started_at"]) == (before["pid"], before["started_at"])
     assert len(program.logs(name)) == 1
     assert program.model(name)["start_seconds"] > 0
+
+
+def test_a_killed_programs_relay_process_ends_with_it(killed: Killed) -> None:
+    assert len(eventually(killed.program.relays)) == 1
 
 
 def test_no_stream_that_the_kill_broke_off_looks_complete(killed: Killed) -> None:

@@ -1,4 +1,4 @@
-"""However often the server and its worker are killed, the bill is complete to the last digit."""
+"""However often server, worker and relay process are killed, the bill is complete to the digit."""
 
 from __future__ import annotations
 
@@ -79,11 +79,11 @@ class Clients:
 
 
 def kill_something(program: Program, dice: random.Random) -> None:
-    victims = dice.choice(["server", "worker", "both"])
-    if victims != "server":
-        for worker in program.workers():
-            worker.kill()
-    if victims != "worker":
+    victims = dice.choice(["server", "worker", "both", "relay"])
+    others = {"worker": program.workers, "both": program.workers, "relay": program.relays}
+    for process in others[victims]() if victims in others else ():
+        process.kill()
+    if victims in ("server", "both"):
         port = program.port
         program.kill()
         program.start(port)

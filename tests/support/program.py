@@ -347,12 +347,19 @@ class Program:
 
     def workers(self) -> list[psutil.Process]:
         """The living processes that price, of this program or left behind by an earlier one."""
+        return self._running("jobs.worker")
+
+    def relays(self) -> list[psutil.Process]:
+        """The living relay processes, as above."""
+        return self._running("manager.streams.relay_process")
+
+    def _running(self, module: str) -> list[psutil.Process]:
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
                 is_ours = process.environ().get(MARK) == self.mark
-                is_worker = "jobs.worker" in process.cmdline()
-                if is_ours and is_worker and process.status() != psutil.STATUS_ZOMBIE:
+                is_meant = module in process.cmdline()
+                if is_ours and is_meant and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
         return found
 

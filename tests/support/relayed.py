@@ -9,15 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from manager.interfaces import Chat, Interface
-from manager.relay.forward import (
-    Outcome,
-    RelayRequest,
-    RelayResponse,
-    forward,
-)
+from manager.relay.forward import forward
 from manager.relay.payload import Payload
+from manager.relay.request import Outcome, RelayRequest, RelayResponse
 from manager.relay.upstream import Upstream
 from manager.relay.watcher import Watcher
+from manager.streams import EventStream
 from tests.support.servers import PATIENCE, FakeModel, Peer
 
 CHAT = "/v1/chat/completions"
@@ -55,25 +52,37 @@ class Relayed:
         self.outcomes: list[Outcome] = []
         self.polls = 0
         self.is_disconnected = False
+        self.stream: EventStream | None = None
         self.on_end: Callable[[Outcome], None] = lambda _: None
 
     def send(
-        self, body: dict[str, Any] | bytes, *headers: tuple[str, str], target: str = CHAT
+        self,
+        body: dict[str, Any] | bytes,
+        *headers: tuple[str, str],
+        target: str = CHAT,
+        **lent: Any,
     ) -> RelayResponse:
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         endpoint = self.lease.interface.endpoint(target.partition("?")[0])
         request = RelayRequest(endpoint, target, list(headers), Payload(raw))
-        return forward(
+        self.answer = forward(
             self.lease,
             request,
             watch=self.watch,
             client_disconnected=self._disconnected,
             on_end=self._on_end,
+            on_answer=self._on_answer,
+            **lent,
         )
+        return self.answer
 
     def disconnect_client(self) -> None:
         self.is_disconnected = True
         self.watch.poll()
+
+    def counted(self) -> int:
+        """The chunks of its stream so far, as pages show them."""
+        return self.stream.chunks if self.stream is not None else 0
 
     @property
     def outcome(self) -> Outcome:
@@ -91,6 +100,9 @@ class Relayed:
     def _disconnected(self) -> bool:
         self.polls += 1
         return self.is_disconnected
+
+    def _on_answer(self, stream: EventStream | None) -> None:
+        self.stream = stream
 
     def _on_end(self, outcome: Outcome) -> None:
         self.outcomes.append(outcome)

@@ -543,7 +543,7 @@ def test_clients_of_ipv4_are_counted_one_by_one_on_a_socket_that_takes_both(
     start: Callable[..., Edge], come_from: list[str]
 ) -> None:
     proxies = (ipaddress.ip_network("10.1.0.0/16"),)
-    edge = start(host="::", limits=ClientLimits(share=1.2 / 1016), trusted_proxies=proxies)
+    edge = start(host="::", limits=ClientLimits(share=1.2 / 6016), trusted_proxies=proxies)
     with contextlib.ExitStack() as connections:
         for address, times in (("192.0.2.1", 1), ("192.0.2.2", 1), ("10.1.2.3", 3)):
             assert holds(edge, come_from, f"::ffff:{address}", times) == [True] * times
@@ -640,9 +640,9 @@ def holds(edge: Edge, come_from: list[str], address: str, times: int) -> list[bo
 
 @pytest.fixture
 def small(start: Callable[..., Edge]) -> Iterator[Edge]:
-    """One address may hold three of its 1,016 places."""
+    """One address may hold three of its 6,016 places."""
     proxies = (ipaddress.ip_network("10.1.0.0/16"), ipaddress.ip_network("fd00::/8"))
-    edge = start(limits=ClientLimits(share=3.2 / 1016), trusted_proxies=proxies)
+    edge = start(limits=ClientLimits(share=3.2 / 6016), trusted_proxies=proxies)
     yield edge
     for connection in edge.held:
         connection.close()

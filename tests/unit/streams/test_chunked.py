@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manager.relay.chunked import ChunkedDecoder, NotChunked
+from manager.streams.chunked import ChunkedDecoder, NotChunked
 
 END = b"0\r\n\r\n"
 

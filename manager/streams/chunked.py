@@ -76,3 +76,13 @@ class ChunkedDecoder:
         self.finished = True
         self.rest = buffer[end:]
         self._buffer = b""
+
+
+class UntilClose:
+    """A body that ends with its connection, with the face of ChunkedDecoder."""
+
+    finished = False
+    rest = b""
+
+    def feed(self, data: bytes) -> bytes:
+        return data

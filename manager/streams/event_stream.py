@@ -38,7 +38,7 @@ class EventStream:
         self.chunks = 0
         self.done = False
         self.error: AnswerError | None = None
-        self._protocol = protocol
+        self.protocol = protocol
         self._strip_usage = strip_usage
         self._buffer = b""
         self._is_plain = False  # False while one of the next three is to be thought of
@@ -76,7 +76,7 @@ class EventStream:
             return False
         data, at = self._finish
         start, end = _event_around(data, at, 0)
-        return self._protocol.is_finish(_data_of(data[start:end]))
+        return self.protocol.is_finish(_data_of(data[start:end]))
 
     def usage(self) -> TokenUsage | None:
         """The tokens that the stream reported; None where it reported none."""
@@ -90,6 +90,14 @@ class EventStream:
         if self.error is not None and self.chunks <= 0:
             return None
         return TokenUsage(completion_tokens=max(0, self.chunks), estimated=True)
+
+    def result(self, status: int, error: str | None) -> tuple[int, str | None, TokenUsage | None]:
+        """Status, error and tokens of a request whose stream has ended so: an error that the
+        server has reported in it comes first."""
+        usage = self.usage() or self.estimate()
+        if self.error is not None:
+            return self.error.status, self.error.message, usage
+        return status, error, usage
 
     def _feed_with_care(self, piece: bytes) -> bytes:
         """As ``feed``, at the start of a stream, behind a CR and in a long event."""
@@ -141,7 +149,7 @@ class EventStream:
         self._long_usage = tokens.from_part(data) or self._long_usage
         part = data[len(known) :]
         self.chunks += part.count(b"\ndata:") + (not known and part.startswith(b"data:"))
-        if not self.done and self._protocol.ends(part):
+        if not self.done and self.protocol.ends(part):
             self.done = True
             self.chunks -= 1
         return len(part)
@@ -155,9 +163,9 @@ class EventStream:
         if offsets := find_error_offsets(data):
             data = self._read_errors(data, offsets)
         if not self.done:
-            if self._protocol.finish and (at := data.rfind(self._protocol.finish)) >= 0:
+            if self.protocol.finish and (at := data.rfind(self.protocol.finish)) >= 0:
                 self._finish = (data, at)
-            if self._protocol.ends(data):
+            if self.protocol.ends(data):
                 self.done = True
                 self.chunks -= 1
         if offsets := tokens.find_usage_offsets(data):

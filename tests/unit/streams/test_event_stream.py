@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manager.interfaces import ANY_STREAM, OPENAI_STREAM, AnswerError
-from manager.relay.event_stream import MAX_BUFFERED, EventStream
+from manager.streams.event_stream import MAX_BUFFERED, EventStream
 from manager.tokens import TokenUsage
 
 USAGE = {"prompt_tokens": 17, "completion_tokens": 3, "total_tokens": 20}
