@@ -48,7 +48,7 @@ _CARRIED_CONNECTIONS = 6000  # of requests that hold no thread, and idle ones
 
 
 class ListenError(Exception):
-    """The address cannot be listened on; the message says who holds it where that is known."""
+    """The server cannot run here; the message says why, such as who holds its address."""
 
 
 class _ConnectionSlots:
@@ -291,12 +291,19 @@ class HttpServer:
         """Binds at once, so that a port in use is known before anything is started.
         ``cors_origins`` returns those of the config that is in use.
 
-        Raises ListenError.
+        Raises ListenError, also where the system has too few threads.
         """
         self._map: dict[int, Any] = {}
         # A thread is held for as long as its answer streams or its model starts: waitress's
         # default of 4 would serve four streams and hang the fifth.
-        self._workers = ThreadPool(threads)
+        try:
+            self._workers = ThreadPool(threads)
+        except RuntimeError as error:
+            raise ListenError(
+                f"the system does not allow {threads} threads: lower `threads` in the config, or"
+                " raise the limit of processes (ulimit -u, TasksMax= of systemd, --pids-limit of"
+                f" docker): {error}"
+            ) from error
         self._listeners: list[_Listener] = []
         try:
             settings = _adjustments(host, port, threads, max_body_mb)

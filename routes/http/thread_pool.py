@@ -45,8 +45,17 @@ class ThreadPool:
             threading.Thread(target=self._work, name=f"waitress-{number}", daemon=True)
             for number in range(count)
         ]
-        for thread in self._threads:
-            thread.start()
+        self._start()
+
+    def _start(self) -> None:
+        """Raises RuntimeError where the system has too few threads; then none is left."""
+        for started, thread in enumerate(self._threads):
+            try:
+                thread.start()
+            except RuntimeError:
+                self._threads = self._threads[:started]
+                self.shutdown()
+                raise
 
     def add_task(self, task: Task) -> None:
         """Never blocks. With no thread idle the task waits; behind a shutdown it is cancelled."""

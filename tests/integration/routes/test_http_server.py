@@ -784,6 +784,25 @@ def test_who_has_vanished_is_disconnected_for_those_who_serve_it(
         edge.close(5.0)
 
 
+# --- threads ----------------------------------------------------------------------------
+
+
+def test_a_system_with_too_few_threads_is_said_and_none_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start, before = threading.Thread.start, threading.active_count()
+
+    def limited(thread: threading.Thread) -> None:
+        if thread.name == "waitress-40":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    with pytest.raises(ListenError, match="does not allow 50 threads: lower `threads`"):
+        HttpServer(Flask("test"), "127.0.0.1", 0, threads=50, max_body_mb=1)
+    assert threading.active_count() == before
+
+
 # --- the end ----------------------------------------------------------------------------
 
 
