@@ -20,6 +20,7 @@ from commands import console, init, tray
 from commands.client import pages_url
 from commands.options import CommandError, ConfigLoader
 from jobs import Supervisor, TaskQueue, Watermark, WorkerSettings, log_setup, schedule
+from manager import affinity
 from manager.access import AccessRegistry, KeyLimits, LocalToken, local_token
 from manager.billing import PriceBook, calendar
 from manager.clock import Clock
@@ -53,6 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until there is something to reload
     _use_one_heap()
     _raise_file_limit()
+    affinity.PROGRAM.bind()
     load = ConfigLoader(arguments.config)
     config = load()
     host = (arguments.host or config.program.host).strip("[]")  # of an IPv6 address, as in a URL

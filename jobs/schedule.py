@@ -9,6 +9,7 @@ from jobs.log_setup import BufferedLogHandler
 from jobs.queue import TaskQueue
 from jobs.scheduled_export import ScheduledExport
 from jobs.watermark import Watermark
+from manager import affinity
 from manager.access import AccessRegistry
 from manager.clock import Clock
 from manager.devices import Monitor
@@ -23,6 +24,7 @@ _FLUSH_SECONDS = 1.0
 _COUNT_SECONDS = 1.0
 _ACCESS_SECONDS = 1.0
 _HEARTBEAT_SECONDS = 30.0
+_AFFINITY_SECONDS = 2.0
 _LOG_SIZE_SECONDS = 0.2
 _CLEAN_SECONDS = 86_400.0
 
@@ -54,6 +56,7 @@ def start(
         lambda: logs.enforce_limit(fleet.config.program.model_log_mb << 20),
         "log size",
     )
+    scheduler.every(_AFFINITY_SECONDS, affinity.PROGRAM.tick, "affinity")
     scheduler.every(_BILL_SECONDS, tasks.tick, "bills")
     # At once: else a program that is started each morning would never come to them.
     scheduler.every(

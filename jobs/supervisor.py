@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.tasks import WorkerSettings
+from manager import affinity
 from manager.clock import Clock
 from manager.config import Program
 
@@ -128,18 +129,19 @@ class Supervisor:
             if self._stopping:
                 return None
             self._began = self._clock.monotonic()
-            self._process = subprocess.Popen(
-                self._command,
-                cwd=_ROOT,
-                env={**os.environ, **_ONE_THREAD},
-                # Only we hold the other end: when we end, it ends.
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                text=True,
-                # A Ctrl-C in the terminal is for the server, which still needs the worker.
-                start_new_session=os.name == "posix",
-                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
-            )
+            with affinity.PROGRAM.free():
+                self._process = subprocess.Popen(
+                    self._command,
+                    cwd=_ROOT,
+                    env={**os.environ, **_ONE_THREAD},
+                    # Only we hold the other end: when we end, it ends.
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,
+                    text=True,
+                    # A Ctrl-C in the terminal is for the server, which still needs the worker.
+                    start_new_session=os.name == "posix",
+                    creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+                )
             _tell(self._process, self._settings)
             return self._process
 

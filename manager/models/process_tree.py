@@ -17,6 +17,8 @@ from pathlib import Path
 
 import psutil
 
+from manager import affinity
+
 log = logging.getLogger(__name__)
 
 RUN_ID_VARIABLE = "LLM_MANAGER_RUN"
@@ -93,16 +95,17 @@ class ProcessTree:
         # Windows' way to keep a Ctrl-C in the manager's console from reaching the model.
         flags: int = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
         try:
-            popen = subprocess.Popen(
-                arguments,
-                cwd=cwd,
-                env={**env, RUN_ID_VARIABLE: run},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=os.name == "posix",
-                creationflags=flags,
-            )
+            with affinity.PROGRAM.free():
+                popen = subprocess.Popen(
+                    arguments,
+                    cwd=cwd,
+                    env={**env, RUN_ID_VARIABLE: run},
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=os.name == "posix",
+                    creationflags=flags,
+                )
         except OSError as error:
             hint = ""
             if isinstance(error, FileNotFoundError) and not cwd.is_dir():

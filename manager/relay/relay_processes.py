@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from manager import affinity
 from manager.streams import MessageReader, RelayLoop, encode
 
 log = logging.getLogger(__name__)
@@ -299,7 +300,7 @@ class _Process(_Connection):
     def __init__(self) -> None:
         super().__init__()
         command = [sys.executable, "-m", "manager.streams.relay_process"]
-        with self._theirs as theirs:
+        with self._theirs as theirs, affinity.PROGRAM.free():
             self._process = subprocess.Popen(
                 [*command, str(theirs.fileno())],
                 cwd=_ROOT,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -86,3 +87,16 @@ def test_a_model_for_a_hidden_card_is_rejected_and_the_error_says_what_hides_it(
     assert "rtx 4060 is not online" in error["message"]
     assert f"{RTX_4060} #0 is hidden by CUDA_VISIBLE_DEVICES" in error["message"]
     assert list(program.devices()) == ["CPU + RAM #0"]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="a system that lets nobody choose")
+def test_the_program_stays_on_one_processor_and_what_it_starts_has_all(launch: Launch) -> None:
+    program = launch({"Model": fake()})
+    assert program.ask("Model").status_code == 200
+    everywhere = os.sched_getaffinity(0)
+    started = [*program.processes("Model"), *program.relays(), *program.workers()]
+    assert len(started) >= 3
+    assert all(os.sched_getaffinity(process.pid) == everywhere for process in started)
+    threads = [int(task.name) for task in Path(f"/proc/{program.pid}/task").iterdir()]
+    assert len({frozenset(os.sched_getaffinity(thread)) for thread in threads}) == 1
+    assert len(os.sched_getaffinity(program.pid)) == 1
