@@ -294,6 +294,8 @@ class Model:
             self._begin_stop(reason, start_again=False)
             start = self._start
             self._queue.reject_all(refusal)
+        if start is not None:
+            start.give_up()
         self._end_stop(start)
 
     def join(self) -> None:

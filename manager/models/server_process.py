@@ -46,6 +46,7 @@ class ServerProcess(abc.ABC):
         self._logs = logs
         self._listeners = frozenset(run.launch.listeners)
         self._settled = False
+        self._has_listened = False
 
     @property
     @abc.abstractmethod
@@ -94,12 +95,19 @@ class ServerProcess(abc.ABC):
         left, fault = self._end(grace)
         if left:
             return "a process of it does not die; see the program's log"
-        if self._awaits_free_port():
-            return None  # also where the stop_command failed: there was nothing left for it to do
         port = self._run.port
+        if self._awaits_free_port():
+            if fault is not None and not self._has_listened and self.may_come_up():
+                return f"{fault}, and its server may still be loading: port {port} is not open yet"
+            return None  # also where the stop_command failed: there was nothing left for it to do
         why = fault or ("" if self._run.launch.stop_command else _OUTLIVES)
         answers = f"a server still answers on its port {port}, held by {ports.holder(port)}"
         return f"{answers}: {why}" if why else f"{answers}, although its stop_command ended well"
+
+    def may_come_up(self) -> bool:
+        """Whether a server that nobody has seen yet may still begin to listen, though the command
+        that launched it has ended."""
+        return False
 
     @abc.abstractmethod
     def _end(self, grace: float) -> tuple[bool, str | None]:
@@ -150,6 +158,7 @@ class ServerProcess(abc.ABC):
     def _awaits_free_port(self) -> bool:
         deadline = time.monotonic() + PORT_WAIT_SECONDS
         while self._answers():
+            self._has_listened = True
             if time.monotonic() >= deadline:
                 return False
             time.sleep(PORT_PAUSE_SECONDS)
@@ -212,9 +221,13 @@ class Detached(ServerProcess):
     instead is another server. Nothing is asked of the server itself.
     """
 
-    def __init__(self, run: Run, tree: ProcessTree | None, logs: ModelLogs) -> None:
+    def __init__(
+        self, run: Run, tree: ProcessTree | None, logs: ModelLogs, load_seconds: float = 0.0
+    ) -> None:
+        """``load_seconds``: how long it may take until it listens."""
         super().__init__(run, tree, logs)
         self._settled = tree is None or bool(self._listeners)  # by an earlier program
+        self._comes_up_until = time.monotonic() + load_seconds
         self._listened_at: float | None = None
         self._accepted_at: float | None = None
 
@@ -255,6 +268,10 @@ class Detached(ServerProcess):
         left = not self._stop_tree(grace)
         return left, self._run_stop_command(grace)
 
+    def may_come_up(self) -> bool:
+        is_launched = self._tree is not None and self._tree.exit_code == 0
+        return is_launched and not self._settled and time.monotonic() < self._comes_up_until
+
     def _lives_on(self) -> bool:
         if self._listeners:
             try:
@@ -277,16 +294,20 @@ class Detached(ServerProcess):
         now = time.monotonic()
         if ports.listeners(self._run.port):
             self._listened_at = now
+            self._has_listened = True
         return self._listened_at is not None and now - self._listened_at > VANISHED_SECONDS
 
 
-def start(plan: LaunchPlan, output: int, logs: ModelLogs) -> ServerProcess:
-    """Launches a server, its output on the descriptor ``output``. Raises LaunchError."""
+def start(plan: LaunchPlan, output: int, logs: ModelLogs, load_seconds: float) -> ServerProcess:
+    """Launches a server, its output on the descriptor ``output``; it may take ``load_seconds``
+    until it listens. Raises LaunchError."""
     run = plan.run
     tree = ProcessTree.start(
         run.id, plan.arguments, cwd=plan.scheme.cwd, env=plan.env, output=output
     )
-    return Detached(run, tree, logs) if run.launch.detached else Attached(run, tree, logs)
+    if run.launch.detached:
+        return Detached(run, tree, logs, load_seconds)
+    return Attached(run, tree, logs)
 
 
 def find(run: Run, logs: ModelLogs) -> ServerProcess | None:

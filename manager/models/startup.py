@@ -49,6 +49,7 @@ ADOPTION_TIMEOUT_SECONDS = 5.0
 MAX_LOST_DEVICES = 3  # during one start; more is not a loss, but a loose contact
 MAX_LOG_LINES = 15  # of the model's own output, in an error
 MAX_LOG_CHARACTERS = 4000
+STOP_PAUSE_SECONDS, MAX_STOP_PAUSE_SECONDS = 0.5, 30.0
 RETRIED_STATUSES = frozenset((429, 502, 503, 504))  # of a probe
 
 
@@ -78,6 +79,7 @@ class Start:
         self._on_change = on_change
         self._deadline = float("inf")
         self._cancelled = threading.Event()
+        self._given_up = threading.Event()
         self._lock = threading.Lock()
         self._exchange: Exchange | None = None
 
@@ -89,6 +91,11 @@ class Start:
         if exchange is not None:
             exchange.abort()
         self._shared.placement.wake()
+
+    def give_up(self) -> None:
+        """Cancels it, and tries no longer to stop what may still come up: the program ends."""
+        self._given_up.set()
+        self.cancel()
 
     @property
     def cancelled(self) -> bool:
@@ -261,7 +268,7 @@ class Start:
         except OSError as error:
             raise StartFailedError(f"its log cannot be written: {error}") from error
         try:
-            return server_process.start(plan, output, logs)
+            return server_process.start(plan, output, logs, self._settings.start_timeout)
         except LaunchError as error:
             path.unlink(missing_ok=True)  # it holds nothing but its title
             raise StartFailedError(str(error)) from error
@@ -307,10 +314,17 @@ class Start:
         reason: str,
         clock: RunClock | None,
     ) -> LeftoverError | None:
-        """Ends what was launched. Returns the failure to raise where something of it runs on: then
-        its run has not ended either, and the program's next start tries again."""
+        """Ends what was launched; tries again while a server of it may still come up. Returns the
+        failure to raise where something of it runs on: then its run has not ended either, and the
+        program's next start tries again."""
         self._shared.placement.mark_stopping(reservation, ended=process.has_ended())
-        if fault := process.stop(self._settings.stop_timeout):
+        pause = STOP_PAUSE_SECONDS
+        while fault := process.stop(self._settings.stop_timeout):
+            # It keeps its port and its memory meanwhile: nobody else would end it.
+            if not process.may_come_up() or self._given_up.wait(pause):
+                break
+            pause = min(2 * pause, MAX_STOP_PAUSE_SECONDS)
+        if fault:
             first, *log_lines = reason.splitlines()
             left = f"{first}. It could not be stopped: {fault}"
             return LeftoverError("\n".join([left, *log_lines]))

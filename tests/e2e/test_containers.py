@@ -107,6 +107,7 @@ def program(launch_once: Launch, containers: Containers, gates: Path, taken_port
             "EndsEarly": model("--silent", server=PLAIN),
             "Hangs": model(stop=unless(gates / "Hangs", "exec sleep 600"), stop_timeout=0.5),
             "Refuses": model(stop=unless(gates / "Refuses", "exit 3"), stop_timeout=5),
+            "Loads": model("--boot", 600, stop=unless(gates / "Loads", "exit 3")),
             "NoProgram": model(stop=["no-such-docker", "stop"], stop_timeout=5),
             "Big": big,
             "Other": other,
@@ -286,6 +287,22 @@ def test_a_server_that_its_stop_command_does_not_end_is_stopped_once_that_works(
     (gates / name).touch()
     program.becomes(name, state="stopped", last_error=None)
     assert name not in containers.names()
+
+
+def test_a_server_that_still_loads_when_its_stop_command_fails_is_not_left_to_come_up(
+    program: Program, containers: Containers, gates: Path
+) -> None:
+    waiting = background(lambda: program.ask("Loads"))
+    eventually(lambda: "Loads" in containers.running())
+    program.post("/api/models/Loads/stop")
+    # Twice: the stop is tried again.
+    eventually(lambda: program.output.count("Loads: its stop_command ended with exit code 3") > 1)
+    assert program.model("Loads")["state"] == "stopping"
+    assert "Loads" in containers.running()
+    (gates / "Loads").touch()
+    program.becomes("Loads", state="stopped")
+    assert "Loads" not in containers.names()
+    assert error_of(waiting.result())["code"] == "start_failed"
 
 
 def test_a_stop_command_whose_program_is_missing_is_named(

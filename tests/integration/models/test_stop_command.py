@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
+from manager.models.process_tree import ProcessTree
 from manager.models.server_process import Detached, find
 from manager.storage import Launch, ModelLogs, Run
 from tests.support.program import free_port
@@ -97,3 +98,22 @@ def test_a_run_of_an_earlier_program_is_left_to_be_stopped_where_it_says_how(
     left = find(run(Launch(("docker", "stop", "x"), "/")), logs)
     assert isinstance(left, Detached)
     assert not left.alive()
+
+
+@pytest.mark.parametrize("code", [0, 1])
+@pytest.mark.parametrize("seconds", [0.0, 60.0])
+def test_a_stop_that_fails_before_the_server_listens_counts_as_long_as_it_may_come_up(
+    tmp_path: Path, logs: ModelLogs, code: int, seconds: float
+) -> None:
+    launch = Launch(("false",), str(tmp_path), {}, detached=True)
+    run = Run("0123456789", "m", "s", "f", free_port(), None, None, 0, None, launch=launch)
+    _, output = logs.create("m", run.id, "title")
+    command = ["sh", "-c", f"exit {code}"]
+    tree = ProcessTree.start(run.id, command, cwd=tmp_path, env=dict(os.environ), output=output)
+    os.close(output)
+    assert tree.wait(GRACE) == code
+    process = Detached(run, tree, logs, seconds)
+    fault = process.stop(GRACE)
+    may_come_up = code == 0 and seconds > 0
+    assert process.may_come_up() is may_come_up
+    assert ("may still be loading" in (fault or "")) is may_come_up
