@@ -319,11 +319,12 @@ class Start:
         program's next start tries again."""
         self._shared.placement.mark_stopping(reservation, ended=process.has_ended())
         pause = STOP_PAUSE_SECONDS
-        while fault := process.stop(self._settings.stop_timeout):
-            # It keeps its port and its memory meanwhile: nobody else would end it.
-            if not process.may_come_up() or self._given_up.wait(pause):
-                break
+        fault = process.stop(self._settings.stop_timeout)
+        # It keeps its port and its memory meanwhile: nobody else would end it.
+        while fault and process.may_come_up() and not self._given_up.wait(pause):
             pause = min(2 * pause, MAX_STOP_PAUSE_SECONDS)
+            if process.may_come_up():  # else the last fault stands: nobody knows of its end
+                fault = process.stop(self._settings.stop_timeout)
         if fault:
             first, *log_lines = reason.splitlines()
             left = f"{first}. It could not be stopped: {fault}"
