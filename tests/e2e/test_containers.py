@@ -294,6 +294,7 @@ def test_a_server_that_still_loads_when_its_stop_command_fails_is_not_left_to_co
 ) -> None:
     waiting = background(lambda: program.ask("Loads"))
     eventually(lambda: "Loads" in containers.running())
+    eventually(lambda: program.processes("Loads") == [])  # the command that launches it has ended
     program.post("/api/models/Loads/stop")
     # Twice: the stop is tried again.
     eventually(lambda: program.output.count("Loads: its stop_command ended with exit code 3") > 1)
