@@ -31,6 +31,7 @@ class Affinity:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._free: set[int] = set()  # threads that are not bound for now
         self._allowed: set[int] = set()
         self._bound_to: int | None = None
         self._times: Times = {}
@@ -50,11 +51,15 @@ class Affinity:
         if self._bound_to is None:
             yield
             return
-        with self._lock:  # against `tick`, which would bind it again before the start
+        thread = threading.get_native_id()
+        with self._lock:
+            self._free.add(thread)
             os.sched_setaffinity(0, self._allowed)
-            try:
-                yield
-            finally:
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._free.discard(thread)
                 os.sched_setaffinity(0, {self._bound_to})
 
     def tick(self) -> None:
@@ -68,11 +73,12 @@ class Affinity:
         self._times, self._used, self._at = times, used, now
         if chosen == self._bound_to:
             return
+        threads = {int(task.name) for task in _TASKS.iterdir()}
         with self._lock:
             self._bound_to = chosen
-            for task in _TASKS.iterdir():
+            for thread in threads - self._free:  # what those start is not to be bound
                 with contextlib.suppress(OSError):  # the thread has ended
-                    os.sched_setaffinity(int(task.name), {chosen})
+                    os.sched_setaffinity(thread, {chosen})
         log.debug("the program runs on processor %d now", chosen)
 
 

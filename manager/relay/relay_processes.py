@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import logging
 import os
@@ -268,7 +269,7 @@ class _RelayProcess:
         return True
 
 
-class _Connection:
+class _Connection(abc.ABC):
     """The program's end of what leads to a relay loop."""
 
     pid: int | None = None
@@ -280,18 +281,18 @@ class _Connection:
             timeval = struct.pack("ll", _SEND_SECONDS, 0)
             self.control.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
 
+    @abc.abstractmethod
     def send(self, data: bytes, sockets: tuple[socket.socket, ...] = ()) -> None:
         """Raises OSError."""
-        raise NotImplementedError
 
     def shut_down(self) -> None:
         """Ends it, from any thread; ``end`` then waits for that."""
         with contextlib.suppress(OSError):  # it has ended already
             self.control.shutdown(socket.SHUT_RDWR)
 
+    @abc.abstractmethod
     def end(self) -> str:
         """Waits until it has ended; says how."""
-        raise NotImplementedError
 
 
 class _Process(_Connection):
