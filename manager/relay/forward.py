@@ -14,11 +14,10 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
 
 from manager.errors import CLIENT_CLOSED_REQUEST, ApiError, ClientDisconnected
 from manager.interfaces import PROTOCOLS, Interface, error_in
-from manager.relay.headers import outgoing_headers
+from manager.relay.outgoing import is_true, outgoing_body, outgoing_headers
 from manager.relay.relay_processes import RelayProcesses, Report
 from manager.relay.request import (
     ClientConnection,
@@ -73,7 +72,7 @@ def forward(
 
     Raises ApiError 502 or 504, and ClientDisconnected.
     """
-    body, strip_usage = _outgoing_body(lease, request)
+    body, strip_usage = outgoing_body(lease, request)
     exchange = Exchange(
         "POST",
         request.target,
@@ -129,7 +128,7 @@ class _Transfer:
         self._request = request
         self._exchange = exchange
         self._protocol = request.endpoint.stream
-        self.asks_for_stream = _is_true(request.payload.fields.get("stream"))
+        self.asks_for_stream = is_true(request.payload.fields.get("stream"))
         self._strip_usage = strip_usage
         self._watch = watch
         self._watch_client = watch_client
@@ -386,32 +385,3 @@ def _to_api_error(error: UpstreamError) -> ApiError:
     if isinstance(error, UpstreamTimeout):
         return ApiError(504, "upstream_timeout", str(error))
     return ApiError(502, "upstream_error", str(error))
-
-
-def _is_true(value: Any) -> bool:
-    """What servers take for true: vLLM's reads texts and numbers as pydantic does."""
-    if isinstance(value, str):
-        return value.lower() in ("true", "t", "1", "yes", "y", "on")
-    return value in (True, 1)
-
-
-def _outgoing_body(lease: Lease, request: RelayRequest) -> tuple[bytes, bool]:
-    """The body to send, and whether only the manager asked for a usage chunk."""
-    payload = request.payload
-    changes: dict[str, Any] = {}
-    if lease.served_model_name is not None:
-        changes["model"] = lease.served_model_name
-    options = payload.fields.get("stream_options")
-    is_added = (
-        _is_true(payload.fields.get("stream"))
-        and lease.ask_usage
-        and request.endpoint.asks_for_usage
-        and (options is None or isinstance(options, dict))
-        and not (options or {}).get("include_usage")
-    )
-    if is_added:
-        changes["stream_options"] = {**(options or {}), "include_usage": True}
-        if "continuous_usage_stats" in changes["stream_options"]:
-            # vLLM's, which means something only with the other: usage in every chunk.
-            changes["stream_options"]["continuous_usage_stats"] = False
-    return payload.with_changes(changes), is_added

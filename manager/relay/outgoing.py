@@ -1,0 +1,67 @@
+"""What of a request goes to the model's server, and what is changed in it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from manager.relay.request import Lease, RelayRequest
+from manager.streams import HOP_BY_HOP, Headers, names_in
+
+# The client's credentials are for the manager. Host and length are those of our own
+# connection; a compressed answer could not be metered. Model servers answer any Origin with
+# leave to read, credentials included.
+_NOT_FORWARDED = HOP_BY_HOP | {
+    "host",
+    "content-length",
+    "content-encoding",  # the body is decoded
+    "expect",
+    "accept-encoding",
+    "authorization",
+    "x-api-key",
+    "x-csrftoken",
+    "cookie",
+    "origin",
+    # Who the client is, as a proxy in front of us has it.
+    "forwarded",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-proto",
+    "x-real-ip",
+}
+
+
+def outgoing_headers(headers: Headers) -> Headers:
+    connection = ",".join(value for name, value in headers if name.lower() == "connection")
+    dropped = _NOT_FORWARDED | names_in(connection)
+    kept = [(name, value) for name, value in headers if name.lower() not in dropped]
+    kept.append(("Accept-Encoding", "identity"))
+    return kept
+
+
+def is_true(value: Any) -> bool:
+    """What servers take for true: vLLM's reads texts and numbers as pydantic does."""
+    if isinstance(value, str):
+        return value.lower() in ("true", "t", "1", "yes", "y", "on")
+    return value in (True, 1)
+
+
+def outgoing_body(lease: Lease, request: RelayRequest) -> tuple[bytes, bool]:
+    """The body to send, and whether only the manager asked for a usage chunk."""
+    payload = request.payload
+    changes: dict[str, Any] = {}
+    if lease.served_model_name is not None:
+        changes["model"] = lease.served_model_name
+    options = payload.fields.get("stream_options")
+    is_added = (
+        is_true(payload.fields.get("stream"))
+        and lease.ask_usage
+        and request.endpoint.asks_for_usage
+        and (options is None or isinstance(options, dict))
+        and not (options or {}).get("include_usage")
+    )
+    if is_added:
+        changes["stream_options"] = {**(options or {}), "include_usage": True}
+        if "continuous_usage_stats" in changes["stream_options"]:
+            # vLLM's, which means something only with the other: usage in every chunk.
+            changes["stream_options"]["continuous_usage_stats"] = False
+    return payload.with_changes(changes), is_added
