@@ -167,7 +167,7 @@ class RequestRecord:
             completion_tokens=usage.completion_tokens,
             # Also where a server has not said: a bill shows that something may be missing.
             estimated=usage.estimated or (outcome.usage is None and outcome.status < 300),
-            error=outcome.error.splitlines()[0][:_MAX_ERROR] if outcome.error else None,
+            error=_first_line(outcome.error)[:_MAX_ERROR] if outcome.error else None,
         )
 
     def _wall_ms(self, moment: float | None) -> int | None:
@@ -178,7 +178,12 @@ class RequestRecord:
         return self.request.began_ms + round((moment - self._began) * 1000)
 
 
+def _first_line(error: str) -> str:
+    """JSON can spell a lone surrogate, which no database takes."""
+    return error.splitlines()[0].encode("utf-8", "replace").decode()
+
+
 def _shown(error: str) -> str:
     """Its first line. It may hold what a model's server said, escape sequences and lone surrogates
     too."""
-    return plain_text(error.splitlines()[0].encode("utf-8", "replace"))
+    return plain_text(_first_line(error).encode())

@@ -190,7 +190,7 @@ def _carriers(services: Services, environ: dict[str, Any], slot: Slot) -> Carrie
     lend_client = environ.get("llm_manager.lend_client")
     if lend_client is None:
         return None  # another server than ours calls the application
-    return Carriers(services.relays, lend_client, slot.try_take, services.slots.hold)
+    return Carriers(services.relays, lend_client, slot.try_take, services.slots.acquire)
 
 
 def _with_headers(response: Response, headers: Headers) -> Response:

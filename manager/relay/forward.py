@@ -10,6 +10,7 @@ does where there is none, and where the answer is one that no relay process know
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -43,7 +44,8 @@ _MAX_START = 1 << 16  # bytes of a larger one that are kept beside its end
 class Carriers:
     """What carries a request without a thread: ``lend_client`` lends the client's connection.
     ``may_wait``: whether this thread may wait for the answer to begin. A thread that goes on with
-    the answer afterwards counts by ``hold_thread`` until it calls what that returns."""
+    the answer afterwards counts by ``hold_thread``, which may raise ApiError, until it calls what
+    that returns."""
 
     processes: RelayProcesses
     lend_client: Callable[[], ClientConnection]
@@ -216,6 +218,7 @@ class _Transfer:
 
     def _events(self, response: Response, stream: EventStream) -> Iterator[bytes]:
         is_answer = response.status < 400
+        done_at: float | None = None
         try:
             for piece in response.iter_bytes():
                 self._lease.produced = is_answer
@@ -224,9 +227,12 @@ class _Transfer:
                 if stream.done:
                     # Before the client has [DONE]: to most of them that is the last byte.
                     self._report(response.status)
+                    done_at = done_at or time.monotonic()
                     response.set_deadline(AFTER_DONE_SECONDS)
                 if data:
                     yield data
+                if done_at and time.monotonic() - done_at > AFTER_DONE_SECONDS:
+                    break  # it goes on talking, and would hold its lease; close() ends that
             rest = stream.flush()
             if self._protocol.end and not stream.has_ended:
                 raise UpstreamError("the model's server ended its stream without [DONE]")
@@ -274,11 +280,7 @@ class _Transfer:
         self._token = self._watch_client()
         self._exchange.unwritten = unwritten
         client.keep()
-        release = self._carriers.hold_thread()
-        try:
-            yield from self._go_on(response, b"", None)
-        finally:
-            release()
+        yield from self._go_on(response, b"", None)
 
     def counted(self, events: int) -> None:
         if self._stream is None:
@@ -289,26 +291,30 @@ class _Transfer:
 
     def handed_back(self, report: Report) -> None:
         assert self._client is not None
-        self._client.go_on(lambda: self._resumed(report))
+        self._client.go_on(lambda: self._resumed(report), report["next"].encode("latin-1"))
 
     def _resumed(self, report: Report) -> RelayResponse:
         assert self._response is not None
         assert self._carriers is not None
         self._token = self._watch_client()
         if report["waited"] == "silent":
-            pieces = self._failed(UpstreamTimeout(self._exchange.silence()))
+            pieces = self._failed(_to_api_error(UpstreamTimeout(self._exchange.silence())))
         else:
             pieces = self._go_on(
                 self._response, report["data"], report["error"], is_written=report["is_written"]
             )
-        answer = RelayResponse("", [], pieces, self.close)
-        answer.when_closed(self._carriers.hold_thread())
-        return answer
+        return RelayResponse("", [], pieces, self.close)
 
     def _go_on(
         self, response: Response, data: bytes, end: str | None, *, is_written: bool = True
     ) -> Iterator[bytes]:
         assert self._client is not None
+        assert self._carriers is not None
+        try:
+            release = self._carriers.hold_thread()
+        except ApiError as busy:
+            yield from self._failed(busy)
+            return
         try:
             response = self._lease.upstream.go_on(self._exchange, response, data, end)
             response.is_reusable &= is_written
@@ -316,17 +322,20 @@ class _Transfer:
         except Aborted:
             return  # the client disconnected, which close() reports
         except UpstreamError as error:
-            yield from self._failed(error)
+            yield from self._failed(_to_api_error(error))
         else:
             self._client.set_head(answer.status, answer.headers)
             yield from answer
+        finally:
+            release()
 
-    def _failed(self, error: UpstreamError) -> Iterator[bytes]:
+    def _failed(self, failure: ApiError) -> Iterator[bytes]:
         assert self._client is not None
-        failure = _to_api_error(error)
         self.fail(failure)
         body = json.dumps(failure.body()).encode()
         headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+        if failure.retry_after is not None:
+            headers.append(("Retry-After", str(math.ceil(failure.retry_after))))
         status = HTTPStatus(failure.status)
         self._client.set_head(f"{status} {status.phrase}", headers)
         yield body
@@ -343,9 +352,10 @@ class _Transfer:
             self._response.take_back(is_reusable)
         self._release()
 
-    def sent(self, goes_on: bool) -> None:
-        if self._client is not None:
-            self._client.take_back(goes_on)
+    def sent(self, goes_on: bool, data: bytes) -> None:
+        client, self._client = self._client, None  # `lost` comes here again
+        if client is not None:
+            client.take_back(goes_on, data)
 
     def lost(self) -> None:
         if self._stream is None and self.asks_for_stream:
@@ -354,7 +364,7 @@ class _Transfer:
             self._report(502, "the relay process that carried it has ended")
         finally:
             self.released(False)
-            self.sent(False)
+            self.sent(False, b"")
 
     # --- the end ----------------------------------------------------------------------------
 

@@ -45,7 +45,7 @@ class CarriedRequest(Protocol):
         """Nothing was sent to the client, and both connections are the program's again; nothing
         else is called after that. ``waited`` is ``answers`` (go on reading behind ``data``),
         ``ended`` (so did the connection, after ``data``, as ``error`` says) or ``silent``;
-        ``is_written``: the request is."""
+        ``is_written``: the request is; ``next``: what the client has sent since, in Latin-1."""
 
     def reported(self, report: Report) -> None:
         """How it ended: ``status``, ``error``, ``usage``, ``streamed``, ``first_byte_at``. Its
@@ -54,8 +54,9 @@ class CarriedRequest(Protocol):
     def released(self, is_reusable: bool) -> None:
         """The upstream's connection is the program's again."""
 
-    def sent(self, goes_on: bool) -> None:
-        """The client's connection is the program's again; it has its answer if ``goes_on``."""
+    def sent(self, goes_on: bool, data: bytes) -> None:
+        """The client's connection is the program's again, and ``data`` what the client has sent
+        since; it has its answer if ``goes_on``."""
 
     def lost(self) -> None:
         """In place of whatever is still to come: the process has ended."""
@@ -249,7 +250,7 @@ class _RelayProcess:
         if "released" in message:
             self._call(lambda: lent.request.released(message["released"]))
         else:
-            self._call(lambda: lent.request.sent(message["sent"]))
+            self._call(lambda: lent.request.sent(message["sent"], message["data"]))
         return b""
 
     def _pop(self, number: int) -> _Lent | None:

@@ -77,8 +77,9 @@ class ClientConnection(Protocol):
     def socket(self) -> socket.socket: ...
     @property
     def head(self) -> ClientHead: ...
-    def take_back(self, goes_on: bool) -> None:
-        """The answer was sent; or the connection is to be closed, whether it was or not."""
+    def take_back(self, goes_on: bool, data: bytes) -> None:
+        """The answer was sent; or the connection is to be closed, whether it was or not. ``data``
+        is what the client has sent since."""
 
     def keep(self) -> None:
         """Nobody took it: this thread goes on with the answer."""
@@ -86,8 +87,8 @@ class ClientConnection(Protocol):
     def set_head(self, status: str, headers: Headers) -> None:
         """In place of those that the answer was begun with, before they were known."""
 
-    def go_on(self, make: Callable[[], RelayResponse]) -> None:
-        """Sends this answer, from a thread of the server."""
+    def go_on(self, make: Callable[[], RelayResponse], data: bytes) -> None:
+        """Sends this answer, from a thread of the server; ``data`` as above."""
 
 
 class RelayResponse:

@@ -150,7 +150,7 @@ class Response:
         except BaseException:
             self.discard()
             raise
-        self.is_reusable = self.head.keeps_alive
+        self.is_reusable = self.head.keeps_alive and not self._exchange.is_cut
 
     def iter_bytes(self) -> Iterator[bytes]:
         """The body as it arrives: no piece is empty, none waits to be filled.

@@ -68,6 +68,7 @@ class Exchange:
         self.patience: float | None = None  # seconds that the first read waits
         self.is_handed_over = False  # another reads the answer
         self.unwritten = b""
+        self.is_cut = False  # the upstream did not take all of the request
         self._headers = headers
         self._body = body
         self._lock = threading.Lock()
@@ -115,6 +116,7 @@ class Exchange:
             lines.append(f"Content-Length: {len(self._body)}")
         head = "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
         self.sent_at = time.monotonic()
+        self.is_cut = False
         is_small = len(self._body) <= _MAX_SINGLE_WRITE
         parts = [head + self._body] if is_small else [head, self._body]
         if self.is_handed_over and is_small:
@@ -134,6 +136,8 @@ class Exchange:
             raise UpstreamTimeout(
                 f"the model's server did not take the request for {self.timeout:g} seconds"
             ) from None
+        except OSError:
+            self.is_cut = True  # it may have said why before it closed: that is read
 
 
 class Connection(HTTPConnection):
@@ -261,10 +265,7 @@ class Upstream:
 
         def answer() -> Response:
             response.go_on(data, end)
-            try:
-                exchange.write_rest(response.socket)
-            except OSError as error:
-                raise _broken(error) from None
+            exchange.write_rest(response.socket)
             response.read_head()
             return response
 

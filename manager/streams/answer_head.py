@@ -36,6 +36,8 @@ _NOT_RETURNED = HOP_BY_HOP | {
     "x-llm-manager-request",
 }
 
+_BODILESS = (204, 304)
+
 Headers = list[tuple[str, str]]
 
 
@@ -90,7 +92,7 @@ class AnswerHead:
         if is_stream:
             # nginx would collect a stream until its buffer is full.
             headers.append(("X-Accel-Buffering", "no"))
-        elif self.length is not None:
+        elif self.length is not None and self.status not in _BODILESS:
             # As it was understood, not as it was written: not every client reads "7, 7".
             headers.append(("Content-Length", str(self.length)))
         return headers
@@ -190,7 +192,7 @@ def _header(line: bytes) -> tuple[str, str]:
 
 def _framing(status: int, headers: Mapping[str, str]) -> tuple[int | None, bool]:
     """The body's declared length, and whether it is chunked."""
-    if status in (204, 304):
+    if status in _BODILESS:
         return 0, False
     encoding = headers.get("transfer-encoding", "").lower()
     if encoding == "chunked":

@@ -6,8 +6,8 @@ over. Here is the rest. What holds what:
 ============  ============================  =========================  =============================
 phase         upstream's socket             client's socket            lease, permit, row
 ============  ============================  =========================  =============================
-asking        the request is written        only watched               the program's, for this one
-answering     the head is read, and all of  only watched               the program's
+asking        the request is written        what it sends is kept      the program's, for this one
+answering     the head is read, and all of  as above                   the program's
               a body that comes whole
 relaying      events are read               events are written         the program's; it is sent
                                                                        counts twice a second
@@ -61,6 +61,7 @@ AFTER_DONE_SECONDS = 2.0  # for the framing behind the last event
 DONT_WAIT: int = getattr(socket, "MSG_DONTWAIT", 0)
 _READ_BYTES = 1 << 18
 _STALLED_CLIENT_SECONDS = 300.0
+_MAX_NEXT = 1 << 16  # bytes
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
@@ -98,11 +99,11 @@ class RelayedExchange:
         self._is_framed = False
         self._unsent = bytearray()
         self._last = b""  # what waits for `finish`
-        self._heard_at = self._moved_at = time.monotonic()
+        self._heard_at = self._moved_at = self._reported_at = time.monotonic()
         self._first_byte_at: float | None = None
         self._count = 0  # events, as last reported
         self._is_reported = self._is_finishing = False
-        self._sees_client = True
+        self._next = bytearray()  # what the client has sent since: its next request
 
     # --- what the loop calls ------------------------------------------------------------
 
@@ -129,7 +130,7 @@ class RelayedExchange:
     def check_time(self, now: float) -> None:
         if self._upstream is not None:
             if self._is_reported:
-                if now - self._heard_at > AFTER_DONE_SECONDS:
+                if now - self._reported_at > AFTER_DONE_SECONDS:
                     self._release(False)
             elif now - self._silent_since() > self._timeout:
                 if self._events is None:
@@ -257,7 +258,12 @@ class RelayedExchange:
         self.close()
         self._client = self._upstream = None
         self._loop.forget(self.number)
-        report = {"waited": how, "error": error, "is_written": self._is_written}
+        report = {
+            "waited": how,
+            "error": error,
+            "is_written": self._is_written,
+            "next": self._next.decode("latin-1"),
+        }
         self._loop.post({"id": self.number, **report}, bytes(self._read_so_far))
 
     # --- events -----------------------------------------------------------------------------
@@ -332,6 +338,7 @@ class RelayedExchange:
         if self._is_reported:
             return
         self._is_reported = True
+        self._reported_at = time.monotonic()
         self._last = last
         self._loop.post(
             {
@@ -367,17 +374,25 @@ class RelayedExchange:
     def _on_client(self, mask: int) -> None:
         if self._client is None:
             return
-        if mask & _READ:
-            peeked = _peek(self._client)
-            if peeked == b"":
+        if mask & _READ and len(self._next) < _MAX_NEXT:
+            if not self._read_client(self._client):
                 self._client_disconnected()
                 return
-            # Its next request, which the program reads afterwards. That it disconnects shows when
-            # it is written to.
-            self._sees_client = not peeked
             self._watch()
         if mask & _WRITE:
             self._flush()
+
+    def _read_client(self, client: socket.socket) -> bool:
+        """Keeps what the client sends for the program, so that its disconnecting is seen behind
+        that; whether it is still there."""
+        try:
+            data = client.recv(_MAX_NEXT - len(self._next), DONT_WAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        self._next += data
+        return bool(data)
 
     def _flush(self) -> None:
         while self._unsent and self._client is not None:
@@ -403,7 +418,9 @@ class RelayedExchange:
             mask = (0 if is_held else _READ) | (_WRITE if self._unwritten else 0)
             self._loop.watch(self._upstream, mask, self._on_upstream)
         if self._client is not None:
-            mask = (_READ if self._sees_client else 0) | (_WRITE if self._unsent else 0)
+            # Who sends more than that waits for its answer first.
+            reads = len(self._next) < _MAX_NEXT
+            mask = (_READ if reads else 0) | (_WRITE if self._unsent else 0)
             self._loop.watch(self._client, mask, self._on_client)
 
     def _client_disconnected(self) -> None:
@@ -426,19 +443,9 @@ class RelayedExchange:
         self._loop.watch(self._client, 0, self._on_client)
         self._client.close()
         self._client = None
-        self._loop.post({"id": self.number, "sent": goes_on})
+        self._loop.post({"id": self.number, "sent": goes_on}, bytes(self._next))
         self._forget_if_over()
 
     def _forget_if_over(self) -> None:
         if self._client is None and self._upstream is None:
             self._loop.forget(self.number)
-
-
-def _peek(client: socket.socket) -> bytes | None:
-    """A byte of its next request, b"" where it has disconnected, None where there is nothing."""
-    try:
-        return client.recv(1, socket.MSG_PEEK | DONT_WAIT)
-    except BlockingIOError:
-        return None
-    except OSError:
-        return b""

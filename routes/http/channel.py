@@ -173,7 +173,10 @@ class Channel(HTTPChannel):
         self.enter_loop()
         raise ClientDisconnected
 
-    def enter_loop(self) -> None:
+    def enter_loop(self, data: bytes = b"") -> None:
+        """``data`` is what the client has sent meanwhile."""
+        if data:
+            self.received(data)  # before the loop can read what is behind it
         self.server.lent.discard(self)
         sock = self.socket
         if sock is not None and self.connected:

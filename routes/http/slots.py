@@ -41,13 +41,6 @@ class Slots:
         """For a request that may come to need one."""
         return Slot(self)
 
-    def hold(self) -> Callable[[], None]:
-        """A slot for a request that goes on after a wait without a thread: it was admitted, and is
-        not rejected any more."""
-        with self._lock:
-            self._taken += 1
-        return self._release
-
     def acquire_stream(self) -> Callable[[], None]:
         """A slot for a stream that lasts as long as a page is open. Raises ApiError 503."""
         limit = max(1, self.capacity // _STREAMS_SHARE)

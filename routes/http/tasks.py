@@ -157,8 +157,8 @@ class LentConnection:
     def head(self) -> ClientHead:
         return self._task.client_head()
 
-    def take_back(self, goes_on: bool) -> None:
-        self._channel.enter_loop()
+    def take_back(self, goes_on: bool, data: bytes) -> None:
+        self._channel.enter_loop(data)
         self._channel.end_request(close=not goes_on)
 
     def keep(self) -> None:
@@ -167,8 +167,8 @@ class LentConnection:
     def set_head(self, status: str, headers: Headers) -> None:
         self._task.set_head(status, headers)
 
-    def go_on(self, make: Callable[[], Answer]) -> None:
-        self._channel.enter_loop()
+    def go_on(self, make: Callable[[], Answer], data: bytes) -> None:
+        self._channel.enter_loop(data)
         self._task.resumed = make
         self._channel.server.add_task(_Resumed(self._channel, self._task))
 

@@ -135,6 +135,11 @@ def test_an_error_is_kept_to_its_first_line_and_500_characters(desk: Desk) -> No
     assert desk.rows[0].error == "x" * 500
 
 
+def test_an_error_that_no_database_takes_loses_no_row(desk: Desk) -> None:
+    desk.begin().close(Outcome(502, error="lone \ud800 surrogate"))
+    assert desk.rows[0].error == "lone ? surrogate"
+
+
 def test_the_line_in_the_log_has_the_clients_address(
     desk: Desk, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from manager.errors import CLIENT_CLOSED_REQUEST
+from manager.errors import CLIENT_CLOSED_REQUEST, ApiError
 from manager.interfaces import ENDPOINTS, Chat, Endpoint, StreamProtocol
 from manager.relay import relay_processes
 from manager.relay.forward import Carriers
@@ -77,8 +78,9 @@ class Client:
     def socket(self) -> socket.socket:
         return self._ours.dup()
 
-    def take_back(self, goes_on: bool) -> None:
+    def take_back(self, goes_on: bool, data: bytes) -> None:
         self.taken_back.append(goes_on)
+        self.next = data
         if not goes_on:
             self._ours.close()
         self.back.set()
@@ -89,8 +91,8 @@ class Client:
     def set_head(self, status: str, headers: list[tuple[str, str]]) -> None:
         self.status, self.headers = status, headers
 
-    def go_on(self, make: Callable[[], RelayResponse]) -> None:
-        self.resumed = make
+    def go_on(self, make: Callable[[], RelayResponse], data: bytes) -> None:
+        self.resumed, self.next = make, data
         self.may_go_on.set()
 
     def answered(self) -> bytes:
@@ -538,6 +540,88 @@ def test_a_client_that_disconnects_before_the_answer_ends_the_servers_work(
     assert one.outcome.status == CLIENT_CLOSED_REQUEST
 
 
+def test_the_next_request_is_kept_and_who_leaves_behind_it_is_noticed(
+    serve: Serve, relay: Relay, relays: RelayProcesses, client: Client, eventually: Eventually
+) -> None:
+    is_aborted = threading.Event()
+
+    def script(peer: Peer) -> None:
+        peer.request()
+        assert peer.sees_close()
+        is_aborted.set()
+
+    one = relay(serve(script))
+    hand_over(one, relays, client)
+    client.end.sendall(b"GET /next")
+    client.end.close()
+    assert is_aborted.wait(PATIENCE)
+    eventually(one.is_over)
+    assert client.next == b"GET /next"
+    assert one.outcome.status == CLIENT_CLOSED_REQUEST
+
+
+def test_the_next_request_is_the_programs_when_the_answer_was_sent(
+    serve: Serve, relay: Relay, relays: RelayProcesses, client: Client
+) -> None:
+    script, may_answer = patient(EVENT_HEAD + chunk(FIRST + DONE) + END)
+    one = relay(serve(script))
+    client.end.sendall(b"GET /next")
+    hand_over(one, relays, client)
+    may_answer.set()
+    client.reads(HEAD + framed(FIRST + DONE) + END)
+    client.has_its_answer()
+    assert client.next == b"GET /next"
+
+
+def test_a_server_that_goes_on_behind_the_end_does_not_hold_its_lease(
+    serve: Serve, relay: Relay, relays: RelayProcesses, client: Client, eventually: Eventually
+) -> None:
+    def script(peer: Peer) -> None:
+        peer.request()
+        peer.send(EVENT_HEAD + chunk(FIRST + DONE))
+        with contextlib.suppress(OSError):
+            while not has_ended.wait(0.05):
+                peer.send(chunk(b": still here\n\n"))
+
+    has_ended = threading.Event()
+    one = relay(serve(script))
+    hand_over(one, relays, client)
+    client.has_its_answer()
+    try:
+        eventually(lambda: one.lease.releases == 1)
+    finally:
+        has_ended.set()
+
+
+def test_without_a_thread_left_an_answer_that_needs_one_is_rejected(
+    serve: Serve, relay: Relay, relays: RelayProcesses, client: Client
+) -> None:
+    def none_left() -> Callable[[], None]:
+        raise ApiError(503, "busy", "All slots are taken", retry_after=1)
+
+    script, may_answer = patient(OK + b"\r\n" + b"of unknown length")
+    one = relay(serve(script))
+    hand_over(one, relays, client, chat(), none_left)
+    may_answer.set()
+    assert b'"code": "busy"' in client.answered()
+    assert client.status == "503 Service Unavailable"
+    assert ("Retry-After", "1") in client.headers
+    assert one.outcome.status == 503
+    assert one.is_over()
+
+
+def test_an_answer_without_a_body_says_no_length(
+    serve: Serve, relay: Relay, relays: RelayProcesses, client: Client
+) -> None:
+    script, may_answer = patient(b"HTTP/1.1 204 No Content\r\n\r\n")
+    one = relay(serve(script))
+    hand_over(one, relays, client, chat())
+    may_answer.set()
+    client.reads(b"HTTP/1.1 204 No Content\r\nConnection-Is: ours\r\n\r\n")
+    client.has_its_answer()
+    assert one.outcome.status == 204
+
+
 # --- the process itself -----------------------------------------------------------------
 
 
@@ -567,6 +651,26 @@ def test_streams_of_a_process_that_is_killed_are_recorded_and_another_process_st
         hand_over(second, relays, next_client)
         next_client.has_its_answer()
         next_client.close()
+    finally:
+        relays.stop(0.0)
+
+
+def test_a_connection_that_was_given_back_is_not_closed_with_the_process(
+    serve: Serve, relay: Relay, client: Client, eventually: Eventually
+) -> None:
+    relays = RelayProcesses(1)
+    relays.start()
+    try:
+        script, go_on = lockstep(FIRST + DONE)  # and it keeps its connection open
+        one = relay(serve(script))
+        hand_over(one, relays, client)
+        go_on()
+        client.has_its_answer()
+        (pid,) = relays.pids()
+        os.kill(pid, signal.SIGKILL)
+        eventually(lambda: one.lease.releases == 1)
+        eventually(lambda: [new for new in relays.pids() if new != pid])
+        assert client.taken_back == [True]
     finally:
         relays.stop(0.0)
 

@@ -90,6 +90,19 @@ def test_a_refusal_that_comes_before_the_body_is_read_is_the_answer(
     assert b"".join(response.iter_bytes()) == b"large"
 
 
+def test_a_refusal_is_the_answer_also_where_the_server_closes_without_reading_the_body(
+    serve: Serve, connect: Connect
+) -> None:
+    def script(peer: Peer) -> None:
+        peer.sock.recv(100)
+        peer.send(b"HTTP/1.1 413 Too Large\r\nContent-Length: 5\r\n\r\nlarge")  # and resets
+
+    response = connect(serve(script)).send(post(b"x" * (8 << 20)))
+    assert response.status == 413
+    assert b"".join(response.iter_bytes()) == b"large"
+    assert not response.is_reusable
+
+
 # --- kept connections -------------------------------------------------------------------
 
 

@@ -111,7 +111,7 @@ def test_the_thread_is_free_and_the_next_request_waits_for_its_turn(lender: Lend
             other.sendall(SECOND)
             assert read_until(other, b"second").startswith(b"HTTP/1.1 200")
         write(lender.lent, head_of(lender.lent) + b"3\r\none\r\n0\r\n\r\n")
-        lender.lent.take_back(True)
+        lender.lent.take_back(True, b"")
         got = read_until(first, b"second")
     statuses = re.findall(rb"^HTTP/1\.1 (\d+)", got, re.MULTILINE)
     assert statuses == [b"200", b"200"]
@@ -123,7 +123,7 @@ def test_a_connection_goes_on_with_what_comes_after_the_answer(lender: Lender) -
     with lender.ask(get()) as connection:
         for _ in range(2):
             write(lender.lent, head_of(lender.lent) + b"0\r\n\r\n")
-            lender.lent.take_back(True)
+            lender.lent.take_back(True, b"")
             read_until(connection, b"0\r\n\r\n")
             connection.sendall(SECOND)
             read_until(connection, b"second")
@@ -131,7 +131,7 @@ def test_a_connection_goes_on_with_what_comes_after_the_answer(lender: Lender) -
             connection.sendall(get())
             assert lender.is_lent.wait(PATIENCE)
         lender.lent.socket.close()
-        lender.lent.take_back(False)
+        lender.lent.take_back(False, b"")
         assert connection.recv(1) == b""
 
 
@@ -141,7 +141,7 @@ def test_a_connection_goes_on_with_what_comes_after_the_answer(lender: Lender) -
 def test_a_client_that_wants_its_connection_closed_has_that(lender: Lender, asked: bytes) -> None:
     with lender.ask(asked) as connection:
         write(lender.lent, head_of(lender.lent))
-        lender.lent.take_back(lender.lent.head.goes_on(None))
+        lender.lent.take_back(lender.lent.head.goes_on(None), b"")
         assert b"onnection: close" in read_until(connection, b"\r\n\r\n")
         assert connection.recv(1) == b""
 
@@ -149,7 +149,7 @@ def test_a_client_that_wants_its_connection_closed_has_that(lender: Lender, aske
 def test_an_answer_that_is_not_whole_ends_its_connection(lender: Lender) -> None:
     with lender.ask(get() + SECOND) as connection:
         write(lender.lent, head_of(lender.lent) + b"3\r\none\r\n")
-        lender.lent.take_back(False)
+        lender.lent.take_back(False, b"")
         got = b""
         while piece := connection.recv(65536):
             got += piece
@@ -164,7 +164,7 @@ def make(*pieces: bytes) -> Callable[[], Answer]:
 def test_an_answer_that_was_waited_for_has_the_head_that_came_with_it(lender: Lender) -> None:
     with lender.ask(get() + SECOND) as connection:
         lender.lent.set_head("418 Teapot", [("Content-Type", "a/b"), ("Content-Length", "3")])
-        lender.lent.go_on(make(b"one"))
+        lender.lent.go_on(make(b"one"), b"")
         got = read_until(connection, b"second")
     head, _, rest = got.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 418 Teapot\r\n")
@@ -176,7 +176,7 @@ def test_an_answer_that_was_waited_for_has_the_head_that_came_with_it(lender: Le
 def test_one_that_nobody_took_goes_on_as_before(lender: Lender) -> None:
     with lender.ask(get()) as connection:
         lender.lent.keep()
-        lender.lent.go_on(make(b"one", b"two"))
+        lender.lent.go_on(make(b"one", b"two"), b"")
         got = read_until(connection, b"0\r\n\r\n")
         assert got.endswith(b"3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n")
         connection.sendall(SECOND)
@@ -187,7 +187,7 @@ def test_what_goes_on_when_the_server_ends_is_closed(lender: Lender) -> None:
     with lender.ask(get()):
         answer = Answer(iter(()))
         lender.server._workers.shutdown(timeout=5.0)
-        lender.lent.go_on(lambda: answer)
+        lender.lent.go_on(lambda: answer, b"")
     assert answer.closed == 1
 
 
@@ -198,7 +198,7 @@ def test_a_client_that_vanishes_meanwhile_is_disconnected(
         monkeypatch.setattr(keepalive, "has_vanished", lambda _connection: True)
         sock.settimeout(PATIENCE)
         assert sock.recv(1) == b""
-        lender.lent.take_back(False)
+        lender.lent.take_back(False, b"")
 
 
 def test_a_connection_that_is_lent_counts_with_the_one_to_its_model(lender: Lender) -> None:
@@ -211,6 +211,18 @@ def test_a_connection_that_is_lent_counts_with_the_one_to_its_model(lender: Lend
             with pytest.raises(TimeoutError):
                 other.recv(1)
             lender.lent.socket.close()
-            lender.lent.take_back(False)
+            lender.lent.take_back(False, b"")
             other.settimeout(PATIENCE)
             assert other.recv(8) == b"HTTP/1.1"
+
+
+@pytest.mark.parametrize("at", [1, len(SECOND) // 2, len(SECOND)])
+def test_what_the_other_has_read_of_the_next_request_is_its_beginning(
+    lender: Lender, at: int
+) -> None:
+    with lender.ask(get()) as connection:
+        write(lender.lent, head_of(lender.lent) + b"0\r\n\r\n")
+        lender.lent.take_back(True, SECOND[:at])
+        read_until(connection, b"0\r\n\r\n")
+        connection.sendall(SECOND[at:])
+        assert read_until(connection, b"second").startswith(b"HTTP/1.1 200")
