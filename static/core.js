@@ -195,16 +195,20 @@ export async function attempt(act, button = null) {
   }
 }
 
+let question = Promise.resolve();
+
 /** Whether the reader agrees. */
-export function agreed(text, yes) {
+export async function agreed(text, yes) {
+  await question; // "close" comes some time after a dialog has closed: it is not the next one's
   const dialog = find("#question");
   find("#question-text").textContent = text;
   find("#question-yes").textContent = yes;
   dialog.returnValue = "no";
   dialog.showModal();
-  return new Promise((resolve) => {
+  question = new Promise((resolve) => {
     dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true });
   });
+  return question;
 }
 
 /** Calls `act` where an element inside of `root` that has `data-act` is clicked. */
