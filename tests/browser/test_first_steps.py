@@ -155,6 +155,27 @@ def test_whoever_stops_a_model_that_answers_is_asked_first(
         becomes(tab, "Asked", "stopped")
 
 
+def test_a_question_is_not_answered_by_what_was_said_to_the_one_before(
+    program: Program, read: OpenBrowser
+) -> None:
+    tab = read(program).open("/models")
+    answers = tab.evaluate(
+        """async () => {
+          const { agreed } = await import(document.querySelector("link[href*=core]").href);
+          const dialog = document.getElementById("question");
+          const first = agreed("First?", "Yes");
+          await Promise.resolve();
+          dialog.close("no");
+          const second = agreed("Second?", "Yes");
+          const before = await first;
+          await new Promise((resolve) => setTimeout(resolve)); // the first one's event has ended
+          dialog.close("yes");
+          return [before, await second];
+        }"""
+    )
+    assert answers == [False, True]
+
+
 # --- by keyboard alone --------------------------------------------------------------------
 
 
