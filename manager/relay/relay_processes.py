@@ -100,7 +100,7 @@ class RelayProcesses:
     ) -> bool:
         """Gives a request to the process with the fewest; ``fields`` and ``data`` are what
         RelayedExchange takes. False where none takes it: then it is the caller's as before."""
-        process = min(self._processes, key=lambda each: each.load)
+        process = min(self._processes, key=lambda each: (not each.is_there, each.load))
         return process.hand_over(client, upstream, fields, data, request)
 
     def pids(self) -> list[int]:
@@ -121,6 +121,10 @@ class _RelayProcess:
         self._connection: _Connection | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+
+    @property
+    def is_there(self) -> bool:
+        return self._connection is not None
 
     @property
     def load(self) -> int:

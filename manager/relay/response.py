@@ -104,20 +104,17 @@ class Reader:
     def head(self) -> AnswerHead:
         """Raises UpstreamError also where it is none."""
         data = b""
-        while True:
+        while piece := self.read():
             try:
-                found = read_head(data) if data else None
+                head, at = read_head(data + piece)
             except NotHttp as error:
                 raise UpstreamError(str(error)) from None
-            if found is not None:
-                head, body_at = found
-                self.put_back(data[body_at:])
+            data = (data + piece)[at:]
+            if head is not None:
+                self.put_back(data)
                 return head
-            piece = self.read()
-            if not piece:
-                what = "in the middle of an answer's head" if data else "without an answer"
-                raise UpstreamError(f"the model's server closed the connection {what}")
-            data += piece
+        what = "in the middle of an answer's head" if data else "without an answer"
+        raise UpstreamError(f"the model's server closed the connection {what}")
 
 
 class Response:
@@ -229,10 +226,13 @@ class Response:
     def _chunked_body(self) -> Iterator[bytes]:
         decoder = ChunkedDecoder()
         while not decoder.finished:
+            fault: NotChunked | None = None
             try:
                 piece = decoder.feed(self._reader.read_required())
             except NotChunked as error:
-                raise UpstreamError(f"the answer is not well formed: {error}") from None
+                piece, fault = error.data, error
             if piece:
                 yield piece
+            if fault is not None:
+                raise UpstreamError(f"the answer is not well formed: {fault}")
         self._reader.put_back(decoder.rest)

@@ -98,17 +98,21 @@ class AnswerHead:
         return headers
 
 
-def read_head(data: bytes) -> tuple[AnswerHead, int] | None:
-    """The head of the answer proper and where its body begins; None where more has to come.
-    "100 Continue" and its like come before the answer. Raises NotHttp (RFC 9112, section 6.3)."""
+def read_head(data: bytes) -> tuple[AnswerHead | None, int]:
+    """The head of the answer proper and where its body begins; None, and where that head begins,
+    where more has to come. "100 Continue" and its like come before the answer. Raises NotHttp
+    (RFC 9112, section 6.3)."""
     start = 0
     while True:
         end = data.find(b"\r\n\r\n", start)
+        begun = data[start : start + 60]
+        size = (end if end >= 0 else len(data)) - start
+        if size > _MAX_BYTES:
+            raise NotHttp(f"the answer's head is longer than {_MAX_BYTES >> 10} KB: {begun!r}")
         if end < 0:
-            begun = data[start:]
-            if len(begun) > _MAX_BYTES or not b"HTTP/1.".startswith(begun[:7]):
-                raise NotHttp(f"what came is not an HTTP answer: {begun[:60]!r}")
-            return None
+            if not b"HTTP/1.".startswith(begun[:7]):
+                raise NotHttp(f"what came is not an HTTP answer: {begun!r}")
+            return None, start
         status_line, *lines = data[start:end].split(b"\r\n")
         match = _STATUS_LINE.match(status_line)
         if not match:

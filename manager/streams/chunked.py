@@ -10,7 +10,9 @@ _MAX_TRAILERS = 1 << 16
 
 
 class NotChunked(ValueError):
-    """The bytes are not chunked framing."""
+    """The bytes are not chunked framing; ``data`` is what came whole before those."""
+
+    data = b""
 
 
 class ChunkedDecoder:
@@ -30,9 +32,15 @@ class ChunkedDecoder:
 
     def feed(self, data: bytes) -> bytes:
         """The body's bytes that are in these; may be empty. Raises NotChunked."""
-        if self._buffer:
-            data = self._buffer + data
-        parts = []
+        parts: list[bytes] = []
+        try:
+            self._read(self._buffer + data if self._buffer else data, parts)
+        except NotChunked as error:
+            error.data = b"".join(parts)
+            raise
+        return b"".join(parts)
+
+    def _read(self, data: bytes, parts: list[bytes]) -> None:
         at = 0
         while not self._in_trailers:
             if self._remaining:
@@ -61,7 +69,6 @@ class ChunkedDecoder:
         self._buffer = data[at:]
         if self._in_trailers:
             self._skip_trailers()
-        return b"".join(parts)
 
     def _skip_trailers(self) -> None:
         buffer = self._buffer

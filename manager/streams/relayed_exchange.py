@@ -22,7 +22,8 @@ sent          as above                      the program has it again   over
 Each side ends by itself, in either order. What happens meanwhile, in every phase where it can:
 
 - client disconnected: the upstream is shut down, ``reported`` with 499 if it was not before,
-  ``released`` and ``sent`` as failed, at once.
+  ``released`` and ``sent`` as failed, at once; on Linux within half a second where it has sent
+  more than is kept of its next request.
 - before anything was sent to the client, an upstream that is dead, silent for too long, not HTTP,
   or whose answer is none of those that are carried: both connections are handed back with all that
   was read, and the program goes on in a thread, or answers with an error.
@@ -41,6 +42,7 @@ from __future__ import annotations
 import contextlib
 import selectors
 import socket
+import sys
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -62,6 +64,7 @@ DONT_WAIT: int = getattr(socket, "MSG_DONTWAIT", 0)
 _READ_BYTES = 1 << 18
 _STALLED_CLIENT_SECONDS = 300.0
 _MAX_NEXT = 1 << 16  # bytes
+_TCP_ESTABLISHED = 1  # of Linux
 _READ, _WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
@@ -138,7 +141,8 @@ class RelayedExchange:
                     return
                 message = f"the model's server was silent for {self._timeout:g} seconds"
                 self._fail(ApiError(504, "upstream_timeout", message))
-        if self._unsent and now - self._moved_at > _STALLED_CLIENT_SECONDS:
+        is_stalled = bool(self._unsent) and now - self._moved_at > _STALLED_CLIENT_SECONDS
+        if is_stalled or (self._reads_no_more and self._client_has_closed()):
             self._client_disconnected()
 
     def close(self) -> None:
@@ -222,9 +226,11 @@ class RelayedExchange:
         except NotHttp:
             self._hand_back("answers")  # the program finds the same fault
             return False
-        if found is None:
+        head, at = found
+        if head is None:
+            del self._read_so_far[:at]  # interim answers: else each read would look through them
             return False
-        head, self._body_at = found
+        self._body_at = at
         is_stream = head.is_stream(self._message["asked_for"])
         protocol = stream_protocol.PROTOCOLS.get(self._message["protocol"])
         if is_stream and head.length is None and protocol is not None:
@@ -279,11 +285,11 @@ class RelayedExchange:
         self._flush()  # the head alone, where the first event is long in coming
 
     def _read_events(self, events: EventStream, data: bytes) -> None:
+        fault: NotChunked | None = None
         try:
             piece = self._decoder.feed(data)
         except NotChunked as error:
-            self._broke(f"the answer is not well formed: {error}")
-            return
+            piece, fault = error.data, error
         is_whole = self._decoder.finished
         if not self._is_reported:
             out = b""
@@ -294,7 +300,9 @@ class RelayedExchange:
                 self._end_of_answer(events, out, is_whole=is_whole)
             elif out:
                 self._send(self._framed(out))
-        if is_whole:
+        if fault is not None:
+            self._broke(f"the answer is not well formed: {fault}")
+        elif is_whole:
             assert self._head is not None
             self._release(self._head.keeps_alive and not self._decoder.rest)
 
@@ -374,7 +382,7 @@ class RelayedExchange:
     def _on_client(self, mask: int) -> None:
         if self._client is None:
             return
-        if mask & _READ and len(self._next) < _MAX_NEXT:
+        if mask & _READ and not self._reads_no_more:
             if not self._read_client(self._client):
                 self._client_disconnected()
                 return
@@ -393,6 +401,21 @@ class RelayedExchange:
             return False
         self._next += data
         return bool(data)
+
+    @property
+    def _reads_no_more(self) -> bool:
+        """Whether the client has sent so much that it has to wait for its answer first."""
+        return len(self._next) >= _MAX_NEXT
+
+    def _client_has_closed(self) -> bool:
+        """As the system knows before the data ahead of the close are read; on Linux alone."""
+        if self._client is None or sys.platform != "linux":
+            return False
+        try:
+            state = self._client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+        except OSError:
+            return False  # not TCP
+        return state != _TCP_ESTABLISHED
 
     def _flush(self) -> None:
         while self._unsent and self._client is not None:
@@ -418,9 +441,7 @@ class RelayedExchange:
             mask = (0 if is_held else _READ) | (_WRITE if self._unwritten else 0)
             self._loop.watch(self._upstream, mask, self._on_upstream)
         if self._client is not None:
-            # Who sends more than that waits for its answer first.
-            reads = len(self._next) < _MAX_NEXT
-            mask = (_READ if reads else 0) | (_WRITE if self._unsent else 0)
+            mask = (0 if self._reads_no_more else _READ) | (_WRITE if self._unsent else 0)
             self._loop.watch(self._client, mask, self._on_client)
 
     def _client_disconnected(self) -> None:

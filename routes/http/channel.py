@@ -102,8 +102,6 @@ class Channel(HTTPChannel):
         is handed over, the request stays the first until ``end_request``, so that nothing behind
         it is served before."""
         try:
-            if not self.connected:
-                raise ClientDisconnected
             task.service()
             close = task.close_on_finish
         except HandedOver:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
+from waitress.channel import ClientDisconnected
 from waitress.task import ErrorTask, WSGITask
 from waitress.utilities import build_http_date
 
@@ -90,8 +91,11 @@ class Answering(WSGITask):
 
     def execute(self) -> None:
         if self.resumed is None:
+            if not self.channel.connected:
+                raise ClientDisconnected  # before the application does anything for it
             super().execute()
             return
+        # Also for a client that has disconnected: what the request holds is released there.
         answer = self.resumed()
         try:
             for piece in answer:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -73,6 +74,12 @@ class Client:
         self.is_kept = False
         self.back = threading.Event()
         self.may_go_on = threading.Event()
+
+    def speak_tcp(self) -> None:
+        self.close()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self.end = socket.create_connection(listener.getsockname(), PATIENCE)
+            self._ours, _ = listener.accept()
 
     @property
     def socket(self) -> socket.socket:
@@ -520,6 +527,55 @@ def test_a_large_request_is_sent_whole(
     assert int(got.rpartition(b"\n")[2]) > LARGE
 
 
+@pytest.mark.parametrize(
+    ("events", "status", "error"),
+    [
+        (FIRST + USAGE + DONE, 200, None),
+        (FIRST, 502, "the answer is not well formed: a chunk's size is not a number: b'ZZ\\r\\n'"),
+    ],
+    ids=["ended", "cut"],
+)
+def test_events_that_came_whole_with_a_malformed_chunk_are_sent_and_counted(
+    serve: Serve,
+    relay: Relay,
+    relays: RelayProcesses,
+    client: Client,
+    events: bytes,
+    status: int,
+    error: str | None,
+) -> None:
+    script, may_answer = patient(EVENT_HEAD + chunk(events) + b"ZZ\r\n")
+    one = relay(serve(script))
+    hand_over(one, relays, client)
+    may_answer.set()
+    client.has_its_answer()
+    assert FIRST in client.end.recv(1 << 16)
+    assert one.outcome.usage is not None
+    assert one.outcome.usage.completion_tokens > 0
+    assert (one.outcome.status, one.outcome.error) == (status, error)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no other system tells")
+def test_who_leaves_behind_more_than_is_kept_is_noticed(
+    serve: Serve, relay: Relay, relays: RelayProcesses, client: Client, eventually: Eventually
+) -> None:
+    is_aborted = threading.Event()
+
+    def script(peer: Peer) -> None:
+        peer.request()
+        assert peer.sees_close()
+        is_aborted.set()
+
+    client.speak_tcp()
+    one = relay(serve(script))
+    hand_over(one, relays, client)
+    client.end.sendall(bytes(100_000))
+    client.end.close()
+    assert is_aborted.wait(PATIENCE)
+    eventually(one.is_over)
+    assert one.outcome.status == CLIENT_CLOSED_REQUEST
+
+
 def test_a_client_that_disconnects_before_the_answer_ends_the_servers_work(
     serve: Serve, relay: Relay, relays: RelayProcesses, client: Client, eventually: Eventually
 ) -> None:
@@ -651,6 +707,35 @@ def test_streams_of_a_process_that_is_killed_are_recorded_and_another_process_st
         hand_over(second, relays, next_client)
         next_client.has_its_answer()
         next_client.close()
+    finally:
+        relays.stop(0.0)
+
+
+def test_while_one_process_is_replaced_the_others_take_the_requests(
+    serve: Serve,
+    relay: Relay,
+    client: Client,
+    eventually: Eventually,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(relay_processes, "_FIRST_PAUSE_SECONDS", PATIENCE)
+    relays = RelayProcesses(2)
+    relays.start()
+    try:
+        script, go_on = lockstep(FIRST, DONE)
+        one = relay(serve(script))
+        hand_over(one, relays, client)
+        go_on()
+        client.reads(HEAD + framed(FIRST))
+        idle = relays.pids()[1]
+        os.kill(idle, signal.SIGKILL)
+        eventually(lambda: len(relays.pids()) == 1)
+        next_client = Client()
+        hand_over(relay(serve(whole)), relays, next_client)
+        next_client.has_its_answer()
+        next_client.close()
+        go_on()
+        client.has_its_answer()
     finally:
         relays.stop(0.0)
 

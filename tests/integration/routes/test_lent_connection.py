@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -189,6 +190,17 @@ def test_what_goes_on_when_the_server_ends_is_closed(lender: Lender) -> None:
         lender.server._workers.shutdown(timeout=5.0)
         lender.lent.go_on(lambda: answer, b"")
     assert answer.closed == 1
+
+
+def test_what_goes_on_for_a_client_that_has_left_is_closed(lender: Lender) -> None:
+    is_closed = threading.Event()
+    answer = Answer(iter((b"one", b"two")))
+    with lender.ask(get()) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    lender.lent._channel.handle_close()  # as the loop does that sees the reset
+    answer.close = is_closed.set  # type: ignore[method-assign]
+    lender.lent.go_on(lambda: answer, b"")
+    assert is_closed.wait(PATIENCE)
 
 
 def test_a_client_that_vanishes_meanwhile_is_disconnected(

@@ -126,6 +126,14 @@ def test_what_is_not_chunked_is_rejected(data: bytes) -> None:
         decoded([data[at : at + 7] for at in range(0, len(data), 7)])
 
 
+def test_what_came_whole_before_a_malformed_chunk_is_not_lost() -> None:
+    decoder = ChunkedDecoder()
+    assert decoder.feed(b"3\r\none\r\n3\r\nt") == b"onet"
+    with pytest.raises(NotChunked) as caught:
+        decoder.feed(b"wo\r\n5\r\nthree\r\nZZ\r\n")
+    assert caught.value.data == b"wothree"
+
+
 @given(
     st.lists(
         st.sampled_from([b"5\r\nhello\r\n", b"0\r\n", b"\r\n", b"\n", b"\r", b"a", b"5", b";"])
