@@ -61,7 +61,8 @@ write, and an upstream that breaks off in the middle is still a clean 502."""
 AFTER_DONE_SECONDS = 2.0  # for the framing behind the last event
 # Blocking belongs to a socket and not to a descriptor of it: the program's would change too.
 DONT_WAIT: int = getattr(socket, "MSG_DONTWAIT", 0)
-_READ_BYTES = 1 << 18
+# Of twice that and more the C library asks the system for memory at each read, and returns it.
+_READ_BYTES = 1 << 16
 _STALLED_CLIENT_SECONDS = 300.0
 _MAX_NEXT = 1 << 16  # bytes
 _TCP_ESTABLISHED = 1  # of Linux
@@ -106,6 +107,7 @@ class RelayedExchange:
         self._first_byte_at: float | None = None
         self._count = 0  # events, as last reported
         self._is_reported = self._is_finishing = False
+        self._watched = (0, 0)  # of the upstream and the client, while there is one
         self._next = bytearray()  # what the client has sent since: its next request
 
     # --- what the loop calls ------------------------------------------------------------
@@ -375,9 +377,19 @@ class RelayedExchange:
         return b"%X\r\n%b\r\n" % (len(data), data) if data and self._is_framed else data
 
     def _send(self, data: bytes) -> None:
-        if self._client is not None:
-            self._unsent += data
-            self._flush()
+        if self._client is None:
+            return
+        if not self._unsent:  # as nearly always: without a copy of it
+            try:
+                data = data[self._client.send(data, DONT_WAIT) :]
+                self._moved_at = time.monotonic()
+            except BlockingIOError:
+                pass
+            except OSError:
+                self._client_disconnected()
+                return
+        self._unsent += data
+        self._flush()
 
     def _on_client(self, mask: int) -> None:
         if self._client is None:
@@ -436,13 +448,16 @@ class RelayedExchange:
 
     def _watch(self) -> None:
         """A client that reads slowly holds back its own model's server, and nobody else."""
+        is_held = bool(self._unsent) and not self._is_reported
+        of_upstream = (0 if is_held else _READ) | (_WRITE if self._unwritten else 0)
+        of_client = (0 if self._reads_no_more else _READ) | (_WRITE if self._unsent else 0)
+        if (of_upstream, of_client) == self._watched:
+            return
+        self._watched = of_upstream, of_client
         if self._upstream is not None:
-            is_held = bool(self._unsent) and not self._is_reported
-            mask = (0 if is_held else _READ) | (_WRITE if self._unwritten else 0)
-            self._loop.watch(self._upstream, mask, self._on_upstream)
+            self._loop.watch(self._upstream, of_upstream, self._on_upstream)
         if self._client is not None:
-            mask = (0 if self._reads_no_more else _READ) | (_WRITE if self._unsent else 0)
-            self._loop.watch(self._client, mask, self._on_client)
+            self._loop.watch(self._client, of_client, self._on_client)
 
     def _client_disconnected(self) -> None:
         error = "the client disconnected"
