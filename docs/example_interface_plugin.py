@@ -1,4 +1,4 @@
-"""An interface plugin: a mode for Anthropic's Messages API, which llama.cpp's server also speaks.
+"""An interface plugin: a mode for models that answer Anthropic's Messages API alone.
 
 Copy this file into the folder that ``interface_plugin_dir`` names, restart the program, and give a
 model ``mode: Messages``. What each part is for stands in ``interface-plugin.md`` beside this file.
@@ -14,8 +14,8 @@ from manager.interfaces import Interface
 class Messages(Interface):
     """Conversations: ``/v1/messages``, and ``/v1/messages/count_tokens`` to count theirs.
 
-    Its streams end with ``message_stop`` and report usage unasked, so that what Interface says of
-    OpenAI's streams stays off. ``Interface.usage`` reads Anthropic's counts as well.
+    How their streams end and how their errors look is known: see `manager.interfaces.ENDPOINTS`.
+    ``Interface.usage`` reads Anthropic's counts as well.
     """
 
     mode = "Messages"

@@ -13,6 +13,7 @@ from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
 from werkzeug.exceptions import HTTPException
 
 from manager.errors import CLIENT_CLOSED_REQUEST, ApiError, ClientDisconnected
+from manager.interfaces import error_body
 from manager.storage import DatabaseError
 from routes import auth, openai, paths
 from routes.api import (
@@ -30,7 +31,7 @@ from routes.api import (
     status,
     usage,
 )
-from routes.calls import Api
+from routes.calls import Api, Rule
 from routes.http import client_of
 from routes.pages import assets, headers, login, views
 from routes.services import Services
@@ -75,6 +76,8 @@ def create_app(services: Services, secret: bytes) -> Flask:
         app.register_blueprint(blueprint)
     auth.protect(app, services)
     calls = auth.calls_of(app).values()
+    models_calls = (call for call in calls if call.rule is Rule.MODELS and call.method == "POST")
+    app.endpoints = frozenset(call.path for call in models_calls)  # not GET: /models is a page
     openapi.init_app(app, calls)
     known = [(call.method, call.template) for call in calls if call.tag]
     app.register_error_handler(ApiError, lambda error: _api_error_response(services, error))
@@ -114,7 +117,7 @@ def _error_response(error: ApiError) -> werkzeug.Response:
     is_page = request.blueprint in ("pages", "login")
     if is_page and error.code == "sign_in_needed":
         return redirect(views.sign_in_address(request.full_path), 303)
-    response = views.failed(error) if is_page else jsonify(error.body())
+    response = views.failed(error) if is_page else jsonify(error_body(request.path, error))
     response.status_code = error.status
     if error.status == 401:
         response.headers["WWW-Authenticate"] = "Bearer"  # as RFC 9110 asks

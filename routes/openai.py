@@ -11,7 +11,8 @@ from flask import Response, after_this_request, g, jsonify, request
 from manager.access import Permit
 from manager.config import loader
 from manager.errors import CLIENT_CLOSED_REQUEST, ApiError, ClientDisconnected
-from manager.models import Lease
+from manager.interfaces import Endpoint
+from manager.models import Lease, Model
 from manager.recorder import Recorder
 from manager.relay import (
     Carriers,
@@ -60,25 +61,29 @@ def blueprint(services: Services) -> Api:
     @api.call("GET /v1/models", Rule.MODELS)
     def list_models() -> Response:
         """The models that can be used."""
-        models = [model.settings for model in services.fleet.models()]
-        listed = [s for s in models if not s.unlisted and _may_use(g.caller, s)]
-        entries = [_entry(settings, settings.name, began) for settings in listed]
+        listed = [
+            model
+            for model in services.fleet.models()
+            if not model.settings.unlisted and _may_use(g.caller, model.settings)
+        ]
+        entries = [_entry(model, model.settings.name, began) for model in listed]
         if services.fleet.config.program.list_aliases:
-            entries += [_entry(s, alias, began) for s in listed for alias in s.aliases]
+            entries += [_entry(m, alias, began) for m in listed for alias in m.settings.aliases]
         return jsonify({"object": "list", "data": entries})
 
     @api.call("GET /v1/models/<path:name>", Rule.MODELS)
     def one_model(name: str) -> Response:
         """One of them."""
         caller: Caller = g.caller
-        settings = services.fleet.find(name, lambda known: _may_use(caller, known)).settings
-        _require(caller, settings, name)
-        return jsonify(_entry(settings, name, began))
+        model = services.fleet.find(name, lambda known: _may_use(caller, known))
+        _require(caller, model.settings, name)
+        return jsonify(_entry(model, name, began))
 
     return api
 
 
-def _entry(settings: loader.Model, name: str, began: int) -> dict[str, Any]:
+def _entry(model: Model, name: str, began: int) -> dict[str, Any]:
+    settings = model.settings
     return {
         "id": name,
         "object": "model",
@@ -86,6 +91,7 @@ def _entry(settings: loader.Model, name: str, began: int) -> dict[str, Any]:
         "owned_by": "llm-manager",
         "aliases": list(settings.aliases),
         "mode": settings.mode,
+        "endpoints": list(model.endpoints),
     }
 
 
@@ -129,17 +135,19 @@ def _proxy(services: Services, recorder: Recorder) -> Response:
         model = services.fleet.find(name, lambda settings: _may_use(caller, settings))
         record.request.model, record.request.mode = model.settings.name, model.settings.mode
         _require(caller, model.settings, name)
-        if path not in model.interface.endpoints:
+        if path not in model.endpoints:
             raise ApiError(
                 400,
                 "endpoint_not_supported",
                 f"{name} is a model of mode {model.settings.mode}, which is served at "
-                f"{' and '.join(model.interface.endpoints)}, not at {path}",
+                f"{model.interface.endpoints[0]}, not at {path}; if its server has that too, add it"
+                " to the model's endpoints in the config",
                 param="model",
             )
+        endpoint = model.interface.endpoint(path)
         if caller.key is not None:
             permit = services.limits.admit(
-                caller.key, model.settings.name, len(body), _max_tokens(payload)
+                caller.key, model.settings.name, len(body), _max_tokens(payload, endpoint)
             )
             record.permit = permit
         carriers = _carriers(services, environ, slot)
@@ -150,8 +158,8 @@ def _proxy(services: Services, recorder: Recorder) -> Response:
         answer = forward(
             lease,
             RelayRequest(
-                lease.interface.endpoint(path),
-                _target(path, environ),
+                endpoint,
+                _target(endpoint.server_path or path, environ),
                 _headers(environ),
                 payload,
                 hides_limits=bool(permit and permit.headers),
@@ -198,9 +206,9 @@ def _with_headers(response: Response, headers: Headers) -> Response:
     return response
 
 
-def _max_tokens(payload: Payload) -> int | None:
+def _max_tokens(payload: Payload, endpoint: Endpoint) -> int | None:
     """The most tokens that the answer may have, where the request says so."""
-    values = [payload.fields.get(name) for name in ("max_completion_tokens", "max_tokens")]
+    values = [payload.fields.get(name) for name in endpoint.limits]
     limits = [v for v in values if isinstance(v, int) and not isinstance(v, bool) and v >= 0]
     return min(max(limits), MAX_TOKENS) if limits else None
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from flask import Flask, Request
 from werkzeug.routing import Map, MapAdapter, PathConverter, UnicodeConverter
+
+from manager.interfaces import canonical
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 # A %2F while routes are matched. No decoded path has half a character in it.
 _SLASH = "\udc2f"
@@ -30,6 +35,12 @@ class PathsApp(Flask):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.url_map.converters |= {"default": _Part, "string": _Part, "path": _Name}
+        self.endpoints: frozenset[str] = frozenset()  # those of models
+
+    def wsgi_app(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """Before anything is decided by the path: what means an endpoint becomes that."""
+        environ["PATH_INFO"] = canonical(environ["PATH_INFO"], self.endpoints)
+        return super().wsgi_app(environ, start_response)
 
     def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
         if request is None:

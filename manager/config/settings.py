@@ -22,6 +22,7 @@ from manager.config.readers import (
     text,
 )
 from manager.config.yaml_reader import Problem
+from manager.interfaces import ENDPOINTS
 
 REMOVED_KEYS = {"queue": "tasks are kept in queue.db in the data folder; take this key out"}
 """Keys of `program` that an earlier version had, and what holds now: each is a warning."""
@@ -273,6 +274,11 @@ class Model:
         (), listed(single_line), "Further names that requests may use, each of one model only."
     )
     mode: str = key("Chat", readers.mode, "`Chat`, `Base`, `Embedding`, `Reranker` or a plugin's.")
+    endpoints: tuple[str, ...] = key(
+        (),
+        listed(choice("endpoint", sorted(ENDPOINTS))),
+        "Paths that its server answers beside those of its mode, such as `/v1/embeddings`.",
+    )
     port: int | None = key(
         None, readers.PORT, "Where its server listens, on loopback.", absent="any free one"
     )

@@ -4,7 +4,7 @@ from manager.interfaces.base import Interface
 from manager.interfaces.chat import Chat
 from manager.interfaces.completion import Base
 from manager.interfaces.embedding import Embedding
-from manager.interfaces.endpoints import ENDPOINTS, Endpoint
+from manager.interfaces.endpoints import ENDPOINTS, Endpoint, canonical, error_body
 from manager.interfaces.reranker import Reranker
 from manager.interfaces.stream_protocol import (
     ANY_STREAM,
@@ -33,6 +33,8 @@ __all__ = [
     "Interface",
     "Reranker",
     "StreamProtocol",
+    "canonical",
+    "error_body",
     "error_in",
     "error_of",
     "find_error_offsets",

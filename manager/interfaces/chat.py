@@ -3,14 +3,14 @@ from __future__ import annotations
 from typing import Any
 
 from manager.interfaces.base import Interface
-from manager.interfaces.endpoints import CHAT
+from manager.interfaces.endpoints import OF_CHAT, paths_of
 
 
 class Chat(Interface):
     """Conversations: ``/v1/chat/completions``."""
 
     mode = "Chat"
-    endpoints = (CHAT.path,)
+    endpoints = paths_of(OF_CHAT)
 
     def probe(self, model: str) -> tuple[str, dict[str, Any]]:
         messages = [{"role": "user", "content": "Hi"}]

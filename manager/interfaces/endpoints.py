@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from manager.interfaces.stream_protocol import ANY_STREAM, OPENAI_STREAM, StreamProtocol
+from manager.errors import ApiError
+from manager.interfaces.error_shapes import anthropic_error, openai_error
+from manager.interfaces.stream_protocol import (
+    ANTHROPIC_STREAM,
+    ANY_STREAM,
+    LLAMA_STREAM,
+    OPENAI_STREAM,
+    RESPONSES_STREAM,
+    StreamProtocol,
+)
+
+_BASE = "/v1"
+_MODELS = "/models"
 
 
 @dataclass(frozen=True)
 class Endpoint:
     """A path that models answer at.
 
-    ``stream`` is how its answers in server-sent events end and what errors look like there.
-    ``asks_for_usage``: its servers understand ``stream_options.include_usage``. ``summary`` and
-    ``schema`` (a name in openapi.yaml) describe it.
+    - ``path`` is ours, below ``/v1``; ``server_path`` that of the model's server, where it is
+      another. ``variants`` are further paths that mean the same.
+    - ``stream`` is how its answers in server-sent events go, and ``error`` the shape of an error.
+    - ``asks_for_usage``: its servers understand ``stream_options.include_usage``.
+    - ``limits``: the fields that bound the tokens of an answer.
+    - ``summary`` and ``schema`` (a name in openapi.yaml) describe it.
     """
 
     path: str
     stream: StreamProtocol = ANY_STREAM
     asks_for_usage: bool = False
+    server_path: str = ""
+    variants: tuple[str, ...] = ()
+    error: Callable[[ApiError], Mapping[str, Any]] = openai_error
+    limits: tuple[str, ...] = ("max_completion_tokens", "max_tokens")
     summary: str = "Passed on to the model that the body names, which is started where needed"
     schema: str = "Prompt"
 
@@ -34,14 +55,94 @@ COMPLETIONS = Endpoint(
     "/v1/completions",
     OPENAI_STREAM,
     asks_for_usage=True,
-    summary="An answer of a model of mode Base",
+    summary="A text that goes on with the prompt",
     schema="CompletionPrompt",
+)
+RESPONSES = Endpoint(
+    "/v1/responses",
+    RESPONSES_STREAM,
+    limits=("max_output_tokens",),
+    summary="An answer of a model of mode Chat, in OpenAI's newer API",
+)
+MESSAGES = Endpoint(
+    "/v1/messages",
+    ANTHROPIC_STREAM,
+    error=anthropic_error,
+    summary="An answer of a model of mode Chat, in Anthropic's API",
+)
+COUNT_TOKENS = Endpoint(
+    "/v1/messages/count_tokens",
+    error=anthropic_error,
+    summary="How many tokens a message of Anthropic's API has",
 )
 EMBEDDINGS = Endpoint(
     "/v1/embeddings", summary="Vectors of a model of mode Embedding", schema="EmbeddingPrompt"
 )
+POOLING = Endpoint(
+    "/v1/pooling", server_path="/pooling", summary="Vectors by token or by text, of vLLM"
+)
 RERANK = Endpoint(
-    "/v1/rerank", summary="An order by a model of mode Reranker", schema="RerankPrompt"
+    "/v1/rerank",
+    variants=("/v1/reranking", "/v2/rerank"),
+    summary="An order by a model of mode Reranker",
+    schema="RerankPrompt",
+)
+SCORE = Endpoint("/v1/score", summary="How alike two texts are, of vLLM")
+COMPLETION = Endpoint(
+    "/v1/completion",
+    LLAMA_STREAM,
+    server_path="/completion",
+    limits=("n_predict", "max_tokens"),
+    summary="A text that goes on with the prompt, in llama.cpp's own API",
+)
+INFILL = Endpoint(
+    "/v1/infill",
+    LLAMA_STREAM,
+    server_path="/infill",
+    limits=("n_predict", "max_tokens"),
+    summary="What stands between two texts, of llama.cpp",
+)
+TOKENIZE = Endpoint("/v1/tokenize", server_path="/tokenize", summary="A text as tokens")
+DETOKENIZE = Endpoint("/v1/detokenize", server_path="/detokenize", summary="Tokens as a text")
+APPLY_TEMPLATE = Endpoint(
+    "/v1/apply-template",
+    server_path="/apply-template",
+    summary="Messages as the prompt that llama.cpp makes of them",
 )
 
-ENDPOINTS = {each.path: each for each in (CHAT, COMPLETIONS, EMBEDDINGS, RERANK)}
+_TEXT_EXTRAS = (COMPLETION, INFILL, TOKENIZE, DETOKENIZE, APPLY_TEMPLATE)
+OF_CHAT = (CHAT, COMPLETIONS, RESPONSES, MESSAGES, COUNT_TOKENS, *_TEXT_EXTRAS)
+OF_BASE = (COMPLETIONS, *_TEXT_EXTRAS)
+OF_EMBEDDING = (EMBEDDINGS, POOLING, TOKENIZE)
+OF_RERANKER = (RERANK, SCORE)
+
+ENDPOINTS = {each.path: each for each in (*OF_CHAT, *OF_BASE, *OF_EMBEDDING, *OF_RERANKER)}
+_VARIANTS = {variant: each.path for each in ENDPOINTS.values() for variant in each.variants}
+
+
+def paths_of(endpoints: tuple[Endpoint, ...]) -> tuple[str, ...]:
+    return tuple(each.path for each in endpoints)
+
+
+def canonical(path: str, known: Container[str] = ENDPOINTS) -> str:
+    """The path that is meant: one of ``known`` without ``/v1`` or with a doubled one, with a slash
+    behind it, or by another name. Any other path is returned as it is."""
+    if path in known:
+        return path
+    bare = path
+    while bare.startswith(_BASE + "/"):
+        bare = bare.removeprefix(_BASE)
+    name = bare.rstrip("/")
+    for candidate in (_BASE + name, name):
+        candidate = _VARIANTS.get(candidate, candidate)
+        if candidate in known:
+            return candidate
+    if bare == path:
+        return path
+    return _BASE + (name if name == _MODELS else bare)  # the name of a model may end in a slash
+
+
+def error_body(path: str, error: ApiError) -> Mapping[str, Any]:
+    """The JSON of an error, as clients of the endpoint at this path expect it."""
+    endpoint = ENDPOINTS.get(path)
+    return endpoint.error(error) if endpoint is not None else error.body()

@@ -12,6 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from manager.errors import ApiError
+from manager.interfaces.error_shapes import anthropic_error, openai_error, openai_event
+
 _ERROR = re.compile(
     # The word comes first, which makes the search a quick one.
     rb"""error(?:
@@ -38,30 +41,53 @@ class AnswerError:
 
 @dataclass(frozen=True)
 class StreamProtocol:
-    """``name``: that among PROTOCOLS, "" for a plugin's own. ``end``: the word whose line ends a
-    stream, b"" where none does: a stream without it was cut short, unless its answer has ended.
-    ``finish``: what stands in the event that ends the answer; ``is_finish`` says whether it does,
-    of the event's decoded data."""
+    """How the streams of an API go.
+
+    - ``name``: that among PROTOCOLS, "" for a plugin's own.
+    - ``ends``: the words whose line, in the field ``end_field``, ends a stream; none where none
+      does. A stream without one was cut short, unless its answer has ended.
+    - ``finish``: what stands in the event that ends the answer; ``is_finish`` says whether it does,
+      of the event's decoded data.
+    - ``preface``: how many events come before that of the first token. ``counts_prompt_first``: the
+      first report of usage has the prompt's tokens, and those of the answer are only in the last.
+    - ``error`` and ``error_name``: the data and the name of the event that an error is.
+    """
 
     name: str = ""
-    end: bytes = b""
+    ends: tuple[bytes, ...] = ()
+    end_field: bytes = b"data"
     finish: bytes = b""
     is_finish: Callable[[Any], bool] = lambda _data: False
+    preface: int = 0
+    counts_prompt_first: bool = False
+    error: Callable[[ApiError], Mapping[str, Any]] = openai_error
+    error_name: bytes = b""
 
-    def ends(self, data: bytes) -> bool:
-        """Whether the line that ends a stream is among these events."""
-        at = data.find(self.end) if self.end else -1
+    def is_ended_by(self, data: bytes) -> bool:
+        """Whether a line that ends a stream is among these events."""
+        return any(self._has_line(data, end) for end in self.ends)
+
+    def _has_line(self, data: bytes, end: bytes) -> bool:
+        at = data.find(end)
         while at >= 0:
             # In a model's words it is never at the beginning of a line: JSON escapes line ends.
             line = max(data.rfind(b"\n", 0, at), data.rfind(b"\r", 0, at)) + 1
-            if data[line:at] in (b"data: ", b"data:"):
+            if data[line:at].rstrip(b" ") == self.end_field + b":":
                 return True
-            at = data.find(self.end, at + 1)
+            at = data.find(end, at + 1)
         return False
 
-    def error_event(self, error: Mapping[str, Any]) -> bytes:
-        """An error as the last event of a stream that has begun; ``error`` is its JSON body."""
-        return b"data: " + json.dumps(error, ensure_ascii=False).encode() + b"\n\n"
+    def error_event(self, error: ApiError) -> bytes:
+        """An error as the last event of a stream that has begun."""
+        name = b"event: " + self.error_name + b"\n" if self.error_name else b""
+        body = json.dumps(self.error(error), ensure_ascii=False).encode()
+        return name + b"data: " + body + b"\n\n"
+
+    @property
+    def truncated(self) -> str | None:
+        """What is wrong with a stream that has none of its ends; None where it needs none."""
+        end = self.ends[0] if self.ends else self.finish
+        return f"the model's server ended its stream without {end.decode()}" if end else None
 
 
 def _has_finish_reason(data: Any) -> bool:
@@ -71,12 +97,48 @@ def _has_finish_reason(data: Any) -> bool:
     )
 
 
+def _is_message_stop(data: Any) -> bool:
+    return isinstance(data, dict) and data.get("type") == "message_stop"
+
+
+def _is_last(data: Any) -> bool:
+    return isinstance(data, dict) and data.get("stop") is True
+
+
 ANY_STREAM = StreamProtocol("any")
 """A stream of which nothing is known: it ends with its connection."""
-OPENAI_STREAM = StreamProtocol("openai", b"[DONE]", b'"finish_reason"', _has_finish_reason)
+OPENAI_STREAM = StreamProtocol(
+    "openai", (b"[DONE]",), finish=b'"finish_reason"', is_finish=_has_finish_reason
+)
 """Chat and text completions."""
+RESPONSES_STREAM = StreamProtocol(
+    "responses",
+    (b"response.completed", b"response.incomplete", b"response.failed"),
+    b"event",
+    preface=4,
+    error=openai_event,
+    error_name=b"error",
+)
+"""OpenAI's Responses."""
+ANTHROPIC_STREAM = StreamProtocol(
+    "anthropic",
+    (b"message_stop",),
+    b"event",
+    b'"message_stop"',
+    _is_message_stop,
+    preface=2,
+    counts_prompt_first=True,
+    error=anthropic_error,
+    error_name=b"error",
+)
+"""Anthropic's messages."""
+LLAMA_STREAM = StreamProtocol("llama.cpp", finish=b'"stop"', is_finish=_is_last)
+"""llama.cpp's own completions."""
 
-PROTOCOLS = {each.name: each for each in (ANY_STREAM, OPENAI_STREAM)}
+PROTOCOLS = {
+    each.name: each
+    for each in (ANY_STREAM, OPENAI_STREAM, RESPONSES_STREAM, ANTHROPIC_STREAM, LLAMA_STREAM)
+}
 
 
 def find_error_offsets(data: bytes) -> list[int]:

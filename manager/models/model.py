@@ -445,6 +445,11 @@ class Model:
         return server.interface if server is not None else self._interface
 
     @property
+    def endpoints(self) -> tuple[str, ...]:
+        """The paths that it is served at: those of its mode first."""
+        return tuple(dict.fromkeys((*self.interface.endpoints, *self.settings.endpoints)))
+
+    @property
     def server(self) -> Server | None:
         """Its server, if one is ready or being stopped."""
         return self._server

@@ -234,15 +234,15 @@ class _Transfer:
                 if done_at and time.monotonic() - done_at > AFTER_DONE_SECONDS:
                     break  # it goes on talking, and would hold its lease; close() ends that
             rest = stream.flush()
-            if self._protocol.end and not stream.has_ended:
-                raise UpstreamError("the model's server ended its stream without [DONE]")
+            if (fault := self._protocol.truncated) and not stream.has_ended:
+                raise UpstreamError(fault)
         except Aborted:
             return  # the client disconnected, which close() reports
         except UpstreamError as error:
             if not stream.has_ended:
                 failure = _to_api_error(error)
                 self._report(failure.status, failure.message)
-                yield self._protocol.error_event(failure.body())
+                yield self._protocol.error_event(failure)
                 return
             rest = b""
         self._report(response.status)
@@ -332,7 +332,7 @@ class _Transfer:
     def _failed(self, failure: ApiError) -> Iterator[bytes]:
         assert self._client is not None
         self.fail(failure)
-        body = json.dumps(failure.body()).encode()
+        body = json.dumps(self._request.endpoint.error(failure)).encode()
         headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
         if failure.retry_after is not None:
             headers.append(("Retry-After", str(math.ceil(failure.retry_after))))

@@ -89,12 +89,15 @@ class EventStream:
         before its first."""
         if self.error is not None and self.chunks <= 0:
             return None
-        return TokenUsage(completion_tokens=max(0, self.chunks), estimated=True)
+        chunks = max(0, self.chunks - self.protocol.preface)
+        return TokenUsage(completion_tokens=chunks, estimated=True)
 
     def result(self, status: int, error: str | None) -> tuple[int, str | None, TokenUsage | None]:
         """Status, error and tokens of a request whose stream has ended so: an error that the
         server has reported in it comes first."""
-        usage = self.usage() or self.estimate()
+        usage = self.usage()
+        if usage is None or (self.protocol.counts_prompt_first and self._first is self._last):
+            usage = tokens.merge(usage, self.estimate())
         if self.error is not None:
             return self.error.status, self.error.message, usage
         return status, error, usage
@@ -149,7 +152,7 @@ class EventStream:
         self._long_usage = tokens.from_part(data) or self._long_usage
         part = data[len(known) :]
         self.chunks += part.count(b"\ndata:") + (not known and part.startswith(b"data:"))
-        if not self.done and self.protocol.ends(part):
+        if not self.done and self.protocol.is_ended_by(part):
             self.done = True
             self.chunks -= 1
         return len(part)
@@ -165,7 +168,7 @@ class EventStream:
         if not self.done:
             if self.protocol.finish and (at := data.rfind(self.protocol.finish)) >= 0:
                 self._finish = (data, at)
-            if self.protocol.ends(data):
+            if self.protocol.is_ended_by(data):
                 self.done = True
                 self.chunks -= 1
         if offsets := tokens.find_usage_offsets(data):

@@ -315,9 +315,9 @@ class RelayedExchange:
             return
         if is_whole:
             rest = events.flush()
-            if events.protocol.end and not events.has_ended:
+            if (fault := events.protocol.truncated) and not events.has_ended:
                 self._send(self._framed(out))
-                self._broke("the model's server ended its stream without [DONE]")
+                self._broke(fault)
                 return
             out += rest
         self._report_events(events, self._head.status, None, self._framed(out))
@@ -329,7 +329,7 @@ class RelayedExchange:
         if events.has_ended:  # all is here: how the connection ended does not matter
             self._report_events(events, self._head.status, None, b"")
         else:
-            event = events.protocol.error_event(failure.body())
+            event = events.protocol.error_event(failure)
             self._report_events(events, failure.status, failure.message, self._framed(event))
         self._release(False)
 

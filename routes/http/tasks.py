@@ -11,6 +11,7 @@ from waitress.task import ErrorTask, WSGITask
 from waitress.utilities import build_http_date
 
 from manager.errors import ApiError
+from manager.interfaces import error_body
 from manager.relay import ClientHead, Headers
 from routes.http.client import cors_headers, may_use_models
 from routes.http.request_parser import MAX_HEADERS
@@ -55,7 +56,7 @@ class RefusedRequest(ErrorTask):
         error = ApiError(
             fault.code, code, messages.get(fault.code, f"{fault.reason}: {fault.body}")
         )
-        body = json.dumps(error.body()).encode()
+        body = json.dumps(error_body(self.request.path_and_origin()[0], error)).encode()
         self.status = f"{fault.code} {fault.reason}"
         self.response_headers.append(("Content-Type", "application/json"))
         self.response_headers.extend(self._cors_headers())

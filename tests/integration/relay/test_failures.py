@@ -115,6 +115,14 @@ def test_a_page_that_says_it_is_an_error_is_passed_on(to_model: Relayed) -> None
     assert to_model.is_over()
 
 
+BEGUN = b'event: begun\ndata: {"type": "begun"}\n\n'
+
+
+def until_cut(peer: Peer) -> None:
+    peer.request()
+    peer.send(EVENT_HEAD + chunk(BEGUN) + b"0\r\n\r\n")
+
+
 # --- the upstream fails in the middle ---------------------------------------------------
 
 
@@ -133,6 +141,26 @@ def test_a_stream_whose_upstream_dies_ends_with_an_error_and_no_half_event(
     assert (outcome.status, outcome.error) == (502, last["error"]["message"])
     assert outcome.usage == TokenUsage(0, 0, after, estimated=True)
     assert to_model.is_over()
+
+
+@pytest.mark.parametrize(
+    ("path", "shape"),
+    [
+        ("/v1/messages", {"type": "error", "error": {"type": "api_error"}}),
+        ("/v1/responses", {"type": "error", "error": {"code": "upstream_error"}}),
+    ],
+)
+def test_an_error_in_a_stream_is_one_of_the_clients_own_api(
+    serve: Serve, relay: Relay, path: str, shape: dict[str, Any]
+) -> None:
+    one = relay(serve(until_cut))
+    body = read(one.send(streamed(), target=path))
+    assert body.startswith(BEGUN + b"event: error\ndata: ")
+    error = json.loads(body.removeprefix(BEGUN + b"event: error\ndata: "))
+    assert error["type"] == shape["type"]
+    assert shape["error"].items() <= error["error"].items()
+    assert (one.outcome.status, one.outcome.error) == (502, error["error"]["message"])
+    assert one.is_over()
 
 
 def test_a_stream_that_falls_silent_ends_with_an_error(relay: Relay, model: FakeModel) -> None:

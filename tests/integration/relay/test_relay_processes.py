@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from manager.errors import CLIENT_CLOSED_REQUEST, ApiError
+from manager.errors import ApiError
 from manager.interfaces import ENDPOINTS, Chat, Endpoint, StreamProtocol
 from manager.relay import relay_processes
 from manager.relay.forward import Carriers
@@ -147,8 +148,10 @@ def hand_over(
     client: Client,
     body: dict[str, Any] | None = None,
     hold: Callable[[], Callable[[], None]] | None = None,
+    target: str = CHAT,
 ) -> None:
-    answer = one.send(body or streamed(), carriers=carriers(relays, client, hold))
+    lent = carriers(relays, client, hold)
+    answer = one.send(body or streamed(), target=target, carriers=lent)
     with pytest.raises(HandedOver):
         next(answer)
     answer.close()  # as the server does, whatever was raised
@@ -209,6 +212,23 @@ def test_each_piece_is_sent_on_at_once_and_the_last_only_when_the_row_is_on_the_
     may_end.set()
     client.reads(framed(DONE) + END)
     client.has_its_answer()
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses"])
+def test_a_stream_of_another_api_is_carried_and_ends_in_an_error_of_that(
+    serve: Serve, relay: Relay, relays: RelayProcesses, client: Client, path: str
+) -> None:
+    begun = b'event: begun\ndata: {"type": "begun"}\n\n'
+    script, may_answer = patient(EVENT_HEAD + chunk(begun) + END)
+    one = relay(serve(script))
+    hand_over(one, relays, client, target=path)
+    may_answer.set()
+    fault = one.lease.interface.endpoint(path).stream.truncated
+    assert fault is not None
+    error = ENDPOINTS[path].stream.error_event(ApiError(502, "upstream_error", fault))
+    assert client.answered() == begun + error
+    assert one.outcome.status == 502
+    assert one.is_over()
 
 
 def test_an_answer_whose_record_no_disk_takes_does_not_get_its_end(
@@ -432,7 +452,7 @@ def test_an_answer_that_no_process_carries_is_sent_by_a_thread(
 def test_a_plugins_own_stream_is_sent_by_a_thread(
     serve: Serve, relay: Relay, relays: RelayProcesses, client: Client
 ) -> None:
-    endpoint = replace(ENDPOINTS[CHAT], stream=StreamProtocol(end=b"THE END"))
+    endpoint = replace(ENDPOINTS[CHAT], stream=StreamProtocol(ends=(b"THE END",)))
 
     class Plugin(Chat):
         def endpoint(self, _path: str) -> Endpoint:

@@ -59,8 +59,18 @@ OPEN = """
 MODELS = """
     POST /v1/chat/completions
     POST /v1/completions
+    POST /v1/responses
+    POST /v1/messages
+    POST /v1/messages/count_tokens
+    POST /v1/completion
+    POST /v1/infill
+    POST /v1/tokenize
+    POST /v1/detokenize
+    POST /v1/apply-template
     POST /v1/embeddings
+    POST /v1/pooling
     POST /v1/rerank
+    POST /v1/score
     GET /v1/models
     GET /v1/models/<path:name>
 """

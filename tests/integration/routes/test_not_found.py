@@ -39,7 +39,7 @@ class Models:
         settings = self.config.find(name)
         if settings is None:
             raise ApiError(404, "model_not_found", f"The model {name!r} does not exist")
-        return SimpleNamespace(settings=settings, to_json=lambda: {"name": settings.name})
+        return SimpleNamespace(settings=settings, endpoints=(), to_json=lambda: {"name": settings.name})
 
 
 @pytest.fixture
@@ -70,10 +70,8 @@ def _everything_is_logged(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "near"),
     [
-        ("POST", "/chat/completions", f"POST {CHAT}"),
-        ("POST", "/v1/v1/chat/completions", f"POST {CHAT}"),
-        ("POST", f"{CHAT}/", f"POST {CHAT}"),
-        ("GET", "/v1/v1/models", "GET /v1/models"),
+        ("POST", "/openai/v1/chat/completions", f"POST {CHAT}"),
+        ("GET", "/api/v1/models", "GET /v1/models"),
         ("GET", "/api/model", "GET /api/models"),
         ("POST", "/v1/embedding", "POST /v1/embeddings"),
     ],

@@ -119,6 +119,7 @@ def test_the_names_that_scripts_rely_on_stay(tmp_path: Path) -> None:
                 "name": "m",
                 "aliases": [],
                 "mode": "Chat",
+                "endpoints": [],
                 "port": None,
                 "auto_start": False,
                 "alive_time": 15.0,

@@ -9,18 +9,56 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manager.interfaces import ENDPOINTS, OPENAI_STREAM, AnswerError, Interface, error_of
+from manager.errors import ApiError
+from manager.interfaces import (
+    ENDPOINTS,
+    OPENAI_STREAM,
+    PROTOCOLS,
+    AnswerError,
+    Interface,
+    error_of,
+)
+from manager.interfaces.error_shapes import anthropic_error, openai_error, openai_event
+from manager.streams import EventStream
 
 
-@given(st.text())
-def test_an_error_is_one_event_whatever_its_message_says(message: str) -> None:
-    body = {"error": {"message": message, "type": "server_error"}}
-    sent = OPENAI_STREAM.error_event(body)
-    assert sent.startswith(b"data: ")
-    assert sent.endswith(b"\n\n")
-    assert b"\n" not in sent[:-2]
+@given(st.text(), st.sampled_from(sorted(PROTOCOLS)))
+def test_an_error_is_one_event_whatever_its_message_says(message: str, name: str) -> None:
+    protocol = PROTOCOLS[name]
+    error = ApiError(502, "upstream_error", message)
+    sent = protocol.error_event(error)
+    (*names, data), end = sent.split(b"\n")[:-2], sent[-2:]
+    assert names == ([b"event: error"] if name in ("anthropic", "responses") else [])
+    assert data.startswith(b"data: ")
+    assert end == b"\n\n"
     assert b"\r" not in sent
-    assert json.loads(sent[6:]) == body
+    stream = EventStream(protocol)
+    assert stream.feed(sent) == sent
+    assert stream.error is not None
+    assert stream.error.message == (message or json.dumps(protocol.error(error)["error"])[:200])
+
+
+def test_an_error_of_ours_in_each_apis_own_shape() -> None:
+    error = ApiError(429, "budget_exceeded", "spent", param="model", details={"limit": 5})
+    assert openai_error(error)["error"] == {
+        "message": "spent",
+        "type": "rate_limit_error",
+        "param": "model",
+        "code": "budget_exceeded",
+        "limit": 5,
+    }
+    assert anthropic_error(error) == {
+        "type": "error",
+        "error": {
+            "type": "rate_limit_error",
+            "message": "spent",
+            "code": "budget_exceeded",
+            "limit": 5,
+        },
+    }
+    event = openai_event(error)
+    assert (event["type"], event["code"], event["message"]) == ("error", "budget_exceeded", "spent")
+    assert event["error"] == openai_error(error)["error"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,139 @@
+"""Paths that mean an endpoint, and how the streams of each end."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from manager.interfaces import ENDPOINTS, canonical
+from manager.streams import EventStream
+from manager.tokens import TokenUsage
+
+CHAT = "/v1/chat/completions"
+
+
+@pytest.mark.parametrize("path", sorted(ENDPOINTS))
+@pytest.mark.parametrize("base", ["", "/v1", "/v1/v1", "/v1/v1/v1"])
+@pytest.mark.parametrize("end", ["", "/", "//"])
+def test_each_is_reached_with_any_base_and_a_slash_behind_it(
+    path: str, base: str, end: str
+) -> None:
+    assert canonical(base + path.removeprefix("/v1") + end) == path
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("/rerank", "/v1/rerank"),
+        ("/reranking", "/v1/rerank"),
+        ("/v1/reranking", "/v1/rerank"),
+        ("/v2/rerank", "/v1/rerank"),
+        ("/v2/rerank/", "/v1/rerank"),
+        ("/v1/v1/models", "/v1/models"),
+        ("/v1/models/", "/v1/models"),
+        ("/v1/v1/models/a/", "/v1/models/a/"),
+        ("/v1/models/a/", "/v1/models/a/"),
+        ("/models", "/models"),
+        ("/api/chat", "/api/chat"),
+        ("/v1/api/models/x/stop", "/v1/api/models/x/stop"),
+        ("/v1", "/v1"),
+        ("/", "/"),
+        ("", ""),
+    ],
+)
+def test_what_is_meant_by_a_path(path: str, meant: str) -> None:
+    assert canonical(path) == meant
+
+
+@given(st.text("/v1abc.", max_size=30))
+def test_a_path_becomes_an_endpoint_or_stays_below_the_same_base(path: str) -> None:
+    found = canonical(path)
+    assert canonical(found) == found
+    assert found in ENDPOINTS or found.startswith("/v1/") == path.startswith("/v1/")
+
+
+def event(data: Any, name: str = "") -> bytes:
+    head = f"event: {name}\n" if name else ""
+    return f"{head}data: {json.dumps(data)}\n\n".encode()
+
+
+MESSAGE = [
+    event(
+        {"type": "message_start", "message": {"usage": {"input_tokens": 20, "output_tokens": 1}}},
+        "message_start",
+    ),
+    event({"type": "content_block_start", "index": 0}, "content_block_start"),
+    *(
+        event({"type": "content_block_delta", "delta": {"text": f"event: message_stop {at}"}})
+        for at in range(5)
+    ),
+    event({"type": "content_block_stop"}, "content_block_stop"),
+    event({"type": "message_delta", "usage": {"output_tokens": 7}}, "message_delta"),
+    event({"type": "message_stop"}, "message_stop"),
+]
+RESPONSE = [
+    event({"type": "response.created", "response": {"usage": None}}, "response.created"),
+    event({"type": "response.in_progress"}, "response.in_progress"),
+    event({"type": "response.output_item.added"}, "response.output_item.added"),
+    event({"type": "response.content_part.added"}, "response.content_part.added"),
+    *(
+        event({"type": "response.output_text.delta", "delta": "response.completed"})
+        for _ in range(5)
+    ),
+    event(
+        {
+            "type": "response.completed",
+            "response": {"usage": {"input_tokens": 20, "output_tokens": 7}},
+        },
+        "response.completed",
+    ),
+]
+COMPLETION = [
+    *(event({"content": '"stop":true', "stop": False}) for _ in range(5)),
+    event({"content": "", "stop": True, "timings": {"prompt_n": 20, "predicted_n": 7}}),
+]
+STREAMS = {"/v1/messages": MESSAGE, "/v1/responses": RESPONSE, "/v1/completion": COMPLETION}
+
+
+@pytest.mark.parametrize("path", STREAMS)
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+def test_a_stream_has_ended_with_its_last_event_and_not_before(path: str, size: int) -> None:
+    *before, last = STREAMS[path]
+    stream = EventStream(ENDPOINTS[path].stream)
+    whole = b"".join(before)
+    sent = b"".join(stream.feed(whole[at : at + size]) for at in range(0, len(whole), size))
+    assert not stream.has_ended
+    sent += stream.feed(last)
+    assert stream.has_ended
+    assert sent == whole + last
+    assert stream.result(200, None) == (200, None, TokenUsage(20, 0, 7))
+
+
+@pytest.mark.parametrize(
+    ("path", "metered"),
+    [
+        ("/v1/messages", TokenUsage(20, 0, 5, estimated=True)),
+        ("/v1/responses", TokenUsage(0, 0, 5, estimated=True)),
+        ("/v1/completion", TokenUsage(0, 0, 5, estimated=True)),
+    ],
+)
+def test_of_a_stream_that_is_cut_short_the_tokens_that_came_are_metered(
+    path: str, metered: TokenUsage
+) -> None:
+    at = 7 if path == "/v1/messages" else -1
+    stream = EventStream(ENDPOINTS[path].stream)
+    stream.feed(b"".join(STREAMS[path][:at]))
+    assert not stream.has_ended
+    assert ENDPOINTS[path].stream.truncated
+    assert stream.result(502, "cut") == (502, "cut", metered)
+
+
+def test_a_message_that_ends_without_names_of_events_is_whole() -> None:
+    stream = EventStream(ENDPOINTS["/v1/messages"].stream)
+    stream.feed(event({"type": "message_delta", "usage": {"output_tokens": 7}}))
+    stream.feed(event({"type": "message_stop"}))
+    assert stream.has_ended
