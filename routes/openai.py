@@ -145,6 +145,8 @@ def _proxy(services: Services, recorder: Recorder) -> Response:
                 param="model",
             )
         endpoint = model.interface.endpoint(path)
+        if (changes := model.settings.request) is not None:
+            payload = payload.changed(changes.strip, changes.default, changes.set)
         if caller.key is not None:
             permit = services.limits.admit(
                 caller.key, model.settings.name, len(body), _max_tokens(payload, endpoint)

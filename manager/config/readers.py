@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import math
 import re
 import zoneinfo
 from collections.abc import Collection
@@ -30,6 +31,7 @@ T = TypeVar("T")
 
 SCRIPT_SUFFIXES = (".sh", ".bat", ".cmd", ".ps1", ".py")
 _MAX_TOKENS = 1_000_000_000_000
+_MAX_JSON_DEPTH = 32
 _SCALAR = ["string", "number", "boolean"]
 _NUMBERS = (TAG + "int", TAG + "float")
 _BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
@@ -80,6 +82,53 @@ def boolean(value: Value) -> bool:
     if value.node.tag != TAG + "bool" or value.node.value.lower() not in _BOOLEANS:
         raise InvalidValue(f"expected true or false without quotes, found {value.found}")
     return _BOOLEANS[value.node.value.lower()]
+
+
+def _json(value: Value, depth: int = _MAX_JSON_DEPTH) -> Any:
+    """What JSON can say: a text, a number, true, false, null, a list or a mapping of those."""
+    node = value.node
+    if not depth:
+        raise InvalidValue(f"is nested more than {_MAX_JSON_DEPTH} deep")
+    if isinstance(node, yaml.SequenceNode):
+        return [_json(item, depth - 1) for item in value.items()]
+    if isinstance(node, yaml.MappingNode):
+        return {name: _json(entry, depth - 1) for name, entry in section(value).unread()}
+    if value.is_null:
+        return None
+    if node.tag == TAG + "bool":
+        return boolean(value)
+    if node.tag == TAG + "str":
+        return scalar_text(value)
+    digits = node.value.replace("_", "")
+    if node.tag == TAG + "int" and _DECIMAL_INTEGER.fullmatch(node.value) and len(digits) <= 20:
+        return int(digits)
+    if node.tag == TAG + "float" and _DECIMAL_NUMBER.fullmatch(node.value):
+        if math.isfinite(number := float(digits)):
+            return number
+    raise InvalidValue(f"expected what JSON can say, found {value.found}: put it in quotes")
+
+
+@reader(type="string")
+def body_field(value: Value) -> str:
+    """The name of a field of a request's body, but for the model's."""
+    name = single_line(value)
+    _check_body_field(name)
+    return name
+
+
+@reader(type="object", propertyNames={"not": {"const": "model"}})
+def body_fields(value: Value) -> dict[str, Any]:
+    """Fields of a request's body, but for the model's, with their values."""
+    found = {}
+    for name, entry in section(value).unread():
+        _check_body_field(name)
+        found[name] = _json(entry)
+    return found
+
+
+def _check_body_field(name: str) -> None:
+    if name == "model":
+        raise InvalidValue("the model that is asked for is set by served_model_name")
 
 
 def integer(low: int, high: int) -> Reader[int]:

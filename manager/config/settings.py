@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from manager.billing import Price
 from manager.config import hosts, readers
@@ -262,6 +263,19 @@ class Scheme:
 
 
 @dataclass(frozen=True)
+class RequestChanges:
+    """What is changed in the requests to a model: the fields of their bodies, not those within."""
+
+    strip: tuple[str, ...] = key((), listed(readers.body_field), "Fields that are taken out.")
+    default: Mapping[str, Any] = key(
+        {}, readers.body_fields, "Fields that are added where a request has none, or has it no more."
+    )
+    set: Mapping[str, Any] = key(
+        {}, readers.body_fields, "Fields that have these values, whatever a request says."
+    )
+
+
+@dataclass(frozen=True)
 class Model:
     """A model; its schemes are in the order in which they are tried.
 
@@ -298,6 +312,12 @@ class Model:
         None,
         single_line,
         "What its server calls the model; replaces `model` in what is forwarded.",
+    )
+    request: RequestChanges | None = key(
+        None,
+        record(RequestChanges),
+        "What is changed in requests: `{strip: [seed], default: {max_tokens: 512}, set: {top_k: 1}}`.",
+        absent="nothing",
     )
     unlisted: bool = key(False, boolean, "It can be used, but is not in `/v1/models`.")
     ask_usage: bool = key(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from manager.errors import ApiError
@@ -28,7 +29,7 @@ class Payload:
     def __init__(self, body: bytes) -> None:
         body = body.removeprefix(codecs.BOM_UTF8)  # not every model's server reads it
         self._body = body
-        self._spans: list[tuple[str, int, int]] = []
+        self._spans: list[tuple[str, int, int, int]] = []  # where a key and its value begin, an end
         self.fields: dict[str, Any] = {}
         try:
             self._text = body.decode("utf-8")
@@ -44,7 +45,7 @@ class Payload:
             return self._body
         parts: list[str] = []
         position = 0
-        for key, start, end in self._spans:
+        for key, _, start, end in self._spans:
             if key in changes:
                 parts += [self._text[position:start], json.dumps(changes[key])]
                 position = end
@@ -54,6 +55,36 @@ class Payload:
             parts += [self._text[position : self._end], ", " if self.fields else "", added]
             position = self._end
         parts.append(self._text[position:])
+        return "".join(parts).encode("utf-8")
+
+    def changed(
+        self, strip: Collection[str], default: Mapping[str, Any], fixed: Mapping[str, Any]
+    ) -> Payload:
+        """Without the fields ``strip``, then with those of ``default`` that it lacks, then with
+        those that are ``fixed``; the same object where all that is so already."""
+        stripped = {name for name in strip if name in self.fields and name not in fixed}
+        left = self.fields.keys() - stripped
+        added = {name: value for name, value in default.items() if name not in left} | {
+            name: value
+            for name, value in fixed.items()
+            # 1 and true are equal in Python.
+            if name not in self.fields or json.dumps(self.fields[name]) != json.dumps(value)
+        }
+        if not stripped and not added:
+            return self
+        payload = Payload(self._without(stripped - added.keys())) if stripped else self
+        return Payload(payload.with_changes(added)) if added else payload
+
+    def _without(self, names: Collection[str]) -> bytes:
+        parts = [self._text[: self._spans[0][1]]]
+        is_first, before = True, 0
+        for key, key_at, _, end in self._spans:
+            if key not in names:
+                separator = "" if is_first else self._text[before:key_at]
+                parts += [separator, self._text[key_at:end]]
+                is_first = False
+            before = end
+        parts.append(self._text[before:])
         return "".join(parts).encode("utf-8")
 
     def _read(self) -> None:
@@ -68,13 +99,14 @@ class Payload:
         while True:
             if text[at : at + 1] != '"':
                 raise ValueError(f"a key in double quotes is expected at character {at}")
+            key_at = at
             key, at = _DECODE(text, at)
             at = self._skip(at)
             if text[at : at + 1] != ":":
                 raise ValueError(f"a colon is expected at character {at}")
             start = self._skip(at + 1)
             self.fields[key], end = _DECODE(text, start)
-            self._spans.append((key, start, end))
+            self._spans.append((key, key_at, start, end))
             at = self._skip(end)
             separator = text[at : at + 1]
             if separator == "}":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import anthropic
 import openai
 import pytest
 import requests
@@ -47,6 +48,40 @@ def test_a_real_model_streams_the_same_chat(client: openai.OpenAI, names: dict[s
     assert "Paris" in "".join(choice.delta.content or "" for choice in chunks)
     assert len(chunks) > 3
     assert chunks[-1].finish_reason in ("stop", "length")
+
+
+def test_a_real_model_answers_in_openais_newer_api(
+    client: openai.OpenAI, names: dict[str, str]
+) -> None:
+    asked = {"model": names["Chat"], "input": QUESTION[0]["content"], "max_output_tokens": 32}
+    answer = client.responses.create(**asked)
+    assert "Paris" in answer.output_text
+    assert answer.usage.input_tokens > 0
+    *_, last = client.responses.create(**asked, stream=True)
+    assert last.type == "response.completed"
+    assert "Paris" in last.response.output_text
+
+
+def test_a_real_model_answers_in_anthropics_api(demo: Program, names: dict[str, str]) -> None:
+    http = anthropic.DefaultHttpxClient(trust_env=False, timeout=COLD_START)
+    with anthropic.Anthropic(
+        base_url=demo.url, api_key="none", max_retries=0, http_client=http
+    ) as client:
+        asked = {"model": names["Chat"], "messages": QUESTION}
+        answer = client.messages.create(**asked, max_tokens=32)
+        assert "Paris" in answer.content[0].text
+        assert answer.usage.output_tokens > 0
+        with client.messages.stream(**asked, max_tokens=32) as stream:
+            assert "Paris" in "".join(stream.text_stream)
+        assert client.messages.count_tokens(**asked).input_tokens > 0
+    (row, *_) = [
+        row
+        for row in demo.get("/api/usage/requests").json()["requests"]
+        if row["endpoint"] == "/v1/messages" and row["streamed"]
+    ]
+    assert row["status"] == 200
+    assert row["completion_tokens"] > 0
+    assert not row["estimated"]
 
 
 def test_a_real_model_goes_on_with_a_text(client: openai.OpenAI, names: dict[str, str]) -> None:

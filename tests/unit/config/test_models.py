@@ -76,6 +76,43 @@ def test_an_unknown_mode_names_the_known_ones(home: Path) -> None:
     assert "unknown mode 'Vision'; known: Base, Chat, Embedding, Reranker" in message
 
 
+def test_further_endpoints_are_known_ones(home: Path) -> None:
+    text = model_text("endpoints: [/v1/embeddings, /v1/rerank]")
+    (model,) = load(home, text).models.values()
+    assert model.endpoints == ("/v1/embeddings", "/v1/rerank")
+    _, message = only_problem(home, model_text("endpoints: [/v1/embedings]"))
+    assert "/v1/embeddings" in message
+
+
+def test_what_is_changed_in_requests_is_json(home: Path) -> None:
+    written = "{strip: [seed], default: {n: 1, t: 0.5}, set: {a: {b: [true, null, x]}, c: '1'}}"
+    (model,) = load(home, model_text(f"request: {written}")).models.values()
+    changes = model.request
+    assert changes is not None
+    assert changes.strip == ("seed",)
+    assert changes.default == {"n": 1, "t": 0.5}
+    assert changes.set == {"a": {"b": [True, None, "x"]}, "c": "1"}
+
+
+@pytest.mark.parametrize(
+    ("written", "part"),
+    [
+        ("{strip: [model]}", "served_model_name"),
+        ("{set: {model: x}}", "served_model_name"),
+        ("{default: {model: x}}", "served_model_name"),
+        ("{set: {n: .inf}}", "put it in quotes"),
+        ("{set: {n: 0o17}}", "put it in quotes"),
+        ("{set: {day: 2026-11-27}}", "put it in quotes"),
+        (f"{{set: {{n: {'[' * 40}1{']' * 40}}}}}", "nested more than 32 deep"),
+        ("{set: 1}", "mapping"),
+        ("{remove: [x]}", "remove"),
+    ],
+)
+def test_what_json_cannot_say_is_reported(home: Path, written: str, part: str) -> None:
+    _, message = only_problem(home, model_text(f"request: {written}"))
+    assert part in message
+
+
 # Schemes.
 
 

@@ -129,6 +129,7 @@ def test_the_names_that_scripts_rely_on_stay(tmp_path: Path) -> None:
                 "max_concurrency": None,
                 "pinned": False,
                 "served_model_name": None,
+                "request": None,
                 "unlisted": False,
                 "ask_usage": True,
                 "price": {

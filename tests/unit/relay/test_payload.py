@@ -194,3 +194,60 @@ def test_only_the_outermost_field_of_that_name_changes() -> None:
 def test_a_missing_field_is_added_at_the_end() -> None:
     assert Payload(b'{"a":1 }').with_changes({"b": 2}) == b'{"a":1 , "b": 2}'
     assert Payload(b" {} ").with_changes({"b": 2}) == b' {"b": 2} '
+
+
+# --- what a config changes --------------------------------------------------------------
+
+
+@given(written(), st.lists(KEYS, max_size=3), CHANGES, CHANGES)
+def test_fields_are_stripped_then_added_where_they_lack_then_fixed(
+    body: tuple[str, list[tuple[str, Any]]],
+    strip: list[str],
+    default: dict[str, Any],
+    fixed: dict[str, Any],
+) -> None:
+    text, _ = body
+    before = json.loads(text)
+    changed = Payload(text.encode()).changed(strip, default, fixed)
+    left = {name: value for name, value in before.items() if name not in strip}
+    expected = {**default, **left, **fixed}
+    assert changed.fields == expected == json.loads(changed.with_changes({}))
+
+
+@given(written(), st.lists(KEYS, max_size=3), CHANGES)
+def test_where_nothing_is_to_be_changed_the_bytes_are_the_same(
+    body: tuple[str, list[tuple[str, Any]]], strip: list[str], default: dict[str, Any]
+) -> None:
+    text, _ = body
+    payload = Payload(text.encode())
+    absent = [name for name in strip if name not in payload.fields]
+    present = {name: value for name, value in default.items() if name in payload.fields}
+    assert payload.changed(absent, present, payload.fields) is payload
+
+
+@given(written(), st.lists(KEYS, max_size=3))
+def test_what_is_left_of_a_stripped_body_is_as_it_was_written(
+    body: tuple[str, list[tuple[str, Any]]], strip: list[str]
+) -> None:
+    text, fields = body
+    left = Payload(text.encode()).changed(strip, {}, {}).with_changes({}).decode()
+    for ascii_only in (False, True):
+        kept = [
+            json.dumps(value, ensure_ascii=ascii_only) for key, value in fields if key not in strip
+        ]
+        if all(value in text for value in kept):
+            assert all(value in left for value in kept)
+
+
+def test_true_is_not_one() -> None:
+    assert Payload(b'{"n": 1}').changed((), {}, {"n": True}).with_changes({}) == b'{"n": true}'
+
+
+def test_a_stripped_field_takes_its_separator_along() -> None:
+    body = b'{ "a" : 1 , "b":2,\n "c": 3 }'
+    without = {name: Payload(body).changed([name], {}, {}).with_changes({}) for name in "abc"}
+    assert without == {
+        "a": b'{ "b":2,\n "c": 3 }',
+        "b": b'{ "a" : 1,\n "c": 3 }',
+        "c": b'{ "a" : 1 , "b":2 }',
+    }

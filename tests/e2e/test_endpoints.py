@@ -1,0 +1,151 @@
+"""Each endpoint of a model's server, by every path that means it, with the errors of its API."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import anthropic
+import openai
+import pytest
+
+from tests.support.fixtures import Launch
+from tests.support.program import CHAT, PATIENCE, ROOT, Program, chat, error_of, plain
+
+MESSAGES = "/v1/messages"
+ASKED = {"model": "Model", "max_tokens": 20, "messages": [{"role": "user", "content": "Hi"}]}
+CHANGES = {"strip": ["seed"], "default": {"max_tokens": 7}, "set": {"top_k": 1}}
+
+
+@pytest.fixture(scope="module")
+def program(launch_once: Launch) -> Program:
+    models = {
+        "Model": plain(mode="Chat"),
+        "Both": plain(mode="Chat", endpoints=["/v1/embeddings"]),
+        "Changed": plain(mode="Chat", aliases=["other"], request=CHANGES),
+    }
+    return launch_once(models, max_body_mb=1)
+
+
+@pytest.fixture(scope="module")
+def guarded(launch_once: Launch) -> Program:
+    return launch_once({"Model": plain(mode="Chat")}, require_key=True)
+
+
+@pytest.fixture
+def claude(program: Program) -> Iterator[anthropic.Anthropic]:
+    http = anthropic.DefaultHttpxClient(trust_env=False, timeout=PATIENCE)
+    with anthropic.Anthropic(
+        base_url=program.url, api_key="none", max_retries=0, http_client=http
+    ) as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("asked", "reached"),
+    [
+        ("/v1/chat/completions", "/v1/chat/completions"),
+        ("/chat/completions", "/v1/chat/completions"),
+        ("/v1/v1/chat/completions/", "/v1/chat/completions"),
+        ("/v1/completions", "/v1/completions"),
+        ("/v1/responses", "/v1/responses"),
+        ("/v1/messages?beta=true", "/v1/messages?beta=true"),
+        ("/messages/count_tokens", "/v1/messages/count_tokens"),
+        ("/completion", "/completion"),
+        ("/v1/infill", "/infill"),
+        ("/tokenize/", "/tokenize"),
+        ("/v1/detokenize", "/detokenize"),
+        ("/apply-template", "/apply-template"),
+    ],
+)
+def test_a_chat_model_answers_all_that_its_server_does(
+    program: Program, asked: str, reached: str
+) -> None:
+    body = {"model": "Model", "content": "Hi", "unknown": [1, {"a": None}]}
+    answer = program.post(asked, body)
+    assert answer.status_code == 200, answer.text
+    assert answer.json() == {"path": reached, "asked": body}
+
+
+@pytest.mark.parametrize(
+    "path", ["/slots?action=erase", "/props", "/lora-adapters", "/v1/load_lora_adapter", "/sleep"]
+)
+@pytest.mark.parametrize("base", ["", "/v1", "/v1/v1"])
+def test_what_steers_a_server_is_not_reached(program: Program, path: str, base: str) -> None:
+    before = program.log("Model")
+    answer = program.post(base + path.removeprefix("/v1"), {"model": "Model"})
+    assert answer.status_code == 404
+    assert program.log("Model") == before
+
+
+def test_a_models_own_endpoints_are_added_to_those_of_its_mode(program: Program) -> None:
+    body = {"model": "Both", "input": "Hi"}
+    assert program.post("/v1/embeddings", body).json() == {"path": "/v1/embeddings", "asked": body}
+    refused = program.post("/v1/embeddings", {**body, "model": "Model"})
+    assert error_of(refused)["code"] == "endpoint_not_supported"
+    listed = {one["id"]: one["endpoints"] for one in program.get("/v1/models/").json()["data"]}
+    assert listed["Model"][0] == CHAT
+    assert MESSAGES in listed["Model"]
+    assert listed["Both"] == [*listed["Model"], "/v1/embeddings"]
+
+
+def test_requests_are_changed_as_the_config_says(program: Program) -> None:
+    def reaches(**fields: Any) -> dict[str, Any]:
+        asked: dict[str, Any] = program.post(CHAT, chat("other", **fields)).json()["asked"]
+        assert asked.pop("model") == "other"
+        return {name: value for name, value in asked.items() if name not in ("messages", "fake")}
+
+    assert reaches() == {"max_tokens": 7, "top_k": 1}
+    assert reaches(seed=3, max_tokens=1, top_k=9, x=2) == {"max_tokens": 1, "top_k": 1, "x": 2}
+
+
+def test_anthropics_sdk_raises_its_own_errors(
+    program: Program, claude: anthropic.Anthropic
+) -> None:
+    with pytest.raises(anthropic.NotFoundError) as unknown:
+        claude.messages.create(**{**ASKED, "model": "Modl"})
+    assert unknown.value.body["error"]["type"] == "not_found_error"
+    assert "Model" in unknown.value.body["error"]["message"]
+    with pytest.raises(anthropic.APIStatusError) as large:
+        claude.messages.create(**{**ASKED, "system": "x" * (2 << 20)})
+    assert large.value.status_code == 413
+    assert large.value.body["error"]["type"] == "request_too_large"
+
+
+def test_each_api_says_in_its_own_shape_that_a_key_is_needed(guarded: Program) -> None:
+    for path in (MESSAGES, "/messages/count_tokens"):
+        refused = guarded.post(path, ASKED)
+        assert refused.status_code == 401
+        assert refused.json()["type"] == "error"
+        assert refused.json()["error"]["type"] == "authentication_error"
+    for path in ("/v1/responses", "/tokenize", CHAT):
+        refused = guarded.post(path, ASKED)
+        assert refused.status_code == 401
+        assert error_of(refused)["code"] == "invalid_api_key"
+
+
+def test_a_key_is_taken_as_each_api_sends_it(guarded: Program) -> None:
+    command = [sys.executable, "-m", "commands", "keys", "add", "one", "--data-dir", guarded.data]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    (secret,) = [word for word in done.stdout.split() if "k-llm-" in word]
+
+    def is_let_in(headers: dict[str, str]) -> bool:
+        return guarded.post(MESSAGES, ASKED, headers=headers).status_code == 200
+
+    for headers in ({"x-api-key": secret}, {"Authorization": f"Bearer {secret}"}):
+        assert is_let_in(headers)
+    assert not is_let_in({"x-api-key": secret + "x"})
+
+
+def test_openais_sdk_raises_its_own_errors_of_responses(program: Program) -> None:
+    http = openai.DefaultHttpxClient(trust_env=False, timeout=PATIENCE)
+    with (
+        openai.OpenAI(
+            base_url=program.url, api_key="none", max_retries=0, http_client=http
+        ) as client,
+        pytest.raises(openai.NotFoundError) as unknown,
+    ):
+        client.responses.create(model="Modl", input="Hi")
+    assert unknown.value.code == "model_not_found"
