@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import math
+import os
 import re
 import zoneinfo
 from collections.abc import Collection
@@ -102,9 +102,9 @@ def _json(value: Value, depth: int = _MAX_JSON_DEPTH) -> Any:
     digits = node.value.replace("_", "")
     if node.tag == TAG + "int" and _DECIMAL_INTEGER.fullmatch(node.value) and len(digits) <= 20:
         return int(digits)
-    if node.tag == TAG + "float" and _DECIMAL_NUMBER.fullmatch(node.value):
-        if math.isfinite(number := float(digits)):
-            return number
+    is_float = node.tag == TAG + "float" and _DECIMAL_NUMBER.fullmatch(node.value)
+    if is_float and math.isfinite(number := float(digits)):
+        return number
     raise InvalidValue(f"expected what JSON can say, found {value.found}: put it in quotes")
 
 

@@ -268,7 +268,9 @@ class RequestChanges:
 
     strip: tuple[str, ...] = key((), listed(readers.body_field), "Fields that are taken out.")
     default: Mapping[str, Any] = key(
-        {}, readers.body_fields, "Fields that are added where a request has none, or has it no more."
+        {},
+        readers.body_fields,
+        "Fields that are added where a request has none.",
     )
     set: Mapping[str, Any] = key(
         {}, readers.body_fields, "Fields that have these values, whatever a request says."
@@ -316,7 +318,7 @@ class Model:
     request: RequestChanges | None = key(
         None,
         record(RequestChanges),
-        "What is changed in requests: `{strip: [seed], default: {max_tokens: 512}, set: {top_k: 1}}`.",
+        "What is changed in requests: `{strip: [seed], default: {max_tokens: 512}}`.",
         absent="nothing",
     )
     unlisted: bool = key(False, boolean, "It can be used, but is not in `/v1/models`.")

@@ -39,7 +39,9 @@ class Models:
         settings = self.config.find(name)
         if settings is None:
             raise ApiError(404, "model_not_found", f"The model {name!r} does not exist")
-        return SimpleNamespace(settings=settings, endpoints=(), to_json=lambda: {"name": settings.name})
+        return SimpleNamespace(
+            settings=settings, endpoints=(), to_json=lambda: {"name": settings.name}
+        )
 
 
 @pytest.fixture

@@ -101,7 +101,7 @@ def test_what_is_changed_in_requests_is_json(home: Path) -> None:
         ("{set: {model: x}}", "served_model_name"),
         ("{default: {model: x}}", "served_model_name"),
         ("{set: {n: .inf}}", "put it in quotes"),
-        ("{set: {n: 0o17}}", "put it in quotes"),
+        ("{set: {n: 0x1F}}", "put it in quotes"),
         ("{set: {day: 2026-11-27}}", "put it in quotes"),
         (f"{{set: {{n: {'[' * 40}1{']' * 40}}}}}", "nested more than 32 deep"),
         ("{set: 1}", "mapping"),
