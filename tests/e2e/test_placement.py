@@ -172,7 +172,8 @@ def test_the_models_whose_memory_is_needed_are_stopped_and_no_others(
     start(program, "Small", "Tiny", "Little")
     tiny = program.model("Tiny")["pid"]
     page = program.page("/api/events", "eviction")
-    assert program.ask("Big").status_code == 200
+    answer = program.ask("Big")
+    assert answer.status_code == 200, answer.text
     reason = "evicted to free memory for Big"
     evicted = {(event["model"], event["reason"]) for event in (page.next(), page.next())}
     assert evicted == {("Small", reason), ("Little", reason)}
