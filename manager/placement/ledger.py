@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from manager.devices import Device, Snapshot
+from manager.devices import Device, Reading, Snapshot
 from manager.placement import planner
 from manager.placement.device_state import device_budgets
 from manager.placement.matching import matches
 from manager.placement.reservation import (
     Reservation,
+    count_as_returned,
+    memory_returned,
     read_after_ready,
     reading_includes,
     record_measurement,
@@ -50,6 +52,15 @@ class Ledger:
             for device in snapshot.devices
             if device.reading.id in reservation.memory_mb and device.reading.used_mb is not None
         }
+
+    def take_returned(self, reservation: Reservation, readings: Sequence[Reading]) -> bool:
+        """Whether these show that its memory is free; then no other may count that as its own."""
+        if not all(memory_returned(reservation, reading) for reading in readings):
+            return False
+        others = [other for other in self.reservations if other is not reservation]
+        for reading in readings:
+            count_as_returned(reservation, reading, others)
+        return True
 
     def remove(self, reservation: Reservation, snapshot: Snapshot) -> None:
         """Its server has ended."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable, Sequence
 
 from manager.clock import Clock
-from manager.devices import Monitor
-from manager.placement.reservation import Reservation, memory_returned
+from manager.devices import Monitor, Reading
+from manager.placement.reservation import Reservation
 
 log = logging.getLogger(__name__)
 
@@ -17,11 +18,15 @@ STEADY_SECONDS = 1.0  # without change, where nobody knows how much memory is to
 
 
 def await_memory_return(
-    reservation: Reservation, monitor: Monitor, clock: Clock, reading_timeout: float
+    reservation: Reservation,
+    monitor: Monitor,
+    clock: Clock,
+    reading_timeout: float,
+    is_returned: Callable[[Sequence[Reading]], bool],
 ) -> None:
-    """Until the readings show that the memory is free, or do not change any more where nobody
-    knows how much it was; for five seconds at most, which the log then says. ``reading_timeout``
-    is that of each poll, in seconds. To be called without a lock."""
+    """Until the readings show that the memory is free, by ``is_returned``, or do not change any
+    more where nobody knows how much it was; for five seconds at most, which the log then says.
+    ``reading_timeout`` is that of each poll, in seconds. To be called without a lock."""
     began = clock.monotonic()
     pause = threading.Event()
     last: dict[str, int | None] = {}
@@ -33,7 +38,7 @@ def await_memory_return(
             for device in snapshot.devices
             if device.reading.id in reservation.used_when_stopping and not device.stale
         ]
-        if all(memory_returned(reservation, reading) for reading in readings):
+        if is_returned(readings):
             return
         used = {reading.id: reading.used_mb for reading in readings}
         if used != last:

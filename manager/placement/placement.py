@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from manager.clock import Clock
 from manager.config import Program
-from manager.devices import Monitor, Snapshot
+from manager.devices import Monitor, Reading, Snapshot
 from manager.errors import ApiError
 from manager.events import Events
 from manager.placement import planner
@@ -212,13 +212,21 @@ class Placement:
         try:
             if reservation.used_when_stopping and not self._program.disable_gpu_monitoring:
                 await_memory_return(
-                    reservation, self._monitor, self._clock, READING_TIMEOUT_SECONDS
+                    reservation,
+                    self._monitor,
+                    self._clock,
+                    READING_TIMEOUT_SECONDS,
+                    lambda readings: self._take_returned(reservation, readings),
                 )
         finally:
             with self._lock:
                 self._ledger.remove(reservation, self._monitor.snapshot)
                 self._wake_locked()
         self._monitor.refresh()
+
+    def _take_returned(self, reservation: Reservation, readings: Sequence[Reading]) -> bool:
+        with self._lock:
+            return self._ledger.take_returned(reservation, readings)
 
     def lost_devices(self, reservation: Reservation) -> list[str]:
         """The reservation's devices that are not online any more, by a new reading."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -113,9 +113,27 @@ def memory_returned(reservation: Reservation, reading: Reading) -> bool:
         return not any(pid in reading.held_mb for pid in reservation.seen_pids)
     if reading.used_mb is None:
         return True
-    expected = reservation.measured_mb.get(reading.id, reservation.memory_mb[reading.id])
     # Half: others may have taken some of it meanwhile.
-    return reading.used_mb <= reservation.used_when_stopping[reading.id] - expected / 2
+    most = reservation.used_when_stopping[reading.id] - _expected_mb(reservation, reading.id) / 2
+    return reading.used_mb <= most
+
+
+def count_as_returned(
+    reservation: Reservation, reading: Reading, others: Iterable[Reservation]
+) -> None:
+    """The reservation's memory is free: of those that are stopping beside it none may take that
+    for its own, else the last one's memory would pass for another program's."""
+    returned = _expected_mb(reservation, reading.id)
+    for other in others:
+        before = other.used_when_stopping.get(reading.id)
+        if before is None or reading.used_mb is None:
+            continue
+        if before - reading.used_mb >= returned / 2:  # its stop began before that was free
+            other.used_when_stopping[reading.id] = before - returned
+
+
+def _expected_mb(reservation: Reservation, device_id: str) -> int:
+    return reservation.measured_mb.get(device_id, reservation.memory_mb[device_id])
 
 
 def begin_evictions(victims: Sequence[Evictable]) -> list[Evictable] | None:
