@@ -6,9 +6,22 @@ from typing import Any
 
 from manager.config import declaration
 from manager.config.declaration import Key, keys
-from manager.config.settings import REMOVED_KEYS, Export, Model, Program, Scheme
+from manager.config.settings import (
+    REMOVED_KEYS,
+    Export,
+    Model,
+    Program,
+    RequestChanges,
+    Scheme,
+)
 
-TABLES = {"program": Program, "export": Export, "model": Model, "scheme": Scheme}
+TABLES = {
+    "program": Program,
+    "export": Export,
+    "model": Model,
+    "request": RequestChanges,
+    "scheme": Scheme,
+}
 """The tables of the docs, each with the dataclass whose keys it lists."""
 
 
