@@ -31,8 +31,7 @@ def openai_event(error: ApiError) -> dict[str, Any]:
 
 
 def anthropic_error(error: ApiError) -> dict[str, Any]:
-    """``{"type": "error", "error": {"type", "message"}}``, and the ``code`` that we have."""
+    """``{"type": "error", "error": {"type", "message"}}``, and what OpenAI's have beside that."""
     other = "api_error" if error.status >= 500 else "invalid_request_error"
     kind = _ANTHROPIC_TYPES.get(error.status, other)
-    named = {"type": kind, "message": error.message, "code": error.code, **error.details}
-    return {"type": "error", "error": named}
+    return {"type": "error", "error": {**error.body()["error"], "type": kind}}

@@ -52,6 +52,7 @@ def test_an_error_of_ours_in_each_apis_own_shape() -> None:
         "error": {
             "type": "rate_limit_error",
             "message": "spent",
+            "param": "model",
             "code": "budget_exceeded",
             "limit": 5,
         },
