@@ -135,7 +135,7 @@ def _proxy(services: Services, recorder: Recorder) -> Response:
         model = services.fleet.find(name, lambda settings: _may_use(caller, settings))
         record.request.model, record.request.mode = model.settings.name, model.settings.mode
         _require(caller, model.settings, name)
-        if path not in model.endpoints:
+        if not model.serves(path):
             raise ApiError(
                 400,
                 "endpoint_not_supported",

@@ -7,7 +7,7 @@ from manager.interfaces.endpoints import OF_CHAT, paths_of
 
 
 class Chat(Interface):
-    """Conversations: ``/v1/chat/completions``."""
+    """Conversations, in OpenAI's and Anthropic's APIs and llama.cpp's own."""
 
     mode = "Chat"
     endpoints = paths_of(OF_CHAT)

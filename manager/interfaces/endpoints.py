@@ -121,6 +121,7 @@ _VARIANTS = {variant: each.path for each in ENDPOINTS.values() for variant in ea
 
 
 def paths_of(endpoints: tuple[Endpoint, ...]) -> tuple[str, ...]:
+    """As a mode has them: the first is the one that it is probed at."""
     return tuple(each.path for each in endpoints)
 
 

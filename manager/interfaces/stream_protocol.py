@@ -65,16 +65,14 @@ class StreamProtocol:
 
     def is_ended_by(self, data: bytes) -> bool:
         """Whether a line that ends a stream is among these events."""
-        return any(self._has_line(data, end) for end in self.ends)
-
-    def _has_line(self, data: bytes, end: bytes) -> bool:
-        at = data.find(end)
-        while at >= 0:
-            # In a model's words it is never at the beginning of a line: JSON escapes line ends.
-            line = max(data.rfind(b"\n", 0, at), data.rfind(b"\r", 0, at)) + 1
-            if data[line:at].rstrip(b" ") == self.end_field + b":":
-                return True
-            at = data.find(end, at + 1)
+        for end in self.ends:
+            at = data.find(end)
+            while at >= 0:
+                # In a model's words it is never at the beginning of a line: JSON escapes line ends.
+                line = max(data.rfind(b"\n", 0, at), data.rfind(b"\r", 0, at)) + 1
+                if data[line:at].rstrip(b" ") == self.end_field + b":":
+                    return True
+                at = data.find(end, at + 1)
         return False
 
     def error_event(self, error: ApiError) -> bytes:

@@ -444,6 +444,10 @@ class Model:
         server = self._server
         return server.interface if server is not None else self._interface
 
+    def serves(self, path: str) -> bool:
+        """Whether requests at this path are for it."""
+        return path in self.interface.endpoints or path in self.settings.endpoints
+
     @property
     def endpoints(self) -> tuple[str, ...]:
         """The paths that it is served at: those of its mode first."""

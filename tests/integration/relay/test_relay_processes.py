@@ -351,6 +351,18 @@ def test_a_client_that_reads_slowly_holds_back_its_own_server_and_nobody_else(
 Script = Callable[[Peer], None]
 
 
+def silent() -> tuple[Script, threading.Event]:
+    """A server that never answers, and what says that its connection was closed."""
+    is_aborted = threading.Event()
+
+    def script(peer: Peer) -> None:
+        peer.request()
+        assert peer.sees_close()
+        is_aborted.set()
+
+    return script, is_aborted
+
+
 def patient(*answers: bytes) -> tuple[Script, threading.Event]:
     """A server that sends these answers when it may, one a request, and closes at their end."""
     may_answer = threading.Event()
@@ -579,13 +591,7 @@ def test_events_that_came_whole_with_a_malformed_chunk_are_sent_and_counted(
 def test_who_leaves_behind_more_than_is_kept_is_noticed(
     serve: Serve, relay: Relay, relays: RelayProcesses, client: Client, eventually: Eventually
 ) -> None:
-    is_aborted = threading.Event()
-
-    def script(peer: Peer) -> None:
-        peer.request()
-        assert peer.sees_close()
-        is_aborted.set()
-
+    script, is_aborted = silent()
     client.speak_tcp()
     one = relay(serve(script))
     hand_over(one, relays, client)
@@ -599,13 +605,7 @@ def test_who_leaves_behind_more_than_is_kept_is_noticed(
 def test_a_client_that_disconnects_before_the_answer_ends_the_servers_work(
     serve: Serve, relay: Relay, relays: RelayProcesses, client: Client, eventually: Eventually
 ) -> None:
-    is_aborted = threading.Event()
-
-    def script(peer: Peer) -> None:
-        peer.request()
-        assert peer.sees_close()
-        is_aborted.set()
-
+    script, is_aborted = silent()
     one = relay(serve(script))
     hand_over(one, relays, client)
     client.end.close()
@@ -619,13 +619,7 @@ def test_a_client_that_disconnects_before_the_answer_ends_the_servers_work(
 def test_the_next_request_is_kept_and_who_leaves_behind_it_is_noticed(
     serve: Serve, relay: Relay, relays: RelayProcesses, client: Client, eventually: Eventually
 ) -> None:
-    is_aborted = threading.Event()
-
-    def script(peer: Peer) -> None:
-        peer.request()
-        assert peer.sees_close()
-        is_aborted.set()
-
+    script, is_aborted = silent()
     one = relay(serve(script))
     hand_over(one, relays, client)
     client.end.sendall(b"GET /next")
