@@ -4,7 +4,7 @@ from manager.relay import content_encoding
 from manager.relay.forward import Carriers, forward
 from manager.relay.payload import Payload, json_fault
 from manager.relay.relay_processes import RelayProcesses
-from manager.relay.request import ClientConnection, HandedOver, Outcome, RelayRequest
+from manager.relay.request import ClientConnection, HandedOver, Outcome, RelayRequest, RelayResponse
 from manager.relay.response import UpstreamError, UpstreamRefused
 from manager.relay.upstream import Exchange, Upstream
 from manager.relay.watcher import Watcher
@@ -21,6 +21,7 @@ __all__ = [
     "Payload",
     "RelayProcesses",
     "RelayRequest",
+    "RelayResponse",
     "Upstream",
     "UpstreamError",
     "UpstreamRefused",
