@@ -9,7 +9,7 @@ from flask import Request, Response, g, jsonify, request
 
 from manager.interfaces import Endpoint
 from manager.models import Model
-from manager.relay import Payload
+from manager.relay import Body, Payload
 from routes.auth import Caller
 from routes.calls import Api, Rule
 from routes.proxy import (
@@ -90,7 +90,7 @@ class JsonCall(ModelCall):
         self._payload = Payload(body)
         super().__init__(model_name(self._payload.fields.get("model")), len(body))
 
-    def sent_to(self, model: Model) -> tuple[Endpoint, str, Payload]:
+    def sent_to(self, model: Model) -> tuple[Endpoint, str, Body]:
         endpoint = require_endpoint(model, self._asked.path, self.name)
         target = with_query(endpoint.server_path or endpoint.path, self._asked.environ)
         return endpoint, target, self._payload

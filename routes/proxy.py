@@ -15,10 +15,10 @@ from manager.interfaces import Endpoint
 from manager.models import Lease, Model
 from manager.recorder import Recorder
 from manager.relay import (
+    Body,
     Carriers,
     Headers,
     Outcome,
-    Payload,
     RelayRequest,
     RelayResponse,
     content_encoding,
@@ -44,7 +44,7 @@ class ModelCall(ABC):
         self.size = size
 
     @abstractmethod
-    def sent_to(self, model: Model) -> tuple[Endpoint, str, Payload]:
+    def sent_to(self, model: Model) -> tuple[Endpoint, str, Body]:
         """The endpoint, the path with its query, and the body, as this model's server is to have
         them. Raises ApiError."""
 
@@ -87,12 +87,12 @@ class Proxy:
             model = services.fleet.find(name, lambda settings: may_use(caller, settings))
             record.request.model, record.request.mode = model.settings.name, model.settings.mode
             require_use(caller, model.settings, name)
-            endpoint, target, payload = call.sent_to(model)
+            endpoint, target, body = call.sent_to(model)
             if (changes := model.settings.request) is not None:
-                payload = payload.changed(changes.strip, changes.default, changes.set)
+                body = body.changed(changes.strip, changes.default, changes.set)
             if caller.key is not None:
                 permit = services.limits.admit(
-                    caller.key, model.settings.name, call.size, _max_tokens(payload, endpoint)
+                    caller.key, model.settings.name, call.size, _max_tokens(body, endpoint)
                 )
                 record.permit = permit
             carriers = self._carriers(environ, slot) if call.is_carried else None
@@ -106,7 +106,7 @@ class Proxy:
                     endpoint,
                     target,
                     _headers(environ),
-                    payload,
+                    body,
                     hides_limits=bool(permit and permit.headers),
                 ),
                 watch=services.watch,
@@ -214,9 +214,9 @@ def _with_headers(response: Response, headers: Headers) -> Response:
     return response
 
 
-def _max_tokens(payload: Payload, endpoint: Endpoint) -> int | None:
+def _max_tokens(body: Body, endpoint: Endpoint) -> int | None:
     """The most tokens that the answer may have, where the request says so."""
-    values = [payload.fields.get(name) for name in endpoint.limits]
+    values = [body.fields.get(name) for name in endpoint.limits]
     limits = [v for v in values if isinstance(v, int) and not isinstance(v, bool) and v >= 0]
     return min(max(limits), MAX_TOKENS) if limits else None
 

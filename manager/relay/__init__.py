@@ -1,6 +1,7 @@
 """One request to one upstream and its answer back."""
 
 from manager.relay import content_encoding
+from manager.relay.body import Body, RawBody, Spooled
 from manager.relay.forward import Carriers, forward
 from manager.relay.payload import Payload, json_fault
 from manager.relay.relay_processes import RelayProcesses
@@ -11,6 +12,7 @@ from manager.relay.watcher import Watcher
 from manager.streams import ClientHead, Headers
 
 __all__ = [
+    "Body",
     "Carriers",
     "ClientConnection",
     "ClientHead",
@@ -19,9 +21,11 @@ __all__ = [
     "Headers",
     "Outcome",
     "Payload",
+    "RawBody",
     "RelayProcesses",
     "RelayRequest",
     "RelayResponse",
+    "Spooled",
     "Upstream",
     "UpstreamError",
     "UpstreamRefused",

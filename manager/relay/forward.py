@@ -76,7 +76,7 @@ def forward(
     """
     body, strip_usage = outgoing_body(lease, request)
     exchange = Exchange(
-        "POST",
+        request.method,
         request.target,
         outgoing_headers(request.headers),
         body,
@@ -130,7 +130,7 @@ class _Transfer:
         self._request = request
         self._exchange = exchange
         self._protocol = request.endpoint.stream
-        self.asks_for_stream = is_true(request.payload.fields.get("stream"))
+        self.asks_for_stream = is_true(request.body.fields.get("stream"))
         self._strip_usage = strip_usage
         self._watch = watch
         self._watch_client = watch_client
@@ -149,7 +149,7 @@ class _Transfer:
         """The answer to this response. Raises UpstreamError where it can be none."""
         self._response = response
         head = response.head
-        if head.is_web_page:
+        if head.is_web_page and not self._request.shows_pages:
             raise UpstreamError("what answered is a web page, not a model's server")
         is_stream = head.is_stream(self.asks_for_stream)
         headers = head.returned(is_stream=is_stream, hides_limits=self._request.hides_limits)

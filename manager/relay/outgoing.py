@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from manager.relay.body import Spooled
 from manager.relay.request import Lease, RelayRequest
 from manager.streams import HOP_BY_HOP, Headers, names_in
 
@@ -45,15 +46,15 @@ def is_true(value: Any) -> bool:
     return value in (True, 1)
 
 
-def outgoing_body(lease: Lease, request: RelayRequest) -> tuple[bytes, bool]:
+def outgoing_body(lease: Lease, request: RelayRequest) -> tuple[bytes | Spooled, bool]:
     """The body to send, and whether only the manager asked for a usage chunk."""
-    payload = request.payload
+    fields = request.body.fields
     changes: dict[str, Any] = {}
     if lease.served_model_name is not None:
         changes["model"] = lease.served_model_name
-    options = payload.fields.get("stream_options")
+    options = fields.get("stream_options")
     is_added = (
-        is_true(payload.fields.get("stream"))
+        is_true(fields.get("stream"))
         and lease.ask_usage
         and request.endpoint.asks_for_usage
         and (options is None or isinstance(options, dict))
@@ -64,4 +65,4 @@ def outgoing_body(lease: Lease, request: RelayRequest) -> tuple[bytes, bool]:
         if "continuous_usage_stats" in changes["stream_options"]:
             # vLLM's, which means something only with the other: usage in every chunk.
             changes["stream_options"]["continuous_usage_stats"] = False
-    return payload.with_changes(changes), is_added
+    return request.body.with_changes(changes), is_added

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from manager.interfaces import Endpoint, Interface
-from manager.relay.payload import Payload
+from manager.relay.body import Body
 from manager.relay.upstream import Upstream
 from manager.streams import ClientHead, Headers
 from manager.tokens import TokenUsage
@@ -36,14 +36,17 @@ class Lease(Protocol):
 
 @dataclass(frozen=True)
 class RelayRequest:
-    """What the client sent, to which endpoint: ``target`` is the path with its query.
+    """What the client sent, to which endpoint: ``target`` is the path with its query, at the
+    model's server. ``shows_pages``: an answer may be a web page, too.
     ``hides_limits``: it has limits of ours, so that those of the model's server would mislead."""
 
     endpoint: Endpoint
     target: str
     headers: Headers
-    payload: Payload
+    body: Body
     hides_limits: bool = False
+    method: str = "POST"
+    shows_pages: bool = False
 
 
 @dataclass(frozen=True)

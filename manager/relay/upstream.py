@@ -8,6 +8,7 @@ urllib3's ``urlopen`` twice as much.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import socket
@@ -22,6 +23,7 @@ from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection
 from urllib3.exceptions import HTTPError, NewConnectionError
 
+from manager.relay.body import Spooled
 from manager.relay.response import (
     Aborted,
     Response,
@@ -54,7 +56,7 @@ class Exchange:
         method: str,
         target: str,
         headers: Iterable[tuple[str, str]],
-        body: bytes = b"",
+        body: bytes | Spooled = b"",
         *,
         timeout: float,
     ) -> None:
@@ -117,27 +119,32 @@ class Exchange:
         head = "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
         self.sent_at = time.monotonic()
         self.is_cut = False
-        is_small = len(self._body) <= _MAX_SINGLE_WRITE
-        parts = [head + self._body] if is_small else [head, self._body]
-        if self.is_handed_over and is_small:
-            self.unwritten = parts.pop()
-        self._send(sock, parts)
+        body = self._body
+        if isinstance(body, Spooled):
+            self._send(sock, itertools.chain([head], body))
+        elif len(body) > _MAX_SINGLE_WRITE:
+            self._send(sock, [head, body])
+        elif self.is_handed_over:
+            self.unwritten = head + body
+        else:
+            self._send(sock, [head + body])
 
     def write_rest(self, sock: socket.socket) -> None:
         """Sends what nobody else has sent."""
         unwritten, self.unwritten = self.unwritten, b""
         self._send(sock, [unwritten])
 
-    def _send(self, sock: socket.socket, parts: list[bytes]) -> None:
-        try:
-            for part in parts:
+    def _send(self, sock: socket.socket, parts: Iterable[bytes]) -> None:
+        for part in parts:
+            try:
                 sock.sendall(part)
-        except (BlockingIOError, TimeoutError):  # the system's time-out, and Python's
-            raise UpstreamTimeout(
-                f"the model's server did not take the request for {self.timeout:g} seconds"
-            ) from None
-        except OSError:
-            self.is_cut = True  # it may have said why before it closed: that is read
+            except (BlockingIOError, TimeoutError):  # the system's time-out, and Python's
+                raise UpstreamTimeout(
+                    f"the model's server did not take the request for {self.timeout:g} seconds"
+                ) from None
+            except OSError:
+                self.is_cut = True  # it may have said why before it closed: that is read
+                return
 
 
 class Connection(HTTPConnection):
