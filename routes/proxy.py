@@ -88,7 +88,8 @@ class Proxy:
             record.request.model, record.request.mode = model.settings.name, model.settings.mode
             require_use(caller, model.settings, name)
             endpoint, target, body = call.sent_to(model)
-            if (changes := model.settings.request) is not None:
+            changes = model.settings.changes(name)
+            if changes is not None:
                 body = body.changed(changes.strip, changes.default, changes.set)
             if caller.key is not None:
                 permit = services.limits.admit(
@@ -108,6 +109,7 @@ class Proxy:
                     _headers(environ),
                     body,
                     hides_limits=bool(permit and permit.headers),
+                    sets_model=changes is not None and "model" in changes.set,
                 ),
                 watch=services.watch,
                 client_disconnected=client_disconnected,

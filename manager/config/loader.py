@@ -10,7 +10,16 @@ from typing import TypeVar
 from manager.config import readers, variables, yaml_reader
 from manager.config.declaration import keys, read_keys
 from manager.config.readers import listed, single_line
-from manager.config.settings import REMOVED_KEYS, Config, Export, Model, Program, Scheme
+from manager.config.settings import (
+    REMOVED_KEYS,
+    AliasChanges,
+    Config,
+    Export,
+    Model,
+    Program,
+    Scheme,
+    aliases,
+)
 from manager.config.yaml_reader import (
     InvalidValue,
     Problem,
@@ -18,7 +27,6 @@ from manager.config.yaml_reader import (
     TooManyProblems,
     UnreadableFile,
     Value,
-    reader,
     section,
 )
 
@@ -172,19 +180,20 @@ class _Models:
         # Last: schemes are what nobody else has read.
         return Model(name, **values, schemes=_schemes(given))
 
-    def _aliases(self, model: str) -> Callable[[Value], tuple[str, ...]]:
-        @reader(**single_line.schema)
-        def read_one(value: Value) -> str:
-            alias = single_line(value)
+    def _aliases(self, model: str) -> Callable[[Value], Mapping[str, AliasChanges]]:
+        def check(value: Value, alias: str) -> None:
             fault = _name_fault(alias) or _address_fault(alias)
             if fault:
                 raise InvalidValue(fault)
             if alias != model:
-                _take(self._names, alias, f"an alias of {model} (line {value.line})")
-            return alias
+                _take(self._names, alias, f"an alias of {model} (line {value.key_line})")
 
-        def read(value: Value) -> tuple[str, ...]:
-            return tuple(alias for alias in listed(read_one)(value) if alias != model)
+        def read(value: Value) -> Mapping[str, AliasChanges]:
+            found = dict(aliases(check)(value))
+            own = found.pop(model, None)
+            if own is not None and own.set:
+                raise InvalidValue(f"{model} is the model's own name: its changes are `request`")
+            return found
 
         return read
 

@@ -126,6 +126,15 @@ def body_fields(value: Value) -> dict[str, Any]:
     return found
 
 
+@reader(type="object", properties={"model": text.schema})
+def alias_fields(value: Value) -> dict[str, Any]:
+    """As `body_fields`, and what the server calls the model, under ``model``."""
+    given = section(value)
+    model = given.read("model", text, None)
+    others = {name: _json(entry) for name, entry in given.unread()}
+    return others if model is None else {"model": model, **others}
+
+
 def _check_body_field(name: str) -> None:
     if name == "model":
         raise InvalidValue("the model that is asked for is set by served_model_name")

@@ -8,6 +8,7 @@ from manager.config import declaration
 from manager.config.declaration import Key, keys
 from manager.config.settings import (
     REMOVED_KEYS,
+    AliasChanges,
     Export,
     Model,
     Program,
@@ -20,6 +21,7 @@ TABLES = {
     "export": Export,
     "model": Model,
     "request": RequestChanges,
+    "alias": AliasChanges,
     "scheme": Scheme,
 }
 """The tables of the docs, each with the dataclass whose keys it lists."""
@@ -88,6 +90,8 @@ def _kind(schema: Any) -> str:
     if "enum" in schema:
         return ", ".join(f"`{one}`" for one in schema["enum"])
     match schema["type"]:
+        case ["array", "object"]:
+            return "a list, or a mapping"
         case "boolean":
             return "`true`, `false`"
         case "integer":

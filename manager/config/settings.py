@@ -3,14 +3,14 @@ keys that need a restart, config.schema.json and the tables of docs/config.md co
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from manager.billing import Price
 from manager.config import hosts, readers
-from manager.config.declaration import inherited, key, record
+from manager.config.declaration import inherited, key, record, schema
 from manager.config.hosts import Network
 from manager.config.readers import (
     boolean,
@@ -22,7 +22,7 @@ from manager.config.readers import (
     single_line,
     text,
 )
-from manager.config.yaml_reader import Problem
+from manager.config.yaml_reader import InvalidValue, Problem, Reader, Value, reader, section
 from manager.interfaces import ENDPOINTS
 
 REMOVED_KEYS = {"queue": "tasks are kept in queue.db in the data folder; take this key out"}
@@ -278,6 +278,52 @@ class RequestChanges:
 
 
 @dataclass(frozen=True)
+class AliasChanges:
+    """What is changed in the requests that name a model by one of its aliases."""
+
+    set: Mapping[str, Any] = key(
+        {},
+        readers.alias_fields,
+        "Fields that have these values, whatever a request or the model's own `request` says;"
+        " `model` is what the server calls the model, such as a LoRA adapter.",
+    )
+
+
+def aliases(
+    check: Callable[[Value, str], None] = lambda _value, _alias: None,
+) -> Reader[Mapping[str, AliasChanges]]:
+    """A list of names, or a mapping from names to their changes; the good ones where some are bad.
+    ``check`` raises InvalidValue for a bad name, which stands at that value."""
+
+    @reader(**single_line.schema)
+    def read_name(value: Value) -> str:
+        check(value, alias := single_line(value))
+        return alias
+
+    @reader(
+        type=["array", "object"],
+        items=single_line.schema,
+        additionalProperties={**schema(AliasChanges), "type": ["object", "null"]},
+    )
+    def read(value: Value) -> Mapping[str, AliasChanges]:
+        if not value.is_mapping:
+            return dict.fromkeys(listed(read_name)(value), AliasChanges())
+        found = {}
+        for alias, entry in section(value).unread():
+            try:
+                check(entry, alias)
+            except InvalidValue as fault:
+                entry.problem(str(fault), entry.key_line)
+                continue
+            found[alias] = AliasChanges()
+            if not entry.is_null:
+                found[alias] = entry.read(record(AliasChanges), AliasChanges())
+        return found
+
+    return read
+
+
+@dataclass(frozen=True)
 class Model:
     """A model; its schemes are in the order in which they are tried.
 
@@ -286,8 +332,11 @@ class Model:
     """
 
     name: str
-    aliases: tuple[str, ...] = key(
-        (), listed(single_line), "Further names that requests may use, each of one model only."
+    aliases: Mapping[str, AliasChanges] = key(
+        {},
+        aliases(),
+        "Further names that requests may use, each of one model only: a list, or a mapping from"
+        " names to what is changed in requests by that name: `{strict: {set: {temperature: 0}}}`.",
     )
     mode: str = key("Chat", readers.mode, "`Chat`, `Base`, `Embedding`, `Reranker` or a plugin's.")
     endpoints: tuple[str, ...] = key(
@@ -329,6 +378,14 @@ class Model:
     )
     price: Price | None = key(None, readers.price, "The first price of a model that has none yet.")
     schemes: tuple[Scheme, ...] = ()
+
+    def changes(self, name: str) -> RequestChanges | None:
+        """What is changed in a request that asks for it by this name, an alias or its own."""
+        alias = self.aliases.get(name)
+        if alias is None or not alias.set:
+            return self.request
+        changes = self.request or RequestChanges()
+        return replace(changes, set={**changes.set, **alias.set})
 
 
 @dataclass(frozen=True)

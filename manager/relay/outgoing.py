@@ -50,7 +50,7 @@ def outgoing_body(lease: Lease, request: RelayRequest) -> tuple[bytes | Spooled,
     """The body to send, and whether only the manager asked for a usage chunk."""
     fields = request.body.fields
     changes: dict[str, Any] = {}
-    if lease.served_model_name is not None:
+    if lease.served_model_name is not None and not request.sets_model:
         changes["model"] = lease.served_model_name
     options = fields.get("stream_options")
     is_added = (

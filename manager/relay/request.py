@@ -37,7 +37,8 @@ class Lease(Protocol):
 @dataclass(frozen=True)
 class RelayRequest:
     """What the client sent, to which endpoint: ``target`` is the path with its query, at the
-    model's server. ``shows_pages``: an answer may be a web page, too.
+    model's server. ``shows_pages``: an answer may be a web page, too. ``sets_model``: the config
+    has set the model in the body already.
     ``hides_limits``: it has limits of ours, so that those of the model's server would mislead."""
 
     endpoint: Endpoint
@@ -47,6 +48,7 @@ class RelayRequest:
     hides_limits: bool = False
     method: str = "POST"
     shows_pages: bool = False
+    sets_model: bool = False
 
 
 @dataclass(frozen=True)

@@ -160,6 +160,9 @@ def masked(settings: loader.Config) -> dict[str, Any]:
     models = []
     for model in settings.models.values():
         shown = _plain(dataclasses.asdict(model))
+        # The names alone, as scripts know them.
+        aliases, shown["aliases"] = shown["aliases"], list(model.aliases)
+        shown["alias_changes"] = {name: one for name, one in aliases.items() if one["set"]}
         for scheme in shown["schemes"]:
             # The place for secrets, which other users of the machine cannot read in a process.
             scheme["env"] = dict.fromkeys(scheme["env"], MASK)

@@ -24,7 +24,12 @@ def program(launch_once: Launch) -> Program:
     models = {
         "Model": plain(mode="Chat"),
         "Both": plain(mode="Chat", endpoints=["/v1/embeddings"]),
-        "Changed": plain(mode="Chat", aliases=["other"], request=CHANGES),
+        "Changed": plain(
+            mode="Chat",
+            aliases={"other": None, "strict": {"set": {"top_k": 0, "model": "an-adapter"}}},
+            request=CHANGES,
+            served_model_name="theirs",
+        ),
     }
     return launch_once(models, max_body_mb=1)
 
@@ -94,11 +99,17 @@ def test_a_models_own_endpoints_are_added_to_those_of_its_mode(program: Program)
 def test_requests_are_changed_as_the_config_says(program: Program) -> None:
     def reaches(**fields: Any) -> dict[str, Any]:
         asked: dict[str, Any] = program.post(CHAT, chat("other", **fields)).json()["asked"]
-        assert asked.pop("model") == "other"
+        assert asked.pop("model") == "theirs"
         return {name: value for name, value in asked.items() if name not in ("messages", "fake")}
 
     assert reaches() == {"max_tokens": 7, "top_k": 1}
     assert reaches(seed=3, max_tokens=1, top_k=9, x=2) == {"max_tokens": 1, "top_k": 1, "x": 2}
+
+
+def test_a_name_of_a_model_may_stand_for_a_request_of_its_own(program: Program) -> None:
+    asked = program.post(CHAT, chat("strict", seed=3, top_k=9)).json()["asked"]
+    assert (asked["model"], asked["top_k"], asked["max_tokens"]) == ("an-adapter", 0, 7)
+    assert "seed" not in asked
 
 
 def test_anthropics_sdk_raises_its_own_errors(claude: anthropic.Anthropic) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from manager.billing.pricing import Price
 from manager.config import loader as config
+from manager.config.settings import AliasChanges, RequestChanges
 from tests.support.config_files import (
     MODES,
     SEED,
@@ -29,7 +30,7 @@ def test_the_seed_file_loads_unchanged(home: Path) -> None:
     assert loaded.program == config.Program(host="0.0.0.0")
     assert list(loaded.models) == ["Qwen-14B-Chat"]
     qwen = loaded.models["Qwen-14B-Chat"]
-    assert (qwen.aliases, qwen.mode, qwen.port, qwen.auto_start) == (
+    assert (tuple(qwen.aliases), qwen.mode, qwen.port, qwen.auto_start) == (
         ("gpt-3.5-turbo", "qwen-14b"),
         "Chat",
         10001,
@@ -91,7 +92,7 @@ def test_what_the_file_leaves_out_has_the_documented_defaults(home: Path) -> Non
     )
     assert model(home, "# nothing") == config.Model(
         name="m",
-        aliases=(),
+        aliases={},
         mode="Chat",
         port=None,
         auto_start=False,
@@ -202,7 +203,7 @@ Local-Models:
 """
     assert load(home, text).models["m"] == config.Model(
         name="m",
-        aliases=("a", "3.10"),
+        aliases={"a": AliasChanges(), "3.10": AliasChanges()},
         mode="Embedding",
         port=10001,
         auto_start=True,
@@ -283,7 +284,23 @@ def test_a_model_name_that_yaml_takes_for_a_number_is_its_text(home: Path) -> No
 
 
 def test_an_alias_that_is_the_models_own_name_does_no_harm(home: Path) -> None:
-    assert model(home, "aliases: [m, n]").aliases == ("n",)
+    assert list(model(home, "aliases: [m, n]").aliases) == ["n"]
+
+
+def test_an_alias_may_change_requests_beyond_what_the_model_does(home: Path) -> None:
+    request = "request: {default: {n: 1}, set: {seed: 7, top_k: 1}}"
+    aliases = "aliases: {plain: , strict: {set: {seed: 0}}, lora: {set: {model: sql}}, none: {}}"
+    read = model(home, f"{request}\n    {aliases}")
+    assert list(read.aliases) == ["plain", "strict", "lora", "none"]
+    assert read.changes("plain") is read.changes("m") is read.request
+    strict, lora = read.changes("strict"), read.changes("lora")
+    assert strict is not None
+    assert lora is not None
+    assert (strict.default, strict.set) == ({"n": 1}, {"seed": 0, "top_k": 1})
+    assert lora.set == {"seed": 7, "top_k": 1, "model": "sql"}
+    alone = model(home, "aliases: {strict: {set: {seed: 0}}}")
+    assert alone.changes("m") is None
+    assert alone.changes("strict") == RequestChanges(set={"seed": 0})
 
 
 def test_a_file_saved_by_a_windows_editor_loads(home: Path) -> None:
@@ -389,7 +406,7 @@ def test_the_shipped_config_of_the_version_before_loads_as_it_did(tmp_path: Path
     loaded = load(tmp_path, Path(__file__).with_name("version_before.yaml").read_bytes())
     assert loaded.program == config.Program()
     assert loaded.warnings == ()
-    assert {name: (model.mode, model.aliases) for name, model in loaded.models.items()} == {
+    assert {name: (model.mode, tuple(model.aliases)) for name, model in loaded.models.items()} == {
         "Demo-Chat": ("Chat", ("gpt-3.5-turbo", "demo")),
         "Demo-Base": ("Base", ()),
         "Demo-Embedding": ("Embedding", ("text-embedding-3-small",)),

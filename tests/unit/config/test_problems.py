@@ -60,6 +60,9 @@ PROGRAM_FAULTS: dict[str, tuple[list[str], int, str]] = {
 MODEL_FAULTS: dict[str, tuple[list[str], int, str]] = {
     "aliases": (["aliases: one"], 0, "expected a list, found text"),
     "alias": (["aliases: [ok-{0}, [x]]"], 0, "item 2: expected text"),
+    "alias changes": (["aliases:", "  n{0}: {sets: {}}"], 1, "did you mean set?"),
+    "alias model": (["aliases:", "  n{0}:", "    set: {model: 7}"], 2, "expected text"),
+    "alias name": (["aliases:", "  o{0}: {}", "  '': {{}}"], 2, "cannot be empty"),
     "mode": (["mode: chat"], 0, "did you mean Chat?"),
     "port": (["port: '10001'"], 0, "found the text '10001'"),
     "taken": (["port: 8080"], 0, "8080 is already the program's own"),

@@ -148,6 +148,7 @@ def test_the_names_that_scripts_rely_on_stay(tmp_path: Path) -> None:
                         }
                     ],
                 },
+                "alias_changes": {},
                 "schemes": [
                     {
                         "name": "s",
