@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 from flask import Request, Response, after_this_request, g, request
@@ -11,7 +13,7 @@ from flask import Request, Response, after_this_request, g, request
 from manager.access import Permit
 from manager.config import loader
 from manager.errors import CLIENT_CLOSED_REQUEST, ApiError, ClientDisconnected
-from manager.interfaces import Endpoint
+from manager.interfaces import Endpoint, error_in
 from manager.models import Lease, Model
 from manager.recorder import Recorder
 from manager.relay import (
@@ -23,14 +25,20 @@ from manager.relay import (
     RelayResponse,
     content_encoding,
     forward,
+    is_true,
 )
 from manager.tokens import MAX_TOKENS
 from routes.auth import Caller
-from routes.http import Slot
 from routes.services import Services, current
 
+LOADING_SECONDS = 5.0  # between two signs of life of a stream that waits
 _MAX_NAME = 200  # characters, as in the config
 _ID_HEADER = "X-LLM-Manager-Request"
+_STREAM_HEADERS = (
+    ("Content-Type", "text/event-stream"),
+    ("Cache-Control", "no-cache"),
+    ("X-Accel-Buffering", "no"),  # nginx would collect a stream until its buffer is full
+)
 
 
 class ModelCall(ABC):
@@ -57,8 +65,8 @@ class Proxy:
     """Serves requests to models. Each has one row, whatever becomes of it."""
 
     def __init__(self, services: Services) -> None:
-        self._services = services
-        self._recorder = Recorder(
+        self.services = services
+        self.recorder = Recorder(
             services.clock,
             services.activity,
             services.spool,
@@ -69,84 +77,177 @@ class Proxy:
     def serve(self, path: str, read: Callable[[Request], ModelCall]) -> Response:
         """The answer of the model that the current request names. ``path`` is the endpoint in its
         row; ``read`` may raise ApiError. Raises ApiError, ClientDisconnected."""
-        # Each use of `request` looks the current one up.
-        services, asked, caller = self._services, current(request), g.caller
-        environ = asked.environ
-        client_disconnected: Callable[[], bool] = environ["waitress.client_disconnected"]
-        record = self._recorder.begin(path, caller.usage_key, caller.address)
-        id_header = (_ID_HEADER, record.id)
-        slot = services.slots.one()
-        lease: Lease | None = None
-        permit: Permit | None = None
+        caller = g.caller
+        proxied = _Proxied(self, path, caller, current(request))
+        id_header = (_ID_HEADER, proxied.record.id)
         try:
-            services.monitor.touch()
-            call = read(asked)
-            record.size, name = call.size, call.name
-            # JSON can spell a lone surrogate, which neither a database nor a log takes.
-            record.request.asked_for = name.encode("utf-8", "replace").decode("utf-8")
-            model = services.fleet.find(name, lambda settings: may_use(caller, settings))
-            record.request.model, record.request.mode = model.settings.name, model.settings.mode
-            require_use(caller, model.settings, name)
-            endpoint, target, body = call.sent_to(model)
-            changes = model.settings.changes(name)
-            if changes is not None:
-                body = body.changed(changes.strip, changes.default, changes.set)
-            if caller.key is not None:
-                permit = services.limits.admit(
-                    caller.key, model.settings.name, call.size, _max_tokens(body, endpoint)
-                )
-                record.permit = permit
-            carriers = self._carriers(environ, slot) if call.is_carried else None
-            if carriers is None:
-                slot.take()
-            lease = model.lease(client_disconnected, caller.priority, slot.take)
-            record.leased(lease.scheme)
-            answer = forward(
-                lease,
-                RelayRequest(
-                    endpoint,
-                    target,
-                    _headers(environ),
-                    body,
-                    hides_limits=bool(permit and permit.headers),
-                    sets_model=changes is not None and "model" in changes.set,
-                ),
-                watch=services.watch,
-                client_disconnected=client_disconnected,
-                on_end=record.close,
-                on_answer=record.answered,
-                carriers=carriers,
-            )
+            answer = proxied.answer(read)
         except BaseException as error:
-            if lease is not None:
-                lease.release()
-            slot.release()
-            status = error.status if isinstance(error, ApiError) else 500
-            status = CLIENT_CLOSED_REQUEST if isinstance(error, ClientDisconnected) else status
-            record.close(Outcome(status, error=str(error) or "the client disconnected"))
-            left = services.limits.headers(caller.key) if caller.key is not None else []
+            proxied.fail(error)
+            left = self.services.limits.headers(caller.key) if caller.key is not None else []
             after_this_request(lambda response: _with_headers(response, [id_header, *left]))
             raise
-        answer.when_closed(slot.release)
-        answer = call.answer(answer)
-        ours = [id_header, *(permit.headers if permit else ())]
         try:
             return Response(
                 answer,  # a WSGI iterable with a close of its own
                 status=answer.status,
-                headers=[*answer.headers, *ours],
+                headers=[*answer.headers, id_header, *proxied.limits],
                 direct_passthrough=True,
             )
         except ValueError:
             answer.close()  # the server never sees it, and so cannot close it
             raise
 
-    def _carriers(self, environ: dict[str, Any], slot: Slot) -> Carriers | None:
-        lend_client = environ.get("llm_manager.lend_client")
+
+class _Proxied:
+    """One request on its way: what it holds is released in the end, whatever that is."""
+
+    def __init__(self, proxy: Proxy, path: str, caller: Caller, asked: Request) -> None:
+        self._services = services = proxy.services
+        self._caller = caller
+        self._asked = asked
+        self._environ = environ = asked.environ
+        self._client_disconnected: Callable[[], bool] = environ["waitress.client_disconnected"]
+        self._slot = services.slots.one()
+        self._lease: Lease | None = None
+        self._permit: Permit | None = None
+        self.record = proxy.recorder.begin(path, caller.usage_key, caller.address)
+
+    @property
+    def limits(self) -> Headers:
+        """The headers that say what is left of its key's limits."""
+        return self._permit.headers if self._permit else []
+
+    def answer(self, read: Callable[[Request], ModelCall]) -> RelayResponse:
+        """Raises ApiError, ClientDisconnected; `fail` is to be called then."""
+        services, caller, record = self._services, self._caller, self.record
+        services.monitor.touch()
+        call = read(self._asked)
+        record.size, name = call.size, call.name
+        # JSON can spell a lone surrogate, which neither a database nor a log takes.
+        record.request.asked_for = name.encode("utf-8", "replace").decode("utf-8")
+        model = services.fleet.find(name, lambda settings: may_use(caller, settings))
+        record.request.model, record.request.mode = model.settings.name, model.settings.mode
+        require_use(caller, model.settings, name)
+        endpoint, target, body = call.sent_to(model)
+        changes = model.settings.changes(name)
+        if changes is not None:
+            body = body.changed(changes.strip, changes.default, changes.set)
+        if caller.key is not None:
+            self._permit = record.permit = services.limits.admit(
+                caller.key, model.settings.name, call.size, _max_tokens(body, endpoint)
+            )
+        sent = RelayRequest(
+            endpoint,
+            target,
+            _headers(self._environ),
+            body,
+            hides_limits=bool(self.limits),
+            sets_model=changes is not None and "model" in changes.set,
+        )
+        carriers = self._carriers() if call.is_carried else None
+        if carriers is None:
+            self._slot.take()
+        shows_wait = call.is_carried and self._shows_wait(sent)
+        leases = model.await_lease(
+            self._client_disconnected,
+            caller.priority,
+            self._slot.take,
+            LOADING_SECONDS if shows_wait else math.inf,
+        )
+        lease = next(leases)
+        if lease is None:
+            answer = self._loading(model, leases, sent)
+        else:
+            leases.close()
+            answer = call.answer(self._forwarded(lease, sent, carriers))
+        answer.when_closed(self._slot.release)
+        return answer
+
+    def fail(self, error: BaseException, *, streamed: bool = False) -> None:
+        """There is no answer of the model, or no more of it."""
+        if self._lease is not None:
+            self._lease.release()
+        self._slot.release()
+        status = error.status if isinstance(error, ApiError) else 500
+        status = CLIENT_CLOSED_REQUEST if isinstance(error, ClientDisconnected) else status
+        message = str(error) or "the client disconnected"
+        self.record.close(Outcome(status, streamed=streamed, error=message))
+
+    def _forwarded(
+        self, lease: Lease, sent: RelayRequest, carriers: Carriers | None
+    ) -> RelayResponse:
+        self._lease = lease
+        self.record.leased(lease.scheme)
+        return forward(
+            lease,
+            sent,
+            watch=self._services.watch,
+            client_disconnected=self._client_disconnected,
+            on_end=self.record.close,
+            on_answer=self.record.answered,
+            carriers=carriers,
+        )
+
+    def _carriers(self) -> Carriers | None:
+        lend_client = self._environ.get("llm_manager.lend_client")
         if lend_client is None:
             return None  # another server than ours calls the application
         services = self._services
-        return Carriers(services.relays, lend_client, slot.try_take, services.slots.acquire)
+        return Carriers(services.relays, lend_client, self._slot.try_take, services.slots.acquire)
+
+    # --- a stream that waits ------------------------------------------------------------------
+
+    def _shows_wait(self, sent: RelayRequest) -> bool:
+        program = self._services.fleet.config.program
+        return program.send_loading_state and is_true(sent.body.fields.get("stream"))
+
+    def _loading(
+        self, model: Model, leases: Generator[Lease | None, None, None], sent: RelayRequest
+    ) -> RelayResponse:
+        """Comments until the model is ready, then its stream. As the answer has begun, it stays in
+        this thread, and what fails is an event of it."""
+
+        def pieces() -> Generator[bytes, None, None]:
+            yield _comment(model)
+            try:
+                for lease in leases:
+                    if lease is None:
+                        yield _comment(model)
+                    else:
+                        yield from _as_stream(self._forwarded(lease, sent, None))
+            except ApiError as failure:
+                self.fail(failure, streamed=True)
+                yield sent.endpoint.stream.error_event(failure)
+            except ClientDisconnected:
+                return  # which close() reports
+
+        stream = pieces()
+
+        def close() -> None:
+            stream.close()
+            leases.close()  # a generator that was never begun does not
+            self.fail(ClientDisconnected(), streamed=True)
+
+        return RelayResponse("200 OK", list(_STREAM_HEADERS), stream, close)
+
+
+def _comment(model: Model) -> bytes:
+    """Which every reader of server-sent events ignores."""
+    return f": waiting for {model.name!r}, which is {model.state.value}\n\n".encode()
+
+
+def _as_stream(answer: RelayResponse) -> Iterator[bytes]:
+    """The pieces of a stream. Raises ApiError where the answer is none."""
+    with contextlib.closing(answer):
+        kind = next((value for name, value in answer.headers if name.lower() == "content-type"), "")
+        if kind.startswith("text/event-stream"):
+            yield from answer
+            return
+        status, body = int(answer.status.partition(" ")[0]), b"".join(answer)
+    error = error_in(body)
+    message = error.message if error else f"the model's server answered {status} without a stream"
+    raise ApiError(status if status >= 400 else 502, "upstream_error", message)
 
 
 def may_use(caller: Caller, model: loader.Model) -> bool:

@@ -132,6 +132,12 @@ class Program:
         "How long a model may be silent before its request ends with 504.",
         unit="seconds",
     )
+    send_loading_state: bool = key(
+        False,
+        boolean,
+        "A stream that waits for its model gets a comment every five seconds, so that nothing in"
+        " between takes it for dead; an error after that is an event of the stream.",
+    )
     model_log_mb: int = key(
         64,
         integer(1, 1_000_000),

@@ -111,16 +111,14 @@ class RequestQueue:
                 del self._by_priority[ticket.priority]
 
     def wait(self, ticket: Ticket, seconds: float) -> Lease | None:
-        """The ticket's lease; None if it has none in time. Raises what the wait was ended with."""
+        """The ticket's lease; None if it has none within so many seconds. Raises what the wait was
+        ended with."""
         deadline = time.monotonic() + seconds
-        try:
-            while ticket.lease is None and ticket.error is None:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    return None
-                ticket.ready.wait(left)
-        finally:
-            self.remove(ticket)
+        while ticket.lease is None and ticket.error is None:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return None
+            ticket.ready.wait(left)
         if ticket.error is not None:
             raise ticket.error
         return ticket.lease

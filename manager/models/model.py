@@ -26,8 +26,10 @@ from __future__ import annotations
 
 import enum
 import logging
+import math
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
 from manager.config import Model as ModelSettings
@@ -141,25 +143,51 @@ class Model:
         meanwhile; a higher ``priority`` waits less. Raises ApiError (429, 503) and
         ClientDisconnected.
         """
+        wait = self.await_lease(client_disconnected, priority, hold_thread)
+        return next(lease for lease in wait if lease is not None)
+
+    def await_lease(
+        self,
+        client_disconnected: Callable[[], bool],
+        priority: int = 0,
+        hold_thread: Callable[[], None] = lambda: None,
+        every: float = math.inf,
+    ) -> Generator[Lease | None, None, None]:
+        """As ``lease``: yields it once it is there, and None each time that it was waited for
+        ``every`` seconds. To close it ends the wait."""
         with self._lock:
             self._record_gap()
-            if not self._queue and self._has_capacity():
-                return self._grant()
-        hold_thread()
-        with self._lock:
-            if not self._queue and self._has_capacity():
-                return self._grant()  # there is some since
-            highest = self._queue.priority
-            moves_up = self._state is State.QUEUED and (highest is None or priority > highest)
-            ticket = self._enqueue(priority)
+            lease = self._grant_at_once()
+        if lease is None:
+            hold_thread()
+            with self._lock:
+                lease = self._grant_at_once()  # there is some capacity since
+                if lease is None:
+                    highest = self._queue.priority
+                    moves_up = self._state is State.QUEUED and (
+                        highest is None or priority > highest
+                    )
+                    ticket = self._enqueue(priority)
+        if lease is not None:
+            yield lease
+            return
         self._announce()
         if moves_up:
             self._shared.placement.wake()
         token = self._shared.watch.add(client_disconnected, lambda: self._abandon(ticket))
         try:
-            return self._wait(ticket)
+            for lease in self._waits(ticket, every):
+                yield lease
+        except GeneratorExit:
+            if lease is None:
+                self._abandon(ticket)
+            raise
         finally:
             self._shared.watch.remove(token)
+            with self._lock:
+                self._queue.remove(ticket)
+            if lease is None and ticket.lease is not None:
+                ticket.lease.release()  # it came when nobody waited any more
 
     def _release(self, lease: Lease, outcome: Outcome | None) -> None:
         """A lease has ended; the next request in the queue gets one."""
@@ -208,17 +236,21 @@ class Model:
             self._begin_start()
         return self._queue.enqueue(self._clock.monotonic(), priority)
 
-    def _wait(self, ticket: Ticket) -> Lease:
+    def _waits(self, ticket: Ticket, every: float) -> Iterator[Lease | None]:
         # A start is bounded by its own time-outs; waiting in the queue by the queue's.
         seconds = self.program.queue_timeout
         if self._state is not State.READY:
             seconds += self.settings.start_timeout + 3 * self.settings.stop_timeout
-        with self._lock:
-            lease = self._queue.wait(ticket, seconds)
-        if lease is None:
-            message = f"{self.settings.name} had no free slot for {seconds:g} seconds"
-            raise ApiError(503, "queue_timeout", message, retry_after=RETRY_AFTER_SECONDS)
-        return lease
+        deadline = time.monotonic() + seconds
+        lease: Lease | None = None
+        while lease is None:
+            left = deadline - time.monotonic()
+            with self._lock:
+                lease = self._queue.wait(ticket, min(every, left))
+            if lease is None and left <= every:
+                message = f"{self.settings.name} had no free slot for {seconds:g} seconds"
+                raise ApiError(503, "queue_timeout", message, retry_after=RETRY_AFTER_SECONDS)
+            yield lease
 
     def _abandon(self, ticket: Ticket) -> None:
         abandoned: Start | None = None
@@ -241,6 +273,9 @@ class Model:
             return False
         limit = self.settings.max_concurrency
         return limit is None or self._server.in_flight < limit
+
+    def _grant_at_once(self) -> Lease | None:
+        return self._grant() if not self._queue and self._has_capacity() else None
 
     def _grant(self) -> Lease:
         assert self._server is not None

@@ -3,6 +3,7 @@
 from manager.relay import content_encoding
 from manager.relay.body import Body, RawBody, Spooled
 from manager.relay.forward import Carriers, forward
+from manager.relay.outgoing import is_true
 from manager.relay.payload import Payload, json_fault
 from manager.relay.relay_processes import RelayProcesses
 from manager.relay.request import ClientConnection, HandedOver, Outcome, RelayRequest, RelayResponse
@@ -32,5 +33,6 @@ __all__ = [
     "Watcher",
     "content_encoding",
     "forward",
+    "is_true",
     "json_fault",
 ]

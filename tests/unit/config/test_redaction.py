@@ -102,6 +102,7 @@ def test_the_names_that_scripts_rely_on_stay(tmp_path: Path) -> None:
             "max_body_mb": 64,
             "list_aliases": False,
             "upstream_timeout": 600.0,
+            "send_loading_state": False,
             "model_log_mb": 64,
             "currency": "CNY",
             "timezone": None,

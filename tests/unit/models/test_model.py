@@ -52,6 +52,18 @@ def test_a_request_that_waits_longer_than_queue_timeout_gets_503() -> None:
     model.lease(connected).release()
 
 
+def test_a_lease_that_comes_when_nobody_waits_any_more_is_released() -> None:
+    model = real_model(Settings("Narrow", max_concurrency=1))
+    runs(model)
+    before = model.lease(connected)
+    wait = model.await_lease(connected, every=0)
+    assert next(wait) is None
+    before.release()  # and who waits has the lease now
+    assert model.to_json()["in_flight"] == 1
+    wait.close()
+    assert model.to_json()["in_flight"] == 0
+
+
 def test_a_model_is_not_idle_while_it_answers() -> None:
     now = [1000.0]
     model = real_model(Settings("Idle", alive_time=1), clock=Clock(lambda: now[0]))
