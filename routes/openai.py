@@ -69,8 +69,8 @@ def blueprint(services: Services) -> Api:
 
 
 def _entry(model: Model, name: str, began: int) -> dict[str, Any]:
-    settings = model.settings
-    return {
+    settings, capabilities = model.settings, model.capabilities
+    entry: dict[str, Any] = {
         "id": name,
         "object": "model",
         "created": began,
@@ -78,7 +78,13 @@ def _entry(model: Model, name: str, began: int) -> dict[str, Any]:
         "aliases": list(settings.aliases),
         "mode": settings.mode,
         "endpoints": list(model.endpoints),
+        "capabilities": list(capabilities),
     }
+    if (context := model.context_length) is not None:
+        entry |= {"context_length": context, "max_model_len": context}
+    if "chat" not in capabilities:
+        entry["info"] = {"meta": {"hidden": True}}  # by which Open WebUI offers no chat with it
+    return entry
 
 
 class JsonCall(ModelCall):

@@ -23,7 +23,7 @@ from manager.config.readers import (
     text,
 )
 from manager.config.yaml_reader import InvalidValue, Problem, Reader, Value, reader, section
-from manager.interfaces import ENDPOINTS
+from manager.interfaces import CAPABILITIES, ENDPOINTS
 
 REMOVED_KEYS = {"queue": "tasks are kept in queue.db in the data folder; take this key out"}
 """Keys of `program` that an earlier version had, and what holds now: each is a warning."""
@@ -375,6 +375,19 @@ class Model:
         record(RequestChanges),
         "What is changed in requests: `{strip: [seed], default: {max_tokens: 512}}`.",
         absent="nothing",
+    )
+    context_length: int | None = key(
+        None,
+        integer(1, 1_000_000_000),
+        "What `/v1/models` says of how much it reads at once.",
+        unit="tokens",
+        absent="what its server says",
+    )
+    capabilities: tuple[str, ...] = key(
+        (),
+        listed(choice("capability", CAPABILITIES)),
+        "What `/v1/models` says that it can do.",
+        absent="what its endpoints and its server say",
     )
     unlisted: bool = key(False, boolean, "It can be used, but is not in `/v1/models`.")
     ask_usage: bool = key(

@@ -4,7 +4,13 @@ from manager.interfaces.base import Interface
 from manager.interfaces.chat import Chat
 from manager.interfaces.completion import Base
 from manager.interfaces.embedding import Embedding
-from manager.interfaces.endpoints import ENDPOINTS, Endpoint, canonical, error_body
+from manager.interfaces.endpoints import (
+    CAPABILITIES,
+    ENDPOINTS,
+    Endpoint,
+    canonical,
+    error_body,
+)
 from manager.interfaces.reranker import Reranker
 from manager.interfaces.stream_protocol import (
     ANY_STREAM,
@@ -22,6 +28,7 @@ BUILT_IN: tuple[type[Interface], ...] = (Chat, Base, Embedding, Reranker)
 __all__ = [
     "ANY_STREAM",
     "BUILT_IN",
+    "CAPABILITIES",
     "ENDPOINTS",
     "OPENAI_STREAM",
     "PROTOCOLS",

@@ -30,7 +30,8 @@ class Endpoint:
     - ``stream`` is how its answers in server-sent events go, and ``error`` the shape of an error.
     - ``asks_for_usage``: its servers understand ``stream_options.include_usage``.
     - ``limits``: the fields that bound the tokens of an answer.
-    - ``summary`` and ``schema`` (a name in openapi.yaml) describe it.
+    - ``summary`` and ``schema`` (a name in openapi.yaml) describe it. ``capability`` is what a
+      model that has it can do, in ``/v1/models``.
     """
 
     path: str
@@ -42,6 +43,7 @@ class Endpoint:
     limits: tuple[str, ...] = ("max_completion_tokens", "max_tokens")
     summary: str = "Passed on to the model that the body names, which is started where needed"
     schema: str = "Prompt"
+    capability: str = ""
 
 
 CHAT = Endpoint(
@@ -50,6 +52,7 @@ CHAT = Endpoint(
     asks_for_usage=True,
     summary="An answer of a model of mode Chat",
     schema="ChatPrompt",
+    capability="chat",
 )
 COMPLETIONS = Endpoint(
     "/v1/completions",
@@ -57,6 +60,7 @@ COMPLETIONS = Endpoint(
     asks_for_usage=True,
     summary="A text that goes on with the prompt",
     schema="CompletionPrompt",
+    capability="completion",
 )
 RESPONSES = Endpoint(
     "/v1/responses",
@@ -76,7 +80,10 @@ COUNT_TOKENS = Endpoint(
     summary="How many tokens a message of Anthropic's API has",
 )
 EMBEDDINGS = Endpoint(
-    "/v1/embeddings", summary="Vectors of a model of mode Embedding", schema="EmbeddingPrompt"
+    "/v1/embeddings",
+    summary="Vectors of a model of mode Embedding",
+    schema="EmbeddingPrompt",
+    capability="embedding",
 )
 POOLING = Endpoint(
     "/v1/pooling", server_path="/pooling", summary="Vectors by token or by text, of vLLM"
@@ -86,6 +93,7 @@ RERANK = Endpoint(
     variants=("/v1/reranking", "/v2/rerank"),
     summary="An order by a model of mode Reranker",
     schema="RerankPrompt",
+    capability="rerank",
 )
 SCORE = Endpoint("/v1/score", summary="How alike two texts are, of vLLM")
 COMPLETION = Endpoint(
@@ -118,6 +126,19 @@ OF_RERANKER = (RERANK, SCORE)
 
 ENDPOINTS = {each.path: each for each in (*OF_CHAT, *OF_BASE, *OF_EMBEDDING, *OF_RERANKER)}
 _VARIANTS = {variant: each.path for each in ENDPOINTS.values() for variant in each.variants}
+
+
+CAPABILITIES = (
+    "chat",
+    "completion",
+    "embedding",
+    "rerank",
+    "vision",
+    "tools",
+    "reasoning",
+    "audio",
+)
+"""What ``/v1/models`` may say that a model can do."""
 
 
 def paths_of(endpoints: tuple[Endpoint, ...]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from manager.config import Config
 from manager.config import Model as ModelSettings
 from manager.errors import ApiError
 from manager.interfaces import Interface
-from manager.models import server_process
+from manager.models import facts, server_process
 from manager.models.model import Model
 from manager.models.run_clock import RunClock, is_before_boot
 from manager.models.server import ModelDependencies, end_run, record_alive
@@ -39,6 +39,7 @@ class Fleet:
         self._strays: threading.Thread | None = None
         self._stray_runs: set[str] = set()
         self._config = settings
+        self._facts = facts.remembered(shared)
         self.apply(settings)
 
     @property
@@ -79,6 +80,7 @@ class Fleet:
                         self._shared,
                         self._fixed_ports,
                     )
+                    model.facts = self._facts.get(name, model.facts)
                 else:
                     model.configure(model_settings, settings.program, interface)
                 after[name] = model

@@ -36,9 +36,10 @@ from manager.config import Model as ModelSettings
 from manager.config import Program
 from manager.errors import ApiError, ClientDisconnected
 from manager.interfaces import Interface
-from manager.models import views
+from manager.models import facts, views
 from manager.models.check import HealthCheck
 from manager.models.circuit_breaker import CircuitBreaker
+from manager.models.facts import ServerFacts
 from manager.models.lease import Lease, RequestQueue, Ticket
 from manager.models.server import (
     LeftoverError,
@@ -93,6 +94,7 @@ class Model:
         self.starts = 0  # that led to a ready model, since the program began
         self.failed_starts = 0
         self.restarts = 0  # of servers that no longer served
+        self.facts = ServerFacts()  # what its server said, the last one where none runs
         self._interface = interface
         self._shared = shared
         self._clock = shared.clock
@@ -125,6 +127,7 @@ class Model:
         self._evicting = False
         self._end_reason = ""
         self._crashed = False
+        self._knows_server = False  # whether the ready one was asked
         self._start_again = False
         self._closed: Callable[[], ApiError] | None = None
         self._predecessors: list[Model] = []
@@ -489,6 +492,20 @@ class Model:
         return tuple(dict.fromkeys((*self.interface.endpoints, *self.settings.endpoints)))
 
     @property
+    def context_length(self) -> int | None:
+        """In tokens, as the config or its server says."""
+        return self.settings.context_length or self.facts.context_length
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """What it can do, as the config says, or its endpoints and its server."""
+        if self.settings.capabilities:
+            return self.settings.capabilities
+        interface = self.interface
+        named = (interface.endpoint(path).capability for path in self.endpoints)
+        return tuple(dict.fromkeys([*filter(None, named), *self.facts.capabilities]))
+
+    @property
     def server(self) -> Server | None:
         """Its server, if one is ready or being stopped."""
         return self._server
@@ -590,6 +607,8 @@ class Model:
             return self._admit_waves
         if self._check.is_due():
             return self._check.run
+        if self._state is State.READY and not self._knows_server:
+            return self._ask_server
         if self._state is State.STOPPING:
             self._state = State.STOPPED
         if self._state in (State.STOPPED, State.FAILED) and not self._closed:
@@ -624,7 +643,7 @@ class Model:
         self._check.reset()
         # Why it was restarted is shown as long as it runs.
         self._last_error, self._restart_reason = self._restart_reason, None
-        self._crashed = False
+        self._crashed = self._knows_server = False
         self.starts += not adopted
         log.info(
             "%s is ready on port %d after %.2f s, scheme %s, %s%s",
@@ -651,6 +670,18 @@ class Model:
         with self._lock:
             self._changed.wait(WAVE_PAUSE_SECONDS)
             self._admit(WAVE_REQUESTS)
+
+    def _ask_server(self) -> None:
+        server = self._server
+        assert server is not None
+        found = facts.ask(server, self._shared, lambda: self._ready_server() is not server)
+        with self._lock:
+            self._knows_server = True
+            is_news = self._server is server and found not in (self.facts, ServerFacts())
+            if is_news:
+                self.facts = found
+        if is_news:
+            facts.remember(self.settings.name, found, self._shared)
 
     def _start_failed(self, failure: StartFailedError, start: Start, adopted: bool) -> None:
         name = self.settings.name

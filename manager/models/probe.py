@@ -9,7 +9,7 @@ from collections.abc import Callable
 from manager.interfaces import error_in
 from manager.models.health import Stage
 from manager.models.server import ModelDependencies, Server
-from manager.relay import Exchange, UpstreamError
+from manager.relay import Exchange, Upstream, UpstreamError
 
 log = logging.getLogger(__name__)
 
@@ -83,18 +83,33 @@ class _Probe:
         return f"a one-token request to {path} got {status}: {answer[:MAX_QUOTED_BYTES]!r}"
 
     def _ask(self, method: str, path: str, body: bytes, timeout: float) -> tuple[int, bytes]:
-        headers = [("Content-Type", "application/json")] if body else []
-        exchange = Exchange(method, path, headers, body, timeout=timeout)
-        # Silence ends at the time-out; so does an answer that comes byte by byte.
-        now = self._shared.clock.monotonic
-        deadline = now() + timeout
-        token = self._shared.watch.add(lambda: self._is_over() or now() > deadline, exchange.abort)
-        try:
-            response = self._server.upstream.send(exchange)
-            return response.status, b"".join(response.iter_bytes())
-        except UpstreamError as error:
-            if exchange.aborted:
-                raise UpstreamError(f"no whole answer within {timeout:g} seconds") from error
-            raise
-        finally:
-            self._shared.watch.remove(token)
+        upstream = self._server.upstream
+        return ask(upstream, self._shared, method, path, body, timeout, self._is_over)
+
+
+def ask(
+    upstream: Upstream,
+    shared: ModelDependencies,
+    method: str,
+    path: str,
+    body: bytes,
+    timeout: float,
+    is_over: Callable[[], bool],
+) -> tuple[int, bytes]:
+    """Status and body of an answer that is whole within ``timeout`` seconds. Once ``is_over``,
+    which is polled, nobody wants it any more. Raises UpstreamError."""
+    headers = [("Content-Type", "application/json")] if body else []
+    exchange = Exchange(method, path, headers, body, timeout=timeout)
+    # Silence ends at the time-out; so does an answer that comes byte by byte.
+    now = shared.clock.monotonic
+    deadline = now() + timeout
+    token = shared.watch.add(lambda: is_over() or now() > deadline, exchange.abort)
+    try:
+        response = upstream.send(exchange)
+        return response.status, b"".join(response.iter_bytes())
+    except UpstreamError as error:
+        if exchange.aborted:
+            raise UpstreamError(f"no whole answer within {timeout:g} seconds") from error
+        raise
+    finally:
+        shared.watch.remove(token)

@@ -7,6 +7,7 @@ from manager.storage import (
     maintenance_tasks,
     rollups,
     runs,
+    server_facts,
     spool,
     store,
 )
@@ -67,6 +68,7 @@ __all__ = [
     "request_of",
     "rollups",
     "runs",
+    "server_facts",
     "spool",
     "store",
     "transaction",

@@ -221,4 +221,11 @@ MIGRATIONS: tuple[Migration, ...] = (
     -- secret.
     ALTER TABLE runs ADD COLUMN launch TEXT;
     """,
+    """
+    -- What a model's server last said of the model: JSON, see manager/models/facts.py.
+    CREATE TABLE server_facts (
+        model  TEXT PRIMARY KEY,
+        facts  TEXT NOT NULL
+    ) WITHOUT ROWID;
+    """,
 )

@@ -24,6 +24,8 @@ def program(launch_once: Launch) -> Program:
     models = {
         "Model": plain(mode="Chat"),
         "Both": plain(mode="Chat", endpoints=["/v1/embeddings"]),
+        "Vectors": plain(mode="Embedding"),
+        "Said": plain(mode="Chat", context_length=8192, capabilities=["chat", "vision"]),
         "Changed": plain(
             mode="Chat",
             aliases={"other": None, "strict": {"set": {"top_k": 0, "model": "an-adapter"}}},
@@ -94,6 +96,23 @@ def test_a_models_own_endpoints_are_added_to_those_of_its_mode(program: Program)
     assert listed["Model"][0] == CHAT
     assert MESSAGES in listed["Model"]
     assert listed["Both"] == [*listed["Model"], "/v1/embeddings"]
+
+
+def test_clients_learn_what_a_model_can_do(program: Program) -> None:
+    listed = {one["id"]: one for one in program.get("/v1/models").json()["data"]}
+    assert listed["Both"]["capabilities"] == ["chat", "completion", "embedding"]
+    assert listed["Vectors"]["capabilities"] == ["embedding"]
+    assert listed["Said"]["capabilities"] == ["chat", "vision"]
+    assert listed["Said"]["context_length"] == listed["Said"]["max_model_len"] == 8192
+
+
+def test_open_webui_offers_no_chat_with_a_model_that_has_none(program: Program) -> None:
+    # As its model selector filters what a provider lists.
+    listed = program.get("/v1/models").json()["data"]
+    offered = [
+        one["id"] for one in listed if not one.get("info", {}).get("meta", {}).get("hidden", False)
+    ]
+    assert offered == ["Model", "Both", "Said", "Changed"]
 
 
 def test_requests_are_changed_as_the_config_says(program: Program) -> None:

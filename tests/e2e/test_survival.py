@@ -259,6 +259,7 @@ def ended(launch_once: Launch, tmp_path_factory: pytest.TempPathFactory) -> Ende
     program.becomes("Starting", state="starting", waiting=5)
     stream = background(lambda: events_of(program.ask("Streaming", ENDLESS, stream=True)))
     program.becomes("Streaming", in_flight=1)
+    eventually(lambda: "context_length" in program.get("/v1/models/Streaming").json())
     program.end(signal.SIGINT)
     for page in pages:
         page.close()
@@ -281,6 +282,15 @@ def test_the_start_after_an_orderly_end_finds_no_process_and_serves(ended: Ended
         assert text_of(events_of(answer)) == " token0 token1 token2"
     assert len(program.logs("Idle")) == 2  # it was started, not adopted
     assert program.model("Starting")["state"] == "stopped"
+
+
+def test_what_a_server_said_of_its_model_is_known_while_none_runs(ended: Ended) -> None:
+    assert ended.program.model("Streaming")["state"] == "stopped"
+    entry = ended.program.get("/v1/models/Streaming").json()
+    assert (entry["context_length"], entry["max_model_len"]) == (4096, 4096)
+    assert entry["capabilities"] == ["chat", "completion"]
+    unseen = ended.program.get("/v1/models/Starting").json()
+    assert "context_length" not in unseen
 
 
 def test_a_second_signal_ends_the_program_at_once_and_its_models_run_on(launch: Launch) -> None:

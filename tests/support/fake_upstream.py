@@ -252,7 +252,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         options = self.server.options
         status, body = 404, error_of(f"no {self.path} here", 404)
-        model = {"id": options.served_name or "fake", "object": "model"}
+        model = {"id": options.served_name or "fake", "object": "model", "max_model_len": 4096}
         known = {"/v1/models": {"object": "list", "data": [model]}}
         if not options.no_health:
             known["/health"] = {"status": "ok"}

@@ -145,6 +145,7 @@ def real_model(
 def runs(model: RealModel) -> None:
     """Has it ready, without a server."""
     model._state, model._server = State.READY, played_server(model.settings)
+    model._knows_server = True
 
 
 def played_server(settings: Settings, interface: Any = None, upstream: Any = None) -> Server:

@@ -20,8 +20,8 @@ from manager.config.settings import Model as Settings
 from manager.config.settings import Program
 from manager.errors import ApiError, ClientDisconnected
 from manager.interfaces import Chat
+from manager.models import facts, probe
 from manager.models import model as model_module
-from manager.models import probe
 from manager.models.model import Model, State
 from manager.models.server import Server, StartFailedError
 from manager.relay.upstream import Upstream
@@ -119,6 +119,7 @@ def launch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Launch]:
         launched.append(one)
         monkeypatch.setattr(model_module, "bring_up", one.bring_up)
         monkeypatch.setattr(model_module, "bring_down", one.bring_down)
+        monkeypatch.setattr(facts, "ask", lambda *_: facts.ServerFacts())
         one.model.start()
         one.model.wait_idle(PATIENCE)
         return one

@@ -40,7 +40,11 @@ class Models:
         if settings is None:
             raise ApiError(404, "model_not_found", f"The model {name!r} does not exist")
         return SimpleNamespace(
-            settings=settings, endpoints=(), to_json=lambda: {"name": settings.name}
+            settings=settings,
+            endpoints=(),
+            capabilities=(),
+            context_length=None,
+            to_json=lambda: {"name": settings.name},
         )
 
 

@@ -131,6 +131,8 @@ def test_the_names_that_scripts_rely_on_stay(tmp_path: Path) -> None:
                 "pinned": False,
                 "served_model_name": None,
                 "request": None,
+                "context_length": None,
+                "capabilities": [],
                 "unlisted": False,
                 "ask_usage": True,
                 "price": {

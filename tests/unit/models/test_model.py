@@ -11,6 +11,7 @@ from manager.clock import Clock
 from manager.config.settings import Config, Program, Scheme
 from manager.config.settings import Model as Settings
 from manager.errors import ApiError, ClientDisconnected
+from manager.models import facts
 from manager.models.fleet import Fleet
 from manager.models.model import State
 from manager.placement.types import Evictability
@@ -186,8 +187,9 @@ def test_the_end_of_the_program_rejects_those_that_wait_for_memory(
 
 
 def test_requests_that_wait_for_a_model_that_leaves_the_config_get_404(
-    machine: Build, eventually: Eventually
+    machine: Build, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(facts, "remembered", lambda _shared: {})
     one: Machine = machine()
     one.runs(Model("Busy", Evictability.BUSY), {H100: 9000})
     settings = on_h100("Removed")
