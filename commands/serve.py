@@ -23,6 +23,7 @@ from jobs import Supervisor, TaskQueue, Watermark, WorkerSettings, log_setup, sc
 from manager import affinity
 from manager.access import AccessRegistry, KeyLimits, LocalToken, local_token
 from manager.billing import PriceBook, calendar
+from manager.captures import Captures
 from manager.clock import Clock
 from manager.config import loader, plugins
 from manager.devices import Monitor
@@ -150,6 +151,7 @@ class Program:
             local_token=LocalToken(data_dir, clock.monotonic),
             host=host,
             relays=RelayProcesses(),
+            captures=Captures(clock),
         )
 
     def listen(self, port: int) -> None:

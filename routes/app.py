@@ -18,6 +18,7 @@ from manager.storage import DatabaseError
 from routes import auth, openai, paths
 from routes.api import (
     accounts,
+    captures,
     config,
     data,
     devices,
@@ -42,6 +43,7 @@ _BLUEPRINTS: tuple[Callable[[Services], Api], ...] = (
     openai.blueprint,
     status.blueprint,
     models.blueprint,
+    captures.blueprint,
     logs.blueprint,
     devices.blueprint,
     events.blueprint,

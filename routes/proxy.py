@@ -11,6 +11,7 @@ from typing import Any
 from flask import Request, Response, after_this_request, g, request
 
 from manager.access import Permit
+from manager.captures import Capture
 from manager.config import loader
 from manager.errors import CLIENT_CLOSED_REQUEST, ApiError, ClientDisconnected
 from manager.interfaces import Endpoint, error_in
@@ -111,6 +112,7 @@ class _Proxied:
         self._slot = services.slots.one()
         self._lease: Lease | None = None
         self._permit: Permit | None = None
+        self._is_captured = False
         self.record = proxy.recorder.begin(path, caller.usage_key, caller.address)
 
     @property
@@ -145,7 +147,8 @@ class _Proxied:
             hides_limits=bool(self.limits),
             sets_model=changes is not None and "model" in changes.set,
         )
-        carriers = self._carriers() if call.is_carried else None
+        self._is_captured = model.is_captured  # which is for a thread
+        carriers = self._carriers() if call.is_carried and not self._is_captured else None
         if carriers is None:
             self._slot.take()
         shows_wait = call.is_carried and self._shows_wait(sent)
@@ -179,7 +182,10 @@ class _Proxied:
     ) -> RelayResponse:
         self._lease = lease
         self.record.leased(lease.scheme)
-        return forward(
+        kept: Capture | None = None
+        if self._is_captured:
+            kept = self._services.captures.begin(self.record.id, self.record.request.model, sent)
+        answer = forward(
             lease,
             sent,
             watch=self._services.watch,
@@ -188,6 +194,7 @@ class _Proxied:
             on_answer=self.record.answered,
             carriers=carriers,
         )
+        return answer if kept is None else kept.record(answer)
 
     def _carriers(self) -> Carriers | None:
         lend_client = self._environ.get("llm_manager.lend_client")

@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from manager.access import AccessRegistry, KeyLimits, LocalToken
 from manager.billing import PriceBook
+from manager.captures import Captures
 from manager.clock import Clock
 from manager.config import ConfigError, Program, keys, loader
 from manager.devices import Monitor
@@ -72,6 +73,7 @@ class Services:
     local_token: LocalToken
     host: str
     relays: RelayProcesses
+    captures: Captures
     _reloading: threading.Lock = field(default_factory=threading.Lock)
 
     @property

@@ -130,6 +130,7 @@ const DONE = {
   "POST /api/models/{name}/start": "did_start",
   "POST /api/models/{name}/stop": "did_stop",
   "POST /api/models/{name}/restart": "did_restart",
+  "POST /api/models/{name}/capture": "did_capture",
   "POST /api/models/stop": "did_stop_all",
   "PUT /api/models/{name}/price": "did_price",
   "POST /api/adjustments": "did_adjust",

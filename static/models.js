@@ -1,8 +1,9 @@
-import { Live, api, attempt, copy, drawn, every, fill, find, list, megabytes, number, onAct, path, say,
+import { Live, agreed, api, attempt, copy, drawn, every, fill, find, list, megabytes, number, onAct, path, say,
   secondsSince, span, time } from "./core.js";
 import { LogView } from "./logview.js";
 import { Steering, canStart, canStop, stateName, why } from "./steering.js";
 
+const CAPTURE_MINUTES = 10;
 const models = new Map();
 const dry = new Map();
 const steering = new Steering();
@@ -64,6 +65,10 @@ function showCard(card, view) {
     dry_title: say("dry_it", { name }),
     log_title: say("log_of", { name }),
     dry: dry.get(name),
+    captured: view.capture_until
+      && say("captured_until", { time: time(view.capture_until, "clock").textContent }),
+    can_capture: !view.capture_until,
+    capture_title: say("capture_it", { name }),
   });
 }
 
@@ -93,11 +98,19 @@ find("#stop-all").addEventListener("click", (event) => steering.stopAll(event.cu
 onAct(find("#cards"), (act, name, button) => {
   if (act === "log") follow(name);
   else if (act === "dry") attempt(() => tryOut(name), button);
+  else if (act === "capture") attempt(() => capture(name), button);
+  else if (act === "release") attempt(() => keep(name, 0), button);
   else {
     dry.delete(name);
     steering.command(act, name, button);
   }
 });
+
+async function capture(name) {
+  if (await agreed(say("agree_capture", { name }), say("record"))) await keep(name, CAPTURE_MINUTES);
+}
+
+const keep = (name, minutes) => api(`/api/models${path(name)}/capture`, { method: "POST", body: { minutes } });
 
 /** Says what a start would do, which changes nothing. */
 async function tryOut(name) {

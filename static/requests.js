@@ -1,5 +1,5 @@
-import { Live, api, attempt, every, fill, find, legend, list, money, number, onAct, path, query, say,
-  secondsSince, span, table, time } from "./core.js";
+import { Live, api, attempt, copy, every, fill, find, isAdmin, legend, list, money, number, onAct, path,
+  query, say, secondsSince, span, table, time } from "./core.js";
 
 const PAGE = 50;
 const CLIENT_CLOSED = 499; // the client disconnected, which is no fault
@@ -143,7 +143,36 @@ function showTimeline(one) {
 
 async function open(id) {
   // Again: its cost may be known by now.
-  showOne(await api(`/api/usage/requests${path(id)}`));
+  const one = await api(`/api/usage/requests${path(id)}`);
+  const { captures } = isAdmin ? await api("/api/captures") : { captures: [] };
+  find("#capture").hidden = !captures.some((kept) => kept.id === id);
+  if (!find("#capture").hidden) showCapture(await api(`/api/captures${path(id)}`));
+  showOne(one);
+}
+
+// --- what was recorded -----------------------------------------------------------------------
+
+/** Says of which models whole requests are recorded. */
+function showCaptured(models) {
+  list(find("#captured"), models.filter((one) => one.capture_until), (one) => one.name,
+    () => copy("captured-row"), (row, { name, capture_until: until }) => fill(row, {
+      text: say("captured_of", { name, time: time(until, "clock").textContent }),
+    }));
+}
+
+function showCapture({ method, target, status, request, answer }) {
+  const cut = (part) => part && !part.is_whole
+    && say("not_whole", { kept: number(part.body.length), size: number(part.size) });
+  const headers = (part) => part?.headers.map(([name, value]) => `${name}: ${value}`).join("\n");
+  fill(find("#capture"), {
+    capture_line: `${method} ${target} → ${status ?? "–"}`,
+    request_headers: headers(request),
+    request_body: request.body,
+    request_cut: cut(request),
+    answer_headers: headers(answer),
+    answer_body: answer?.body,
+    answer_cut: cut(answer),
+  });
 }
 
 // --- choosing, live --------------------------------------------------------------------------
@@ -180,10 +209,12 @@ new Live(["requests", "throughput"], {
   },
 }, async () => {
   const { models } = await api("/api/models");
+  showCaptured(models);
   find("#names").replaceChildren(...models.map(({ name }) => new Option(name, name)));
   await loadFirst();
 });
 every(1, showNow);
+every(5, () => api("/api/models").then(({ models }) => showCaptured(models)).catch(() => {}));
 every(3, () => {
   if (!isDue) return;
   isDue = false;

@@ -4,7 +4,13 @@ from manager.config import config_file, loader, plugins, variables
 from manager.config.declaration import keys
 from manager.config.hosts import Network, admits
 from manager.config.loader import ConfigError, Problem
-from manager.config.redaction import MASK, argument_spans, is_secret_name, redact_spans
+from manager.config.redaction import (
+    MASK,
+    argument_spans,
+    is_secret_name,
+    redact,
+    redact_spans,
+)
 from manager.config.schedule import next_time
 from manager.config.settings import Config, Export, Model, Program
 from manager.config.yaml_reader import has_control
@@ -27,6 +33,7 @@ __all__ = [
     "loader",
     "next_time",
     "plugins",
+    "redact",
     "redact_spans",
     "variables",
 ]

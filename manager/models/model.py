@@ -129,6 +129,7 @@ class Model:
         self._crashed = False
         self._knows_server = False  # whether the ready one was asked
         self._start_again = False
+        self._capture_until = -math.inf  # monotonic
         self._closed: Callable[[], ApiError] | None = None
         self._predecessors: list[Model] = []
 
@@ -474,7 +475,17 @@ class Model:
                 last_used=self._last_used,
                 idle_stop_at=self._idle_stop_at(),
                 last_error=self._check.note or self._last_error,
+                capture_until=self._capture_until if self.is_captured else None,
             )
+
+    def capture(self, seconds: float) -> None:
+        """Its requests and answers are to be kept whole for so long from now on."""
+        self._capture_until = self._clock.monotonic() + seconds
+        self._announce()
+
+    @property
+    def is_captured(self) -> bool:
+        return self._clock.monotonic() < self._capture_until
 
     @property
     def interface(self) -> Interface:

@@ -33,6 +33,7 @@ def model_to_json(
     last_used: float | None,
     idle_stop_at: float | None,
     last_error: str | None,
+    capture_until: float | None,
 ) -> dict[str, Any]:
     """A model of ``/api/models``. ``passed_over`` is the last start's; times are monotonic."""
     run = server or start
@@ -54,6 +55,7 @@ def model_to_json(
         "idle_stop_at": clock.iso(idle_stop_at),
         "start_seconds": round(server.start_seconds, 3) if server else None,
         "last_error": last_error,
+        "capture_until": clock.iso(capture_until),
     }
 
 

@@ -32,6 +32,14 @@ def for_scripts() -> dict[str, str]:
         "stop_it": _("Stop {name}"),
         "restart_it": _("Restart {name}"),
         "log_of": _("Log of {name}"),
+        "capture_it": _("Record the requests of {name}"),
+        "captured_until": _("Whole requests and answers are recorded until {time}."),
+        "captured_of": _("{name}: whole requests and answers are recorded until {time}."),
+        "agree_capture": _(
+            "For ten minutes requests to {name} and their answers are kept whole, for admins to read. Record them?"
+        ),
+        "record": _("Record"),
+        "not_whole": _("{kept} of {size} bytes were kept."),
         "waits_for": _("waits for {models}"),
         "place": _("position {place} in the queue"),
         "agree_stop": _("{name} has {count} in flight. Stop it?"),
@@ -223,6 +231,7 @@ def for_scripts() -> dict[str, str]:
         "did_start": _("started a model"),
         "did_stop": _("stopped a model"),
         "did_restart": _("restarted a model"),
+        "did_capture": _("had a model's requests recorded"),
         "did_stop_all": _("stopped all models"),
         "did_price": _("set a price"),
         "did_adjust": _("adjusted a bill"),

@@ -95,6 +95,27 @@ def test_a_model_is_tried_out_started_followed_restarted_and_stopped_by_mouse(
     assert violations(tab) == []
 
 
+def test_whole_requests_are_recorded_on_demand_and_read_beside_their_rows(
+    program: Program, read: OpenBrowser
+) -> None:
+    reader = read(program)
+    tab = reader.open("/models")
+    card = card_of(tab, "Other")
+    card.get_by_role("button", name="Record the requests of Other").click()
+    tab.get_by_role("dialog").get_by_role("button", name="Record").click()
+    shows(tab, "Whole requests and answers are recorded until")
+    answer = program.ask("Other", {"text": "a secret plan"})
+    assert answer.ok
+
+    requests = reader.open(f"/requests?id={answer.headers['X-LLM-Manager-Request']}")
+    shows(requests, "Other: whole requests and answers are recorded until", "a secret plan")
+    assert violations(requests) == []
+
+    card.get_by_role("button", name="Delete what was recorded").click()
+    card.get_by_text("Whole requests and answers are recorded").wait_for(state="hidden")
+    assert program.get("/api/captures").json() == {"captures": []}
+
+
 def test_a_log_is_followed_searched_filtered_paused_and_saved(
     program: Program, read: OpenBrowser
 ) -> None:

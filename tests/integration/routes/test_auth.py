@@ -138,6 +138,9 @@ ADMIN = """
     DELETE /api/keys/<path:name>
     POST /api/keys/<path:name>/rotate
     POST /api/models/<path:name>/restart
+    POST /api/models/<path:name>/capture
+    GET /api/captures
+    GET /api/captures/<number>
     POST /api/models/<path:name>/start
     POST /api/models/<path:name>/stop
     PUT /api/models/<path:name>/price

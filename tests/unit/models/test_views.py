@@ -32,6 +32,7 @@ MODEL = [
     "idle_stop_at",
     "start_seconds",
     "last_error",
+    "capture_until",
 ]
 DECISION = ["action", "scheme", "memory_mb", "stops", "waits_for", "reason"]
 ACTIONS = {
@@ -96,6 +97,7 @@ def test_a_model_that_waits_says_for_what_and_since_when() -> None:
         last_used=None,
         idle_stop_at=None,
         last_error=None,
+        capture_until=None,
     )
     assert list(shown) == MODEL
     assert list(shown["waits_for"]) == [*DECISION, "place_in_line", "since"]
