@@ -2,6 +2,7 @@
 
 from manager.relay import content_encoding
 from manager.relay.body import Body, RawBody, Spooled
+from manager.relay.form import Form
 from manager.relay.forward import Carriers, forward
 from manager.relay.outgoing import is_true
 from manager.relay.payload import Payload, json_fault
@@ -18,6 +19,7 @@ __all__ = [
     "ClientConnection",
     "ClientHead",
     "Exchange",
+    "Form",
     "HandedOver",
     "Headers",
     "Outcome",
