@@ -55,7 +55,7 @@ class Recorder:
 
 
 class RequestRecord:
-    """One request. Whoever serves it sets ``size`` (of the body, in bytes), ``permit`` and the
+    """One request. Whoever serves it sets ``size`` (of the prompt, in bytes), ``permit`` and the
     fields of ``request`` as they become known, and calls ``close`` before the client has the last
     byte."""
 

@@ -32,7 +32,7 @@ from routes.api import (
     status,
     usage,
 )
-from routes.calls import Api, Rule
+from routes.calls import Api
 from routes.http import client_of
 from routes.pages import assets, headers, login, views
 from routes.services import Services
@@ -77,9 +77,9 @@ def create_app(services: Services, secret: bytes) -> Flask:
             blueprint.after_request(headers.set_headers)
         app.register_blueprint(blueprint)
     auth.protect(app, services)
-    calls = auth.calls_of(app).values()
-    models_calls = (call for call in calls if call.rule is Rule.MODELS and call.method == "POST")
-    app.endpoints = frozenset(call.path for call in models_calls)  # not GET: /models is a page
+    named = auth.calls_of(app)
+    calls = named.values()
+    app.endpoints = frozenset(call.path for name, call in named.items() if openai.is_proxied(name))
     openapi.init_app(app, calls)
     known = [(call.method, call.template) for call in calls if call.tag]
     app.register_error_handler(ApiError, lambda error: _api_error_response(services, error))
@@ -109,8 +109,7 @@ class _Sessions(SecureCookieSessionInterface):
 
 def _api_error_response(services: Services, error: ApiError) -> werkzeug.Response:
     # A request to a model has a line already, the recorder's.
-    is_recorded = request.blueprint == "openai" and request.method == "POST"
-    if error.code == "model_not_found" and not is_recorded:
+    if error.code == "model_not_found" and not openai.is_proxied(request.endpoint or ""):
         _log_not_found(services, error)
     return _error_response(error)
 

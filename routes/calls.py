@@ -41,7 +41,8 @@ class Call:
     """One route: ``path`` is Flask's, and ``tag`` the group it is listed in, empty for what is not
     part of the API. ``audit``: a call that succeeds is in the audit table. ``answers`` are the
     successes and ``errors`` the refusals beyond those that each call may get: statuses, with names
-    of responses in openapi.yaml. ``schema`` is the name there of a body that is not read here."""
+    of responses in openapi.yaml. ``schema`` and ``parameters`` are the names there of a body, which
+    is a form if it ``takes_form``, and of a query's parameters that are not read here."""
 
     method: str
     path: str
@@ -52,7 +53,9 @@ class Call:
     description: str = ""
     query: Fields = field(default_factory=dict)
     body: Body | None = None
+    parameters: Sequence[str] = ()
     schema: str | None = None
+    takes_form: bool = False
     answers: Mapping[int, str] = field(default_factory=lambda: {200: "Json"})
     errors: Sequence[int] = ()
 
@@ -91,7 +94,9 @@ class Api(Blueprint):
         endpoint: str | None = None,
         tag: str | None = None,
         summary: str | None = None,
+        parameters: Sequence[str] = (),
         schema: str | None = None,
+        takes_form: bool = False,
         answers: Mapping[int, str] | None = None,
         errors: Sequence[int] = (),
     ) -> Callable[[View], View]:
@@ -123,7 +128,9 @@ class Api(Blueprint):
                 description=rest.replace("\n", " "),
                 query=query or {},
                 body=taken,
+                parameters=parameters,
                 schema=schema,
+                takes_form=takes_form,
                 answers=answers or {200: "Json"},
                 errors=errors,
             )

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlencode
 
 from flask import Request, Response, g, jsonify, request
 
+from manager.errors import ApiError
 from manager.interfaces import Endpoint
 from manager.models import Model
-from manager.relay import Body, Payload
+from manager.relay import Body, Form, Payload, RawBody
 from routes.auth import Caller
 from routes.calls import Api, Rule
 from routes.proxy import (
@@ -24,6 +27,8 @@ from routes.proxy import (
 )
 from routes.services import Services, current
 
+_PROXIED = "proxy_"
+
 
 def blueprint(services: Services) -> Api:
     api = Api("openai", tag="openai")
@@ -33,16 +38,20 @@ def blueprint(services: Services) -> Api:
     modes = services.interfaces.values()
     endpoints = {path: mode.endpoint(path) for mode in modes for path in mode.endpoints}
     for number, path in enumerate(sorted(endpoints)):
+        endpoint = endpoints[path]
+        has_body = endpoint.method != "GET"
         declare = api.call(
-            f"POST {path}",
+            f"{endpoint.method} {path}",
             Rule.MODELS,
-            endpoint=f"proxy_{number}",
-            summary=endpoints[path].summary,
-            schema=endpoints[path].schema,
+            endpoint=f"{_PROXIED}{number}",
+            summary=endpoint.summary,
+            parameters=() if has_body else ("model",),
+            schema=endpoint.schema if has_body else None,
+            takes_form=endpoint.is_form,
             answers={200: "Answer"},
             errors=(404, 429, 502, 504),
         )
-        declare(lambda: proxy.serve(current(request).path, lambda asked: JsonCall(services, asked)))
+        declare(_served_by(proxy, _reader(services, endpoint)))
 
     @api.call("GET /v1/models", Rule.MODELS)
     def list_models() -> Response:
@@ -66,6 +75,21 @@ def blueprint(services: Services) -> Api:
         return jsonify(_entry(model, name, began))
 
     return api
+
+
+def is_proxied(route: str) -> bool:
+    """Whether the requests to this route, by its name in Flask, go on to a model."""
+    return route.startswith(f"openai.{_PROXIED}")
+
+
+def _reader(services: Services, endpoint: Endpoint) -> Callable[[Request], ModelCall]:
+    if endpoint.method == "GET":
+        return QueryCall
+    return FormCall if endpoint.is_form else lambda asked: JsonCall(services, asked)
+
+
+def _served_by(proxy: Proxy, read: Callable[[Request], ModelCall]) -> Callable[[], Response]:
+    return lambda: proxy.serve(current(request).path, read)
 
 
 def _entry(model: Model, name: str, began: int) -> dict[str, Any]:
@@ -100,3 +124,60 @@ class JsonCall(ModelCall):
         endpoint = require_endpoint(model, self._asked.path, self.name)
         target = with_query(endpoint.server_path or endpoint.path, self._asked.environ)
         return endpoint, target, self._payload
+
+
+class FormCall(ModelCall):
+    """A form that names its model, at one of the endpoints. Raises ApiError."""
+
+    def __init__(self, asked: Request) -> None:
+        self._asked = asked
+        environ, kind = asked.environ, asked.mimetype
+        if kind != "multipart/form-data":
+            raise ApiError(
+                400,
+                "invalid_form",
+                f"{asked.path} takes a form (multipart/form-data), not"
+                f" {kind[:40] or 'a body without a Content-Type'}",
+            )
+        if environ.get("HTTP_CONTENT_ENCODING", "identity").strip().lower() != "identity":
+            raise ApiError(
+                415,
+                "unsupported_encoding",
+                "A form is not taken with a Content-Encoding; its files may be compressed ones",
+            )
+        # waitress has it in a file, where it is large, and closes that behind the answer.
+        self._form = Form(environ["wsgi.input"], asked.mimetype_params.get("boundary", ""))
+        fields = self._form.fields
+        # Its texts: a recording's bytes say nothing of tokens.
+        super().__init__(model_name(fields.get("model")), sum(map(len, fields.values())))
+
+    def sent_to(self, model: Model) -> tuple[Endpoint, str, Body]:
+        endpoint = require_endpoint(model, self._asked.path, self.name)
+        target = with_query(endpoint.server_path or endpoint.path, self._asked.environ)
+        return endpoint, target, self._form
+
+
+class QueryCall(ModelCall):
+    """A request without a body, whose query names the model. Raises ApiError."""
+
+    def __init__(self, asked: Request) -> None:
+        if asked.method != "GET":  # Flask takes HEAD, too, whose answers end where others begin
+            raise ApiError(405, "method_not_allowed", f"{asked.path} takes no {asked.method}")
+        self._asked = asked
+        names = asked.args.getlist("model")
+        if len(names) != 1:
+            raise ApiError(
+                400,
+                "model_missing",
+                f"The query has to name one model: GET {asked.path}?model=NAME",
+                param="model",
+            )
+        super().__init__(model_name(names[0]), 0)
+
+    def sent_to(self, model: Model) -> tuple[Endpoint, str, Body]:
+        endpoint = require_endpoint(model, self._asked.path, self.name)
+        path, served = endpoint.server_path or endpoint.path, model.settings.served_model_name
+        if served is None:
+            return endpoint, with_query(path, self._asked.environ), RawBody(b"")
+        query = {**self._asked.args.to_dict(flat=False), "model": served}
+        return endpoint, f"{path}?{urlencode(query, doseq=True)}", RawBody(b"")

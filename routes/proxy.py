@@ -44,7 +44,7 @@ _STREAM_HEADERS = (
 
 class ModelCall(ABC):
     """A request to a model, as the route that it came by has read it: the ``name`` that it asks
-    for, and the ``size`` of its body in bytes."""
+    for, and the ``size`` of its prompt in bytes, as far as that is known: often its body's."""
 
     is_carried = True  # by a relay process, where one can: the answer goes on as it comes
 
@@ -146,6 +146,7 @@ class _Proxied:
             body,
             hides_limits=bool(self.limits),
             sets_model=changes is not None and "model" in changes.set,
+            method=endpoint.method,
         )
         self._is_captured = model.is_captured  # which is for a thread
         carriers = self._carriers() if call.is_carried and not self._is_captured else None

@@ -64,6 +64,8 @@ def page_text(before: str) -> str:
 
 def _row(call: Call) -> str:
     texts = [call.summary.rstrip(".") + "." if call.summary else "", call.description]
+    if call.parameters:
+        texts.append(f"Query: {', '.join(f'`{name}` (needed)' for name in call.parameters)}.")
     if call.query:
         texts.append(f"Query: {_names(call.query)}.")
     if call.body is not None:

@@ -352,4 +352,8 @@ new Live(["model"], {
   const { models: views } = await api("/api/models");
   for (const view of views) models.set(view.name, view);
   for (const kind of Object.values(kinds)) kind.offer(views);
+  const modes = Object.values(kinds).map((kind) => kind.mode);
+  const names = views.filter((view) => !modes.includes(view.mode)).map((view) => view.name);
+  find("#untried").hidden = names.length === 0;
+  find("#untried").textContent = say("untried", { names: names.join(", ") });
 });

@@ -344,7 +344,12 @@ class Model:
         "Further names that requests may use, each of one model only: a list, or a mapping from"
         " names to what is changed in requests by that name: `{strict: {set: {temperature: 0}}}`.",
     )
-    mode: str = key("Chat", readers.mode, "`Chat`, `Base`, `Embedding`, `Reranker` or a plugin's.")
+    mode: str = key(
+        "Chat",
+        readers.mode,
+        "`Chat`, `Base`, `Embedding`, `Reranker`, `Transcription`, `Speech`, `Image`, or a"
+        " plugin's.",
+    )
     endpoints: tuple[str, ...] = key(
         (),
         listed(choice("endpoint", sorted(ENDPOINTS))),

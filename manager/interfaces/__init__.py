@@ -11,7 +11,9 @@ from manager.interfaces.endpoints import (
     canonical,
     error_body,
 )
+from manager.interfaces.image import Image
 from manager.interfaces.reranker import Reranker
+from manager.interfaces.speech import Speech
 from manager.interfaces.stream_protocol import (
     ANY_STREAM,
     OPENAI_STREAM,
@@ -22,8 +24,17 @@ from manager.interfaces.stream_protocol import (
     error_of,
     find_error_offsets,
 )
+from manager.interfaces.transcription import Transcription
 
-BUILT_IN: tuple[type[Interface], ...] = (Chat, Base, Embedding, Reranker)
+BUILT_IN: tuple[type[Interface], ...] = (
+    Chat,
+    Base,
+    Embedding,
+    Reranker,
+    Transcription,
+    Speech,
+    Image,
+)
 
 __all__ = [
     "ANY_STREAM",
@@ -37,9 +48,12 @@ __all__ = [
     "Chat",
     "Embedding",
     "Endpoint",
+    "Image",
     "Interface",
     "Reranker",
+    "Speech",
     "StreamProtocol",
+    "Transcription",
     "canonical",
     "error_body",
     "error_in",

@@ -14,7 +14,10 @@ class Interface:
     """One mode of a model.
 
     ``mode`` is its name in the config. ``endpoints`` are the paths that it answers, each below
-    ``/v1/``. The other two are for paths that `endpoints.ENDPOINTS` does not know:
+    ``/v1/``. ``may_refuse_probe``: a 4xx answer to its probe makes it ready as well, since servers
+    differ in what they take.
+
+    The other two are for paths that `endpoints.ENDPOINTS` does not know:
     ``streams_end_with_done``: their streams end with ``data: [DONE]``, so that one without it was
     cut short. ``reports_usage_on_request``: their servers understand
     ``stream_options.include_usage``.
@@ -22,6 +25,7 @@ class Interface:
 
     mode: ClassVar[str]
     endpoints: ClassVar[tuple[str, ...]]
+    may_refuse_probe: ClassVar[bool] = False
     streams_end_with_done: ClassVar[bool] = False
     reports_usage_on_request: ClassVar[bool] = False
 
@@ -33,9 +37,10 @@ class Interface:
             self.reports_usage_on_request,
         )
 
-    def probe(self, model: str) -> tuple[str, dict[str, Any]]:
-        """The smallest real request: its path and its JSON body. ``model`` is what the
-        upstream calls itself."""
+    def probe(self, model: str) -> tuple[str, dict[str, Any]] | None:
+        """The smallest real request: its path and the fields of its body, in a form a file as its
+        name and its bytes. None where none is small: then its health has to do. ``model`` is what
+        the upstream calls itself."""
         raise NotImplementedError(f"{type(self).__name__} has no probe")
 
     def usage(self, body: bytes) -> TokenUsage | None:

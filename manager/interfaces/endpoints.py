@@ -11,9 +11,12 @@ from manager.interfaces.error_shapes import anthropic_error, openai_error
 from manager.interfaces.stream_protocol import (
     ANTHROPIC_STREAM,
     ANY_STREAM,
+    IMAGE_STREAM,
     LLAMA_STREAM,
     OPENAI_STREAM,
     RESPONSES_STREAM,
+    SPEECH_STREAM,
+    TRANSCRIPT_STREAM,
     StreamProtocol,
 )
 
@@ -27,6 +30,8 @@ class Endpoint:
 
     - ``path`` is ours, below ``/v1``; ``server_path`` that of the model's server, where it is
       another. ``variants`` are further paths that mean the same.
+    - ``method``: with GET the query names the model. ``is_form``: its body is a form
+      (multipart/form-data), and not JSON.
     - ``stream`` is how its answers in server-sent events go, and ``error`` the shape of an error.
     - ``asks_for_usage``: its servers understand ``stream_options.include_usage``.
     - ``limits``: the fields that bound the tokens of an answer.
@@ -39,6 +44,8 @@ class Endpoint:
     asks_for_usage: bool = False
     server_path: str = ""
     variants: tuple[str, ...] = ()
+    method: str = "POST"
+    is_form: bool = False
     error: Callable[[ApiError], Mapping[str, Any]] = openai_error
     limits: tuple[str, ...] = ("max_completion_tokens", "max_tokens")
     summary: str = "Passed on to the model that the body names, which is started where needed"
@@ -117,14 +124,74 @@ APPLY_TEMPLATE = Endpoint(
     server_path="/apply-template",
     summary="Messages as the prompt that llama.cpp makes of them",
 )
+PROPS = Endpoint(
+    "/v1/props",
+    server_path="/props",
+    method="GET",
+    summary="What llama.cpp says of a model and its own settings",
+)
+TRANSCRIPTIONS = Endpoint(
+    "/v1/audio/transcriptions",
+    TRANSCRIPT_STREAM,
+    is_form=True,
+    summary="What a recording says, by a model of mode Transcription",
+    schema="RecordingForm",
+)
+TRANSLATIONS = Endpoint(
+    "/v1/audio/translations",
+    TRANSCRIPT_STREAM,
+    is_form=True,
+    summary="What a recording says, in English",
+    schema="RecordingForm",
+)
+SPEECH = Endpoint(
+    "/v1/audio/speech",
+    SPEECH_STREAM,
+    summary="A text that a model of mode Speech says",
+    schema="SpeechPrompt",
+)
+VOICES = Endpoint(
+    "/v1/audio/voices", method="GET", summary="The voices that a model of mode Speech has"
+)
+GENERATIONS = Endpoint(
+    "/v1/images/generations",
+    IMAGE_STREAM,
+    summary="Pictures by a model of mode Image",
+    schema="ImagePrompt",
+)
+EDITS = Endpoint(
+    "/v1/images/edits",
+    IMAGE_STREAM,
+    is_form=True,
+    summary="Pictures made of others and a prompt",
+    schema="PictureForm",
+)
+VARIATIONS = Endpoint(
+    "/v1/images/variations",
+    is_form=True,
+    summary="Pictures that resemble another",
+    schema="PictureForm",
+)
 
-_TEXT_EXTRAS = (COMPLETION, INFILL, TOKENIZE, DETOKENIZE, APPLY_TEMPLATE)
+_TEXT_EXTRAS = (COMPLETION, INFILL, TOKENIZE, DETOKENIZE, APPLY_TEMPLATE, PROPS)
 OF_CHAT = (CHAT, COMPLETIONS, RESPONSES, MESSAGES, COUNT_TOKENS, *_TEXT_EXTRAS)
 OF_BASE = (COMPLETIONS, *_TEXT_EXTRAS)
 OF_EMBEDDING = (EMBEDDINGS, POOLING, TOKENIZE)
 OF_RERANKER = (RERANK, SCORE)
+OF_TRANSCRIPTION = (TRANSCRIPTIONS, TRANSLATIONS)
+OF_SPEECH = (SPEECH, VOICES)
+OF_IMAGE = (GENERATIONS, EDITS, VARIATIONS)
 
-ENDPOINTS = {each.path: each for each in (*OF_CHAT, *OF_BASE, *OF_EMBEDDING, *OF_RERANKER)}
+_MODES = (
+    OF_CHAT,
+    OF_BASE,
+    OF_EMBEDDING,
+    OF_RERANKER,
+    OF_TRANSCRIPTION,
+    OF_SPEECH,
+    OF_IMAGE,
+)
+ENDPOINTS = {each.path: each for mode in _MODES for each in mode}
 _VARIANTS = {variant: each.path for each in ENDPOINTS.values() for variant in each.variants}
 
 

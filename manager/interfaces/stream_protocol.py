@@ -47,7 +47,8 @@ class StreamProtocol:
     - ``ends``: the words whose line, in the field ``end_field``, ends a stream; none where none
       does. A stream without one was cut short, unless its answer has ended.
     - ``finish``: what stands in the event that ends the answer; ``is_finish`` says whether it does,
-      of the event's decoded data.
+      of the event's decoded data. ``has_dialects``: a stream in which ``finish`` never stood is of
+      a server with events of its own, and ends with its connection.
     - ``preface``: how many events come before that of the first token. ``counts_prompt_first``: the
       first report of usage has the prompt's tokens, and those of the answer are only in the last.
     - ``error`` and ``error_name``: the data and the name of the event that an error is.
@@ -58,6 +59,7 @@ class StreamProtocol:
     end_field: bytes = b"data"
     finish: bytes = b""
     is_finish: Callable[[Any], bool] = lambda _data: False
+    has_dialects: bool = False
     preface: int = 0
     counts_prompt_first: bool = False
     error: Callable[[ApiError], Mapping[str, Any]] = openai_error
@@ -99,6 +101,14 @@ def _is_message_stop(data: Any) -> bool:
     return isinstance(data, dict) and data.get("type") == "message_stop"
 
 
+def _is_done(data: Any) -> bool:
+    """Of a transcript by vLLM, too, whose events are like those of a chat."""
+    kind = data.get("type") if isinstance(data, dict) else None
+    return (isinstance(kind, str) and kind.endswith((".done", ".completed"))) or (
+        _has_finish_reason(data)
+    )
+
+
 def _is_last(data: Any) -> bool:
     return isinstance(data, dict) and data.get("stop") is True
 
@@ -132,10 +142,31 @@ ANTHROPIC_STREAM = StreamProtocol(
 """Anthropic's messages."""
 LLAMA_STREAM = StreamProtocol("llama.cpp", finish=b'"stop"', is_finish=_is_last)
 """llama.cpp's own completions."""
+TRANSCRIPT_STREAM = StreamProtocol(
+    "transcript", (b"[DONE]",), finish=b'"transcript', is_finish=_is_done, has_dialects=True
+)
+"""Of a recording."""
+SPEECH_STREAM = StreamProtocol(
+    "speech", (b"[DONE]",), finish=b'"speech.', is_finish=_is_done, has_dialects=True
+)
+"""Speech in events; more often it comes as the bytes of a sound file."""
+IMAGE_STREAM = StreamProtocol(
+    "image", (b"[DONE]",), finish=b'"image_', is_finish=_is_done, has_dialects=True
+)
+"""Pictures, of which sketches come first."""
 
 PROTOCOLS = {
     each.name: each
-    for each in (ANY_STREAM, OPENAI_STREAM, RESPONSES_STREAM, ANTHROPIC_STREAM, LLAMA_STREAM)
+    for each in (
+        ANY_STREAM,
+        OPENAI_STREAM,
+        RESPONSES_STREAM,
+        ANTHROPIC_STREAM,
+        LLAMA_STREAM,
+        TRANSCRIPT_STREAM,
+        SPEECH_STREAM,
+        IMAGE_STREAM,
+    )
 }
 
 

@@ -94,9 +94,8 @@ def ask(server: Server, shared: ModelDependencies, is_over: Callable[[], bool]) 
 
     def answer(path: str) -> Any:
         try:
-            status, body = probe.ask(
-                server.upstream, shared, "GET", path, b"", _TIMEOUT_SECONDS, is_over
-            )
+            request = probe.ProbeRequest("GET", path)
+            status, body = probe.ask(server.upstream, shared, request, _TIMEOUT_SECONDS, is_over)
             return json.loads(body) if status == 200 else None
         except (UpstreamError, ValueError, RecursionError) as error:
             log.debug("%s does not answer %s: %s", server.settings.name, path, error)

@@ -5,16 +5,45 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from manager.interfaces import error_in
+from manager.config import loader
+from manager.interfaces import Interface, error_in
 from manager.models.health import Stage
 from manager.models.server import ModelDependencies, Server
-from manager.relay import Exchange, Upstream, UpstreamError
+from manager.relay import Exchange, Upstream, UpstreamError, encoded_form
 
 log = logging.getLogger(__name__)
 
 HEALTH_TIMEOUT_SECONDS = 5.0
 MAX_QUOTED_BYTES = 300  # of an answer, in a reason
+
+
+@dataclass(frozen=True)
+class ProbeRequest:
+    """What a server is asked: ``content_type`` is that of the body, where there is one."""
+
+    method: str
+    path: str
+    content_type: str = ""
+    body: bytes = b""
+
+    def exchange(self, timeout: float) -> Exchange:
+        headers = [("Content-Type", self.content_type)] if self.body else []
+        return Exchange(self.method, self.path, headers, self.body, timeout=timeout)
+
+
+def one_token_request(interface: Interface, settings: loader.Model) -> ProbeRequest | None:
+    """The smallest real request to a model of this mode; None where none is small."""
+    probe = interface.probe(settings.served_model_name or settings.name)
+    if probe is None:
+        return None
+    path, fields = probe
+    if interface.endpoint(path).is_form:
+        body, content_type = encoded_form(fields)
+    else:
+        body, content_type = json.dumps(fields).encode(), "application/json"
+    return ProbeRequest("POST", path, content_type, body)
 
 
 def is_well(status: int) -> bool:
@@ -61,7 +90,7 @@ class _Probe:
         while path is not None:
             asked = path
             try:
-                status, _ = self._ask("GET", asked, b"", HEALTH_TIMEOUT_SECONDS)
+                status, _ = self._ask(ProbeRequest("GET", asked), HEALTH_TIMEOUT_SECONDS)
             except UpstreamError as error:
                 return f"{asked}: {error}"
             if is_well(status):
@@ -70,36 +99,32 @@ class _Probe:
         return f"{asked} answered {status}"
 
     def token(self, timeout: float) -> str | None:
-        settings = self._server.settings
-        name = settings.served_model_name or settings.name
-        path, fields = self._server.interface.probe(name)
+        request = one_token_request(self._server.interface, self._server.settings)
+        if request is None:
+            return self.health()
         try:
-            status, answer = self._ask("POST", path, json.dumps(fields).encode(), timeout)
+            status, answer = self._ask(request, timeout)
         except UpstreamError as error:
-            return f"a one-token request to {path}: {error}"
+            return f"a one-token request to {request.path}: {error}"
         inner = error_in(answer) if status < 300 else None
         if (inner.status if inner else status) < 500:
             return None  # a 4xx is an answer, too
-        return f"a one-token request to {path} got {status}: {answer[:MAX_QUOTED_BYTES]!r}"
+        return f"a one-token request to {request.path} got {status}: {answer[:MAX_QUOTED_BYTES]!r}"
 
-    def _ask(self, method: str, path: str, body: bytes, timeout: float) -> tuple[int, bytes]:
-        upstream = self._server.upstream
-        return ask(upstream, self._shared, method, path, body, timeout, self._is_over)
+    def _ask(self, request: ProbeRequest, timeout: float) -> tuple[int, bytes]:
+        return ask(self._server.upstream, self._shared, request, timeout, self._is_over)
 
 
 def ask(
     upstream: Upstream,
     shared: ModelDependencies,
-    method: str,
-    path: str,
-    body: bytes,
+    request: ProbeRequest,
     timeout: float,
     is_over: Callable[[], bool],
 ) -> tuple[int, bytes]:
     """Status and body of an answer that is whole within ``timeout`` seconds. Once ``is_over``,
     which is polled, nobody wants it any more. Raises UpstreamError."""
-    headers = [("Content-Type", "application/json")] if body else []
-    exchange = Exchange(method, path, headers, body, timeout=timeout)
+    exchange = request.exchange(timeout)
     # Silence ends at the time-out; so does an answer that comes byte by byte.
     now = shared.clock.monotonic
     deadline = now() + timeout

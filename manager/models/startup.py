@@ -5,7 +5,6 @@ All of it is I/O and is called from the thread ``start-<model>``, never under a 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
@@ -51,6 +50,7 @@ MAX_LOG_LINES = 15  # of the model's own output, in an error
 MAX_LOG_CHARACTERS = 4000
 STOP_PAUSE_SECONDS, MAX_STOP_PAUSE_SECONDS = 0.5, 30.0
 RETRIED_STATUSES = frozenset((429, 502, 503, 504))  # of a probe
+REFUSALS = frozenset(range(400, 500)) - RETRIED_STATUSES - {401, 403}
 
 
 class Start:
@@ -344,7 +344,9 @@ class Start:
             timeout = self._check(process, last)
             try:
                 status, _ = self._ask(
-                    upstream, "GET", path, b"", min(timeout, probe.HEALTH_TIMEOUT_SECONDS)
+                    upstream,
+                    probe.ProbeRequest("GET", path),
+                    min(timeout, probe.HEALTH_TIMEOUT_SECONDS),
                 )
             except UpstreamRefused as error:
                 last = str(error)
@@ -378,23 +380,24 @@ class Start:
 
     def _await_token(self, process: ServerProcess, upstream: Upstream) -> None:
         """Sends one real request: a server can say that it is well long before it answers."""
-        name = self._settings.served_model_name or self._settings.name
-        path, fields = self._interface.probe(name)
+        request = probe.one_token_request(self._interface, self._settings)
+        if request is None:
+            return
         last = "its first request was not answered"
         while True:
             timeout = self._check(process, last)
             try:
-                status, answer = self._ask(
-                    upstream, "POST", path, json.dumps(fields).encode(), timeout
-                )
+                status, answer = self._ask(upstream, request, timeout)
             except UpstreamError as error:
                 last = str(error)
             else:
                 if status < 300:
                     return
-                last = f"a one-token request to {path} got {status}: {answer[:500]!r}"
+                last = f"a one-token request to {request.path} got {status}: {answer[:500]!r}"
                 if status in (401, 403):
                     last += "; start the server without a key: it listens on loopback only"
+                elif self._interface.may_refuse_probe and status in REFUSALS:
+                    return
                 if status not in RETRIED_STATUSES:
                     raise StartFailedError(last)
             self._pause()
@@ -419,10 +422,9 @@ class Start:
         self._cancelled.wait(min(max(MIN_PAUSE_SECONDS, waited / 50), MAX_PAUSE_SECONDS))
 
     def _ask(
-        self, upstream: Upstream, method: str, path: str, body: bytes, timeout: float
+        self, upstream: Upstream, request: probe.ProbeRequest, timeout: float
     ) -> tuple[int, bytes]:
-        headers = [("Content-Type", "application/json")] if body else []
-        exchange = Exchange(method, path, headers, body, timeout=timeout)
+        exchange = request.exchange(timeout)
         with self._lock:
             self._exchange = exchange
         if self.cancelled:  # before the exchange could be seen and aborted

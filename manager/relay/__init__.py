@@ -2,7 +2,7 @@
 
 from manager.relay import content_encoding
 from manager.relay.body import Body, RawBody, Spooled
-from manager.relay.form import Form
+from manager.relay.form import Form, encoded_form
 from manager.relay.forward import Carriers, forward
 from manager.relay.outgoing import is_true
 from manager.relay.payload import Payload, json_fault
@@ -34,6 +34,7 @@ __all__ = [
     "UpstreamRefused",
     "Watcher",
     "content_encoding",
+    "encoded_form",
     "forward",
     "is_true",
     "json_fault",

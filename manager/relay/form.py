@@ -20,6 +20,7 @@ from multipart import (
     PushMultipartParser,
     content_disposition_quote,
 )
+from urllib3 import encode_multipart_formdata
 
 from manager.errors import ApiError
 from manager.relay.body import Spooled
@@ -179,6 +180,11 @@ class _Delimiters:
         searched = max(searched, len(data) - len(self._delimiter) + 1)
         self._rest = data[searched:]
         self._at += searched
+
+
+def encoded_form(fields: Mapping[str, str | tuple[str, bytes]]) -> tuple[bytes, str]:
+    """A small form and its Content-Type; a file is its name and its bytes."""
+    return encode_multipart_formdata(fields)
 
 
 def _joined(parts: Sequence[bytes | tuple[int, int]]) -> list[bytes | tuple[int, int]]:

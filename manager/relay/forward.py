@@ -131,6 +131,8 @@ class _Transfer:
         self._exchange = exchange
         self._protocol = request.endpoint.stream
         self.asks_for_stream = is_true(request.body.fields.get("stream"))
+        # Where forms are taken plain text is a transcript, and no stream that is called so.
+        self._may_be_plain = self.asks_for_stream and not request.endpoint.is_form
         self._strip_usage = strip_usage
         self._watch = watch
         self._watch_client = watch_client
@@ -151,7 +153,7 @@ class _Transfer:
         head = response.head
         if head.is_web_page and not self._request.shows_pages:
             raise UpstreamError("what answered is a web page, not a model's server")
-        is_stream = head.is_stream(self.asks_for_stream)
+        is_stream = head.is_stream(self._may_be_plain)
         headers = head.returned(is_stream=is_stream, hides_limits=self._request.hides_limits)
         if is_stream:
             self._stream = EventStream(self._protocol, self._strip_usage)
@@ -234,7 +236,7 @@ class _Transfer:
                 if done_at and time.monotonic() - done_at > AFTER_DONE_SECONDS:
                     break  # it goes on talking, and would hold its lease; close() ends that
             rest = stream.flush()
-            if (fault := self._protocol.truncated) and not stream.has_ended:
+            if fault := stream.truncated:
                 raise UpstreamError(fault)
         except Aborted:
             return  # the client disconnected, which close() reports
@@ -265,7 +267,7 @@ class _Transfer:
             "timeout": self._lease.upstream_timeout,
             "client": client.head.fields(),
             "protocol": protocol and protocol.name,  # a plugin's own the process does not know
-            "asked_for": self.asks_for_stream,
+            "may_be_plain": self._may_be_plain,
             "strip_usage": self._strip_usage,
             "hides_limits": self._request.hides_limits,
             "reads_whole": type(self._lease.interface).usage is Interface.usage,

@@ -128,6 +128,8 @@ class Payload:
 
 def json_fault(body: bytes, error: Exception) -> str:
     """Why a body could not be read; what it is instead, where it is no text in UTF-8."""
+    if body.startswith(b"--"):
+        return "it is a form (multipart/form-data), and JSON is taken here"
     for start, coding in _COMPRESSED.items():
         if body.startswith(start):
             return f"it is {coding}, which the header Content-Encoding: {coding} has to say"

@@ -70,10 +70,10 @@ class AnswerHead:
         """Then what answers is not a model's server."""
         return self.status < 300 and self.header("content-type").lower().startswith("text/html")
 
-    def is_stream(self, is_asked_for: bool) -> bool:
+    def is_stream(self, may_be_plain: bool) -> bool:
         """Some servers call a stream that was asked for plain text; an error is never one."""
         kind = self.header("content-type").lower()
-        is_plain = is_asked_for and self.length is None and kind.startswith("text/plain")
+        is_plain = may_be_plain and self.length is None and kind.startswith("text/plain")
         return self.status < 400 and (is_plain or kind.startswith("text/event-stream"))
 
     def returned(self, *, is_stream: bool, hides_limits: bool) -> Headers:

@@ -78,6 +78,12 @@ class EventStream:
         start, end = _event_around(data, at, 0)
         return self.protocol.is_finish(_data_of(data[start:end]))
 
+    @property
+    def truncated(self) -> str | None:
+        """What is wrong with a stream whose connection has ended in order; None where nothing."""
+        is_other = self.protocol.has_dialects and self._finish is None
+        return None if self.has_ended or is_other else self.protocol.truncated
+
     def usage(self) -> TokenUsage | None:
         """The tokens that the stream reported; None where it reported none."""
         first = tokens.from_answer(_data_of(self._first)) if self._first else None
@@ -149,6 +155,8 @@ class EventStream:
             self._late_lf = _lf_behind(data, end)
             data = data[:end]
         self._long = None if is_over else data[-tokens.MAX_REPORT :]
+        if self.protocol.has_dialects:
+            self._finish = None  # it may be the last, and too little of it is kept to see that
         self._long_usage = tokens.from_part(data) or self._long_usage
         part = data[len(known) :]
         self.chunks += part.count(b"\ndata:") + (not known and part.startswith(b"data:"))

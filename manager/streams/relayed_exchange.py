@@ -79,7 +79,7 @@ class Loop(Protocol):
 
 class RelayedExchange:
     """See the table above. ``message``: ``timeout`` in seconds, ``client`` (ClientHead), how a
-    stream's ``protocol`` is called and whether one is ``asked_for``, ``strip_usage``,
+    stream's ``protocol`` is called and whether it ``may_be_plain`` text, ``strip_usage``,
     ``hides_limits``, ``reads_whole``: whether usage in a whole answer looks as usual; its data is
     what is still to be written to the upstream."""
 
@@ -233,7 +233,7 @@ class RelayedExchange:
             del self._read_so_far[:at]  # interim answers: else each read would look through them
             return False
         self._body_at = at
-        is_stream = head.is_stream(self._message["asked_for"])
+        is_stream = head.is_stream(self._message["may_be_plain"])
         protocol = stream_protocol.PROTOCOLS.get(self._message["protocol"])
         if is_stream and head.length is None and protocol is not None:
             self._begin_stream(head, EventStream(protocol, self._message["strip_usage"]))
@@ -315,7 +315,7 @@ class RelayedExchange:
             return
         if is_whole:
             rest = events.flush()
-            if (fault := events.protocol.truncated) and not events.has_ended:
+            if fault := events.truncated:
                 self._send(self._framed(out))
                 self._broke(fault)
                 return

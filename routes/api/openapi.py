@@ -62,6 +62,7 @@ def _operation(call: Call, components: dict[str, Any]) -> dict[str, Any]:
         return {"$ref": f"#/components/{kind}/{name}"}
 
     in_path = [reference("parameters", name) for name in call.path_names]
+    unread = [reference("parameters", name) for name in call.parameters]
     in_query = [_parameter(name, one) for name, one in call.query.items()]
     errors = {*_ERRORS, *call.errors, *((404,) if in_path else ())}
     if call.method in CHANGING:
@@ -72,11 +73,12 @@ def _operation(call: Call, components: dict[str, Any]) -> dict[str, Any]:
         operation["description"] = call.description
     if call.rule in _SECURITY:
         operation["security"] = _SECURITY[call.rule]
-    if in_path or in_query:
-        operation["parameters"] = in_path + in_query
+    if in_path or unread or in_query:
+        operation["parameters"] = in_path + unread + in_query
     if call.body is not None or call.schema is not None:
         schema = call.body.schema if call.body else reference("schemas", call.schema or "")
-        content = {"application/json": {"schema": schema}}
+        kind = "multipart/form-data" if call.takes_form else "application/json"
+        content = {kind: {"schema": schema}}
         operation["requestBody"] = {"required": True, "content": content}
     operation["responses"] = {
         str(status): reference("responses", statuses[status]) for status in sorted(statuses)

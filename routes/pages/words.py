@@ -153,6 +153,7 @@ def for_scripts() -> dict[str, str]:
         "waits_for_answer": _("waits for the answer"),
         "halted": _("Stopped by you"),
         "time_of": _("{whole}, the first byte after {first}"),
+        "untried": _("Models of other modes cannot be tried here: {names}"),
         "similarity": _("Similarity {similarity} (1 is the same direction), {size} numbers a text"),
         # settings
         "problems": _("Problems: {count}. Nothing is saved until they are fixed."),

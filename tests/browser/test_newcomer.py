@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.browser import needs_browser, shows, violations
 from tests.support.fixtures import Launch, OpenBrowser
-from tests.support.program import Program, eventually, fake
+from tests.support.program import Program, eventually, fake, media
 
 pytestmark = needs_browser
 
@@ -22,6 +22,7 @@ def program(launch_once: Launch) -> Program:
             "Texts": fake(mode="Base"),
             "Vectors": fake(mode="Embedding"),
             "Ranks": fake(mode="Reranker"),
+            "Paints": media("Image"),
         }
     )
 
@@ -85,8 +86,9 @@ def test_from_the_first_visit_to_the_bill(program: Program, read: OpenBrowser) -
     assert float(sums["cost"]) > 0
 
 
-def test_every_mode_can_be_tried(program: Program, read: OpenBrowser) -> None:
+def test_every_mode_of_texts_can_be_tried(program: Program, read: OpenBrowser) -> None:
     tab = read(program).open("/playground")
+    shows(tab, "Models of other modes cannot be tried here: Paints")
     tab.get_by_role("radio", name="Completion").check()
     tab.get_by_role("button", name="Complete").click()
     shows(tab, "token0 token1 token2", "17 prompt, 3 completion")
@@ -114,8 +116,8 @@ def test_the_config_is_edited_checked_and_applied(program: Program, read: OpenBr
     assert "treads" not in program.config.read_text()
 
     text.fill(right)
-    shows(tab, "No problems. Models: 4")
+    shows(tab, "No problems. Models: 5")
     tab.get_by_role("button", name="Save and apply").click()
-    shows(tab, "Applied. Models: 4")
+    shows(tab, "Applied. Models: 5")
     assert program.model("Renamed")["state"] == "stopped"
     assert violations(tab) == []

@@ -33,6 +33,7 @@ from tests.support.cards import Cards
 ROOT = Path(__file__).resolve().parents[2]
 FAKE = ROOT / "tests" / "support" / "fake_upstream.py"
 PLAIN = Path(__file__).with_name("plain_server.py")
+MEDIA = Path(__file__).with_name("media_server.py")
 CHAT = "/v1/chat/completions"
 PASSWORD = "a long secret word"
 NOBODY = {"Authorization": None}
@@ -135,6 +136,12 @@ def held_on(cards: Cards, linger: float = 0) -> dict[int, int]:
 def plain(*flags: str, **settings: Any) -> dict[str, Any]:
     """A model whose server answers anything, or with `--silent` no request at all."""
     return {**settings, "Default": {"command": [sys.executable, str(PLAIN), *flags]}}
+
+
+def media(mode: str, *flags: object, **settings: Any) -> dict[str, Any]:
+    """A model whose server takes recordings, speaks and draws."""
+    command = [sys.executable, str(MEDIA), *map(str, flags)]
+    return {"mode": mode, **settings, "Default": {"command": command}}
 
 
 def gated(gate: Path) -> list[str]:

@@ -492,6 +492,19 @@ def test_a_bad_request_as_the_answer_to_a_token_restarts_nothing(
     assert (one.settle()["state"], one.model.restarts) == ("ready", 0)
 
 
+@pytest.mark.parametrize(("how", "restarts"), [("errors", 1), ("posts", 0)])
+def test_where_no_request_is_small_a_servers_health_decides(
+    launch: Launch, model: NewModel, monkeypatch: pytest.MonkeyPatch, how: str, restarts: int
+) -> None:
+    monkeypatch.setattr(Chat, "probe", lambda *_: None)
+    sick, well = model(), model()
+    one = launch(sick, well)
+    sick.breaks(how)
+    one.fails()
+    assert (one.settle()["state"], one.model.restarts) == ("ready", restarts)
+    assert probes(sick) == probes(well) == 0
+
+
 def test_a_fault_of_our_own_in_a_check_restarts_nothing(
     launch: Launch, serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

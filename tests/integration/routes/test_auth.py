@@ -67,6 +67,14 @@ MODELS = """
     POST /v1/tokenize
     POST /v1/detokenize
     POST /v1/apply-template
+    GET /v1/props
+    POST /v1/audio/transcriptions
+    POST /v1/audio/translations
+    POST /v1/audio/speech
+    GET /v1/audio/voices
+    POST /v1/images/generations
+    POST /v1/images/edits
+    POST /v1/images/variations
     POST /v1/embeddings
     POST /v1/pooling
     POST /v1/rerank

@@ -10,7 +10,7 @@ import pytest
 from manager.config import plugins
 from manager.tokens import TokenUsage
 
-SHIPPED = {"Chat", "Base", "Embedding", "Reranker"}
+SHIPPED = {"Chat", "Base", "Embedding", "Reranker", "Transcription", "Speech", "Image"}
 IMAGES = """
 from manager.interfaces import Interface
 
@@ -42,7 +42,7 @@ def write(folder: Path, name: str, text: str | bytes) -> None:
 # --- what is shipped --------------------------------------------------------------------
 
 
-def test_the_four_modes_are_there_without_a_folder() -> None:
+def test_the_shipped_modes_are_there_without_a_folder() -> None:
     assert set(plugins.interfaces(None)) == SHIPPED
 
 
@@ -53,18 +53,26 @@ def test_the_four_modes_are_there_without_a_folder() -> None:
         ("Base", "/v1/completions", {"prompt", "max_tokens"}),
         ("Embedding", "/v1/embeddings", {"input"}),
         ("Reranker", "/v1/rerank", {"query", "documents"}),
+        ("Transcription", "/v1/audio/transcriptions", {"file"}),
+        ("Speech", "/v1/audio/speech", {"input", "voice"}),
     ],
 )
 def test_each_mode_probes_its_own_endpoint_with_a_smallest_request(
     mode: str, endpoint: str, fields: set[str]
 ) -> None:
     interface = plugins.interfaces(None)[mode]
-    path, body = interface.probe("what the server calls it")
+    probe = interface.probe("what the server calls it")
+    assert probe is not None
+    path, body = probe
     assert path == endpoint
     assert path in interface.endpoints
     assert body["model"] == "what the server calls it"
     assert set(body) == fields | {"model"}
     assert body.get("max_tokens", 1) == 1
+
+
+def test_no_picture_is_drawn_to_see_whether_a_server_answers() -> None:
+    assert plugins.interfaces(None)["Image"].probe("m") is None
 
 
 def test_each_mode_reads_the_tokens_of_its_answers() -> None:

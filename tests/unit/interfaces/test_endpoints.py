@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from manager.interfaces import ENDPOINTS, canonical
 from manager.streams import EventStream
+from manager.streams.event_stream import MAX_BUFFERED
 from manager.tokens import TokenUsage
 
 CHAT = "/v1/chat/completions"
@@ -96,7 +97,27 @@ COMPLETION = [
     *(event({"content": '"stop":true', "stop": False}) for _ in range(5)),
     event({"content": "", "stop": True, "timings": {"prompt_n": 20, "predicted_n": 7}}),
 ]
-STREAMS = {"/v1/messages": MESSAGE, "/v1/responses": RESPONSE, "/v1/completion": COMPLETION}
+USAGE = {"usage": {"input_tokens": 20, "output_tokens": 7}}
+TRANSCRIPT = [
+    *(event({"type": "transcript.text.delta", "delta": '"transcript.text.done"'}) for _ in "12345"),
+    event({"type": "transcript.text.done", "text": "five", **USAGE}),
+]
+SPEECH = [
+    *(event({"type": "speech.audio.delta", "audio": "x"}) for _ in "12345"),
+    event({"type": "speech.audio.done", **USAGE}),
+]
+PICTURE = [
+    *(event({"type": "image_edit.partial_image", "b64_json": "x"}) for _ in "12345"),
+    event({"type": "image_edit.completed", "b64_json": "x", **USAGE}),
+]
+STREAMS = {
+    "/v1/messages": MESSAGE,
+    "/v1/responses": RESPONSE,
+    "/v1/completion": COMPLETION,
+    "/v1/audio/transcriptions": TRANSCRIPT,
+    "/v1/audio/speech": SPEECH,
+    "/v1/images/edits": PICTURE,
+}
 
 
 @pytest.mark.parametrize("path", STREAMS)
@@ -119,6 +140,7 @@ def test_a_stream_has_ended_with_its_last_event_and_not_before(path: str, size: 
         ("/v1/messages", TokenUsage(20, 0, 5, estimated=True)),
         ("/v1/responses", TokenUsage(0, 0, 5, estimated=True)),
         ("/v1/completion", TokenUsage(0, 0, 5, estimated=True)),
+        ("/v1/audio/transcriptions", TokenUsage(0, 0, 5, estimated=True)),
     ],
 )
 def test_of_a_stream_that_is_cut_short_the_tokens_that_came_are_metered(
@@ -128,7 +150,7 @@ def test_of_a_stream_that_is_cut_short_the_tokens_that_came_are_metered(
     stream = EventStream(ENDPOINTS[path].stream)
     stream.feed(b"".join(STREAMS[path][:at]))
     assert not stream.has_ended
-    assert ENDPOINTS[path].stream.truncated
+    assert stream.truncated
     assert stream.result(502, "cut") == (502, "cut", metered)
 
 
@@ -137,3 +159,34 @@ def test_a_message_that_ends_without_names_of_events_is_whole() -> None:
     stream.feed(event({"type": "message_delta", "usage": {"output_tokens": 7}}))
     stream.feed(event({"type": "message_stop"}))
     assert stream.has_ended
+
+
+def test_a_transcript_in_the_events_of_vllm_ends_as_a_chat_does() -> None:
+    def chunk(word: str, finish_reason: str | None = None) -> bytes:
+        choice = {"delta": {"content": word}, "finish_reason": finish_reason}
+        return event({"object": "transcription.chunk", "choices": [choice]})
+
+    stream = EventStream(ENDPOINTS["/v1/audio/transcriptions"].stream)
+    stream.feed(chunk("one") + chunk(" two"))
+    assert stream.truncated
+    stream.feed(chunk("", "stop"))
+    assert stream.truncated is None
+    stream.feed(b"data: [DONE]\n\n")
+    assert stream.done
+
+
+def test_a_transcript_in_events_that_nobody_knows_ends_with_its_connection() -> None:
+    stream = EventStream(ENDPOINTS["/v1/audio/transcriptions"].stream)
+    stream.feed(event({"text": "one two"}))
+    assert not stream.has_ended  # a connection that breaks is a fault all the same
+    assert stream.truncated is None
+
+
+def test_a_picture_that_is_too_long_to_be_kept_may_be_the_last() -> None:
+    stream = EventStream(ENDPOINTS["/v1/images/edits"].stream)
+    last = event({"type": "image_edit.completed", "b64_json": "x" * 2 * MAX_BUFFERED, **USAGE})
+    data = PICTURE[0] + last
+    sent = b"".join(stream.feed(data[at : at + 65536]) for at in range(0, len(data), 65536))
+    assert sent == data
+    assert stream.truncated is None
+    assert stream.result(200, None) == (200, None, TokenUsage(20, 0, 7))
