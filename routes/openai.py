@@ -15,6 +15,7 @@ from manager.models import Model
 from manager.relay import Body, Form, Payload, RawBody
 from routes.auth import Caller
 from routes.calls import Api, Rule
+from routes.http import check_is_no_foreign_page
 from routes.proxy import (
     ModelCall,
     Proxy,
@@ -163,6 +164,7 @@ class QueryCall(ModelCall):
     def __init__(self, asked: Request) -> None:
         if asked.method != "GET":  # Flask takes HEAD, too, whose answers end where others begin
             raise ApiError(405, "method_not_allowed", f"{asked.path} takes no {asked.method}")
+        check_is_no_foreign_page(asked.environ)  # which would start a model
         self._asked = asked
         names = asked.args.getlist("model")
         if len(names) != 1:

@@ -145,6 +145,15 @@ def allowed_origin(environ: dict[str, Any], host: str | None, program: Program) 
     )
 
 
+def check_is_no_foreign_page(environ: dict[str, Any]) -> None:
+    """Raises ApiError 403 for a GET by a page of elsewhere, such as for a picture in it: that names
+    no Origin, so that ``allowed_origin`` never sees it."""
+    if "HTTP_ORIGIN" in environ:
+        return
+    if environ.get("HTTP_SEC_FETCH_SITE") in ("cross-site", "same-site"):
+        raise ApiError(403, "origin_not_allowed", "Web pages of elsewhere may not ask for this")
+
+
 def may_use_models(path: str, origin: str, cors_origins: tuple[str, ...]) -> bool:
     """Whether a page of a foreign origin may ask for the path."""
     return path.startswith("/v1/") and admits(cors_origins, origin)

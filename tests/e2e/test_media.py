@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -269,6 +270,35 @@ def test_a_request_without_a_body_names_one_model_in_its_query(program: Program)
     assert (answer.status_code, error_of(answer)["code"]) == (400, "endpoint_not_supported")
     answer = program.get("/v1/props?model=Wisper")
     assert (answer.status_code, error_of(answer)["code"]) == (404, "model_not_found")
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_a_picture_in_a_foreign_page_starts_no_model(program: Program, site: str) -> None:
+    refused = program.get("/props?model=Talker", headers={"Sec-Fetch-Site": site})
+    assert (refused.status_code, error_of(refused)["code"]) == (403, "origin_not_allowed")
+    for own in ("none", "same-origin"):
+        headers = {"Sec-Fetch-Site": own}
+        assert program.get("/props?model=Talker", headers=headers).status_code == 200
+
+
+# --- a plugin ---------------------------------------------------------------------------
+
+
+def test_a_plugins_endpoint_may_take_forms(launch: Launch, tmp_path: Path) -> None:
+    (tmp_path / "dictation.py").write_text(
+        "from manager.interfaces import Endpoint, Interface\n\n\n"
+        "class Dictation(Interface):\n"
+        "    mode = 'Dictation'\n"
+        "    endpoints = ('/v1/dictate',)\n\n"
+        "    def endpoint(self, path):\n"
+        "        return Endpoint(path, is_form=True)\n\n"
+        "    def probe(self, model):\n"
+        "        return '/v1/dictate', {'model': model, 'file': ('a.wav', b'RIFF')}\n"
+    )
+    program = launch({"Typist": media("Dictation")}, interface_plugin_dir=str(tmp_path))
+    seen = ask(program, [("file", ("b.wav", LARGE)), ("model", "Typist")], "/dictate").json()
+    assert (seen["path"], seen["files"][0][:3]) == ("/v1/dictate", ["file", "b.wav", len(LARGE)])
+    assert program.log("Typist").count("asked at /v1/dictate") == 2  # the first is the probe
 
 
 # --- OpenAI's SDK -----------------------------------------------------------------------

@@ -129,6 +129,13 @@ def test_responses_count_their_cached_tokens_inside_of_the_input() -> None:
     assert tokens.from_body(json.dumps(event).encode()) == TokenUsage(100, 64, 7)
 
 
+def test_a_transcripts_tokens_are_read_and_its_seconds_are_none() -> None:
+    usage = {"type": "tokens", "input_tokens": 14, "output_tokens": 3, "total_tokens": 17}
+    details = {"input_token_details": {"audio_tokens": 14, "text_tokens": 0}}
+    assert tokens.from_answer({"usage": usage | details}) == TokenUsage(14, 0, 3)
+    assert tokens.from_answer({"text": "Hi", "usage": {"type": "duration", "seconds": 9}}) is None
+
+
 def test_deepseeks_cache_hits_are_cached_tokens() -> None:
     usage = {
         "prompt_tokens": 100,

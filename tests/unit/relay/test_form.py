@@ -173,6 +173,7 @@ def test_what_is_no_text_is_written_as_in_json() -> None:
 def test_what_is_so_already_changes_nothing() -> None:
     form = form_of(("n", None, b"2"), ("stream", None, b"true"))
     assert form.changed(["x"], {"n": 3}, {"stream": True}) is form
+    assert form.changed(["stream"], {}, {"stream": True}) is form
 
 
 @pytest.mark.parametrize("value", [f"--{BOUNDARY}--", f"x\r\n--{BOUNDARY}\r\n", f"\n--{BOUNDARY}"])
