@@ -86,6 +86,8 @@ class StreamProtocol:
     @property
     def truncated(self) -> str | None:
         """What is wrong with a stream that has none of its ends; None where it needs none."""
+        if self.has_dialects:
+            return "the model's server ended its stream before its last event"
         end = self.ends[0] if self.ends else self.finish
         return f"the model's server ended its stream without {end.decode()}" if end else None
 

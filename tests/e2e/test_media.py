@@ -147,6 +147,7 @@ def test_a_streamed_transcript_comes_whole_and_one_that_is_cut_is_reported(
     assert row["prompt_tokens"] < 100  # estimated, of the fields: the recording has none
     events, row = streamed("cut")
     assert events[-1]["error"]["code"] == "upstream_error"
+    assert "before its last event" in events[-1]["error"]["message"]
     assert row["status"] == 502
 
 
