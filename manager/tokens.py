@@ -38,7 +38,7 @@ class TokenUsage:
 
 
 def prompt_estimate(size: int) -> int:
-    """About how many tokens a request's body of so many bytes has."""
+    """About how many tokens a prompt of so many bytes has."""
     return min(size, _MAX_ESTIMATED_BYTES) // _BYTES_PER_TOKEN
 
 

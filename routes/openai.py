@@ -149,8 +149,9 @@ class FormCall(ModelCall):
         # waitress has it in a file, where it is large, and closes that behind the answer.
         self._form = Form(environ["wsgi.input"], asked.mimetype_params.get("boundary", ""))
         fields = self._form.fields
-        # Its texts: a recording's bytes say nothing of tokens.
-        super().__init__(model_name(fields.get("model")), sum(map(len, fields.values())))
+        # Its texts alone: a recording's bytes say nothing of tokens.
+        size = sum(len(text.encode()) for text in fields.values())
+        super().__init__(model_name(fields.get("model")), size)
 
     def sent_to(self, model: Model) -> tuple[Endpoint, str, Body]:
         endpoint = require_endpoint(model, self._asked.path, self.name)

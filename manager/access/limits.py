@@ -160,8 +160,8 @@ class KeyLimits:
         self._usual: dict[str, float] = {}  # completion tokens, by model
 
     def admit(self, key: Key, model: str, size: int, max_tokens: int | None) -> Permit:
-        """Admits a request, counts it and holds what it may take: ``size`` is that of its body in
-        bytes, ``max_tokens`` the limit that it has itself. Raises ApiError 429, and then it does
+        """Admits a request, counts it and holds what it may take: ``size`` is that of its prompt
+        in bytes, ``max_tokens`` the limit that it has itself. Raises ApiError 429, and then it does
         not count."""
         prompt = prompt_estimate(size)
         if max_tokens is None:

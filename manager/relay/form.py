@@ -44,8 +44,8 @@ class _Part:
 class Form:
     """A form in ``file``, which has to stay open as long; ``boundary`` is what its header says.
 
-    A form in which other parts could be seen by who reads it in another way is refused, so that
-    the model and the fields that are set here are those that its server reads.
+    One in which another reader could see other parts, or another name of a part, is refused: the
+    fields that are set here are to be those that the model's server reads.
 
     Raises ApiError 400 ``invalid_form``.
     """
@@ -147,6 +147,8 @@ class _Segments:
     def feed(self, piece: bytes) -> None:
         for event in self._parser.parse(piece):
             if isinstance(event, MultipartSegment):
+                if [name for name, _ in event.headerlist].count("Content-Disposition") > 1:
+                    raise _invalid("a part has two names")
                 self._name = event.name or ""
                 self._text = None if event.filename is not None else bytearray()
             elif event is None:

@@ -231,6 +231,11 @@ def test_a_form_has_a_bounded_number_of_parts() -> None:
         (written([("a", None, b"1")]), "other", "end of multipart stream"),
         (b"x" + written([("a", None, b"1")]), BOUNDARY, "in front of first boundary"),
         (b"--b\r\nX: y\r\n\r\n1\r\n--b--", "b", "Content-Disposition"),
+        (
+            b"--b" + b"\r\nContent-Disposition: form-data; name=a" * 2 + b"\r\n\r\n1\r\n--b--",
+            "b",
+            "two names",
+        ),
         (b"--b\r\nno header\r\n\r\n1\r\n--b--", "b", "segment header"),
         (written([]), "", "no boundary"),
         (written([]), "a\nb", "no boundary"),
