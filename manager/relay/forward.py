@@ -78,7 +78,7 @@ def forward(
     exchange = Exchange(
         request.method,
         request.target,
-        outgoing_headers(request.headers),
+        outgoing_headers(request),
         body,
         timeout=lease.upstream_timeout,
     )
@@ -153,12 +153,16 @@ class _Transfer:
         head = response.head
         if head.is_web_page and not self._request.shows_pages:
             raise UpstreamError("what answered is a web page, not a model's server")
+<<<<<<< HEAD
         is_stream = head.is_stream(self._may_be_plain)
+=======
+        is_stream = response.has_body and head.is_stream(self.asks_for_stream)
+>>>>>>> dabeb9b (relay: other methods than POST)
         headers = head.returned(is_stream=is_stream, hides_limits=self._request.hides_limits)
         if is_stream:
             self._stream = EventStream(self._protocol, self._strip_usage)
             pieces = self._events(response, self._stream)
-        elif head.length is not None and head.length <= MAX_WHOLE:
+        elif not response.has_body or (head.length is not None and head.length <= MAX_WHOLE):
             pieces = iter(self._whole(response))
         else:
             pieces = self._unbuffered(response)
@@ -375,6 +379,8 @@ class _Transfer:
     ) -> None:
         if self._stream is not None:
             status, error, usage = self._stream.result(status, error)
+        if self._request.is_safe and (usage is None or usage.estimated):
+            usage = TokenUsage()
         streamed = self._stream is not None
         self._end(Outcome(status, usage, streamed, self._first_byte_at, error))
 

@@ -9,14 +9,13 @@ from manager.relay.request import Lease, RelayRequest
 from manager.streams import HOP_BY_HOP, Headers, names_in
 
 # The client's credentials are for the manager. Host and length are those of our own
-# connection; a compressed answer could not be metered. Model servers answer any Origin with
+# connection. Model servers answer any Origin with
 # leave to read, credentials included.
 _NOT_FORWARDED = HOP_BY_HOP | {
     "host",
     "content-length",
     "content-encoding",  # the body is decoded
     "expect",
-    "accept-encoding",
     "authorization",
     "x-api-key",
     "x-csrftoken",
@@ -31,11 +30,19 @@ _NOT_FORWARDED = HOP_BY_HOP | {
 }
 
 
-def outgoing_headers(headers: Headers) -> Headers:
+def outgoing_headers(request: RelayRequest) -> Headers:
+    headers = request.headers
     connection = ",".join(value for name, value in headers if name.lower() == "connection")
     dropped = _NOT_FORWARDED | names_in(connection)
-    kept = [(name, value) for name, value in headers if name.lower() not in dropped]
-    kept.append(("Accept-Encoding", "identity"))
+    # A compressed answer could not be metered. llama.cpp's page comes in no other way.
+    encodings = [value for name, value in headers if name.lower() == "accept-encoding"]
+    accepted = ", ".join(encodings) if request.is_safe else ""
+    kept = [
+        (name, value)
+        for name, value in headers
+        if (key := name.lower()) not in dropped and key != "accept-encoding"
+    ]
+    kept.append(("Accept-Encoding", accepted or "identity"))
     return kept
 
 

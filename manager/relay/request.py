@@ -50,6 +50,11 @@ class RelayRequest:
     shows_pages: bool = False
     sets_model: bool = False
 
+    @property
+    def is_safe(self) -> bool:
+        """Whether it only reads (RFC 9110, 9.2.1): no tokens are computed for it."""
+        return self.method in ("GET", "HEAD", "OPTIONS")
+
 
 @dataclass(frozen=True)
 class Outcome:

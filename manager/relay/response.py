@@ -136,6 +136,11 @@ class Response:
     def status(self) -> int:
         return self.head.status
 
+    @property
+    def has_body(self) -> bool:
+        """False for an answer to HEAD, whose head is that of the answer to a GET."""
+        return self._exchange.method != "HEAD"
+
     def has_begun(self) -> bool:
         """Whether the answer begins, or its connection ends, within the exchange's patience."""
         return self._reader.has_begun()
@@ -157,7 +162,9 @@ class Response:
         Raises UpstreamError where the body ends too early, UpstreamTimeout, Aborted.
         """
         try:
-            if self.head.is_chunked:
+            if not self.has_body:
+                pass
+            elif self.head.is_chunked:
                 yield from self._chunked_body()
             elif self.head.length is not None:
                 yield from self._sized_body(self.head.length)

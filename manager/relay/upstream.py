@@ -36,6 +36,7 @@ from manager.relay.response import (
 _CONNECT_SECONDS = 5.0
 _RETRY_WITHIN_SECONDS = 0.25  # in which the close of a kept connection is noticed
 _MAX_SINGLE_WRITE = 1 << 16  # bytes
+_WITH_BODY = ("POST", "PUT", "PATCH")
 
 
 # It warns of each connection that the pool is too full to keep, as after a burst of streams.
@@ -114,7 +115,8 @@ class Exchange:
         another is to send it."""
         lines = [f"{self.method} {self.target} HTTP/1.1", f"Host: {host}"]
         lines += [f"{name}: {value}" for name, value in self._headers]
-        if self._body:
+        # Without a length some servers wait for the connection's end.
+        if self._body or self.method in _WITH_BODY:
             lines.append(f"Content-Length: {len(self._body)}")
         head = "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n"
         self.sent_at = time.monotonic()

@@ -132,6 +132,13 @@ class Answering(WSGITask):
         if not self.chunked_response:
             super().set_close_on_finish()
 
+    def finish(self) -> None:
+        if not self.wrote_header:
+            self.write(b"")
+        if self.request.command == "HEAD":
+            self.chunked_response = False  # only its head: no chunk comes, not the last one either
+        super().finish()
+
     def write(self, data: bytes) -> None:
         if not data:
             super().write(data)

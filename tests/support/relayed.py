@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from manager.interfaces import Chat, Interface
+from manager.interfaces import Chat, Endpoint, Interface
+from manager.relay.body import RawBody
 from manager.relay.forward import forward
 from manager.relay.payload import Payload
 from manager.relay.request import Outcome, RelayRequest, RelayResponse
@@ -65,6 +66,24 @@ class Relayed:
         raw = body if isinstance(body, bytes) else json.dumps(body).encode()
         endpoint = self.lease.interface.endpoint(target.partition("?")[0])
         request = RelayRequest(endpoint, target, list(headers), Payload(raw))
+        return self.forward(request, **lent)
+
+    def get(
+        self, *headers: tuple[str, str], method: str = "GET", target: str = "/page"
+    ) -> RelayResponse:
+        """As what is asked for below /upstream."""
+        return self.forward(
+            RelayRequest(
+                Endpoint("/upstream"),
+                target,
+                list(headers),
+                RawBody(b""),
+                method=method,
+                shows_pages=True,
+            )
+        )
+
+    def forward(self, request: RelayRequest, **lent: Any) -> RelayResponse:
         self.answer = forward(
             self.lease,
             request,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import pytest
 
@@ -20,8 +21,8 @@ from tests.support.relayed import (
     seen_by,
     streamed,
 )
-from tests.support.servers import FakeModel, Peer
-from tests.support.upstreams import Serve, sized
+from tests.support.servers import PATIENCE, FakeModel, Peer
+from tests.support.upstreams import OK, SHORT, Serve, sized
 
 # --- an answer of one piece -------------------------------------------------------------
 
@@ -232,3 +233,94 @@ def test_a_streams_length_and_framing_are_the_managers(to_model: Relayed, framin
     assert header(answer, "Content-Length") == header(answer, "Transfer-Encoding") == []
     assert events(read(answer))[-1] == "[DONE]"
     assert to_model.outcome.error is None
+
+
+# --- what is asked for in another way than by POST --------------------------------------
+
+
+def answer_with(*lines: bytes, body: bytes = b"") -> Callable[[Peer], None]:
+    """A script: an answer to each request of a connection."""
+
+    def script(peer: Peer) -> None:
+        while peer.request():
+            peer.send(b"\r\n".join([*lines, b"", body]))
+
+    return script
+
+
+@pytest.mark.parametrize(
+    "framing", [b"Content-Length: 5000000", b"Transfer-Encoding: chunked", b"X-Other: 1"]
+)
+def test_an_answer_to_head_is_not_waited_for_any_further(
+    serve: Serve, relay: Relay, framing: bytes
+) -> None:
+    head = (OK[:-2], b"Content-Type: text/event-stream", framing)
+    one = relay(serve(answer_with(*head)), upstream_timeout=PATIENCE)
+    assert read(one.get(method="HEAD")) == b""
+    length = header(one.answer, "Content-Length")
+    assert length == (["5000000"] if b"Length" in framing else [])
+    assert (one.outcome.status, one.outcome.streamed) == (200, False)
+    assert one.is_over()
+
+
+def test_the_connection_goes_on_after_an_answer_to_head(serve: Serve, relay: Relay) -> None:
+    server = serve(answer_with(OK[:-2], b"Content-Length: 7"))
+    one = relay(server)
+    for _ in range(3):
+        read(one.get(method="HEAD"))
+    assert server.connections == 1
+
+
+def test_what_only_reads_lacks_no_tokens(serve: Serve, relay: Relay) -> None:
+    """Neither a page nor a stream of events is billed by an estimate."""
+    page = answer_with(OK[:-2], b"Content-Type: text/html", b"Content-Length: 2", body=b"<p")
+    one = relay(serve(page))
+    assert read(one.get()) == b"<p"
+    assert one.outcome.usage == TokenUsage()
+    events = answer_with(
+        b"HTTP/1.1 200 OK",
+        b"Content-Type: text/event-stream",
+        b"Content-Length: 30",
+        body=b"data: a\n\ndata: b\n\ndata: c\n\n\n\n\n",
+    )
+    other = relay(serve(events))
+    read(other.get())
+    assert other.outcome.usage == TokenUsage()
+
+
+def test_what_only_reads_and_reports_tokens_is_metered(serve: Serve, relay: Relay) -> None:
+    body = b'{"usage": {"prompt_tokens": 5, "completion_tokens": 2}}'
+    one = relay(serve(answer_with(OK[:-2], b"Content-Length: %d" % len(body), body=body)))
+    assert read(one.get()) == body
+    assert one.outcome.usage == TokenUsage(5, 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("method", "sent"), [("GET", "gzip, br"), ("POST", "identity"), ("DELETE", "identity")]
+)
+def test_a_page_may_come_compressed_and_what_is_metered_may_not(
+    serve: Serve, relay: Relay, method: str, sent: str
+) -> None:
+    seen: list[bytes] = []
+
+    def script(peer: Peer) -> None:
+        seen.append(peer.request())
+        peer.send(SHORT)
+
+    read(relay(serve(script)).get(("Accept-Encoding", "gzip, br"), method=method))
+    assert b"\r\nAccept-Encoding: %b\r\n" % sent.encode() in seen[0]
+
+
+def test_a_post_without_a_body_says_so(serve: Serve, relay: Relay) -> None:
+    """Else some servers wait for the end of the connection."""
+    seen: list[bytes] = []
+
+    def script(peer: Peer) -> None:
+        while data := peer.request():
+            seen.append(data)
+            peer.send(SHORT)
+
+    one = relay(serve(script))
+    read(one.get(method="POST"))
+    read(one.get(method="GET"))
+    assert [b"Content-Length: 0" in data for data in seen] == [True, False]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from flask import Flask, jsonify, request
+from flask import Flask, Response, jsonify, request
 from waitress.buffers import TempfileBasedBuffer
 from waitress.server import TcpWSGIServer
 
@@ -52,6 +52,10 @@ class Edge:
                 }
             )
             return jsonify(self.seen[-1])
+
+        @app.route("/stream")
+        def stream() -> Response:
+            return Response(iter((b"some", b"more")))
 
         self.server = HttpServer(app, host, 0, threads=4, max_body_mb=1, **options)
         self.server.start()
@@ -292,6 +296,16 @@ def test_a_request_that_expects_a_go_ahead_and_has_no_body_is_answered(edge: Edg
     last = SECOND.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
     assert statuses(edge.tell(first + last)) == [200, 200]
     assert "HTTP_X_MINE" not in edge.seen[1]["headers"]
+
+
+def test_nothing_comes_behind_the_head_that_was_asked_for_alone(edge: Edge) -> None:
+    """Also where its length is not known; and the connection goes on."""
+    last = SECOND.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    for path in (b"/", b"/stream"):
+        answer = edge.tell(b"HEAD %b HTTP/1.1\r\n%b\r\n" % (path, HOST) + last)
+        head, _, rest = answer.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert rest.startswith(b"HTTP/1.1 200 OK\r\n")
 
 
 def test_a_body_that_is_too_large_is_refused_before_it_is_asked_for(edge: Edge) -> None:
