@@ -15,7 +15,7 @@ _HOUR_MS = 3_600_000
 # By what argparse calls them; each is a field of a key.
 _FIELDS = (
     *("owner", "models", "requests_per_minute", "tokens_per_minute", "max_concurrency"),
-    *("budget", "priority", "expires_ms"),
+    *("budget", "priority", "raw", "expires_ms"),
 )
 
 
@@ -62,6 +62,12 @@ def _add_limits(command: argparse.ArgumentParser) -> None:
             option, type=kind, metavar=metavar, help=help_text, default=argparse.SUPPRESS
         )
     command.add_argument(
+        "--raw",
+        action=argparse.BooleanOptionalAction,
+        help="may use its models' whole servers, below /upstream; --no-raw: no more",
+        default=argparse.SUPPRESS,
+    )
+    command.add_argument(
         "--expires",
         dest="expires_ms",
         type=lambda text: None if text == "none" else options.moment_ms(text),
@@ -74,7 +80,7 @@ def _add_limits(command: argparse.ArgumentParser) -> None:
 def _list(_arguments: argparse.Namespace, database: OfflineDatabase) -> None:
     now_ms = options.now_ms()
     rows: list[tuple[str, ...]] = [
-        ("NAME", "STATE", "OWNER", "MODELS", "REQ/MIN", "TOK/MIN", "AT ONCE", "BUDGET")
+        ("NAME", "STATE", "OWNER", "MODELS", "REQ/MIN", "TOK/MIN", "AT ONCE", "BUDGET", "RAW")
     ]
     for key in database.read(api_keys.load):
         limits = (key.requests_per_minute, key.tokens_per_minute, key.max_concurrency)
@@ -87,6 +93,7 @@ def _list(_arguments: argparse.Namespace, database: OfflineDatabase) -> None:
                 "all" if key.models is None else ",".join(key.models),
                 *("-" if limit is None else str(limit) for limit in limits),
                 "-" if budget is None else f"{format_amount(budget.amount)}/{budget.period}",
+                "yes" if key.raw else "-",
             )
         )
     offline.table(rows)

@@ -15,7 +15,7 @@ from werkzeug.exceptions import HTTPException
 from manager.errors import CLIENT_CLOSED_REQUEST, ApiError, ClientDisconnected
 from manager.interfaces import error_body
 from manager.storage import DatabaseError
-from routes import auth, openai, paths
+from routes import auth, llama_swap, openai, paths, upstream
 from routes.api import (
     accounts,
     captures,
@@ -41,9 +41,11 @@ log = logging.getLogger(__name__)
 
 _BLUEPRINTS: tuple[Callable[[Services], Api], ...] = (
     openai.blueprint,
+    upstream.blueprint,
     status.blueprint,
     models.blueprint,
     captures.blueprint,
+    llama_swap.blueprint,
     logs.blueprint,
     devices.blueprint,
     events.blueprint,
@@ -73,9 +75,10 @@ def create_app(services: Services, secret: bytes) -> Flask:
     static, asset = assets.blueprint()
     views.init_app(app, secret, asset)
     for blueprint in (static, *(make(services) for make in _BLUEPRINTS)):
-        if blueprint.name != "openai":  # whose responses are the models' own
+        if blueprint.name not in ("openai", "upstream"):  # whose responses are the models' own
             blueprint.after_request(headers.set_headers)
         app.register_blueprint(blueprint)
+    app.after_request(upstream.guard)
     auth.protect(app, services)
     named = auth.calls_of(app)
     calls = named.values()
@@ -109,7 +112,8 @@ class _Sessions(SecureCookieSessionInterface):
 
 def _api_error_response(services: Services, error: ApiError) -> werkzeug.Response:
     # A request to a model has a line already, the recorder's.
-    if error.code == "model_not_found" and not openai.is_proxied(request.endpoint or ""):
+    is_recorded = openai.is_proxied(request.endpoint or "") or request.blueprint == "upstream"
+    if error.code == "model_not_found" and not is_recorded:
         _log_not_found(services, error)
     return _error_response(error)
 

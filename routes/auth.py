@@ -31,11 +31,15 @@ from manager.errors import ApiError
 from manager.storage import DatabaseError
 from routes.calls import CHANGING, Api, Call, Rule
 from routes.http import Client, allowed_origin, check_host, client_of, cors_headers, preflight
+from routes.page_passes import has_pass
 from routes.services import Services, current
 
 log = logging.getLogger(__name__)
 
 _MAX_LOGGED = 200  # characters of a method and a path
+# A change by these takes no session, so that it needs no proof of coming from our own pages; or,
+# with one from a page, looks for that itself.
+_WITHOUT_SESSION = (Rule.MODELS, Rule.RAW, Rule.SCRIPT)
 _MAX_RECORDED = 300_000  # bytes of a body; a config is as long as that
 
 
@@ -150,7 +154,9 @@ def _admit_client(
     environ, program = asked.environ, services.fleet.config.program
     if environ["PATH_INFO"] != "/health":  # health checks may use any name
         check_host(client.host, program)
-    if "HTTP_ORIGIN" in environ:
+    origin = environ.get("HTTP_ORIGIN")
+    is_page = origin == "null" and has_pass(environ["PATH_INFO"])
+    if origin is not None and not is_page:
         kept.cors = allowed_origin(environ, client.host, program)
         if kept.cors and environ["REQUEST_METHOD"] == "OPTIONS":
             return preflight(kept.cors, program.cors_origins)
@@ -159,7 +165,11 @@ def _admit_client(
         return None  # Flask answers 404 or 405
     rule = calls[route.endpoint].rule
     kept.caller = _caller(services, program, rule, client, environ)
-    if rule is not Rule.MODELS and environ["REQUEST_METHOD"] in CHANGING:
+    if is_page:  # whose pass is good: it may read the answers
+        kept.cors = origin
+        if environ["REQUEST_METHOD"] == "OPTIONS":
+            return preflight(kept.cors, methods=environ.get("HTTP_ACCESS_CONTROL_REQUEST_METHOD"))
+    if rule not in _WITHOUT_SESSION and environ["REQUEST_METHOD"] in CHANGING:
         _check_change()
     return None
 
@@ -176,6 +186,8 @@ def _caller(
         return anonymous
     if rule is Rule.MODELS:
         return _user(services, anonymous, environ)
+    if rule is Rule.RAW:
+        return _raw_user(services, anonymous, environ)
     if rule is Rule.KEY:
         key = services.access.snapshot.key(_secret(environ) or "", services.clock.wall_ms())
         if key is None:
@@ -183,6 +195,12 @@ def _caller(
         return anonymous._replace(key=key)
     if rule is Rule.SETUP and services.access.snapshot.accounts:
         return anonymous  # whom the page redirects to sign in
+    if rule is Rule.LOCAL and anonymous.is_local:
+        return anonymous
+    if rule is Rule.SCRIPT and _bearer(environ) is None:  # a page can ask by a GET, with its cookie
+        raise ApiError(
+            401, "token_needed", "This takes a token of an admin, as `Authorization: Bearer …`"
+        )
     caller = _person(services, anonymous, environ)
     if rule is not Rule.VIEW and caller.role != ADMIN:
         raise _admin_needed(caller, rule)
@@ -217,6 +235,70 @@ def _user(services: Services, anonymous: Caller, environ: dict[str, Any]) -> Cal
     return anonymous
 
 
+def _raw_user(services: Services, anonymous: Caller, environ: dict[str, Any]) -> Caller:
+    """The caller of a model's whole server. What answers there is foreign content on our origin,
+    and some of its paths change the server by a GET: no page but its own may ask for one."""
+    known, secret = services.access.snapshot, _secret(environ)
+    site = environ.get("HTTP_SEC_FETCH_SITE", "none")
+    # A script or a frame of it in one of our own pages would have our origin.
+    is_part = environ.get("HTTP_SEC_FETCH_DEST", "document") != "document"
+    if has_pass(environ["PATH_INFO"]):
+        if site.startswith("same-") and is_part:
+            raise _not_for_pages()
+        return _page_visitor(services, anonymous, environ)
+    if site == "cross-site":
+        raise _not_for_pages()
+    if secret is not None and not _is_token(secret, environ):
+        key = known.key(secret, services.clock.wall_ms())
+        if key is None:
+            raise invalid_key_error("The API key is not valid")
+        if not key.raw:
+            raise ApiError(
+                403,
+                "raw_not_allowed",
+                f"The key {key.name!r} is for the models' endpoints under /v1, not for their whole"
+                " servers; an admin may set `raw` of it",
+            )
+        return anonymous._replace(key=key)
+    caller = _person(services, anonymous, environ)
+    if caller.role != ADMIN:
+        raise _admin_needed(caller, Rule.RAW)
+    if secret is None:
+        if site == "same-site" or is_part:
+            raise _not_for_pages()
+        if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
+            raise ApiError(
+                403,
+                "token_needed",
+                "Who is signed in may only look at the pages of a model's server: for all else send"
+                " a token, or an API key with `raw`, as `Authorization: Bearer …`",
+            )
+    return caller
+
+
+def _is_token(secret: str, environ: dict[str, Any]) -> bool:
+    """Whether it is meant as a token, or the local token, which have no one shape."""
+    return _bearer(environ) is not None and not secret.startswith(credentials.KEY_PREFIX)
+
+
+def _page_visitor(services: Services, anonymous: Caller, environ: dict[str, Any]) -> Caller:
+    """Who opened the page whose pass is in the path."""
+    page = services.page_passes.find(environ["PATH_INFO"])
+    caller = None if page is None else _signed_in_by(services, anonymous, page.session)
+    if caller is None or caller.role != ADMIN:
+        raise ApiError(403, "page_expired", "This page has expired: open /upstream/NAME/ again")
+    return caller
+
+
+def _not_for_pages() -> ApiError:
+    return ApiError(
+        403,
+        "cross_site_request",
+        "No other web page may lead to a model's server or use it: type its address, or follow a"
+        " link of LLM-Manager",
+    )
+
+
 def _person(services: Services, anonymous: Caller, environ: dict[str, Any]) -> Caller:
     """The caller of a page or of the API. Raises ApiError 401, and 403 from elsewhere while
     there is no account."""
@@ -246,10 +328,15 @@ def _person(services: Services, anonymous: Caller, environ: dict[str, Any]) -> C
 
 def signed_in(services: Services, anonymous: Caller) -> Caller | None:
     """The caller whose session the request belongs to."""
-    account = services.access.snapshot.accounts.get(session.get("account", ""))
-    if account is not None and session.get("generation") == account.generation:
+    return _signed_in_by(services, anonymous, session)
+
+
+def _signed_in_by(services: Services, anonymous: Caller, kept: Mapping[str, Any]) -> Caller | None:
+    """``kept`` is what a session holds."""
+    account = services.access.snapshot.accounts.get(kept.get("account", ""))
+    if account is not None and kept.get("generation") == account.generation:
         return anonymous._replace(account=account)
-    generation = session.get("local_token")
+    generation = kept.get("local_token")
     if generation is not None and services.local_token.is_session(generation):
         return anonymous._replace(local_token=generation)
     return None
@@ -285,6 +372,11 @@ def _no_password_yet() -> ApiError:
         "No password is set yet, so that this answers on the machine itself alone. To make the"
         f" first account, {_HOW}",
     )
+
+
+def has_secret(environ: dict[str, Any]) -> bool:
+    """Whether it comes with a token or a key, which no foreign page can send."""
+    return _secret(environ) is not None
 
 
 def _bearer(environ: dict[str, Any]) -> str | None:
@@ -328,7 +420,7 @@ def _finish(services: Services, calls: Mapping[str, Call], response: Response) -
         response.headers.update(cors_headers(cors))
         response.headers.add("Vary", "Origin")
     route = asked.url_rule
-    if route is not None and asked.environ["REQUEST_METHOD"] in CHANGING:
+    if route is not None and asked.environ["REQUEST_METHOD"] != "OPTIONS":
         call = calls[route.endpoint]
         if call.audit and kept.get("is_change", response.status_code < 400):
             _record(services, call)

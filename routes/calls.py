@@ -30,8 +30,11 @@ class Rule(enum.Enum):
     OPEN = "everybody"
     MODELS = "an API key, where keys are asked for"
     KEY = "an API key"
+    RAW = "an admin, or an API key with `raw`"
     VIEW = "a viewer"
+    LOCAL = "an admin, or anybody on this machine"
     ADMIN = "an admin"
+    SCRIPT = "a script with an admin's token"
     CONFIG = "an admin on this machine"
     SETUP = "an admin, while there is no account"
 

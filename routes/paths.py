@@ -73,13 +73,18 @@ class _Name(PathConverter):
         return value.replace(_SLASH, "/")
 
 
-def _with_names(uri: str, path: str) -> str:
-    """The path of a request's URI, each encoded slash in it as `_SLASH`; ``path`` where there is
-    none."""
+def raw_path(uri: str) -> str:
+    """The path of a request's URI as it was sent."""
     raw = re.split("[?#]", uri, maxsplit=1)[0]
     if not raw.startswith("/"):  # http://host/path, as for a proxy
         raw = "/" + raw.split("/", 3)[-1]
-    parts = _ENCODED_SLASH.split(raw)
+    return raw
+
+
+def _with_names(uri: str, path: str) -> str:
+    """The path of a request's URI, each encoded slash in it as `_SLASH`; ``path`` where there is
+    none."""
+    parts = _ENCODED_SLASH.split(raw_path(uri))
     if len(parts) == 1:
         return path
     # Two in a row are one, as without names; here, since a redirect could not spell _SLASH.

@@ -33,7 +33,7 @@ from routes.auth import Caller
 from routes.services import Services, current
 
 LOADING_SECONDS = 5.0  # between two signs of life of a stream that waits
-_MAX_NAME = 200  # characters, as in the config
+MAX_NAME = 200  # characters, as in the config
 _ID_HEADER = "X-LLM-Manager-Request"
 _STREAM_HEADERS = (
     ("Content-Type", "text/event-stream"),
@@ -44,8 +44,11 @@ _STREAM_HEADERS = (
 
 class ModelCall(ABC):
     """A request to a model, as the route that it came by has read it: the ``name`` that it asks
-    for, and the ``size`` of its prompt in bytes, as far as that is known: often its body's."""
+    for, and the ``size`` of its prompt in bytes, as far as that is known: often its body's.
+    ``method`` and ``base`` are as in RelayRequest; without a method it is the endpoint's."""
 
+    method = ""
+    base = ""
     is_carried = True  # by a relay process, where one can: the answer goes on as it comes
 
     def __init__(self, name: str, size: int) -> None:
@@ -145,8 +148,9 @@ class _Proxied:
             _headers(self._environ),
             body,
             hides_limits=bool(self.limits),
+            method=call.method or endpoint.method,
+            base=call.base,
             sets_model=changes is not None and "model" in changes.set,
-            method=endpoint.method,
         )
         self._is_captured = model.is_captured  # which is for a thread
         carriers = self._carriers() if call.is_carried and not self._is_captured else None
@@ -304,7 +308,7 @@ def model_name(name: Any) -> str:
         raise ApiError(
             400, "model_missing", 'The request has no "model" that is a name', param="model"
         )
-    if len(name) > _MAX_NAME:
+    if len(name) > MAX_NAME:
         raise ApiError(
             404,
             "model_not_found",

@@ -24,6 +24,7 @@ from manager.relay import RelayProcesses, Watcher
 from manager.storage import DatabaseError, MaintenanceTasks, ModelLogs, Spool
 from manager.usage import Activity, Reports
 from routes.http import Slots
+from routes.page_passes import PagePasses
 
 Proxied = TypeVar("Proxied")
 
@@ -74,6 +75,7 @@ class Services:
     host: str
     relays: RelayProcesses
     captures: Captures
+    page_passes: PagePasses = field(default_factory=PagePasses)
     _reloading: threading.Lock = field(default_factory=threading.Lock)
 
     @property

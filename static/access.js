@@ -132,6 +132,8 @@ const DONE = {
   "POST /api/models/{name}/restart": "did_restart",
   "POST /api/models/{name}/capture": "did_capture",
   "POST /api/models/stop": "did_stop_all",
+  "GET /unload": "did_stop_all",
+  "POST /unload": "did_stop_all",
   "PUT /api/models/{name}/price": "did_price",
   "POST /api/adjustments": "did_adjust",
   "POST /api/exports": "did_export",

@@ -41,6 +41,7 @@ function showKey(row, key) {
     spent: money(spent),
     spent_exact: spent,
     models: key.models === null ? say("all_models") : key.models.join(", "),
+    raw: key.raw ? say("raw_key") : "",
     expires: key.expires_at ? time(key.expires_at) : say("never"),
     priority: number(key.priority),
     may_change: key.state !== "revoked",
@@ -89,6 +90,7 @@ function values() {
     budget: amount ? { amount, period } : null,
     expires_at: momentOf(elements.expires_at.value),
     priority: integerOf(elements.priority.value, 0),
+    raw: elements.raw.checked,
   };
 }
 
@@ -114,6 +116,7 @@ function edit(key) {
   elements.period.value = key?.budget?.period ?? "month";
   elements.expires_at.value = textOf(key?.expires_at);
   elements.priority.value = key?.priority ?? 0;
+  elements.raw.checked = key?.raw ?? false;
   showPicks();
   before = values();
   editor.open(key ? elements.owner : elements.name);

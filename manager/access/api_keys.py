@@ -25,7 +25,7 @@ _MAX_MODELS = 1000
 _MAX_BUDGET = 10**18  # billionths, so that sums stay far below SQLite's integers
 _COLUMNS = (
     *("name", "owner", "models", "requests_per_minute", "tokens_per_minute", "max_concurrency"),
-    *("budget", "budget_period", "priority", "created_ms", "expires_ms", "revoked_ms"),
+    *("budget", "budget_period", "priority", "raw", "created_ms", "expires_ms", "revoked_ms"),
 )
 
 
@@ -51,7 +51,8 @@ class Secret:
 @dataclass(frozen=True)
 class Key:
     """Where a limit is None there is none. ``models`` are names or aliases. ``priority`` is 0 to
-    10: a queued request is served before those of a lower one. Times are epoch ms."""
+    10: a queued request is served before those of a lower one. ``raw``: it may use all of its
+    models' servers, below /upstream, not their endpoints alone. Times are epoch ms."""
 
     name: str
     owner: str = ""
@@ -61,6 +62,7 @@ class Key:
     max_concurrency: int | None = None
     budget: Budget | None = None
     priority: int = 0
+    raw: bool = False
     created_ms: int = 0
     expires_ms: int | None = None
     revoked_ms: int | None = None
@@ -211,6 +213,7 @@ def _write(connection: sqlite3.Connection, key: Key) -> None:
         None if budget is None else budget.amount,
         None if budget is None else budget.period,
         key.priority,
+        key.raw,
         key.created_ms,
         key.expires_ms,
         key.revoked_ms,
@@ -224,9 +227,10 @@ def _write(connection: sqlite3.Connection, key: Key) -> None:
 
 def _key(row: dict[str, Any], secrets: Mapping[str, Collection[Secret]]) -> Key:
     amount, period = row.pop("budget"), row.pop("budget_period")
-    models = row.pop("models")
+    models, raw = row.pop("models"), row.pop("raw")
     return Key(
         **row,
+        raw=bool(raw),
         models=None if models is None else tuple(json.loads(models)),
         budget=None if amount is None else Budget(amount, period),
         secrets=tuple(secrets.get(row["name"], ())),

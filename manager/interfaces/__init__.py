@@ -7,6 +7,7 @@ from manager.interfaces.embedding import Embedding
 from manager.interfaces.endpoints import (
     CAPABILITIES,
     ENDPOINTS,
+    RAW,
     Endpoint,
     canonical,
     error_body,
@@ -43,6 +44,7 @@ __all__ = [
     "ENDPOINTS",
     "OPENAI_STREAM",
     "PROTOCOLS",
+    "RAW",
     "AnswerError",
     "Base",
     "Chat",

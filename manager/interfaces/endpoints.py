@@ -172,6 +172,8 @@ VARIATIONS = Endpoint(
     summary="Pictures that resemble another",
     schema="PictureForm",
 )
+RAW = Endpoint("/upstream")
+"""The whole of a model's server: any path of it, and any method."""
 
 _TEXT_EXTRAS = (COMPLETION, INFILL, TOKENIZE, DETOKENIZE, APPLY_TEMPLATE, PROPS)
 OF_CHAT = (CHAT, COMPLETIONS, RESPONSES, MESSAGES, COUNT_TOKENS, *_TEXT_EXTRAS)

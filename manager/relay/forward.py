@@ -19,6 +19,7 @@ from http import HTTPStatus
 from manager.errors import CLIENT_CLOSED_REQUEST, ApiError, ClientDisconnected
 from manager.interfaces import PROTOCOLS, Interface, error_in
 from manager.relay.outgoing import is_true, outgoing_body, outgoing_headers
+from manager.relay.redirects import put_below
 from manager.relay.relay_processes import RelayProcesses, Report
 from manager.relay.request import (
     ClientConnection,
@@ -32,7 +33,7 @@ from manager.relay.request import (
 from manager.relay.response import Aborted, Response, UpstreamError, UpstreamTimeout
 from manager.relay.upstream import Exchange
 from manager.relay.watcher import Watcher
-from manager.streams import AFTER_DONE_SECONDS, MAX_WHOLE, EventStream
+from manager.streams import AFTER_DONE_SECONDS, MAX_WHOLE, EventStream, Headers
 from manager.tokens import TokenUsage
 
 # Answers that come whole mostly begin within that: a relay process would cost more than the thread.
@@ -151,14 +152,12 @@ class _Transfer:
         """The answer to this response. Raises UpstreamError where it can be none."""
         self._response = response
         head = response.head
-        if head.is_web_page and not self._request.shows_pages:
+        if head.is_web_page and not self._request.base:
             raise UpstreamError("what answered is a web page, not a model's server")
-<<<<<<< HEAD
-        is_stream = head.is_stream(self._may_be_plain)
-=======
-        is_stream = response.has_body and head.is_stream(self.asks_for_stream)
->>>>>>> dabeb9b (relay: other methods than POST)
+        is_stream = response.has_body and head.is_stream(self._may_be_plain)
         headers = head.returned(is_stream=is_stream, hides_limits=self._request.hides_limits)
+        if self._request.base:
+            headers = self._redirected(headers)
         if is_stream:
             self._stream = EventStream(self._protocol, self._strip_usage)
             pieces = self._events(response, self._stream)
@@ -168,6 +167,17 @@ class _Transfer:
             pieces = self._unbuffered(response)
         self._on_answer(self._stream)
         return RelayResponse(f"{head.status} {head.reason}", headers, pieces, self.close)
+
+    def _redirected(self, headers: Headers) -> Headers:
+        upstream, request = self._lease.upstream, self._request
+        own = {f"{host}:{upstream.port}" for host in (upstream.host, "localhost")}
+        own |= {value.lower() for name, value in request.headers if name.lower() == "host"}
+        return [
+            (name, put_below(value, request.target, request.base, own))
+            if name.lower() == "location"
+            else (name, value)
+            for name, value in headers
+        ]
 
     def close(self) -> None:
         """The client has its answer or has disconnected; what is still open is closed."""

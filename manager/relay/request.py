@@ -37,8 +37,9 @@ class Lease(Protocol):
 @dataclass(frozen=True)
 class RelayRequest:
     """What the client sent, to which endpoint: ``target`` is the path with its query, at the
-    model's server. ``shows_pages``: an answer may be a web page, too. ``sets_model``: the config
-    has set the model in the body already.
+    model's server. ``base``: the path at which the client has the root of that server, where it
+    has; an answer may be a web page then. ``sets_model``: the config has set the model in the body
+    already.
     ``hides_limits``: it has limits of ours, so that those of the model's server would mislead."""
 
     endpoint: Endpoint
@@ -47,7 +48,7 @@ class RelayRequest:
     body: Body
     hides_limits: bool = False
     method: str = "POST"
-    shows_pages: bool = False
+    base: str = ""
     sets_model: bool = False
 
     @property

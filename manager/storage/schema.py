@@ -228,4 +228,7 @@ MIGRATIONS: tuple[Migration, ...] = (
         facts  TEXT NOT NULL
     ) WITHOUT ROWID;
     """,
+    """
+    ALTER TABLE keys ADD COLUMN raw INTEGER NOT NULL DEFAULT 0;  -- 1: below /upstream as well
+    """,
 )

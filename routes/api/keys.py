@@ -12,7 +12,18 @@ from manager.errors import ApiError
 from manager.usage import Filters
 from routes.api.usage import totals_to_json, zone_of
 from routes.calls import Api, Rule
-from routes.request import Body, Field, amount, choice, integer, list_of, moment, record, text
+from routes.request import (
+    Body,
+    Field,
+    amount,
+    boolean,
+    choice,
+    integer,
+    list_of,
+    moment,
+    record,
+    text,
+)
 from routes.services import Services
 
 _HOURS = 24  # that a replaced secret stays valid
@@ -155,6 +166,7 @@ def _shown(services: Services, key: Key) -> dict[str, Any]:
         if key.budget is None
         else {"amount": format_amount(key.budget.amount), "period": key.budget.period},
         "priority": key.priority,
+        "raw": key.raw,
         "created_at": iso(key.created_ms),
         "expires_at": _iso(key.expires_ms),
         "revoked_at": _iso(key.revoked_ms),
@@ -191,6 +203,7 @@ def _changeable(services: Services) -> dict[str, Field]:
         "max_concurrency": integer(1, _MAX_REQUESTS).nullable(),
         "budget": record(_BUDGET, '{"amount": "10", "period": "month"}').nullable(),
         "priority": integer(0, api_keys.MAX_PRIORITY),
+        "raw": boolean(),
         "expires_at": moment(lambda: zone_of(services)).nullable(),
     }
 

@@ -79,6 +79,13 @@ def _accepted(
     """202 at once; where it is to ``wait``, 200 when every start and stop under way has ended."""
     if not wait:
         return jsonify(view()), 202
+    wait_idle(services, models)
+    return jsonify(view()), 200
+
+
+def wait_idle(services: Services, models: list[Model]) -> None:
+    """Returns when every start and stop under way has ended. Raises ApiError 503 where no thread
+    is left to wait."""
     release = services.slots.acquire()
     try:
         for model in models:
@@ -87,4 +94,3 @@ def _accepted(
             model.wait_idle(queued + settings.start_timeout + 3 * settings.stop_timeout)
     finally:
         release()
-    return jsonify(view()), 200

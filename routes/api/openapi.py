@@ -21,7 +21,10 @@ _ERRORS = (400, 401, 403, 503)
 _SECURITY: dict[Rule, list[dict[str, list[str]]]] = {
     Rule.OPEN: [{}],
     Rule.MODELS: [{}, {"bearer": []}, {"apiKey": []}],
+    Rule.RAW: [{"session": []}, {"bearer": []}, {"apiKey": []}],
     Rule.KEY: [{"bearer": []}, {"apiKey": []}],
+    Rule.LOCAL: [{}, {"session": []}, {"bearer": []}],
+    Rule.SCRIPT: [{"bearer": []}],
     Rule.ADMIN: [{"session": []}, {"bearer": []}],
     Rule.CONFIG: [{"session": []}, {"bearer": []}],
 }

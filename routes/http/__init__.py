@@ -1,6 +1,7 @@
 """What waitress does not do for us."""
 
 from routes.http.client import (
+    SANDBOX,
     Client,
     allowed_origin,
     check_host,
@@ -13,6 +14,7 @@ from routes.http.server import HttpServer, ListenError
 from routes.http.slots import Slot, Slots
 
 __all__ = [
+    "SANDBOX",
     "Client",
     "HttpServer",
     "ListenError",

@@ -17,6 +17,9 @@ from manager.errors import ApiError
 _OWN_NAMES = frozenset(("localhost", "host.docker.internal", "host.containers.internal"))
 _PROXY_HEADERS = ("HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED", "HTTP_X_REAL_IP", "HTTP_VIA")
 _MAX_HOST = 260
+SANDBOX = "sandbox allow-scripts allow-forms"
+"""The policy of what models' servers answer below /upstream. With allow-same-origin in it a page of
+theirs could do all that its reader may."""
 _CORS_SECONDS = "7200"
 _CORS_EXPOSED = (
     "Retry-After, X-LLM-Manager-Request, x-ratelimit-limit-requests, x-ratelimit-limit-tokens,"
@@ -179,13 +182,15 @@ def _bare(netloc: str) -> str:
     return netloc.lower().removesuffix(":80").removesuffix(":443")
 
 
-def preflight(origin: str, cors_origins: tuple[str, ...]) -> Response:
+def preflight(
+    origin: str, cors_origins: tuple[str, ...] = (), methods: str | None = "GET, POST"
+) -> Response:
     """The response to a CORS preflight from an allowed origin."""
     wanted = request.headers.get("Access-Control-Request-Headers", "")
     response = Response(
         status=204,
         headers={
-            "Access-Control-Allow-Methods": "GET, POST",
+            "Access-Control-Allow-Methods": methods or "GET",
             "Access-Control-Allow-Headers": wanted or "Authorization, Content-Type, X-Api-Key",
             "Access-Control-Max-Age": _CORS_SECONDS,
         },

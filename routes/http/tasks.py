@@ -13,7 +13,7 @@ from waitress.utilities import build_http_date
 from manager.errors import ApiError
 from manager.interfaces import error_body
 from manager.relay import ClientHead, Headers
-from routes.http.client import cors_headers, may_use_models
+from routes.http.client import SANDBOX, cors_headers, may_use_models
 from routes.http.request_parser import MAX_HEADERS
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class RefusedRequest(ErrorTask):
         body = json.dumps(error_body(self.request.path_and_origin()[0], error)).encode()
         self.status = f"{fault.code} {fault.reason}"
         self.response_headers.append(("Content-Type", "application/json"))
+        self.response_headers.append(("Content-Security-Policy", SANDBOX))
         self.response_headers.extend(self._cors_headers())
         self.set_close_on_finish()
         self.content_length = len(body)

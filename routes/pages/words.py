@@ -194,6 +194,7 @@ def for_scripts() -> dict[str, str]:
         "of_budget_month": _("of {amount} this month"),
         "hint_until": _("…{hint} until {until}"),
         "all_models": _("all"),
+        "raw_key": _("their whole servers, too"),
         "never": _("never"),
         "keys_shown": _("{shown} of {count} keys"),
         "new_key": _("A new key"),

@@ -74,6 +74,7 @@ def test_a_first_key_is_made_with_all_its_fields_and_its_secret_is_shown_once(
     dialog.get_by_label("for each").select_option("day")
     dialog.get_by_label("All, and those to come").uncheck()
     dialog.get_by_label("Model", exact=True).check()
+    dialog.get_by_label("Their whole servers, too").check()
     assert violations(tab) == []
     dialog.get_by_role("button", name="Make it").click()
 
@@ -90,11 +91,12 @@ def test_a_first_key_is_made_with_all_its_fields_and_its_secret_is_shown_once(
     assert made["models"] == ["Model"]
     assert (made["requests_per_minute"], made["tokens_per_minute"]) == (60, 5000)
     assert (made["max_concurrency"], made["priority"]) == (4, 7)
+    assert made["raw"] is True
     assert made["budget"] == {"amount": "12.5", "period": "day"}
     assert made["expires_at"].startswith("2031-02-02T20:05:06")
     reader.goto(tab, "/keys")
     assert secret not in tab.content()
-    shows(tab, "agents", "Ann", f"…{secret[-4:]}", "of ¥12.50 today")
+    shows(tab, "agents", "Ann", "their whole servers, too", f"…{secret[-4:]}", "of ¥12.50 today")
     assert "may use the models" not in tab.locator("body").inner_text()
 
 

@@ -293,6 +293,10 @@ def test_what_a_shell_changes_takes_effect_within_a_moment(launch: Launch) -> No
     ann = Client(program, shell(program, "keys", "add", "ann"))
     eventually(lambda: program.ask("Model").status_code == 401)
     assert ann.ask().status_code == 200
+    shell(program, "keys", "change", "ann", "--raw")
+    eventually(lambda: program.get("/api/keys/ann").json()["raw"] is True)
+    shell(program, "keys", "change", "ann", "--no-raw")
+    eventually(lambda: program.get("/api/keys/ann").json()["raw"] is False)
     shell(program, "keys", "revoke", "ann")
     eventually(lambda: ann.ask().status_code == 401)
 

@@ -79,7 +79,7 @@ class Relayed:
                 list(headers),
                 RawBody(b""),
                 method=method,
-                shows_pages=True,
+                base="/upstream/Mine",
             )
         )
 

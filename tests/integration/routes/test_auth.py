@@ -36,6 +36,7 @@ from manager.config.settings import Config, Program
 from manager.storage import maintenance
 from routes import app as app_module
 from routes import auth
+from routes.page_passes import PagePasses
 from routes.services import Services
 from tests.support.usage_rows import new_store
 
@@ -81,6 +82,18 @@ MODELS = """
     POST /v1/score
     GET /v1/models
     GET /v1/models/<path:name>
+"""
+PAGES_OF_SERVERS = "GET /upstream/<path:rest>"
+RAW = """
+    POST /upstream/<path:rest>
+    PUT /upstream/<path:rest>
+    PATCH /upstream/<path:rest>
+    DELETE /upstream/<path:rest>
+"""
+LOCAL = "GET /running"
+TOKEN = """
+    GET /unload
+    POST /unload
 """
 KEY = "GET /api/keys/me"
 FIRST = """
@@ -165,6 +178,10 @@ CONFIG = """
 CLASSES = {
     "open": OPEN,
     "models": MODELS,
+    "raw": RAW,
+    "raw page": PAGES_OF_SERVERS,
+    "local": LOCAL,
+    "token": TOKEN,
     "key": KEY,
     "first": FIRST,
     "pages": PAGES,
@@ -186,59 +203,87 @@ NO_PASSWORD = "403 no_password_yet"
 NO_ADMIN = "403 admin_needed"
 LOCKED = "403 config_locked"
 OUTDATED = "403 page_outdated"
+NOT_RAW = "403 raw_not_allowed"
+TOKEN_NEEDED = "403 token_needed"
+NO_SESSION = "401 token_needed"
 
-ALONE = dict.fromkeys(CLASSES, NO_PASSWORD) | {"open": YES, "models": YES, "key": NO_KEY}
+ALONE = dict.fromkeys(CLASSES, NO_PASSWORD) | {
+    "open": YES,
+    "models": YES,
+    "key": NO_KEY,
+    "token": NO_SESSION,
+}
 OWNER = dict.fromkeys(CLASSES, YES) | {"key": NO_KEY}
+OWNER_SIGNED_IN = OWNER | {"raw": TOKEN_NEEDED, "token": NO_SESSION}
+ONLOOKER = dict.fromkeys(CLASSES, YES) | {
+    **dict.fromkeys(("key",), NO_KEY),
+    **dict.fromkeys(("admin", "config", "raw", "raw page"), SIGN_IN),
+    "first": NO_ADMIN,
+    "token": NO_SESSION,
+}
 # While there is no account and no key: this machine may look, others use models; who has the local
 # token does everything.
 WITHOUT_ACCOUNT: dict[str, dict[str, str]] = {
-    "nobody on loopback": dict.fromkeys(CLASSES, YES)
-    | {"key": NO_KEY, "first": NO_ADMIN, "admin": SIGN_IN, "config": SIGN_IN},
+    "nobody on loopback": ONLOOKER,
     "nobody from elsewhere": ALONE,
     "nobody through a proxy": ALONE,
     "local token": OWNER,
     "local token from elsewhere": OWNER | {"config": LOCKED},
-    "local session": OWNER,
-    "local session without CSRF": OWNER
+    "local session": OWNER_SIGNED_IN,
+    "local session without CSRF": OWNER_SIGNED_IN
     | dict.fromkeys(("open", "first", "admin", "config", "view"), OUTDATED),
-    "local session of a token before": dict.fromkeys(CLASSES, YES)
-    | {"key": NO_KEY, "first": NO_ADMIN, "admin": SIGN_IN, "config": SIGN_IN},
-    "wrong token": dict.fromkeys(CLASSES, NO_TOKEN) | {"open": YES, "models": YES, "key": NO_KEY},
+    "local session of a token before": ONLOOKER,
+    "wrong token": dict.fromkeys(CLASSES, NO_TOKEN)
+    | {"open": YES, "models": YES, "key": NO_KEY, "local": YES},
 }
 
-ANYBODY = {"open": YES, "first": YES}  # /setup itself sends them on to /login
-PERSON = ANYBODY | {"models": NO_KEY, "key": NO_KEY, "pages": YES, "view": YES}
+# This machine may always see what runs.
+ANYBODY = {"open": YES, "first": YES, "local": YES}  # /setup itself sends them on to /login
+PERSON = ANYBODY | {
+    **dict.fromkeys(("models", "key"), NO_KEY),
+    **dict.fromkeys(("pages", "view"), YES),
+}
 STRANGER = ANYBODY | {
     **dict.fromkeys(("models", "key"), NO_KEY),
-    **dict.fromkeys(("pages", "view", "admin", "config"), SIGN_IN),
+    **dict.fromkeys(("pages", "view", "admin", "config", "raw", "raw page"), SIGN_IN),
+    "token": NO_SESSION,
 }
-WITH_A_SECRET = STRANGER | dict.fromkeys(("pages", "view", "admin", "config"), NO_TOKEN)
+STRANGER_ELSEWHERE = STRANGER | {"local": SIGN_IN}
+WITH_A_SECRET = STRANGER | dict.fromkeys(("pages", "view", "admin", "config", "token"), NO_TOKEN)
+WITH_A_DEAD_KEY = WITH_A_SECRET | dict.fromkeys(("raw", "raw page"), NO_KEY)
+WITH_A_DEAD_TOKEN = WITH_A_SECRET | dict.fromkeys(("raw", "raw page"), NO_TOKEN)
+WITH_A_KEY = WITH_A_SECRET | {"models": YES, "key": YES, "raw": NOT_RAW, "raw page": NOT_RAW}
+WATCHER = PERSON | dict.fromkeys(("admin", "config", "raw", "raw page"), NO_ADMIN)
+SCRIPT = PERSON | dict.fromkeys(("admin", "config", "raw", "raw page", "token"), YES)
+# Who is signed in looks at a server's pages, and no more.
+ADMIN_SIGNED_IN = SCRIPT | {"models": YES, "raw": TOKEN_NEEDED, "token": NO_SESSION}
 # Once there are a password and a key.
 WITH_ACCOUNT: dict[str, dict[str, str]] = {
     "nobody on loopback": STRANGER,
-    "nobody from elsewhere": STRANGER,
-    "key": WITH_A_SECRET | {"models": YES, "key": YES},
-    "key in x-api-key": STRANGER | {"models": YES, "key": YES},
-    "wrong key": WITH_A_SECRET,
-    "expired key": WITH_A_SECRET,
-    "revoked key": WITH_A_SECRET,
-    "viewer": PERSON | {"models": NO_ADMIN, "admin": NO_ADMIN, "config": NO_ADMIN},
-    "admin": PERSON | {"models": YES, "admin": YES, "config": YES},
-    "admin from elsewhere": PERSON | {"models": YES, "admin": YES, "config": LOCKED},
+    "nobody from elsewhere": STRANGER_ELSEWHERE,
+    "key": WITH_A_KEY,
+    "key in x-api-key": STRANGER | {"models": YES, "key": YES, "raw": NOT_RAW, "raw page": NOT_RAW},
+    "raw key": WITH_A_KEY | {"raw": YES, "raw page": YES},
+    "wrong key": WITH_A_DEAD_KEY,
+    "expired key": WITH_A_DEAD_KEY,
+    "revoked key": WITH_A_DEAD_KEY,
+    "viewer": WATCHER | {"models": NO_ADMIN, "token": NO_SESSION},
+    "admin": ADMIN_SIGNED_IN,
+    "admin from elsewhere": ADMIN_SIGNED_IN | {"config": LOCKED},
     # What changes something; looking is as for any admin.
-    "admin without CSRF": PERSON
+    "admin without CSRF": ADMIN_SIGNED_IN
     | {"models": NO_KEY, "admin": OUTDATED, "config": OUTDATED, "open": OUTDATED}
     | {"first": OUTDATED, "view": OUTDATED},
     "admin who was signed out": STRANGER,
-    "viewer's token": PERSON | {"models": NO_KEY, "admin": NO_ADMIN, "config": NO_ADMIN},
-    "admin's token": PERSON | {"models": NO_KEY, "admin": YES, "config": YES},
-    "admin's token from elsewhere": PERSON | {"models": NO_KEY, "admin": YES, "config": LOCKED},
-    "expired token": WITH_A_SECRET,
-    "local token": PERSON | {"models": NO_KEY, "admin": YES, "config": YES},
-    "local token from elsewhere": PERSON | {"models": NO_KEY, "admin": YES, "config": LOCKED},
-    "local session": PERSON | {"models": YES, "admin": YES, "config": YES},
+    "viewer's token": WATCHER | {"token": NO_ADMIN},
+    "admin's token": SCRIPT,
+    "admin's token from elsewhere": SCRIPT | {"config": LOCKED},
+    "expired token": WITH_A_DEAD_TOKEN,
+    "local token": SCRIPT,
+    "local token from elsewhere": SCRIPT | {"config": LOCKED},
+    "local session": ADMIN_SIGNED_IN,
     "local session of a token before": STRANGER,
-    "wrong token": WITH_A_SECRET,
+    "wrong token": WITH_A_DEAD_TOKEN,
 }
 
 PERSONS = ("viewer", "admin", "admin from elsewhere", "admin without CSRF", "local session")
@@ -272,6 +317,7 @@ class Gate:
             "interfaces": plugins.interfaces(None),
             "host": "127.0.0.1",
             "local_token": LocalToken(folder),
+            "page_passes": PagePasses(),
         }
         # The routes' own parts, which nobody reaches.
         others = {field.name: MagicMock() for field in fields(Services) if field.name not in parts}
@@ -293,8 +339,9 @@ class Gate:
             accounts.add(c, "ann", "admin", hashed, NOW)
             accounts.add(c, "eve", "viewer", hashed, NOW)
             secrets = {}
-            for name, expires_ms in (("good", None), ("late", NOW), ("gone", None)):
-                secrets[name] = api_keys.add(c, Key(name, expires_ms=expires_ms), NOW)[1]
+            for name, expires_ms in (("good", None), ("late", NOW), ("gone", None), ("raw", None)):
+                key = Key(name, expires_ms=expires_ms, raw=name == "raw")
+                secrets[name] = api_keys.add(c, key, NOW)[1]
             api_keys.revoke(c, "gone", NOW)
             for name, role, until in (
                 ("a", "admin", None),
@@ -313,6 +360,7 @@ class Gate:
             caller.headers["X-Forwarded-For"] = "127.0.0.1"
         bearer = {
             "key": "good",
+            "raw key": "raw",
             "expired key": "late",
             "revoked key": "gone",
             "viewer's token": "v",
@@ -427,6 +475,7 @@ def spelled(path: str) -> str:
     """An address that the route has."""
     for part, value in (
         ("<path:name>", "some"),
+        ("<path:rest>", "some/path"),
         ("<name>", "some"),
         ("<file>", "some"),
         ("<version>", "some"),
@@ -1184,3 +1233,128 @@ def test_every_changing_route_is_recorded(gate: Gate) -> None:
         f"{m} {p.replace('<path:', '<').replace('<', '{').replace('>', '}')}" for m, p in changing
     }
     assert recorded == names - {"POST /api/config/check"}
+
+
+# --- the pages of models' servers -----------------------------------------------------------------
+
+
+@pytest.fixture
+def hall(tmp_path: Path) -> Iterator[Gate]:
+    """With the routes below /upstream as they are, as far as the model's server."""
+    gate = Gate(tmp_path, whole=("upstream.",))
+    model = SimpleNamespace(name="Model")
+    gate.fleet.config = SimpleNamespace(
+        program=gate.program, find=lambda name: model if name == "Model" else None
+    )
+    gate.lock()
+    yield gate
+    gate.store.close()
+
+
+def test_who_is_signed_in_as_admin_is_led_to_an_address_with_a_pass(hall: Gate) -> None:
+    for name in ("admin", "admin from elsewhere", "admin without CSRF"):
+        caller = hall.caller(name)
+        for method in ("GET", "HEAD"):
+            for path in ("/upstream/Model/a%20b?c=d", "/upstream/Model"):
+                answer = caller.call(method, path)
+                assert (answer.status_code, answer.headers["Cache-Control"]) == (303, "no-store")
+                base, _, rest = answer.headers["Location"].partition("@")[2].partition("/")
+                assert len(base) == 32
+                assert rest == ("a%20b?c=d" if "?" in path else "")
+
+
+@pytest.mark.parametrize(
+    ("name", "headers", "expected"),
+    [
+        ("admin", {}, "303"),
+        ("admin", {"Sec-Fetch-Site": "none", "Sec-Fetch-Dest": "document"}, "303"),
+        ("admin", {"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Dest": "document"}, "303"),
+        ("admin", {"Sec-Fetch-Site": "cross-site"}, "403 cross_site_request"),
+        ("admin", {"Sec-Fetch-Site": "same-site"}, "403 cross_site_request"),
+        ("admin", {"Sec-Fetch-Dest": "iframe"}, "403 cross_site_request"),
+        ("admin", {"Sec-Fetch-Dest": "script"}, "403 cross_site_request"),
+        ("admin", {"Origin": "null"}, "403 origin_not_allowed"),
+        ("admin", {"Service-Worker": "script"}, "403 service_worker_refused"),
+        ("admin", {"Upgrade": "websocket"}, "501 upgrade_not_supported"),
+        ("viewer", {}, NO_ADMIN),
+        ("key", {}, NOT_RAW),
+        ("raw key", {"Sec-Fetch-Site": "cross-site"}, "403 cross_site_request"),
+        ("admin's token", {"Sec-Fetch-Site": "cross-site"}, "403 cross_site_request"),
+        ("nobody on loopback", {}, SIGN_IN),
+    ],
+)
+def test_only_an_admin_opens_a_page_and_from_nowhere_else(
+    hall: Gate, name: str, headers: dict[str, str], expected: str
+) -> None:
+    answer = hall.caller(name).call("GET", "/upstream/Model/", headers=headers)
+    assert answer.headers["Content-Security-Policy"] == "sandbox allow-scripts allow-forms"
+    assert (str(answer.status_code) if expected == "303" else outcome(answer)) == expected
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
+def test_a_session_does_no_more_than_look_whatever_it_sends_along(hall: Gate, method: str) -> None:
+    assert hall.caller("admin").outcome(method, "/upstream/Model/") == TOKEN_NEEDED
+
+
+SANDBOXED = {"Origin": "null", "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Dest": "empty"}
+
+
+def opened_by(gate: Gate, name: str = "admin") -> str:
+    return gate.caller(name).call("GET", "/upstream/Model/").headers["Location"]
+
+
+def test_a_page_with_a_pass_may_do_all_at_its_server_and_nothing_elsewhere(hall: Gate) -> None:
+    page = opened_by(hall)
+    hall.app.view_functions |= {
+        name: lambda **_: YES for name in hall.app.view_functions if name.startswith("upstream.")
+    }
+    nobody = Caller(hall.app, ELSEWHERE)  # its cookie is not sent
+    for method in ("GET", "POST", "DELETE"):
+        answer = nobody.call(method, f"{page}any/path", headers=SANDBOXED)
+        assert (answer.status_code, answer.text) == (200, YES)
+        assert answer.headers["Access-Control-Allow-Origin"] == "null"
+        assert "Access-Control-Allow-Credentials" not in answer.headers
+    asked = {
+        **SANDBOXED,
+        "Access-Control-Request-Method": "DELETE",
+        "Access-Control-Request-Headers": "x-own",
+    }
+    answer = nobody.call("OPTIONS", f"{page}x", headers=asked)
+    assert answer.status_code == 204
+    assert answer.headers["Access-Control-Allow-Methods"] == "DELETE"
+    assert answer.headers["Access-Control-Allow-Headers"] == "x-own"
+    for headers in (
+        {"Origin": "https://evil.example"},
+        {"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Dest": "script"},
+        {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Dest": "empty"},
+    ):
+        assert nobody.call("GET", page, headers=headers).status_code == 403
+    for path in ("/api/models", "/v1/models", "/", "/upstream/Model/"):
+        answer = nobody.call("GET", path, headers=SANDBOXED)
+        assert answer.status_code == 403
+        assert "Web pages of" in answer.text
+        assert "Access-Control-Allow-Origin" not in answer.headers
+
+
+def test_a_pass_ends_with_the_rights_of_who_made_it(hall: Gate) -> None:
+    nobody = Caller(hall.app, ELSEWHERE)
+
+    def is_good(page: str) -> bool:
+        answer = nobody.call("OPTIONS", page, headers=SANDBOXED)
+        assert answer.status_code == 204 or outcome(answer) == "403 page_expired"
+        return answer.status_code == 204
+
+    page = opened_by(hall)
+    assert is_good(page)
+    hall.access.change(lambda c: accounts.sign_out(c, "ann"))
+    assert not is_good(page)
+    page = opened_by(hall)
+    hall.access.change(lambda c: accounts.set_role(c, "eve", "admin"))
+    hall.access.change(lambda c: accounts.set_role(c, "ann", "viewer"))
+    assert not is_good(page)
+    page = opened_by(hall, "local session")
+    assert is_good(page)
+    (hall.path.parent / local_token.FILE).unlink()
+    LocalToken(hall.path.parent)
+    assert not is_good(page)
+    assert not is_good(f"/upstream/@{'A' * 32}/")

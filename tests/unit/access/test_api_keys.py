@@ -21,6 +21,7 @@ from manager.storage.store import Store
 
 NOW = 1_795_400_000_000
 DAY = 24 * 3_600_000
+OLDER = Path(__file__).parents[2] / "integration" / "storage" / "schema4.sql"
 
 
 class Database:
@@ -177,6 +178,7 @@ def test_a_key_keeps_all_that_it_was_made_with(database: Database) -> None:
         max_concurrency=3,
         budget=Budget(4, "month"),
         priority=5,
+        raw=True,
         expires_ms=NOW + 6,
     )
     database.registry.change(lambda c: api_keys.add(c, given, NOW))
@@ -362,3 +364,17 @@ def test_the_audit_table_is_read_page_by_page(database: Database) -> None:
             if cursor is None:
                 break
     assert seen == [[6, 5, 4], [3, 2, 1], [0]]
+
+
+def test_a_key_of_an_older_database_may_use_no_whole_servers(tmp_path: Path) -> None:
+    path = tmp_path / "usage.db"
+    text = OLDER.read_text(encoding="utf-8")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(text)
+        connection.execute(
+            "INSERT INTO keys (name, owner, priority, created_ms) VALUES ('a', '', 0, 1)"
+        )
+        connection.commit()
+    Store(path).close()
+    with closing(maintenance.connect(path)) as connection:
+        assert [(key.name, key.raw) for key in api_keys.load(connection)] == [("a", False)]
