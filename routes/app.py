@@ -34,6 +34,7 @@ from routes.api import (
 )
 from routes.calls import Api
 from routes.http import client_of
+from routes.page_passes import without_pass
 from routes.pages import assets, headers, login, views
 from routes.services import Services
 
@@ -160,7 +161,7 @@ def _http_error_response(
 
 def _what_is_there(known: Iterable[tuple[str, str]], status: int) -> str:
     """The message for a path, or a method at it, that is not known."""
-    method, path = request.method, request.path[:_MAX_PATH]
+    method, path = request.method, without_pass(request.path)[:_MAX_PATH]
     near = paths.nearest(method, path, known)
     what = f"There is nothing at {method} {path}" if status == 404 else f"{path} takes no {method}"
     if near is None:
@@ -174,7 +175,7 @@ def _log_not_found(services: Services, error: ApiError) -> None:
     log.info(
         "%s %r from %s: %d, %r",
         request.method,
-        request.path[:_MAX_PATH],
+        without_pass(request.path)[:_MAX_PATH],
         address,
         error.status,
         error.message[:_MAX_MESSAGE],
@@ -182,7 +183,7 @@ def _log_not_found(services: Services, error: ApiError) -> None:
 
 
 def _internal_error_response(_error: Exception) -> werkzeug.Response:
-    log.exception("%s %s failed", request.method, request.path)
+    log.exception("%s %s failed", request.method, without_pass(request.path))
     return _error_response(
         ApiError(500, "internal_error", "An internal error; the program's log has more")
     )

@@ -31,7 +31,7 @@ from manager.errors import ApiError
 from manager.storage import DatabaseError
 from routes.calls import CHANGING, Api, Call, Rule
 from routes.http import Client, allowed_origin, check_host, client_of, cors_headers, preflight
-from routes.page_passes import has_pass
+from routes.page_passes import has_pass, without_pass
 from routes.services import Services, current
 
 log = logging.getLogger(__name__)
@@ -142,7 +142,7 @@ def _admit(services: Services, calls: Mapping[str, Call]) -> werkzeug.Response |
         return _admit_client(services, calls, client)
     except ApiError as error:
         # Quoted: a path may hold any character, the end of a line too.
-        what = f"{environ['REQUEST_METHOD']} {asked.path}"[:_MAX_LOGGED]
+        what = f"{environ['REQUEST_METHOD']} {without_pass(asked.path)}"[:_MAX_LOGGED]
         log.info("%r from %s: %d %s", what, client.address or "-", error.status, error.code)
         raise
 

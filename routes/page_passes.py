@@ -52,3 +52,9 @@ class PagePasses:
 
 def has_pass(path: str) -> bool:
     return _PATH.match(path) is not None
+
+
+def without_pass(path: str) -> str:
+    """The path as a log or a message may have it."""
+    found = _PATH.match(path)
+    return path if found is None else f"/upstream/@…{path[found.end(1) :]}"

@@ -20,6 +20,7 @@ from manager.relay import HandedOver
 from routes.http.request_parser import RequestParser
 from routes.http.tasks import Answering, RefusedRequest
 from routes.http.thread_pool import Task
+from routes.page_passes import without_pass
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +110,7 @@ class Channel(HTTPChannel):
         except ClientDisconnected:
             close = True
         except Exception:
-            log.exception("serving %s failed", task.request.path)
+            log.exception("serving %s failed", without_pass(task.request.path))
             close = True
             if not task.wrote_header:
                 self._answer_500(task.request)

@@ -6,6 +6,7 @@ import hashlib
 import http.client
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,11 @@ class Site:
         return [one for one in found if one["headers"].get("x-test")]
 
     def send(
-        self, method: str, target: str, body: bytes | None = None, **headers: str
+        self,
+        method: str,
+        target: str,
+        body: bytes | Iterator[bytes] | None = None,
+        **headers: str,
     ) -> tuple[http.client.HTTPResponse, bytes]:
         """A request whose target goes out as it is here."""
         connection = http.client.HTTPConnection("127.0.0.1", self.program.port, timeout=PATIENCE)
@@ -117,9 +122,11 @@ def test_any_method_path_query_and_body_reach_the_server_as_they_were_sent(
     assert not {"authorization", "cookie", "x-api-key", "origin"} & seen["headers"].keys()
 
 
-def test_a_large_body_goes_through_unread(site: Site) -> None:
+@pytest.mark.parametrize("in_chunks", [False, True])
+def test_a_large_body_goes_through_whole(site: Site, in_chunks: bool) -> None:
     body = bytes(range(256)) * 80_000
-    answer, content = site.send("PUT", "/upstream/Model/upload", body)
+    sent = iter([body[:1000], body[1000:]]) if in_chunks else body
+    answer, content = site.send("PUT", "/upstream/Model/upload", sent)
     assert answer.status == 200
     found = json.loads(content)["body"].encode("latin-1")
     assert hashlib.sha256(found).digest() == hashlib.sha256(body).digest()

@@ -1336,6 +1336,24 @@ def test_a_page_with_a_pass_may_do_all_at_its_server_and_nothing_elsewhere(hall:
         assert "Access-Control-Allow-Origin" not in answer.headers
 
 
+def test_no_log_and_no_message_has_a_pass(hall: Gate, caplog: pytest.LogCaptureFixture) -> None:
+    """Who may read the log may not use the server."""
+    caplog.set_level(logging.INFO)
+    page = opened_by(hall)
+    hall.app.config["PROPAGATE_EXCEPTIONS"] = False
+    nobody = Caller(hall.app, ELSEWHERE)
+    refused = {"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Dest": "script"}
+    answers = [
+        nobody.call("GET", f"{page}x", headers=refused),
+        nobody.call("TRACE", f"{page}x"),
+        nobody.call("POST", f"{page}x"),  # which fails here, for want of a fleet
+    ]
+    assert [answer.status_code for answer in answers] == [403, 405, 500]
+    assert caplog.text.count("/upstream/@…/x") >= len(answers)
+    code = page.strip("/").rpartition("@")[2]
+    assert code not in caplog.text + "".join(answer.text for answer in answers)
+
+
 def test_a_pass_ends_with_the_rights_of_who_made_it(hall: Gate) -> None:
     nobody = Caller(hall.app, ELSEWHERE)
 
