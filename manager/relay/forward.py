@@ -158,7 +158,7 @@ class _Transfer:
         headers = head.returned(is_stream=is_stream, hides_limits=self._request.hides_limits)
         if self._request.base:
             headers = self._redirected(headers)
-        if is_stream:
+        if is_stream and not self._request.is_safe:  # of which no event is of any interest
             self._stream = EventStream(self._protocol, self._strip_usage)
             pieces = self._events(response, self._stream)
         elif not response.has_body or (head.length is not None and head.length <= MAX_WHOLE):

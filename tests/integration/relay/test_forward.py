@@ -17,6 +17,7 @@ from tests.support.relayed import (
     chat,
     events,
     header,
+    lockstep,
     read,
     seen_by,
     streamed,
@@ -286,6 +287,19 @@ def test_what_only_reads_lacks_no_tokens(serve: Serve, relay: Relay) -> None:
     other = relay(serve(events))
     read(other.get())
     assert other.outcome.usage == TokenUsage()
+
+
+def test_a_stream_that_is_only_read_goes_on_piece_by_piece_as_it_comes(
+    serve: Serve, relay: Relay
+) -> None:
+    """It may be compressed: no event's end is waited for."""
+    script, may_send = lockstep(b"\x1f\x8b", b"half an", b" event")
+    pieces = relay(serve(script)).get(target="/events")
+    for expected in (b"\x1f\x8b", b"half an", b" event"):
+        may_send()
+        assert next(pieces) == expected
+    assert header(pieces, "X-Accel-Buffering") == ["no"]
+    pieces.close()
 
 
 def test_what_only_reads_and_reports_tokens_is_metered(serve: Serve, relay: Relay) -> None:
