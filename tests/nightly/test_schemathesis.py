@@ -16,9 +16,11 @@ from hypothesis.errors import Unsatisfiable
 
 from tests.support.fixtures import Launch
 from tests.support.process_usage import growth, settled
-from tests.support.program import PATIENCE, Program, fake
+from tests.support.program import PATIENCE, Program, fake, media
 
-MODELS = {"talker": "Chat", "writer": "Base", "vectors": "Embedding", "judge": "Reranker"}
+TEXTS = {"talker": "Chat", "writer": "Base", "vectors": "Embedding", "judge": "Reranker"}
+MEDIA = {"typist": "Transcription", "speaker": "Speech", "painter": "Image"}
+MODELS = TEXTS | MEDIA
 EXAMPLES = 100  # of each operation, as described and not
 # 5xx that a client may meet though the program is in order.
 ERRORS = {
@@ -40,7 +42,8 @@ ERRORS = {
 @pytest.fixture(scope="module")
 def program(launch_once: Launch) -> Iterator[Program]:
     """One that a key is not needed for, and that has grown by nothing at the end."""
-    models = {name: fake(mode=mode) for name, mode in MODELS.items()}
+    models = {name: fake(mode=mode) for name, mode in TEXTS.items()}
+    models |= {name: media(mode) for name, mode in MEDIA.items()}
     timeouts = {"start_timeout": 5, "stop_timeout": 1, "queue_timeout": 2, "upstream_timeout": 5}
     program = launch_once(models, threads=96, max_body_mb=1, require_key=False, **timeouts)
     before = settled(program)
@@ -63,7 +66,9 @@ def operations(program: Program) -> list[Any]:
         if "/models/{name}" in path:
             parameter = {"name": "name", "in": "path", "required": True, "schema": name}
             item["parameters"] = [parameter]
-    document["components"]["schemas"]["Prompt"]["properties"]["model"] = name
+    for schema in ("Prompt", "RecordingForm", "PictureForm"):
+        document["components"]["schemas"][schema]["properties"]["model"] = name
+    document["components"]["parameters"]["model"]["schema"] = name
     return [found.ok() for found in schemathesis.openapi.from_dict(document).get_all_operations()]
 
 
@@ -80,7 +85,7 @@ def check(case: schemathesis.Case, program: Program, key: str) -> int:
     takes_keys = case.path.startswith("/v1") or case.path == "/api/keys/me"
     secret = key if takes_keys else program.local_token
     arguments["headers"]["Authorization"] = f"Bearer {secret}"
-    if case.method != "GET":  # also where there is no body
+    if case.method != "GET" and not arguments.get("files"):  # also where there is no body
         arguments["headers"].setdefault("Content-Type", "application/json")
     with requests.Session() as session:
         session.trust_env = False
