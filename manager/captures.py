@@ -26,18 +26,22 @@ class Part:
             for name, value in headers
         ]
         self._body = bytearray()
-        self._size = 0
+        self.size = 0
 
     def add(self, piece: bytes) -> None:
-        self._size += len(piece)
+        self.size += len(piece)
         self._body += piece[: MAX_BYTES - len(self._body)]
+
+    @property
+    def is_full(self) -> bool:
+        return len(self._body) == MAX_BYTES
 
     def to_json(self) -> dict[str, Any]:
         return {
             "headers": self._headers,
             "body": self._body.decode("utf-8", "replace"),
-            "size": self._size,
-            "is_whole": self._size == len(self._body),
+            "size": self.size,
+            "is_whole": self.size == len(self._body),
         }
 
 
@@ -51,10 +55,13 @@ class Capture:
         self._at = at
         self._method = request.method
         self._target = redact(request.target)
-        self._request = Part(request.headers)
         body = request.body.with_changes({})
+        self._request = Part(request.headers)
         for piece in body if isinstance(body, Spooled) else (body,):
             self._request.add(piece)
+            if self._request.is_full:
+                break  # the rest of a large one is not read
+        self._request.size = len(body)
         self._status: int | None = None
         self._answer: Part | None = None
 

@@ -211,8 +211,9 @@ class _Proxied:
     # --- a stream that waits ------------------------------------------------------------------
 
     def _shows_wait(self, sent: RelayRequest) -> bool:
-        program = self._services.fleet.config.program
-        return program.send_loading_state and is_true(sent.body.fields.get("stream"))
+        # Many servers answer a form whole, whatever it asks for.
+        is_stream = is_true(sent.body.fields.get("stream")) and not sent.endpoint.is_form
+        return self._services.fleet.config.program.send_loading_state and is_stream
 
     def _loading(
         self, model: Model, leases: Generator[Lease | None, None, None], sent: RelayRequest
