@@ -89,9 +89,27 @@ def _context(value: Any) -> int | None:
     return value if is_number and 0 < value < MAX_CONTEXT else None
 
 
-def ask(server: Server, shared: ModelDependencies, is_over: Callable[[], bool]) -> ServerFacts:
-    """What a ready server says; nothing where it does not. Once ``is_over`` it returns."""
+def learn(
+    server: Server, shared: ModelDependencies, known: ServerFacts, is_over: Callable[[], bool]
+) -> ServerFacts:
+    """What a ready server says, remembered where it is news; what is ``known`` where it says
+    nothing. Once ``is_over`` it returns."""
+    model = server.settings.name
+    try:
+        found = _ask(server, shared, is_over)
+        if found in (known, ServerFacts()):
+            return known
+        server_facts.remember(shared.store, model, found.to_json())
+    except DatabaseError as error:  # then it is known as long as the program runs
+        log.warning("what the server of %s says is not in usage.db: %s", model, error)
+    except Exception:
+        # A fault of ours: the model's worker lives on.
+        log.exception("asking the server of %s failed", model)
+        return known
+    return found
 
+
+def _ask(server: Server, shared: ModelDependencies, is_over: Callable[[], bool]) -> ServerFacts:
     def answer(path: str) -> Any:
         try:
             request = probe.ProbeRequest("GET", path)
@@ -103,13 +121,6 @@ def ask(server: Server, shared: ModelDependencies, is_over: Callable[[], bool]) 
 
     name = server.settings.served_model_name or server.settings.name
     return read_facts(answer("/v1/models"), answer("/props"), name)
-
-
-def remember(model: str, facts: ServerFacts, shared: ModelDependencies) -> None:
-    try:
-        server_facts.remember(shared.store, model, facts.to_json())
-    except DatabaseError as error:  # they are known as long as the program runs
-        log.warning("what the server of %s says is not in usage.db: %s", model, error)
 
 
 def remembered(shared: ModelDependencies) -> dict[str, ServerFacts]:

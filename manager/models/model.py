@@ -685,14 +685,12 @@ class Model:
     def _ask_server(self) -> None:
         server = self._server
         assert server is not None
-        found = facts.ask(server, self._shared, lambda: self._ready_server() is not server)
+        found = facts.learn(
+            server, self._shared, self.facts, lambda: self._ready_server() is not server
+        )
         with self._lock:
             self._knows_server = True
-            is_news = self._server is server and found not in (self.facts, ServerFacts())
-            if is_news:
-                self.facts = found
-        if is_news:
-            facts.remember(self.settings.name, found, self._shared)
+            self.facts = found
 
     def _start_failed(self, failure: StartFailedError, start: Start, adopted: bool) -> None:
         name = self.settings.name

@@ -119,7 +119,7 @@ def launch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Launch]:
         launched.append(one)
         monkeypatch.setattr(model_module, "bring_up", one.bring_up)
         monkeypatch.setattr(model_module, "bring_down", one.bring_down)
-        monkeypatch.setattr(facts, "ask", lambda *_: facts.ServerFacts())
+        monkeypatch.setattr(facts, "learn", lambda *_: facts.ServerFacts())
         one.model.start()
         one.model.wait_idle(PATIENCE)
         return one

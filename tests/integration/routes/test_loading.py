@@ -19,6 +19,7 @@ from manager.clock import Clock
 from manager.config import loader, plugins
 from manager.errors import ApiError
 from manager.interfaces import Chat
+from manager.models import facts
 from manager.models import model as model_module
 from manager.models.model import Model
 from manager.models.server import Server, StartFailedError
@@ -86,6 +87,7 @@ def slow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Slow]:
     one = Slow(tmp_path)
     monkeypatch.setattr(model_module, "bring_up", one.bring_up)
     monkeypatch.setattr(model_module, "bring_down", lambda *_: None)
+    monkeypatch.setattr(facts, "learn", lambda *_: facts.ServerFacts())
     monkeypatch.setattr(proxy, "Recorder", lambda *_: one.recorder)
     monkeypatch.setattr(proxy, "LOADING_SECONDS", 0.005)
     yield one

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manager.models.facts import ServerFacts, read_facts
+from manager.config.settings import Model as Settings
+from manager.models.facts import ServerFacts, learn, read_facts
+from tests.support.played_machine import played_server
 
 VLLM = {"object": "list", "data": [{"id": "Qwen/Qwen2.5-7B", "max_model_len": 32768}]}
 LLAMA = {"data": [{"id": "q", "owned_by": "llamacpp", "meta": {"n_ctx_train": 8192}}]}
@@ -64,3 +66,13 @@ JSON = st.recursive(
 def test_whatever_a_server_answers_is_read(models: Any, props: Any) -> None:
     facts = read_facts(models, props, "m")
     assert ServerFacts.from_json(facts.to_json()) == facts
+
+
+def test_a_fault_while_a_server_is_asked_leaves_its_model_as_it_is(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    known = ServerFacts(2048)
+    server = played_server(Settings("M"))  # without an upstream that could be asked
+    shared: Any = None
+    assert learn(server, shared, known, lambda: False) is known
+    assert "asking the server of M failed" in caplog.text
