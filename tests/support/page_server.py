@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 SEEN = "requests.jsonl"
+KEPT = 4096  # bytes of a body there
 HOSTILE = {
     "Access-Control-Allow-Credentials": "true",
     "Access-Control-Allow-Origin": "*",
@@ -47,14 +48,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        seen = {
+        seen: dict[str, Any] = {
             "method": self.command,
             "path": self.path,
             "headers": {name.lower(): value for name, value in self.headers.items()},
             "body": body.decode("latin-1"),
         }
         with (self.folder / SEEN).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(seen) + "\n")
+            file.write(json.dumps({**seen, "body": seen["body"][:KEPT]}) + "\n")
         address = urlsplit(self.path)
         file = self.folder / (address.path.strip("/") or "index.html")
         if address.path == "/moved":

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
+from urllib.parse import unquote, urlsplit
 
 import pytest
 from flask import Blueprint, Flask, session
@@ -544,6 +545,68 @@ def test_with_an_account_and_a_key_each_caller_may_call_what_its_rule_says(
         found[route] = caller.outcome(method, spelled(path))
         wanted[route] = expected
     assert found == wanted
+
+
+# --- inference only -------------------------------------------------------------------------------
+
+STEERING = [
+    ("POST", "/slots/0?action=save"),
+    ("POST", "/slots/0?action=erase"),
+    ("GET", "/slots"),
+    ("POST", "/props"),
+    ("POST", "/v1/load_lora_adapter"),
+    ("POST", "/v1/unload_lora_adapter"),
+    ("GET", "/lora-adapters"),
+    ("POST", "/lora-adapters"),
+    ("POST", "/sleep"),
+    ("POST", "/wake_up"),
+    ("POST", "/collective_rpc"),
+    ("POST", "/reset_prefix_cache"),
+    ("POST", "/start_profile"),
+    ("POST", "/stop_profile"),
+    ("POST", "/models/load"),
+    ("POST", "/models/unload"),
+]
+SPELLINGS = [
+    "{}",
+    "/v1{}",
+    "/v1/v1{}",
+    "/v1/..{}",
+    "/v1/%2e%2e{}",
+    "/v1/chat/completions/../..{}",
+    "/v1/chat/completions/..;{}",
+    "//{}",
+    "/v1/{}/",
+    "/v1/chat/completions;{}",
+    "/v1/chat/completions%2F..%2F..{}",
+    "/%76%31{}",
+    "/upstream/Model{}",
+    "//upstream//Model{}",
+    "/upstream%2FModel{}",
+    "/v1/../upstream/Model{}",
+    "/upstream/@aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa{}",
+]
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_a_key_for_inference_reaches_nothing_that_steers_a_server(
+    gate: Gate, spelling: str
+) -> None:
+    """Whichever way the path is spelled."""
+    gate.lock()
+    key = gate.caller("key")
+    for method, path in STEERING:
+        for target in (spelling.format(path), spelling.format(path.replace("/", "%2F"))):
+            sent, _, query = target.partition("?")
+            environ = {
+                "PATH_INFO": "/" + unquote(sent).lstrip("/"),  # as waitress has it
+                "REQUEST_URI": target,
+                "QUERY_STRING": query,
+            }
+            answer = key.call(method, "/", environ_overrides=environ)
+            if answer.status_code == 308:  # of doubled slashes
+                answer = key.call(method, urlsplit(answer.headers["Location"]).path)
+            assert answer.status_code in (400, 401, 403, 404, 405), (method, target)
 
 
 # --- names and addresses --------------------------------------------------------------------------
