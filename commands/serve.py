@@ -36,7 +36,7 @@ from manager.relay import RelayProcesses, Watcher
 from manager.storage import MaintenanceTasks, ModelLogs, Spool, Store
 from manager.storage import data_dir as datadir
 from manager.usage import Activity, Reports
-from routes import Services, create_app
+from routes import Services, create_app, ollama
 from routes.http import HttpServer, ListenError, Slots
 
 log = logging.getLogger("manager")
@@ -158,12 +158,15 @@ class Program:
         """Before any model is touched: a port in use ends the program, and nothing else. Raises
         ListenError."""
         services, program = self.services, self._config.program
+        app = create_app(services, datadir.session_secret(services.data_dir))
+        ollama_port = program.ollama_port
         self._server = HttpServer(
-            create_app(services, datadir.session_secret(services.data_dir)),
+            app,
             services.host,
             port,
             program.threads,
             program.max_body_mb,
+            also=((ollama.alone(app, services), ollama_port),) if ollama_port else (),
             trusted_proxies=program.trusted_proxies,
             cors_origins=lambda: services.fleet.config.program.cors_origins,
         )
@@ -192,6 +195,8 @@ class Program:
         self._server.start()
         address = f"[{services.host}]" if ":" in services.host else services.host
         console.write_line(f"Listening on http://{address}:{self._server.port}")
+        if ollama_port := self._config.program.ollama_port:
+            console.write_line(f"Ollama's API alone is on http://{address}:{ollama_port}")
         if sys.stdout.isatty():  # nowhere that is kept, such as a service's log
             _print_link(services, pages_url(services.host, self._server.port))
         _warn(services)

@@ -13,9 +13,9 @@ from flask.sessions import SecureCookieSession, SecureCookieSessionInterface
 from werkzeug.exceptions import HTTPException
 
 from manager.errors import CLIENT_CLOSED_REQUEST, ApiError, ClientDisconnected
-from manager.interfaces import error_body
+from manager.interfaces import error_body, is_for_models
 from manager.storage import DatabaseError
-from routes import auth, llama_swap, openai, paths, upstream
+from routes import auth, llama_swap, ollama, openai, paths, upstream
 from routes.api import (
     accounts,
     captures,
@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 _BLUEPRINTS: tuple[Callable[[Services], Api], ...] = (
     openai.blueprint,
     upstream.blueprint,
+    ollama.blueprint,
     status.blueprint,
     models.blueprint,
     captures.blueprint,
@@ -76,7 +77,8 @@ def create_app(services: Services, secret: bytes) -> Flask:
     static, asset = assets.blueprint()
     views.init_app(app, secret, asset)
     for blueprint in (static, *(make(services) for make in _BLUEPRINTS)):
-        if blueprint.name not in ("openai", "upstream"):  # whose responses are the models' own
+        # The models' own responses are left as they are.
+        if blueprint.name not in ("openai", "ollama", "upstream"):
             blueprint.after_request(headers.set_headers)
         app.register_blueprint(blueprint)
     app.after_request(upstream.guard)
@@ -103,7 +105,7 @@ class _Sessions(SecureCookieSessionInterface):
 
     def open_session(self, app: Flask, request: Request) -> SecureCookieSession | None:
         environ = request.environ
-        if environ["PATH_INFO"].startswith("/v1/") and "HTTP_X_CSRFTOKEN" not in environ:
+        if is_for_models(environ["PATH_INFO"]) and "HTTP_X_CSRFTOKEN" not in environ:
             return self.make_null_session(app)
         return super().open_session(app, request)
 
@@ -113,8 +115,7 @@ class _Sessions(SecureCookieSessionInterface):
 
 def _api_error_response(services: Services, error: ApiError) -> werkzeug.Response:
     # A request to a model has a line already, the recorder's.
-    is_recorded = openai.is_proxied(request.endpoint or "") or request.blueprint == "upstream"
-    if error.code == "model_not_found" and not is_recorded:
+    if error.code == "model_not_found" and not g.get("is_recorded"):
         _log_not_found(services, error)
     return _error_response(error)
 

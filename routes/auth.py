@@ -28,6 +28,7 @@ from manager.access import (
 )
 from manager.config import Program
 from manager.errors import ApiError
+from manager.interfaces import is_ollamas
 from manager.storage import DatabaseError
 from routes.calls import CHANGING, Api, Call, Rule
 from routes.http import Client, allowed_origin, check_host, client_of, cors_headers, preflight
@@ -36,10 +37,12 @@ from routes.services import Services, current
 
 log = logging.getLogger(__name__)
 
+# Any content type is taken, as clients send it: a page of a foreign origin is refused by that.
+_FOR_MODELS = (Rule.MODELS, Rule.OLLAMA)
 _MAX_LOGGED = 200  # characters of a method and a path
 # A change by these takes no session, so that it needs no proof of coming from our own pages; or,
 # with one from a page, looks for that itself.
-_WITHOUT_SESSION = (Rule.MODELS, Rule.RAW, Rule.SCRIPT)
+_WITHOUT_SESSION = (*_FOR_MODELS, Rule.RAW, Rule.SCRIPT)
 _MAX_RECORDED = 300_000  # bytes of a body; a config is as long as that
 
 
@@ -83,6 +86,11 @@ class Caller(NamedTuple):
         return 0 if self.key is None else self.key.priority
 
     @property
+    def user(self) -> str:
+        """Who uses a model, as far as that can be told: by name, else by address."""
+        return self.usage_key or self.address
+
+    @property
     def usage_key(self) -> str:
         """What its requests are metered under: a person who tries a model on a page has no key."""
         if self.key is not None:
@@ -94,11 +102,14 @@ class Caller(NamedTuple):
 
 def protect(app: Flask, services: Services) -> None:
     """Checks the caller before, and records changes after, each of the application's routes, which
-    are complete. Raises LookupError for a route that is not declared."""
+    are complete. Raises LookupError for a route that is not declared, and for one of Ollama's
+    that is not known as such or the other way round."""
     calls = calls_of(app)
     for route in app.url_map.iter_rules():
         if route.endpoint not in calls:
             raise LookupError(f"{route.rule} does not declare who may call it")
+        if is_ollamas(route.rule) != (calls[route.endpoint].rule is Rule.OLLAMA):
+            raise LookupError(f"{route.rule} is Ollama's by its path or by its rule alone")
     app.before_request(lambda: _admit(services, calls))
     app.after_request(lambda response: _finish(services, calls, response))
 
@@ -184,7 +195,7 @@ def _caller(
     anonymous = Caller(client.address, client.is_local)
     if rule is Rule.OPEN:
         return anonymous
-    if rule is Rule.MODELS:
+    if rule in _FOR_MODELS:
         return _user(services, anonymous, environ)
     if rule is Rule.RAW:
         return _raw_user(services, anonymous, environ)
@@ -311,7 +322,8 @@ def _person(services: Services, anonymous: Caller, environ: dict[str, Any]) -> C
             return anonymous._replace(local_token=generation)
         if token is None:
             is_key = secret.startswith(credentials.KEY_PREFIX)
-            why = "An API key is for /v1 and /api/keys/me" if is_key else "The token is not valid"
+            for_keys = "An API key is for /v1, Ollama's paths and /api/keys/me"
+            why = for_keys if is_key else "The token is not valid"
             raise ApiError(
                 401, "invalid_token", f"{why}: an admin makes tokens for scripts on the page Access"
             )

@@ -29,6 +29,7 @@ class Rule(enum.Enum):
 
     OPEN = "everybody"
     MODELS = "an API key, where keys are asked for"
+    OLLAMA = "an API key, as for `/v1`"
     KEY = "an API key"
     RAW = "an admin, or an API key with `raw`"
     VIEW = "a viewer"

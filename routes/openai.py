@@ -19,6 +19,7 @@ from routes.http import check_is_no_foreign_page
 from routes.proxy import (
     ModelCall,
     Proxy,
+    listed,
     may_use,
     model_name,
     read_body,
@@ -57,14 +58,7 @@ def blueprint(services: Services) -> Api:
     @api.call("GET /v1/models", Rule.MODELS)
     def list_models() -> Response:
         """The models that can be used."""
-        listed = [
-            model
-            for model in services.fleet.models()
-            if not model.settings.unlisted and may_use(g.caller, model.settings)
-        ]
-        entries = [_entry(model, model.settings.name, began) for model in listed]
-        if services.fleet.config.program.list_aliases:
-            entries += [_entry(m, alias, began) for m in listed for alias in m.settings.aliases]
+        entries = [_entry(model, name, began) for model, name in listed(services, g.caller)]
         return jsonify({"object": "list", "data": entries})
 
     @api.call("GET /v1/models/<path:name>", Rule.MODELS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
 from flask import Request, Response, after_this_request, g, request
@@ -16,7 +16,7 @@ from manager.config import loader
 from manager.errors import CLIENT_CLOSED_REQUEST, ApiError, ClientDisconnected
 from manager.interfaces import Endpoint, error_in
 from manager.models import Lease, Model
-from manager.recorder import Recorder
+from manager.recorder import Recorder, RequestRecord
 from manager.relay import (
     Body,
     Carriers,
@@ -28,7 +28,7 @@ from manager.relay import (
     forward,
     is_true,
 )
-from manager.tokens import MAX_TOKENS
+from manager.tokens import MAX_TOKENS, TokenUsage
 from routes.auth import Caller
 from routes.services import Services, current
 
@@ -50,6 +50,9 @@ class ModelCall(ABC):
     method = ""
     base = ""
     is_carried = True  # by a relay process, where one can: the answer goes on as it comes
+    is_sent = True  # to the model's server; else it is over once the model is ready for it
+    starts_model = True
+    record: RequestRecord  # set before ``sent_to`` is called
 
     def __init__(self, name: str, size: int) -> None:
         self.name = name
@@ -60,8 +63,12 @@ class ModelCall(ABC):
         """The endpoint, the path with its query, and the body, as this model's server is to have
         them. Raises ApiError."""
 
+    def headers(self, environ: Mapping[str, Any]) -> Headers:
+        """Those of the client, as far as the server may be meant."""
+        return _headers(environ)
+
     def answer(self, answer: RelayResponse) -> RelayResponse:
-        """What the client gets of the server's answer."""
+        """What the client gets of the server's answer, which is empty where nothing was sent."""
         return answer
 
 
@@ -81,7 +88,8 @@ class Proxy:
     def serve(self, path: str, read: Callable[[Request], ModelCall]) -> Response:
         """The answer of the model that the current request names. ``path`` is the endpoint in its
         row; ``read`` may raise ApiError. Raises ApiError, ClientDisconnected."""
-        caller = g.caller
+        kept = current(g)
+        caller, kept.is_recorded = kept.caller, True
         proxied = _Proxied(self, path, caller, current(request))
         id_header = (_ID_HEADER, proxied.record.id)
         try:
@@ -128,7 +136,7 @@ class _Proxied:
         services, caller, record = self._services, self._caller, self.record
         services.monitor.touch()
         call = read(self._asked)
-        record.size, name = call.size, call.name
+        call.record, record.size, name = record, call.size, call.name
         # JSON can spell a lone surrogate, which neither a database nor a log takes.
         record.request.asked_for = name.encode("utf-8", "replace").decode("utf-8")
         model = services.fleet.find(name, lambda settings: may_use(caller, settings))
@@ -145,7 +153,7 @@ class _Proxied:
         sent = RelayRequest(
             endpoint,
             target,
-            _headers(self._environ),
+            call.headers(self._environ),
             body,
             hides_limits=bool(self.limits),
             method=call.method or endpoint.method,
@@ -156,21 +164,41 @@ class _Proxied:
         carriers = self._carriers() if call.is_carried and not self._is_captured else None
         if carriers is None:
             self._slot.take()
+        if call.starts_model:
+            answer = self._answer_of(model, call, sent, carriers)
+        else:
+            answer = call.answer(self._nothing_sent())
+        answer.when_closed(self._slot.release)
+        return answer
+
+    def _answer_of(
+        self, model: Model, call: ModelCall, sent: RelayRequest, carriers: Carriers | None
+    ) -> RelayResponse:
         shows_wait = call.is_carried and self._shows_wait(sent)
         leases = model.await_lease(
             self._client_disconnected,
-            caller.priority,
+            self._caller.priority,
             self._slot.take,
+            self._caller.user,
             LOADING_SECONDS if shows_wait else math.inf,
         )
         lease = next(leases)
         if lease is None:
-            answer = self._loading(model, leases, sent)
-        else:
-            leases.close()
-            answer = call.answer(self._forwarded(lease, sent, carriers))
-        answer.when_closed(self._slot.release)
-        return answer
+            return self._loading(model, leases, sent)
+        leases.close()
+        if call.is_sent:
+            return call.answer(self._forwarded(lease, sent, carriers))
+        with lease:
+            self.record.leased(lease.scheme)
+        return call.answer(self._nothing_sent())
+
+    def _nothing_sent(self) -> RelayResponse:
+        """The end of a request for which the model's server is not asked."""
+        request = self.record.request
+        if self._permit is not None:  # first: no tokens say nothing of what others will take
+            self._permit.end(request.model, request.began_ms, None)
+        self.record.close(Outcome(200, TokenUsage()))
+        return RelayResponse("200 OK", [], iter(()), lambda: None)
 
     def fail(self, error: BaseException, *, streamed: bool = False) -> None:
         """There is no answer of the model, or no more of it."""
@@ -267,6 +295,19 @@ def may_use(caller: Caller, model: loader.Model) -> bool:
     return caller.key is None or caller.key.may_use((model.name, *model.aliases))
 
 
+def listed(services: Services, caller: Caller) -> Iterator[tuple[Model, str]]:
+    """The models that the caller can see and use, by name; by each alias too, behind them, where
+    the config says so."""
+    models = [
+        model
+        for model in services.fleet.models()
+        if not model.settings.unlisted and may_use(caller, model.settings)
+    ]
+    yield from ((model, model.settings.name) for model in models)
+    if services.fleet.config.program.list_aliases:
+        yield from ((model, alias) for model in models for alias in model.settings.aliases)
+
+
 def require_use(caller: Caller, model: loader.Model, asked_for: str) -> None:
     """Raises ApiError 403 where the caller's key is not for this model."""
     if not may_use(caller, model):
@@ -337,7 +378,7 @@ def _max_tokens(body: Body, endpoint: Endpoint) -> int | None:
     return min(max(limits), MAX_TOKENS) if limits else None
 
 
-def _headers(environ: dict[str, Any]) -> Headers:
+def _headers(environ: Mapping[str, Any]) -> Headers:
     headers = [
         (key[5:].replace("_", "-").title(), value)
         for key, value in environ.items()

@@ -23,6 +23,7 @@ PAGE = Path(__file__).resolve().parent.parent / "docs" / "http-api.md"
 _MARK = "<!-- made from the routes by `make reference` -->\n"
 _TITLES = {
     "openai": "Models, for clients",
+    "ollama": "Models, for Ollama's clients",
     "models": "Models",
     "program": "The program",
     "usage": "Usage",

@@ -135,7 +135,10 @@ def _config(value: Value, path: Path, modes: Callable[[Path | None], Collection[
     # Before all else: with its plugins the modes are known.
     plugins = given.read("interface_plugin_dir", readers.folder, None)
     value.document.modes = sorted(modes(plugins))
-    program = Program(**read_keys(Program, given))
+    ports = {given.read("port", readers.PORT, Program.port): "the program's own"}
+    program = Program(
+        **read_keys(Program, given, {"ollama_port": _port(ports, "the program's, for Ollama")})
+    )
     for key, other in given.unread():
         if key in REMOVED_KEYS:
             other.warn(f"this key is ignored: {REMOVED_KEYS[key]}", other.key_line)
@@ -145,22 +148,22 @@ def _config(value: Value, path: Path, modes: Callable[[Path | None], Collection[
     for key, _ in root.unread():
         if not key.startswith("x-"):  # which are for YAML anchors
             root.unknown(key)
-    read = _Models(models, program).read()
+    read = _Models(models, program, ports).read()
     return Config(path, program, read, tuple(sorted(value.document.warnings)))
 
 
 class _Models:
     """Reads models one by one, in file order, and knows which names and ports are taken."""
 
-    def __init__(self, models: Section, program: Program) -> None:
+    def __init__(self, models: Section, program: Program, ports: dict[int, str]) -> None:
         self._models = models
         self._program = program
+        self._ports = ports
         # What each is taken by. A model's name counts from the start, so that an alias above it
         # cannot take it.
         self._names = {
             name: f"the name of a model (line {value.key_line})" for name, value in models.unread()
         }
-        self._ports = {program.port: "the program's own"}
 
     def read(self) -> dict[str, Model]:
         return {name: self._model(name, value) for name, value in self._models.unread()}
@@ -172,7 +175,7 @@ class _Models:
         given = value.read(section, None)
         if given is None:
             return Model(name)
-        own = {"aliases": self._aliases(name), "port": self._port(name)}
+        own = {"aliases": self._aliases(name), "port": _port(self._ports, f"the port of {name}")}
         values = {
             key.field: getattr(self._program, key.field) for key in keys(Model) if key.inherit
         }
@@ -197,13 +200,16 @@ class _Models:
 
         return read
 
-    def _port(self, model: str) -> Callable[[Value], int]:
-        def read(value: Value) -> int:
-            port = readers.PORT(value)
-            _take(self._ports, port, f"the port of {model} (line {value.line})")
-            return port
 
-        return read
+def _port(taken: dict[int, str], use: str) -> Callable[[Value], int]:
+    """Reads a port that nothing in the file has yet."""
+
+    def read(value: Value) -> int:
+        port = readers.PORT(value)
+        _take(taken, port, f"{use} (line {value.line})")
+        return port
+
+    return read
 
 
 def _take(taken: dict[K, str], key: K, use: str) -> None:

@@ -65,6 +65,13 @@ class Program:
         restart=True,
     )
     port: int = key(8080, readers.PORT, "The port to listen on.", restart=True)
+    ollama_port: int | None = key(
+        None,
+        readers.PORT,
+        "A second port to listen on, which serves Ollama's API alone; Ollama's own is 11434.",
+        absent="none",
+        restart=True,
+    )
     log_level: str = key(
         "INFO", choice("level", _LEVELS, any_case=True), "What the log has in it.", restart=True
     )
@@ -165,7 +172,8 @@ class Program:
     require_key: bool | None = key(
         None,
         boolean,
-        "Whether `/v1` asks for an API key; with `false` keys only identify the client.",
+        "Whether `/v1` and Ollama's paths ask for an API key; with `false` keys only identify the"
+        " client.",
         absent="once a key exists",
     )
     # In lower case, without a port; addresses are never among them.
@@ -179,7 +187,7 @@ class Program:
     cors_origins: tuple[str, ...] = key(
         (),
         listed(hosts.origin),
-        "Web pages that may use `/v1`, by their origin, such as `https://chat.example.org`, or by"
+        "Web pages that may use models, by their origin, such as `https://chat.example.org`, or by"
         " a pattern of origins: `moz-extension://*`, `https://*.example.org`, `http://localhost:*`;"
         ' `"*"` is every page.',
     )

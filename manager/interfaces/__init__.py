@@ -11,6 +11,8 @@ from manager.interfaces.endpoints import (
     Endpoint,
     canonical,
     error_body,
+    is_for_models,
+    is_ollamas,
 )
 from manager.interfaces.image import Image
 from manager.interfaces.reranker import Reranker
@@ -61,4 +63,6 @@ __all__ = [
     "error_in",
     "error_of",
     "find_error_offsets",
+    "is_for_models",
+    "is_ollamas",
 ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from manager.errors import ApiError
-from manager.interfaces.error_shapes import anthropic_error, openai_error
+from manager.interfaces.error_shapes import anthropic_error, ollama_error, openai_error
 from manager.interfaces.stream_protocol import (
     ANTHROPIC_STREAM,
     ANY_STREAM,
@@ -22,6 +22,15 @@ from manager.interfaces.stream_protocol import (
 
 _BASE = "/v1"
 _MODELS = "/models"
+
+# Ollama's API. What else is below /api is for who runs the program.
+_OLLAMA_CALLS = (
+    *("tags", "show", "ps", "version"),
+    *("chat", "generate", "embed", "embeddings"),
+    *("pull", "push", "create", "copy", "delete"),
+)
+_OLLAMA = frozenset(f"/api/{call}" for call in _OLLAMA_CALLS)
+_OLLAMA_BLOBS = "/api/blobs/"
 
 
 @dataclass(frozen=True)
@@ -233,7 +242,19 @@ def canonical(path: str, known: Container[str] = ENDPOINTS) -> str:
     return _BASE + (name if name == _MODELS else bare)  # the name of a model may end in a slash
 
 
+def is_ollamas(path: str) -> bool:
+    """Whether the path is one of Ollama's API."""
+    return path in _OLLAMA or path.startswith(_OLLAMA_BLOBS)
+
+
+def is_for_models(path: str) -> bool:
+    """Whether the path is for who uses models, and not for who runs the program."""
+    return path.startswith(f"{_BASE}/") or is_ollamas(path)
+
+
 def error_body(path: str, error: ApiError) -> Mapping[str, Any]:
     """The JSON of an error, as clients of the endpoint at this path expect it."""
+    if is_ollamas(path):
+        return ollama_error(error)
     endpoint = ENDPOINTS.get(path)
     return endpoint.error(error) if endpoint is not None else error.body()

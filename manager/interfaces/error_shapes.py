@@ -35,3 +35,8 @@ def anthropic_error(error: ApiError) -> dict[str, Any]:
     other = "api_error" if error.status >= 500 else "invalid_request_error"
     kind = _ANTHROPIC_TYPES.get(error.status, other)
     return {"type": "error", "error": {**error.body()["error"], "type": kind}}
+
+
+def ollama_error(error: ApiError) -> dict[str, Any]:
+    """``{"error": "text"}``"""
+    return {"error": error.message}

@@ -5,6 +5,6 @@ from manager.models.fleet import Fleet
 from manager.models.lease import Lease
 from manager.models.model import Model, State
 from manager.models.ports import Ports
-from manager.models.server import ModelDependencies
+from manager.models.server import ModelDependencies, Server
 
-__all__ = ["Fleet", "Lease", "Model", "ModelDependencies", "Ports", "State", "ports"]
+__all__ = ["Fleet", "Lease", "Model", "ModelDependencies", "Ports", "Server", "State", "ports"]

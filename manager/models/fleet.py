@@ -215,7 +215,8 @@ class Fleet:
 
     def _fixed_ports(self) -> set[int]:
         ports = {model.settings.port for model in self.models() if model.settings.port}
-        return ports | {self._config.program.port}
+        program = self._config.program
+        return ports | {program.port} | ({program.ollama_port} if program.ollama_port else set())
 
     def _not_found(
         self, name: str, may_see: Callable[[ModelSettings], bool] = lambda _model: True

@@ -17,16 +17,18 @@ class Lease:
     """A right to send one request to a ready model, which counts as busy meanwhile.
 
     A context manager; ``release`` ends it and may be called more than once. ``produced`` is set
-    with each piece of its answer that comes.
+    with each piece of its answer that comes; ``user`` names who holds it.
     """
 
     def __init__(
         self,
         server: Server,
         upstream_timeout: float,
+        user: str,
         on_release: Callable[[Lease, Outcome | None], None],
     ) -> None:
         self.server = server
+        self.user = user
         self.produced = False
         self._on_release = on_release
         self._held = True
@@ -59,10 +61,11 @@ class Ticket:
     wakes the request that gets it, not all that wait."""
 
     def __init__(
-        self, lock: threading.Lock, arrival: float, priority: int, *, behind: bool
+        self, lock: threading.Lock, arrival: float, priority: int, user: str, *, behind: bool
     ) -> None:
         self.ready = threading.Condition(lock)
         self.priority = priority
+        self.user = user
         self.rank = planner.queue_rank(arrival, priority)
         self.behind = behind  # other models, which its own yields to
         self.lease: Lease | None = None
@@ -96,9 +99,9 @@ class RequestQueue:
         """The highest that waits; None where nobody does."""
         return max(self._by_priority, default=None)
 
-    def enqueue(self, arrival: float, priority: int) -> Ticket:
+    def enqueue(self, arrival: float, priority: int, user: str = "") -> Ticket:
         """``arrival`` is monotonic, in seconds, and not before that of the last one."""
-        ticket = Ticket(self._lock, arrival, priority, behind=self.yielding)
+        ticket = Ticket(self._lock, arrival, priority, user, behind=self.yielding)
         self._by_priority.setdefault(priority, OrderedDict())[ticket] = None
         return ticket
 

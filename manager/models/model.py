@@ -40,6 +40,7 @@ from manager.models import facts, views
 from manager.models.check import HealthCheck
 from manager.models.circuit_breaker import CircuitBreaker
 from manager.models.facts import ServerFacts
+from manager.models.last_use import LastUse
 from manager.models.lease import Lease, RequestQueue, Ticket
 from manager.models.server import (
     LeftoverError,
@@ -119,6 +120,7 @@ class Model:
         )
         self._breaker = CircuitBreaker()
         self._last_used: float | None = None
+        self._last_use = LastUse()  # of leases alone, by whoever held them
         self._last_error: str | None = None
         self._restart_reason: str | None = None  # of a restart under way
         self._passed_over: Mapping[str, str] = {}  # in the last start
@@ -140,14 +142,15 @@ class Model:
         client_disconnected: Callable[[], bool],
         priority: int = 0,
         hold_thread: Callable[[], None] = lambda: None,
+        user: str = "",
     ) -> Lease:
         """A lease on the ready model, at once or after waiting for a start or in the queue.
 
         ``hold_thread`` is called before that and may raise; ``client_disconnected`` is polled
-        meanwhile; a higher ``priority`` waits less. Raises ApiError (429, 503) and
-        ClientDisconnected.
+        meanwhile; a higher ``priority`` waits less; ``user`` is who asks, for ``unload``. Raises
+        ApiError (429, 503) and ClientDisconnected.
         """
-        wait = self.await_lease(client_disconnected, priority, hold_thread)
+        wait = self.await_lease(client_disconnected, priority, hold_thread, user)
         return next(lease for lease in wait if lease is not None)
 
     def await_lease(
@@ -155,23 +158,24 @@ class Model:
         client_disconnected: Callable[[], bool],
         priority: int = 0,
         hold_thread: Callable[[], None] = lambda: None,
+        user: str = "",
         every: float = math.inf,
     ) -> Generator[Lease | None, None, None]:
         """As ``lease``: yields it once it is there, and None each time that it was waited for
         ``every`` seconds. To close it ends the wait."""
         with self._lock:
             self._record_gap()
-            lease = self._grant_at_once()
+            lease = self._grant_at_once(user)
         if lease is None:
             hold_thread()
             with self._lock:
-                lease = self._grant_at_once()  # there is some capacity since
+                lease = self._grant_at_once(user)  # there is some capacity since
                 if lease is None:
                     highest = self._queue.priority
                     moves_up = self._state is State.QUEUED and (
                         highest is None or priority > highest
                     )
-                    ticket = self._enqueue(priority)
+                    ticket = self._enqueue(priority, user)
         if lease is not None:
             yield lease
             return
@@ -198,7 +202,7 @@ class Model:
         server = lease.server
         with self._lock:
             server.leases.discard(lease)
-            self._last_used = self._clock.monotonic()
+            self._record_use(lease.user)
             has_news = self._check.record_end(lease, outcome)
             self._admit(1)
             is_idle = not server.in_flight
@@ -216,7 +220,7 @@ class Model:
             gap = self._clock.monotonic() - self._last_used
             self._mean_gap = update_mean_gap(self._mean_gap, gap)
 
-    def _enqueue(self, priority: int) -> Ticket:
+    def _enqueue(self, priority: int, user: str) -> Ticket:
         if self._closed:
             raise self._closed()
         if len(self._queue) >= self.settings.max_waiting:
@@ -238,7 +242,7 @@ class Model:
                     retry_after=wait,
                 )
             self._begin_start()
-        return self._queue.enqueue(self._clock.monotonic(), priority)
+        return self._queue.enqueue(self._clock.monotonic(), priority, user)
 
     def _waits(self, ticket: Ticket, every: float) -> Iterator[Lease | None]:
         # A start is bounded by its own time-outs; waiting in the queue by the queue's.
@@ -278,20 +282,25 @@ class Model:
         limit = self.settings.max_concurrency
         return limit is None or self._server.in_flight < limit
 
-    def _grant_at_once(self) -> Lease | None:
-        return self._grant() if not self._queue and self._has_capacity() else None
+    def _grant_at_once(self, user: str) -> Lease | None:
+        return self._grant(user) if not self._queue and self._has_capacity() else None
 
-    def _grant(self) -> Lease:
+    def _grant(self, user: str) -> Lease:
         assert self._server is not None
-        self._last_used = self._clock.monotonic()
-        lease = Lease(self._server, self.program.upstream_timeout, self._release)
+        self._record_use(user)
+        lease = Lease(self._server, self.program.upstream_timeout, user, self._release)
         self._server.leases.add(lease)
         return lease
+
+    def _record_use(self, user: str) -> None:
+        self._last_used = now = self._clock.monotonic()
+        self._last_use.record(user, now)
 
     def _admit(self, most: int) -> None:
         while most and self._queue and self._has_capacity():
             most -= 1
-            self._queue.pop().resolve(lease=self._grant())
+            ticket = self._queue.pop()
+            ticket.resolve(lease=self._grant(ticket.user))
 
     # --- starting and stopping --------------------------------------------------------------
 
@@ -349,6 +358,23 @@ class Model:
                 return
             self._begin_stop("idle", start_again=False)
         self._announce()
+
+    def unload(self, user: str) -> bool:
+        """Stops the model for ``user``, if it is idle and not pinned and nobody else has used it
+        within its ``alive_time``. Returns whether it stops or does not run. Raises ApiError 503
+        where the system has no thread."""
+        with self._lock:
+            if self._state in (State.STOPPED, State.STOPPING, State.FAILED):
+                return True
+            if self._evictability() is not Evictability.IDLE or self._queue:
+                return False
+            used, alive = self._last_use.by_others(user), self.settings.alive_time * 60
+            # With an alive_time of 0 it is never idle for long enough.
+            if used is not None and (not alive or self._clock.monotonic() - used < alive):
+                return False
+            self._begin_stop("unloaded by its only user", start_again=False)
+        self._announce()
+        return True
 
     def configure(self, settings: ModelSettings, program: Program, interface: Interface) -> None:
         """Takes new settings: limits at once, what is launched at the next start."""

@@ -1,6 +1,6 @@
 """One request to one upstream and its answer back."""
 
-from manager.relay import content_encoding
+from manager.relay import content_encoding, ollama
 from manager.relay.body import Body, RawBody, Spooled
 from manager.relay.form import Form, encoded_form
 from manager.relay.forward import Carriers, forward
@@ -38,4 +38,5 @@ __all__ = [
     "forward",
     "is_true",
     "json_fault",
+    "ollama",
 ]

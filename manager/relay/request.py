@@ -120,7 +120,7 @@ class RelayResponse:
         self.headers = headers
         self._pieces = pieces
         self._close: Callable[[], None] | None = close
-        self._actions: list[Callable[[], None]] = []
+        self._actions: list[Callable[[], object]] = []
 
     def __iter__(self) -> RelayResponse:
         return self
@@ -132,7 +132,7 @@ class RelayResponse:
             self._close = None  # another does, and perhaps has done so already
             raise
 
-    def when_closed(self, action: Callable[[], None]) -> None:
+    def when_closed(self, action: Callable[[], object]) -> None:
         """Calls ``action`` once the client has its answer or has disconnected."""
         self._actions.append(action)
 

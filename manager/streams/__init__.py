@@ -13,7 +13,7 @@ from manager.streams.answer_head import (
     read_head,
 )
 from manager.streams.chunked import ChunkedDecoder, NotChunked
-from manager.streams.event_stream import EventStream
+from manager.streams.event_stream import EventStream, data_of, error_in_event
 from manager.streams.messages import MessageReader, encode
 from manager.streams.relay_loop import RelayLoop
 from manager.streams.relayed_exchange import AFTER_DONE_SECONDS, MAX_WHOLE
@@ -31,7 +31,9 @@ __all__ = [
     "NotChunked",
     "NotHttp",
     "RelayLoop",
+    "data_of",
     "encode",
+    "error_in_event",
     "names_in",
     "read_head",
 ]

@@ -76,7 +76,7 @@ class EventStream:
             return False
         data, at = self._finish
         start, end = _event_around(data, at, 0)
-        return self.protocol.is_finish(_data_of(data[start:end]))
+        return self.protocol.is_finish(data_of(data[start:end]))
 
     @property
     def truncated(self) -> str | None:
@@ -86,8 +86,8 @@ class EventStream:
 
     def usage(self) -> TokenUsage | None:
         """The tokens that the stream reported; None where it reported none."""
-        first = tokens.from_answer(_data_of(self._first)) if self._first else None
-        last = tokens.from_answer(_data_of(self._last)) if self._last else None
+        first = tokens.from_answer(data_of(self._first)) if self._first else None
+        last = tokens.from_answer(data_of(self._last)) if self._last else None
         return tokens.merge(self._long_usage, tokens.merge(first, last))
 
     def estimate(self) -> TokenUsage | None:
@@ -188,7 +188,7 @@ class EventStream:
         position = 0
         for start, end in _events_at(data, offsets):
             event = data[start:end]
-            if (error := _error_in(event)) is not None:
+            if (error := error_in_event(event)) is not None:
                 self.chunks -= len(_values(event, b"data:"))
             elif not self.has_ended and (error := error_of(_decoded(event))) is not None:
                 # Some servers send the error of a stream that has begun as it is, and no event:
@@ -266,19 +266,20 @@ def _values(event: bytes, field: bytes) -> list[bytes]:
     return [line[len(field) :] for line in event.splitlines() if line.startswith(field)]
 
 
-def _data_of(event: bytes, field: bytes = b"data:") -> Any:
+def data_of(event: bytes, field: bytes = b"data:") -> Any:
+    """The decoded data of one event; None where they are no JSON."""
     return _decoded(b"\n".join(_values(event, field)))
 
 
-def _error_in(event: bytes) -> AnswerError | None:
-    """The error that an event is: by its data, by its name, whatever its data are then, or in a
+def error_in_event(event: bytes) -> AnswerError | None:
+    """The error that one event is: by its data, by its name, whatever its data are then, or in a
     field of its own, which builds of llama.cpp send."""
-    data = _data_of(event)
+    data = data_of(event)
     error = error_of(data)
     if error is None and b"error" in (name.strip() for name in _values(event, b"event:")):
         text = b"\n".join(_values(event, b"data:")).decode("utf-8", "replace").strip()[:200]
         error = error_of({"error": data}) or error_of({"error": text or _UNNAMED_ERROR})
-    return error or error_of({"error": _data_of(event, b"error:")})
+    return error or error_of({"error": data_of(event, b"error:")})
 
 
 def _as_event(data: bytes) -> bytes:
@@ -295,7 +296,7 @@ def _decoded(text: bytes) -> Any:
 def _is_usage_chunk(event: bytes) -> bool:
     """Whether it holds usage and nothing of an answer. Of a usage chunk's choices servers make an
     empty list, null, another empty value, or one choice that says nothing."""
-    chunk = _data_of(event)
+    chunk = data_of(event)
     if not isinstance(chunk, dict) or not isinstance(chunk.get("usage"), dict):
         return False
     choices = chunk.get("choices")

@@ -22,6 +22,7 @@ _SECURITY: dict[Rule, list[dict[str, list[str]]]] = {
     Rule.OPEN: [{}],
     Rule.MODELS: [{}, {"bearer": []}, {"apiKey": []}],
     Rule.RAW: [{"session": []}, {"bearer": []}, {"apiKey": []}],
+    Rule.OLLAMA: [{}, {"bearer": []}, {"apiKey": []}],
     Rule.KEY: [{"bearer": []}, {"apiKey": []}],
     Rule.LOCAL: [{}, {"session": []}, {"bearer": []}],
     Rule.SCRIPT: [{"bearer": []}],
@@ -70,7 +71,8 @@ def _operation(call: Call, components: dict[str, Any]) -> dict[str, Any]:
     errors = {*_ERRORS, *call.errors, *((404,) if in_path else ())}
     if call.method in CHANGING:
         errors.update((413, 415))
-    statuses = {**dict.fromkeys(errors, "Error"), **call.answers}
+    error = "OllamaError" if call.rule is Rule.OLLAMA else "Error"
+    statuses = {**dict.fromkeys(errors, error), **call.answers}
     operation: dict[str, Any] = {"summary": call.summary, "tags": [call.tag]}
     if call.description:
         operation["description"] = call.description

@@ -12,12 +12,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 if sys.platform != "win32":
     import resource
 
-from flask import Flask
 from waitress import wasyncore
 from waitress.adjustments import Adjustments
 from waitress.server import TcpWSGIServer
@@ -29,6 +28,9 @@ from routes.http import keepalive
 from routes.http.channel import Channel, ClientLimits
 from routes.http.tasks import MAX_HEADER_BYTES
 from routes.http.thread_pool import ThreadPool
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
 
 log = logging.getLogger(__name__)
 
@@ -216,14 +218,14 @@ def _file_limit() -> int | None:
     return None if soft == resource.RLIM_INFINITY else soft
 
 
-def _adjustments(host: str, port: int, threads: int, max_body_mb: int) -> Adjustments:
+def _adjustments(host: str, port: int, connections: int, max_body_mb: int) -> Adjustments:
     """Raises ValueError for a host that cannot be resolved."""
     return Adjustments(
         host=host,
         port=port,
         # Every open connection counts, idle ones too. The default of 100 stops accepting,
         # health checks included.
-        connection_limit=_connection_limit(threads, _file_limit()),
+        connection_limit=connections,
         # Each second requests that take too long are ended.
         cleanup_interval=1,
         # routes.http.client reads them: whether to believe X-Forwarded-For depends on who
@@ -277,19 +279,21 @@ class HttpServer:
 
     def __init__(
         self,
-        app: Flask,
+        app: WSGIApplication,
         host: str,
         port: int,
         threads: int,
         max_body_mb: int,
         *,
+        also: tuple[tuple[WSGIApplication, int], ...] = (),
         trusted_proxies: tuple[Network, ...] = (),
         cors_origins: Callable[[], tuple[str, ...]] = tuple,
         limits: ClientLimits = _LIMITS,
         clock: Clock = _CLOCK,
     ) -> None:
-        """Binds at once, so that a port in use is known before anything is started.
-        ``cors_origins`` returns those of the config that is in use.
+        """Binds at once, so that a port in use is known before anything is started. ``also`` are
+        further applications, each with a port of its own on the same host. ``cors_origins`` returns
+        those of the config that is in use.
 
         Raises ListenError, also where the system has too few threads.
         """
@@ -304,39 +308,43 @@ class HttpServer:
                 " raise the limit of processes (ulimit -u, TasksMax= of systemd, --pids-limit of"
                 f" docker): {error}"
             ) from error
+        limit = _connection_limit(threads, _file_limit())
         self._listeners: list[_Listener] = []
-        try:
-            settings = _adjustments(host, port, threads, max_body_mb)
-            settings.listen = _present(settings.listen)
-            settings.socket_options = [*Adjustments.socket_options, *keepalive.options()]
-            for family, kind, protocol, (name, number, *scope) in settings.listen:
-                # All on one port, also where the system chooses it.
-                chosen = self.port if self._listeners else number
-                self._listeners.append(
-                    _Listener(
-                        app,
-                        map=self._map,
-                        dispatcher=self._workers,
-                        adj=settings,
-                        sockinfo=(family, kind, protocol, (name, chosen, *scope)),
-                    )
-                )
-        except (OSError, ValueError) as error:
-            wasyncore.close_all(self._map)
-            raise _listen_error(host, port, error) from error
+        for served, wanted in ((app, port), *also):
+            try:
+                settings = _adjustments(host, wanted, limit, max_body_mb)
+                self._listen(served, settings)
+            except (OSError, ValueError) as error:
+                wasyncore.close_all(self._map)
+                raise _listen_error(host, wanted, error) from error
         # One count for all addresses that are listened on.
-        slots = _ConnectionSlots(
-            max(1, int(settings.connection_limit * limits.share)), trusted_proxies, clock
-        )
+        slots = _ConnectionSlots(max(1, int(limit * limits.share)), trusted_proxies, clock)
         lent: set[Channel] = set()
         for listener in self._listeners:
             listener.limits, listener.clock, listener.slots = limits, clock, slots
             listener.cors_origins, listener.lent = cors_origins, lent
         self._thread = threading.Thread(target=self._listeners[0].run, name="http", daemon=True)
 
+    def _listen(self, app: WSGIApplication, settings: Adjustments) -> None:
+        """Raises OSError."""
+        settings.listen = _present(settings.listen)
+        settings.socket_options = [*Adjustments.socket_options, *keepalive.options()]
+        chosen: int | None = None
+        for family, kind, protocol, (name, number, *scope) in settings.listen:
+            listener = _Listener(
+                app,
+                map=self._map,
+                dispatcher=self._workers,
+                adj=settings,
+                # All on one port, also where the system chooses it.
+                sockinfo=(family, kind, protocol, (name, chosen or number, *scope)),
+            )
+            chosen = int(listener.effective_port)
+            self._listeners.append(listener)
+
     @property
     def port(self) -> int:
-        """The port in use, also where port 0 left the choice to the system."""
+        """The application's port in use, also where port 0 left the choice to the system."""
         return int(self._listeners[0].effective_port)
 
     def start(self) -> None:

@@ -1,4 +1,5 @@
-"""A model server of no known mode: it answers any POST. With --silent it answers none."""
+"""A model server of no known mode: it answers any POST, with the text of its body's ``say`` as the
+type ``kind`` where there is one. With --silent it answers none."""
 
 from __future__ import annotations
 
@@ -20,12 +21,18 @@ class Handler(BaseHTTPRequestHandler):
         print(f"asked at {self.path}", flush=True)
         if "--silent" in sys.argv:
             threading.Event().wait()
-        self.answer({"path": self.path, "asked": json.loads(body)})
+        asked = json.loads(body)
+        if "say" in asked:
+            self.send(asked["say"].encode(), asked["kind"])
+        else:
+            self.answer({"path": self.path, "asked": asked})
 
     def answer(self, content: object) -> None:
-        data = json.dumps(content).encode()
+        self.send(json.dumps(content).encode(), "application/json")
+
+    def send(self, data: bytes, kind: str) -> None:
         self.send_response(200)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)

@@ -37,6 +37,7 @@ from manager.config.settings import Config, Program
 from manager.storage import maintenance
 from routes import app as app_module
 from routes import auth
+from routes.calls import Api, Rule
 from routes.page_passes import PagePasses
 from routes.services import Services
 from tests.support.usage_rows import new_store
@@ -96,6 +97,24 @@ TOKEN = """
     GET /unload
     POST /unload
 """
+OLLAMA = """
+    GET /api/tags
+    GET /api/ps
+    GET /api/version
+    POST /api/show
+    POST /api/chat
+    POST /api/generate
+    POST /api/embed
+    POST /api/embeddings
+    POST /api/pull
+    POST /api/push
+    POST /api/create
+    POST /api/copy
+    DELETE /api/delete
+    GET /api/blobs/<digest>
+    POST /api/blobs/<digest>
+"""
+OLLAMA_CALLS = [tuple(line.split()) for line in OLLAMA.strip().splitlines()]
 KEY = "GET /api/keys/me"
 FIRST = """
     GET /setup
@@ -195,6 +214,7 @@ PROMISED = {
     for kind, text in CLASSES.items()
     for line in text.strip().splitlines()
 }
+PROMISED |= dict.fromkeys(OLLAMA_CALLS, "models")
 
 YES = "reached"
 SIGN_IN = "401 sign_in_needed"
@@ -446,10 +466,11 @@ def outcome(answer: TestResponse) -> str:
         return answer.text
     if answer.status_code == 303 and answer.headers["Location"].startswith("/login"):
         return SIGN_IN
-    if answer.is_json:
+    if answer.is_json and isinstance(answer.json["error"], dict):
         return f"{answer.status_code} {answer.json['error']['code']}"
-    # A page, for people: it has the message.
-    codes = {"No password is set": NO_PASSWORD, "out of date": OUTDATED, "The token": NO_TOKEN}
+    # A page, for people, or Ollama's: it has the message.
+    codes = {"Send a valid one": NO_KEY, "can try models": NO_ADMIN} if answer.is_json else {}
+    codes |= {"No password is set": NO_PASSWORD, "out of date": OUTDATED, "The token": NO_TOKEN}
     codes |= {"An API key is for": NO_TOKEN, "made by the owner": NO_ADMIN}
     found = [code for text, code in codes.items() if text in answer.text]
     assert len(found) == 1, answer.text
@@ -481,6 +502,7 @@ def spelled(path: str) -> str:
         ("<file>", "some"),
         ("<version>", "some"),
         ("<number>", "some"),
+        ("<digest>", "sha256:00"),
     ):
         path = path.replace(part, value)
     assert "<" not in path
@@ -697,6 +719,59 @@ def test_an_extension_is_let_in_by_a_pattern_and_to_the_models_alone(gate: Gate)
     for origin in ("chrome-extension://abc", "null", f"{extension}/x"):
         foreign = caller.call("POST", "/v1/chat/completions", headers={"Origin": origin})
         assert outcome(foreign) == "403 origin_not_allowed"
+
+
+@pytest.mark.parametrize(("origin", "lets_in"), ORIGINS)
+def test_ollamas_paths_are_for_the_same_pages_as_the_models(
+    gate: Gate, origin: str, lets_in: bool
+) -> None:
+    gate.set(cors_origins=("https://chat.example.org",))
+    caller = Caller(gate.app, "127.0.0.1")
+    asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+    is_foreign = "chat" in origin
+    for method, path in OLLAMA_CALLS:
+        found = caller.call(method, spelled(path), headers={"Origin": origin})
+        assert found.status_code == (200 if lets_in else 403)
+        if not lets_in:
+            assert isinstance(found.json["error"], str)
+        if is_foreign:
+            before = caller.call("OPTIONS", spelled(path), headers=asked)
+            assert before.status_code == (204 if lets_in else 403)
+    # What is beside them is not.
+    for path in ("/api/models", "/api/keys", "/api/chat/x", "/api/blobs", "/api/tags/", "/api"):
+        found = caller.call("OPTIONS", path, headers=asked)
+        assert "Access-Control-Allow-Origin" not in found.headers
+        assert found.status_code == (403 if is_foreign or not lets_in else found.status_code)
+
+
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", ""])
+def test_only_ollamas_paths_take_any_content_type(gate: Gate, kind: str) -> None:
+    caller = gate.caller("local token")
+    del caller.headers["Authorization"]
+    for method, path in OLLAMA_CALLS:
+        sent = caller.client.open(spelled(path), method=method, data="{}", content_type=kind)
+        assert (sent.status_code, sent.text) == (200, YES)
+    caller = gate.caller("local token")
+    changing = [route for route, rule in PROMISED.items() if rule in ("admin", "config")]
+    for method, path in [route for route in changing if route[0] != "GET"]:
+        sent = caller.client.open(
+            spelled(path), method=method, data="{}", content_type=kind, headers=caller.headers
+        )
+        assert outcome(sent) == "415 json_required"
+
+
+@pytest.mark.parametrize(("path", "rule"), [("/api/keys", "OLLAMA"), ("/api/chat", "OPEN")])
+def test_a_route_that_is_ollamas_by_its_path_or_its_rule_alone_keeps_the_program_from_starting(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch, path: str, rule: str
+) -> None:
+    def confused(_services: Services) -> Api:
+        api = Api("confused")
+        api.call(f"POST {path}", Rule[rule])(lambda: YES)
+        return api
+
+    monkeypatch.setattr(app_module, "_BLUEPRINTS", (confused,))
+    with pytest.raises(LookupError, match=path):
+        routes.create_app(gate.services, b"a secret")
 
 
 def test_a_browser_may_ask_first_where_a_page_is_allowed(gate: Gate) -> None:

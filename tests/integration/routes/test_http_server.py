@@ -594,6 +594,31 @@ def test_a_host_that_is_not_there_is_an_error_that_says_what_to_do(
     assert advice in str(error.value)
 
 
+def test_a_second_application_has_a_port_of_its_own() -> None:
+    def second(_environ: Any, start_response: Any) -> list[bytes]:
+        start_response("200 OK", [("Content-Length", "6")])
+        return [b"second"]
+
+    with socket.create_server(("127.0.0.1", 0)) as chosen:
+        port = chosen.getsockname()[1]
+        with pytest.raises(ListenError, match=f"127.0.0.1:{port}, which "):
+            HttpServer(Flask("test"), "127.0.0.1", 0, 1, 1, also=((second, port),))
+    server = HttpServer(Flask("test"), "127.0.0.1", 0, 1, 1, also=((second, port),))
+    server.start()
+    try:
+        answers = {}
+        for at in (server.port, port):
+            with socket.create_connection(("127.0.0.1", at), timeout=PATIENCE) as connection:
+                connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+                answers[at] = read_all(connection)
+    finally:
+        server.close(5.0)
+    assert statuses(answers[server.port]) == [404]
+    assert answers[port].endswith(b"second")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
+
+
 def _resolve_localhost_to_both(monkeypatch: pytest.MonkeyPatch) -> None:
     resolve = socket.getaddrinfo
 

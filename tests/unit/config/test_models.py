@@ -39,6 +39,13 @@ def test_names_and_ports_are_unique_over_all_models(
     assert part in found[1]
 
 
+def test_the_port_for_ollamas_clients_is_no_models(home: Path) -> None:
+    text = "program: {ollama_port: 11434}\nLocal-Models:\n  a: {port: 11434, s: {command: [x]}}\n"
+    line, message = only_problem(home, text)
+    assert line == 3
+    assert "11434 is already the program's, for Ollama (line 1)" in message
+
+
 @pytest.mark.parametrize(
     ("name", "part"),
     [

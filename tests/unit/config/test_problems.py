@@ -28,6 +28,7 @@ from tests.support.config_files import (
 PROGRAM_FAULTS: dict[str, tuple[list[str], int, str]] = {
     "host": (["host: 5"], 0, "expected text"),
     "port": (["port: 70000"], 0, "from 1 to 65535, found 70000"),
+    "ollama_port": (["ollama_port: 8080"], 0, "8080 is already the program's own"),
     "log_level": (["log_level: LOUD"], 0, "known: DEBUG, INFO"),
     "alive_time": (["alive_time: -1"], 0, "from 0"),
     "gpu": (["Disable_GPU_monitoring: 'false'"], 0, "without quotes"),

@@ -87,6 +87,7 @@ def test_the_names_that_scripts_rely_on_stay(tmp_path: Path) -> None:
         "program": {
             "host": "127.0.0.1",
             "port": 8080,
+            "ollama_port": None,
             "log_level": "INFO",
             "alive_time": 15.0,
             "disable_gpu_monitoring": False,

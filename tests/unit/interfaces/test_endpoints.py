@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manager.interfaces import ENDPOINTS, canonical
+from manager.errors import ApiError
+from manager.interfaces import ENDPOINTS, canonical, error_body, is_for_models, is_ollamas
 from manager.streams import EventStream
 from manager.streams.event_stream import MAX_BUFFERED
 from manager.tokens import TokenUsage
@@ -48,6 +49,23 @@ def test_each_is_reached_with_any_base_and_a_slash_behind_it(
 )
 def test_what_is_meant_by_a_path(path: str, meant: str) -> None:
     assert canonical(path) == meant
+
+
+@pytest.mark.parametrize("path", ["/api/chat", "/api/tags", "/api/delete", "/api/blobs/sha256:0"])
+def test_ollamas_paths_are_for_models_and_have_errors_of_their_own(path: str) -> None:
+    assert is_ollamas(path)
+    assert is_for_models(path)
+    error = ApiError(404, "model_not_found", "there is none")
+    assert error_body(path, error) == {"error": "there is none"}
+    assert path not in ENDPOINTS
+
+
+@pytest.mark.parametrize(
+    "path", ["/api/models", "/api/chat/", "/api/chats", "/api/blobs", "/api", "/v1/api/chat", "/"]
+)
+def test_no_other_path_is_ollamas(path: str) -> None:
+    assert not is_ollamas(path)
+    assert is_for_models(path) == path.startswith("/v1/")
 
 
 @given(st.text("/v1abc.", max_size=30))

@@ -12,6 +12,7 @@ from manager.config.settings import Config, Program, Scheme
 from manager.config.settings import Model as Settings
 from manager.errors import ApiError, ClientDisconnected
 from manager.models import facts
+from manager.models import model as model_module
 from manager.models.fleet import Fleet
 from manager.models.model import State
 from manager.placement.types import Evictability
@@ -79,6 +80,76 @@ def test_a_model_is_not_idle_while_it_answers() -> None:
     model.stop_if_idle()
     assert model.state is State.READY
     assert model.to_json()["idle_stop_at"] is not None
+
+
+class Used:
+    """A running model, used by whom a test says, and a clock."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> None:
+        monkeypatch.setattr(model_module, "bring_down", lambda *_: None)
+        self.now = 1000.0
+        self.model = real_model(Settings("Used", **settings), clock=Clock(lambda: self.now))
+        runs(self.model)
+
+    def by(self, user: str) -> None:
+        self.model.lease(connected, user=user).release()
+
+    def is_stopped(self) -> bool:
+        self.model.wait_idle(LONG)
+        return self.model.state is State.STOPPED
+
+
+def test_who_alone_has_used_a_model_may_unload_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = Used(monkeypatch, alive_time=1)
+    used.by("ann")
+    assert used.model.unload("ann")
+    assert used.is_stopped()
+    assert used.model.unload("ann")  # it does not run
+
+
+def test_a_model_that_somebody_else_has_used_within_its_alive_time_is_not_unloaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    used = Used(monkeypatch, alive_time=1)
+    used.by("eve")
+    used.now += 30
+    used.by("ann")
+    used.now += 29
+    assert not used.model.unload("ann")
+    assert not used.model.unload("bob")
+    used.now += 1
+    assert used.model.unload("ann")
+    assert used.is_stopped()
+
+
+def test_a_model_that_is_never_idle_for_too_long_is_kept_for_all_who_have_used_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    used = Used(monkeypatch, alive_time=0)
+    used.by("eve")
+    used.now += 1e6
+    assert not used.model.unload("ann")
+    assert used.model.unload("eve")
+
+
+def test_a_busy_and_a_pinned_model_are_not_unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = Used(monkeypatch)
+    with used.model.lease(connected, user="ann"):
+        assert not used.model.unload("ann")
+    assert not Used(monkeypatch, pinned=True).model.unload("ann")
+
+
+def test_who_has_waited_for_a_model_has_used_it(
+    monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    used = Used(monkeypatch, max_concurrency=1)
+    under_way = used.model.lease(connected, user="ann")
+    late = in_a_thread(lambda: used.model.lease(connected, user="eve"))
+    eventually(lambda: used.model.to_json()["waiting"] == 1)
+    under_way.release()
+    assert late.result(LONG).user == "eve"
+    late.result(LONG).release()
+    assert not used.model.unload("ann")
 
 
 def test_a_model_that_yields_ends_its_requests_and_then_can_be_stopped(
