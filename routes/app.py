@@ -128,6 +128,8 @@ def _error_response(error: ApiError) -> werkzeug.Response:
     response.status_code = error.status
     if error.status == 401:
         response.headers["WWW-Authenticate"] = "Bearer"  # as RFC 9110 asks
+        # Anthropic's and OpenAI's SDKs read it; Claude Code tries a wrong key for minutes else.
+        response.headers["X-Should-Retry"] = "false"
     if error.retry_after is not None:
         response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
     return response

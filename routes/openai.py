@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+from datetime import datetime, timezone
 from typing import Any
 from urllib.parse import urlencode
 
@@ -34,7 +34,7 @@ _PROXIED = "proxy_"
 
 def blueprint(services: Services) -> Api:
     api = Api("openai", tag="openai")
-    began = int(time.time())
+    began = datetime.now(timezone.utc).replace(microsecond=0)
     proxy = Proxy(services)
 
     modes = services.interfaces.values()
@@ -59,7 +59,10 @@ def blueprint(services: Services) -> Api:
     def list_models() -> Response:
         """The models that can be used."""
         entries = [_entry(model, name, began) for model, name in listed(services, g.caller)]
-        return jsonify({"object": "list", "data": entries})
+        ids = [entry["id"] for entry in entries]
+        # All in one page, with Anthropic's fields of a page.
+        ends = {"first_id": ids[0], "last_id": ids[-1]} if ids else {}
+        return jsonify({"object": "list", "data": entries, "has_more": False, **ends})
 
     @api.call("GET /v1/models/<path:name>", Rule.MODELS)
     def one_model(name: str) -> Response:
@@ -87,13 +90,17 @@ def _served_by(proxy: Proxy, read: Callable[[Request], ModelCall]) -> Callable[[
     return lambda: proxy.serve(current(request).path, read)
 
 
-def _entry(model: Model, name: str, began: int) -> dict[str, Any]:
+def _entry(model: Model, name: str, began: datetime) -> dict[str, Any]:
+    """With OpenAI's fields and, where they have other names, Anthropic's."""
     settings, capabilities = model.settings, model.capabilities
     entry: dict[str, Any] = {
         "id": name,
         "object": "model",
-        "created": began,
+        "created": int(began.timestamp()),
         "owned_by": "llm-manager",
+        "type": "model",
+        "display_name": name,
+        "created_at": began.isoformat(),
         "aliases": list(settings.aliases),
         "mode": settings.mode,
         "endpoints": list(model.endpoints),

@@ -48,8 +48,10 @@ def _section(command: argparse.ArgumentParser) -> str:
 def _shown(action: argparse.Action) -> str:
     if not action.option_strings:
         return str(action.metavar)
+    if action.nargs == 0:
+        return "`, `".join(action.option_strings)
     value = action.metavar or "/".join(action.choices or ()) or action.dest.upper()
-    return action.option_strings[0] + ("" if action.nargs == 0 else f" {value}")
+    return f"{action.option_strings[0]} {value}"
 
 
 def _meaning(action: argparse.Action) -> str:

@@ -84,6 +84,9 @@ RESPONSES = Endpoint(
     limits=("max_output_tokens",),
     summary="An answer of a model of mode Chat, in OpenAI's newer API",
 )
+INPUT_TOKENS = Endpoint(
+    "/v1/responses/input_tokens", summary="How many tokens the input of a response has"
+)
 MESSAGES = Endpoint(
     "/v1/messages",
     ANTHROPIC_STREAM,
@@ -185,7 +188,15 @@ RAW = Endpoint("/upstream")
 """The whole of a model's server: any path of it, and any method."""
 
 _TEXT_EXTRAS = (COMPLETION, INFILL, TOKENIZE, DETOKENIZE, APPLY_TEMPLATE, PROPS)
-OF_CHAT = (CHAT, COMPLETIONS, RESPONSES, MESSAGES, COUNT_TOKENS, *_TEXT_EXTRAS)
+OF_CHAT = (
+    CHAT,
+    COMPLETIONS,
+    RESPONSES,
+    INPUT_TOKENS,
+    MESSAGES,
+    COUNT_TOKENS,
+    *_TEXT_EXTRAS,
+)
 OF_BASE = (COMPLETIONS, *_TEXT_EXTRAS)
 OF_EMBEDDING = (EMBEDDINGS, POOLING, TOKENIZE)
 OF_RERANKER = (RERANK, SCORE)

@@ -58,6 +58,7 @@ def claude(program: Program) -> Iterator[anthropic.Anthropic]:
         ("/v1/v1/chat/completions/", "/v1/chat/completions"),
         ("/v1/completions", "/v1/completions"),
         ("/v1/responses", "/v1/responses"),
+        ("/responses/input_tokens", "/v1/responses/input_tokens"),
         ("/v1/messages?beta=true", "/v1/messages?beta=true"),
         ("/messages/count_tokens", "/v1/messages/count_tokens"),
         ("/completion", "/completion"),
@@ -138,6 +139,15 @@ def test_a_name_of_a_model_may_stand_for_a_request_of_its_own(program: Program) 
     asked = program.post(CHAT, chat("strict", seed=3, top_k=9)).json()["asked"]
     assert (asked["model"], asked["top_k"], asked["max_tokens"]) == ("an-adapter", 0, 7)
     assert "seed" not in asked
+
+
+def test_anthropics_sdk_lists_the_models(claude: anthropic.Anthropic) -> None:
+    page = claude.models.list(limit=1)
+    assert [model.id for model in page] == ["Model", "Both", "Vectors", "Said", "Changed"]
+    assert (page.has_more, page.first_id, page.last_id) == (False, "Model", "Changed")
+    one = claude.models.retrieve("other")
+    assert (one.type, one.id, one.display_name) == ("model", "other", "other")
+    assert one.created_at.tzinfo is not None
 
 
 def test_anthropics_sdk_raises_its_own_errors(claude: anthropic.Anthropic) -> None:

@@ -65,6 +65,7 @@ MODELS = """
     POST /v1/responses
     POST /v1/messages
     POST /v1/messages/count_tokens
+    POST /v1/responses/input_tokens
     POST /v1/completion
     POST /v1/infill
     POST /v1/tokenize
@@ -947,11 +948,12 @@ def test_the_models_are_closed_as_require_key_says(gate: Gate) -> None:
     assert nobody.outcome(*ask, headers=gone) == NO_KEY
 
 
-def test_a_refusal_for_want_of_a_key_is_what_openais_own_library_takes_for_one(gate: Gate) -> None:
+def test_a_refusal_for_want_of_a_key_is_final_to_the_sdks(gate: Gate) -> None:
     gate.lock()
     answer = Caller(gate.app, ELSEWHERE).call("POST", "/v1/chat/completions")
     assert answer.status_code == 401
     assert answer.headers["WWW-Authenticate"] == "Bearer"
+    assert answer.headers["X-Should-Retry"] == "false"
     assert answer.json is not None
     assert answer.json["error"]["type"] == "authentication_error"
 

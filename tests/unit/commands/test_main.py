@@ -43,7 +43,8 @@ def test_the_page_of_the_docs_is_that_of_the_parser(capsys: pytest.CaptureFixtur
         with pytest.raises(SystemExit):
             main([*name.split(), "--help"])
         shown = set(re.findall(r"--[\w-]+", capsys.readouterr().out)) - {"--help"}
-        assert set(re.findall(r"^\| `(--[\w-]+)", section, re.MULTILINE)) == shown
+        rows = re.findall(r"^\| (`--[^|]*)", section, re.MULTILINE)
+        assert set(re.findall(r"`(--[\w-]+)", "".join(rows))) == shown
 
 
 @pytest.mark.parametrize(
