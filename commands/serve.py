@@ -201,6 +201,7 @@ class Program:
             _print_link(services, pages_url(services.host, self._server.port))
         _warn(services)
         services.fleet.start_auto_start()
+        services.fleet.watch_remote()
 
     def stop(self) -> None:
         """Refuses new work, ends the models, then what they and their requests were using."""

@@ -24,6 +24,7 @@ _FLUSH_SECONDS = 1.0
 _COUNT_SECONDS = 1.0
 _ACCESS_SECONDS = 1.0
 _HEARTBEAT_SECONDS = 30.0
+_REMOTE_SECONDS = 30.0
 _AFFINITY_SECONDS = 2.0
 _LOG_SIZE_SECONDS = 0.2
 _CLEAN_SECONDS = 86_400.0
@@ -45,6 +46,7 @@ def start(
     """Starts the clock's jobs; the caller shuts the scheduler down."""
     scheduler = IntervalScheduler(clock)
     scheduler.every(_SWEEP_SECONDS, fleet.stop_idle, "idle sweep")
+    scheduler.every(_REMOTE_SECONDS, fleet.watch_remote, "health of servers that others start")
     scheduler.every(_COUNT_SECONDS, activity.tick, "throughput")
     scheduler.every(_ACCESS_SECONDS, access.tick, "keys and accounts")
     scheduler.every(_HEARTBEAT_SECONDS, watermark.tick, "heartbeat", at_once=True)

@@ -56,6 +56,6 @@ def _entry(model: Model) -> dict[str, Any]:
         "model": view["name"],
         "state": _STATES[State(view["state"])],
         "name": view["name"],
-        "proxy": f"http://127.0.0.1:{view['port']}" if view["port"] else "",
+        "proxy": view["url"] or (f"http://127.0.0.1:{view['port']}" if view["port"] else ""),
         "ttl": round(model.settings.alive_time * 60),
     }

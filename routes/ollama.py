@@ -217,7 +217,7 @@ def _information(model: Model) -> dict[str, Any]:
 
 def _life(services: Services, model: Model, server: Server) -> dict[str, Any]:
     """What a running model takes, as it has declared it, and until when."""
-    memory_mb = server.reservation.memory_mb
+    memory_mb = server.launched.reservation.memory_mb if server.launched else {}
     devices = services.monitor.snapshot.devices
     ram = {each.reading.id for each in devices if each.reading.kind == "cpu"}
     on_cards = sum(mb for device, mb in memory_mb.items() if device not in ram)

@@ -97,6 +97,7 @@ class Services:
             except ConfigError as error:
                 raise ApiError(400, "invalid_config", str(error)) from error
             self.fleet.apply(after)
+            self.fleet.watch_remote()
             self.worker.update(after.program)
         loader.log_warnings(after)
         try:

@@ -1,7 +1,7 @@
 import { Live, agreed, api, attempt, copy, drawn, every, fill, find, list, megabytes, number, onAct, path, say,
   secondsSince, span, time } from "./core.js";
 import { LogView } from "./logview.js";
-import { Steering, canStart, canStop, stateName, why } from "./steering.js";
+import { Steering, canStart, canStop, isOn, isRemote, stateName, why } from "./steering.js";
 
 const CAPTURE_MINUTES = 10;
 const models = new Map();
@@ -19,7 +19,7 @@ const show = drawn(() => {
   const state = find("#state").value;
   const views = [...models.values()].filter((view) => {
     const names = [view.name, ...view.aliases].join("\n").toLowerCase();
-    const isOfState = state === "" || (state === "on" ? canStop(view) : view.state === state);
+    const isOfState = state === "" || (state === "on" ? isOn(view) : view.state === state);
     return names.includes(wanted) && isOfState;
   });
   find("#no-models").hidden = models.size > 0;
@@ -40,18 +40,19 @@ function showCard(card, view) {
     waits: view.waits_for && why(view),
     why: !view.waits_for && why(view),
     mode: view.mode,
+    url: view.url,
     scheme: view.scheme,
     passed_over: Object.entries(view.schemes_passed_over)
       .map(([scheme, reason]) => say("scheme_why", { scheme, reason })).join("\n"),
     pid: view.pid,
     process: [view.pid, view.port].filter(Boolean).join(", "),
     memory: memoryOf(name),
-    busy: canStop(view) && [
+    busy: isOn(view) && [
       say("busy", { in_flight: number(now.in_flight), waiting: number(now.waiting) }),
       now.completion_tokens_per_second
         ? say("speed_of", { speed: number(now.completion_tokens_per_second, 1) }) : null,
     ].filter(Boolean).join(" · "),
-    started: view.started_at
+    started: view.started_at && !isRemote(view)
       ? say("ago", { span: span(Math.round(secondsSince(view.started_at))),
         took: span(view.start_seconds) })
       : null,
@@ -59,6 +60,7 @@ function showCard(card, view) {
     idle: idleOf(view, now),
     can_start: canStart(view),
     can_stop: canStop(view),
+    can_try: canStart(view) && !isRemote(view),
     start_title: say("start_it", { name }),
     stop_title: say("stop_it", { name }),
     restart_title: say("restart_it", { name }),

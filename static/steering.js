@@ -8,7 +8,10 @@ const SETTLED = { start: ["ready", "failed"], restart: ["ready", "failed"], stop
 
 export const stateName = (state) => say(`state_${state}`);
 export const canStart = (view) => [...AT_REST, "stopping"].includes(view.state);
-export const canStop = (view) => !AT_REST.includes(view.state);
+export const isOn = (view) => !AT_REST.includes(view.state);
+// Its server is started and stopped by others; after a change of the config an own one may still run.
+export const isRemote = (view) => view.url !== null && view.port === null;
+export const canStop = (view) => isOn(view) && !isRemote(view);
 export const pageOf = (name) => `/models?log=${encodeURIComponent(name)}`;
 
 /** Why it waits or failed, or why it runs in this scheme; "" where there is nothing to say. */
@@ -61,7 +64,11 @@ export class Steering {
   #showOutcome(view) {
     this.#asked.delete(view.name);
     const { name, state } = view;
-    if (state === "ready") {
+    if (isRemote(view) && state === "ready") {
+      notice(say("answers", { name }));
+    } else if (isRemote(view)) {
+      notice(say("does_not_answer", { name, why: why(view) }), "bad");
+    } else if (state === "ready") {
       notice(say("is_ready", { name, seconds: span(view.start_seconds), scheme: view.scheme }));
     } else if (state === "failed") {
       notice(say("did_not_start", { name, why: why(view) }), "bad");

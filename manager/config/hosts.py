@@ -1,4 +1,5 @@
-"""Readers for hosts: the names of this machine, the web pages that may use it, its proxies."""
+"""Readers for hosts: the names of this machine, the web pages that may use it, its proxies, and
+servers that others start."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import re
 
 from manager.config.readers import text
 from manager.config.yaml_reader import InvalidValue, Value, reader
+from manager.interfaces import ENDPOINTS
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -25,6 +27,8 @@ _PATTERNS = (
 )
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _IPV4_IN_IPV6 = ipaddress.IPv6Network("::ffff:0:0/96")
+_PATH = re.compile(r"(/[A-Za-z0-9._~!$&'()*+,;=:@%-]*)*")
+_ENDPOINTS = tuple(path.removeprefix("/v1") for path in ENDPOINTS)
 
 
 @reader(type="string")
@@ -144,6 +148,40 @@ def network(value: Value) -> Network:
             f"write {found} for the whole network, or {given.ip} for this address alone"
         )
     return found
+
+
+@reader(type="string")
+def server_url(value: Value) -> str:
+    """Where a server is that others start: ``http://`` or ``https://``, a host, and perhaps a port
+    and a path, without a slash at its end. No message has what may be a secret in it."""
+    written = text(value)
+    scheme, _, rest = written.partition("://")
+    scheme = scheme.lower()
+    if scheme not in _DEFAULT_PORTS:
+        raise InvalidValue(
+            "expected an address such as https://api.example.org/v1 or http://10.0.0.5:8080"
+        )
+    place, slash, path = rest.partition("/")
+    if "@" in place:
+        raise InvalidValue(
+            'write no user and no password here: the server is sent api_key: "${NAME}"'
+        )
+    if "?" in rest or "#" in rest:
+        raise InvalidValue("write the address without a ? or # and what is behind it")
+    path = (slash + path).rstrip("/")
+    match = _PLACE.fullmatch(place.lower())
+    name = _place(scheme, match[1]) if match and "*" not in place else None
+    if match is None or name is None or not _PATH.fullmatch(path):
+        raise InvalidValue(f"expected {scheme}://, a host in ASCII, perhaps a port and a path")
+    port = int(match[2] or _DEFAULT_PORTS[scheme])
+    if not 0 < port < 65536:
+        raise InvalidValue(f"there is no port {port}: write one from 1 to 65535")
+    if path.endswith(_ENDPOINTS):
+        raise InvalidValue(
+            "write the address without the path of an endpoint, such as https://api.example.org/v1"
+        )
+    has_own_port = port != _DEFAULT_PORTS[scheme]
+    return f"{scheme}://{name}{f':{port}' if has_own_port else ''}{path}"
 
 
 def _in_ascii(written: str) -> str:

@@ -51,6 +51,8 @@ log = logging.getLogger(__name__)
 K = TypeVar("K", str, int)
 
 _SCHEME_KEYS = tuple(key.name for key in keys(Scheme))
+_OF_OUR_SERVERS = ("port", "auto_start", "alive_time", "start_timeout", "pinned")
+"""Keys of a model that mean nothing for a server that others start."""
 MAX_NAME_LENGTH = 200
 
 
@@ -181,6 +183,11 @@ class _Models:
         }
         values |= read_keys(Model, given, own)
         # Last: schemes are what nobody else has read.
+        if given.get("url") is not None:
+            _check_remote(given)
+            return Model(name, **{**values, "port": None})
+        if (api_key := given.get("api_key")) is not None:
+            api_key.problem("is for the server at url, which is missing", api_key.key_line)
         return Model(name, **values, schemes=_schemes(given))
 
     def _aliases(self, model: str) -> Callable[[Value], Mapping[str, AliasChanges]]:
@@ -253,6 +260,25 @@ def _schemes(given: Section) -> tuple[Scheme, ...]:
             given.value.key_line,
         )
     return tuple(schemes)
+
+
+def _check_remote(given: Section) -> None:
+    """What a model with a `url` cannot have, and what means nothing for it."""
+    for key, value in given.unread():
+        if value.is_mapping or key in _SCHEME_KEYS:
+            message = "a model has schemes or a url, whose server others start: keep one of them"
+            value.problem(message, value.key_line)
+        else:
+            given.unknown(key)
+    for key in _OF_OUR_SERVERS:
+        if (own := given.get(key)) is not None:
+            own.warn("means nothing beside url: others start and stop its server", own.key_line)
+    price = given.get("price")
+    if price is not None and price.is_mapping:
+        per_hour = section(price).get("per_hour")
+        if per_hour is not None:
+            message = "is never billed beside url: nobody counts the hours of its server"
+            per_hour.warn(message, per_hour.key_line)
 
 
 def _can_start(value: Value) -> bool:

@@ -311,6 +311,18 @@ def _expanded(value: Value) -> Expanded:
     return variables.expand(scalar_text(value))
 
 
+@reader(type="string")
+def api_key(value: Value) -> str:
+    """What a server is sent as its key; ``${NAME}`` is from the environment. No message has any of
+    it."""
+    written = scalar_text(value)
+    key = variables.expand(written).text
+    if not key or not all("!" <= character <= "~" for character in key):
+        where = "what is written here" if key == written else "the value of the variable"
+        raise InvalidValue(f"{where} is no key: ASCII without spaces, not empty")
+    return key
+
+
 @reader(type=["number", "string"])
 def amount(value: Value) -> int:
     """An amount of the currency, in billionths."""

@@ -339,7 +339,8 @@ def aliases(
 
 @dataclass(frozen=True)
 class Model:
-    """A model; its schemes are in the order in which they are tried.
+    """A model; its schemes are in the order in which they are tried, and there are none where it
+    has a `url`.
 
     Times are seconds, except `alive_time`, which is minutes; where the file has none, they are the
     program's.
@@ -365,6 +366,19 @@ class Model:
     )
     port: int | None = key(
         None, readers.PORT, "Where its server listens, on loopback.", absent="any free one"
+    )
+    url: str | None = key(
+        None,
+        hosts.server_url,
+        "A server that others start, instead of schemes: `https://api.example.org/v1` (what"
+        " OpenAI's clients call the base URL) or `http://10.0.0.5:8080`.",
+    )
+    api_key: str | None = key(
+        None,
+        readers.api_key,
+        "What that server is sent as its key: `${NAME}` is the value that NAME has in the program's"
+        " environment.",
+        repr=False,
     )
     auto_start: bool = key(False, boolean, "It is started together with the program.")
     alive_time: float = inherited(Program, "alive_time")

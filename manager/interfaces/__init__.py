@@ -14,6 +14,7 @@ from manager.interfaces.endpoints import (
     is_for_models,
     is_ollamas,
 )
+from manager.interfaces.error_shapes import anthropic_error
 from manager.interfaces.image import Image
 from manager.interfaces.reranker import Reranker
 from manager.interfaces.speech import Speech
@@ -58,6 +59,7 @@ __all__ = [
     "Speech",
     "StreamProtocol",
     "Transcription",
+    "anthropic_error",
     "canonical",
     "error_body",
     "error_in",

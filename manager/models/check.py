@@ -21,7 +21,8 @@ class HealthCheck:
 
     ``ready_server`` is the model's server while the model is ready, else None. ``wake`` has the
     model's worker ask for its next step, ``resume`` has queued requests go on, and ``restart``
-    has the server stopped and started again, for the reason that it takes.
+    has the server stopped and started again, for the reason that it takes; one that others start it
+    has taken for failed.
     """
 
     def __init__(
@@ -52,6 +53,11 @@ class HealthCheck:
     def note(self) -> str | None:
         """Why a server whose requests fail is not checked now."""
         return self._health.note if self._ready_server() is not None else None
+
+    def ask(self) -> None:
+        """Asks for the server's health, though no request has failed."""
+        self._wake()
+        self._health.ask()
 
     def reset(self) -> None:
         """The server is another one."""
@@ -91,7 +97,8 @@ class HealthCheck:
         if server is None or asked is None:
             return
         if asked is Stage.HEALTH:
-            log.warning("%s is checked: its requests fail", self._model)
+            if self._health.failures:
+                log.warning("%s is checked: its requests fail", self._model)
             self._shared.watch.add(
                 lambda: server.has_produced() or self._is_over(server),
                 lambda: self._bytes_came(server),
@@ -100,9 +107,9 @@ class HealthCheck:
         with self._lock:
             if self._ready_server() is not server:
                 return  # it is stopped, evicted or has crashed
-            reason = self._health.answered(asked, fault, self._shared.clock.monotonic())
+            now, is_remote = self._shared.clock.monotonic(), server.launched is None
+            reason = self._health.answered(asked, fault, now, is_remote=is_remote)
             if reason is not None:
-                log.error("%s is restarted: %s", self._model, reason)
                 self._restart(reason)
 
     def _is_over(self, server: Server) -> bool:

@@ -129,9 +129,16 @@ class Fleet:
             if model.settings.auto_start:
                 model.start(manual=False)
 
-    def stop_all(self) -> None:
+    def watch_remote(self) -> None:
+        """Finds out which of the servers that others start answer. Returns at once."""
         for model in self.models():
-            model.stop()
+            model.watch_remote()
+
+    def stop_all(self) -> None:
+        """Stops all but those whose servers others start."""
+        for model in self.models():
+            if not model.is_remote:
+                model.stop()
 
     def stop_idle(self) -> None:
         """Stops every model that has been idle for its ``alive_time``."""
@@ -154,7 +161,8 @@ class Fleet:
         # First: a run that is in nobody's hands in between has ended, or is ready by now.
         is_at_work = self._who_is_at_work(models)
         servers = [server for model in models if (server := model.server) is not None]
-        alive = {server.run: server.clock.now_ms(shared.clock) for server in servers}
+        launched = [server.launched for server in servers if server.launched is not None]
+        alive = {each.run: each.clock.now_ms(shared.clock) for each in launched}
         held: dict[str, int] = {}
         for run in runs.not_ended(shared.store.path):
             if run.ready_ms is None or run.id in alive:

@@ -28,6 +28,9 @@ says it is well, one client's requests may be to blame: then others go on, and t
 a moment without them. A server that is silent would never have such a moment under steady load.
 So new requests are queued; those in flight have an answer, or end at ``upstream_timeout``.
 
+Of a server that others start the health alone decides: a token would cost money, and nothing is
+restarted. It is asked now and then without a failure as well.
+
 A 4xx and a client that disconnected say nothing about the server: they neither count nor end a
 series. Within five minutes of a restart there is no check: ``note`` says so until one is served.
 """
@@ -82,6 +85,16 @@ class ServerHealth:
         """Whether ``begin`` has a question."""
         return self.stage is Stage.HEALTH or (self.stage is Stage.DRAIN and not in_flight)
 
+    @property
+    def failures(self) -> int:
+        """In a row."""
+        return self._failures
+
+    def ask(self) -> None:
+        """Begins a check of a server whose requests do not fail, or has none."""
+        if self.stage is Stage.NONE:
+            self.stage = Stage.HEALTH
+
     def served(self) -> None:
         """A request has succeeded, an answer has got bytes, or the server is another one."""
         self.stage = Stage.NONE
@@ -117,11 +130,18 @@ class ServerHealth:
             self.stage = Stage.REQUEST
         return self.stage
 
-    def answered(self, asked: Stage, fault: str | None, now: float) -> str | None:
+    def answered(
+        self, asked: Stage, fault: str | None, now: float, *, is_remote: bool = False
+    ) -> str | None:
         """Takes what is wrong with the answer, None where nothing is. Returns why the server is
-        to be restarted, where it is."""
+        to be restarted, where it is; or why it counts as failed, where it ``is_remote``: others
+        start it."""
         if self.stage is not asked:
             return None  # a request was served meanwhile
+        if is_remote:
+            series = self._series(now) if self._failures else None
+            self.served()
+            return fault and "it does not answer: " + "; ".join(filter(None, [series, fault]))
         if asked is Stage.HEALTH:
             self.stage, self._health_fault = Stage.DRAIN, fault
             return None

@@ -20,6 +20,9 @@ a model's state, under the model's lock, and never does I/O while it holds it. O
 at a time, see ``worker``, does what the state asks for, so that two starts can never overlap and
 no client that disconnects can break one. A ready server whose requests fail is checked, see
 ``health``; one that no longer serves is stopped and started again.
+
+A server that others start is never stopped: it is ready, or failed while it does not answer, and
+a request tries it all the same. Only a removed model, or one with new settings, leaves it.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
+from weakref import WeakSet
 
 from manager.config import Model as ModelSettings
 from manager.config import Program
@@ -42,9 +46,11 @@ from manager.models.circuit_breaker import CircuitBreaker
 from manager.models.facts import ServerFacts
 from manager.models.last_use import LastUse
 from manager.models.lease import Lease, RequestQueue, Ticket
+from manager.models.remote import RemoteStart
 from manager.models.server import (
     LeftoverError,
     ModelDependencies,
+    NotAnsweringError,
     NotPlacedError,
     Server,
     StartCancelledError,
@@ -54,7 +60,7 @@ from manager.models.server import (
 from manager.models.server_process import ServerProcess
 from manager.models.startup import Start
 from manager.models.worker import Adoption, Step, Worker, bring_down, bring_up
-from manager.placement import Evictability, EvictionStatus, update_mean_gap
+from manager.placement import Action, Decision, Evictability, EvictionStatus, update_mean_gap
 from manager.relay import Outcome
 from manager.storage import Run
 
@@ -134,6 +140,7 @@ class Model:
         self._capture_until = -math.inf  # monotonic
         self._closed: Callable[[], ApiError] | None = None
         self._predecessors: list[Model] = []
+        self._remote_servers: WeakSet[Server] = WeakSet()  # that may have requests in flight
 
     # --- requests -----------------------------------------------------------------------
 
@@ -321,10 +328,13 @@ class Model:
 
     def stop(self, *, start_again: bool = False) -> None:
         """Begins to stop. Requests in flight have ``stop_timeout`` to finish; those that wait are
-        rejected, unless it is to start again."""
+        rejected, unless it is to start again. Raises ApiError 409 where others start the server."""
         with self._lock:
             if self._closed:
                 raise self._closed()
+            if self.is_remote and not start_again:
+                message = f"{self.settings.name} is not stopped here: others start its server"
+                raise ApiError(409, "not_started_here", message)
             self._breaker.close()
             self._manual = start_again
             self._begin_stop("stopped manually", start_again)
@@ -347,8 +357,11 @@ class Model:
         self._end_stop(start)
 
     def join(self) -> None:
-        """Waits until nothing is being started or stopped; that is bounded."""
+        """Waits until nothing is being started or stopped; that is bounded. What goes on then at a
+        server that others start is ended."""
         self._worker.join()
+        for server in list(self._remote_servers):
+            server.cut()
 
     def stop_if_idle(self) -> None:
         """Stops the model if it has been idle for its ``alive_time``."""
@@ -366,7 +379,7 @@ class Model:
         with self._lock:
             if self._state in (State.STOPPED, State.STOPPING, State.FAILED):
                 return True
-            if self._evictability() is not Evictability.IDLE or self._queue:
+            if self.is_remote or self._evictability() is not Evictability.IDLE or self._queue:
                 return False
             used, alive = self._last_use.by_others(user), self.settings.alive_time * 60
             # With an alive_time of 0 it is never idle for long enough.
@@ -376,10 +389,22 @@ class Model:
         self._announce()
         return True
 
+    def watch_remote(self) -> None:
+        """Asks whether a server that others start answers, where no request is about to show it."""
+        with self._lock:
+            if not self.is_remote or self._closed:
+                return
+            if self._state in (State.STOPPED, State.FAILED):
+                self._begin_start()
+            elif (server := self._ready_server()) is not None and not server.in_flight:
+                self._check.ask()
+        self._announce()
+
     def configure(self, settings: ModelSettings, program: Program, interface: Interface) -> None:
         """Takes new settings: limits at once, what is launched at the next start."""
         with self._lock:
             self.settings, self.program, self._interface = settings, program, interface
+            self._renew_remote()
             self._admit_again()
         self._announce()
 
@@ -395,7 +420,7 @@ class Model:
         # Its memory is its own from the first moment, whoever is to be started meanwhile.
         reservation = self._shared.placement.reserve_running(self, run.memory_mb, process.pids)
         with self._lock:
-            is_taken = self._state is not State.STOPPED
+            is_taken = self._state is not State.STOPPED or self.is_remote
             if not is_taken:
                 self._adoption = (run, process, reservation)
                 self._begin_start()
@@ -410,7 +435,9 @@ class Model:
         with self._lock:
             state, settings = self._state, self.settings
         decision = None
-        if state not in (State.QUEUED, State.STARTING, State.READY):
+        if settings.url is not None and state in (State.STOPPED, State.FAILED):
+            decision = Decision(settings.name, Action.START)
+        elif state not in (State.QUEUED, State.STARTING, State.READY):
             decision = self._shared.placement.preview(self, scheme_options(settings))
         return views.preview_to_json(settings.name, state.value, decision)
 
@@ -548,6 +575,12 @@ class Model:
         return self._server
 
     @property
+    def is_remote(self) -> bool:
+        """Whether others start its server."""
+        server = self._server
+        return server.launched is None if server is not None else self.settings.url is not None
+
+    @property
     def state(self) -> State:
         return self._state
 
@@ -567,15 +600,18 @@ class Model:
             return None
         if server.in_flight or self._queue or self._evicting or self._last_used is None:
             return None
+        if server.launched is None:
+            return None
         return self._last_used + self.settings.alive_time * 60
 
     # --- states; all of these are called with the lock held -------------------------------
 
     def _begin_start(self) -> None:
         self._worker.wake()
-        self._state = State.QUEUED
+        is_remote = self.settings.url is not None
+        self._state = State.STARTING if is_remote else State.QUEUED  # it needs no memory here
         self._start_again = False
-        self._start = Start(
+        self._start = (RemoteStart if is_remote else Start)(
             self,
             self.settings,
             self._interface,
@@ -589,9 +625,20 @@ class Model:
 
     def _restart_for(self, reason: str) -> None:
         """Of a server that no longer serves."""
+        if self.is_remote:
+            self._begin_stop(reason, start_again=False)
+            self._crashed = True
+            return
+        log.error("%s is restarted: %s", self.settings.name, reason)
         self.restarts += 1
         self._begin_stop(reason, start_again=not self._evicting)
         self._last_error = self._restart_reason = reason
+
+    def _renew_remote(self) -> None:
+        """A server that others start is used as the settings are now; requests in flight go on."""
+        server = self._ready_server()
+        if server is not None and server.launched is None and server.settings != self.settings:
+            self._begin_stop("its settings have changed", start_again=self.settings.url is not None)
 
     def _begin_stop(self, reason: str, start_again: bool) -> None:
         self._start_again = start_again
@@ -681,24 +728,25 @@ class Model:
         # Why it was restarted is shown as long as it runs.
         self._last_error, self._restart_reason = self._restart_reason, None
         self._crashed = self._knows_server = False
-        self.starts += not adopted
+        self.starts += not adopted and not self.is_remote
         log.info(
-            "%s is ready on port %d after %.2f s, scheme %s, %s%s",
+            "%s is ready after %.2f s %s%s",
             self.settings.name,
-            server.port,
             server.start_seconds,
-            server.scheme,
-            "detached" if server.process.pid is None else f"pid {server.process.pid}",
+            server.describe(),
             ", adopted" if adopted else "",
         )
         if self._state is State.STOPPING:
             return  # the stop came too late to cancel the start: the next step brings it down
         self._state = State.READY
         self._last_used = self._clock.monotonic()
-        process = server.process
-        server.watch_token = self._shared.watch.add(
-            lambda: not process.alive(), lambda: self._server_ended(server)
-        )
+        if (launched := server.launched) is None:
+            self._remote_servers.add(server)
+        else:
+            server.watch_token = self._shared.watch.add(
+                lambda: not launched.process.alive(), lambda: self._server_ended(server)
+            )
+        self._renew_remote()
         self._admit(WAVE_REQUESTS)
 
     def _admit_waves(self) -> None:
@@ -727,28 +775,33 @@ class Model:
             return
         self._state = State.FAILED
         self._restart_reason = None
-        self.failed_starts += 1
-        if not isinstance(failure, NotPlacedError):  # that can be different a moment later
+        is_remote = isinstance(failure, NotAnsweringError)
+        self.failed_starts += not is_remote
+        if not is_remote and not isinstance(failure, NotPlacedError):
+            # Either of those can be different a moment later.
             self._breaker.record_failure(self._clock.monotonic())
+        if not is_remote or self._last_error != str(failure):  # it is asked again and again
+            log.error("%s %s: %s", name, failure.what, failure)
         self._last_error = str(failure)
-        log.error("%s did not start: %s", name, failure)
         retry_after = self._breaker.seconds_until_retry(self._clock.monotonic()) or None
         if failure.code == "queue_timeout":  # those in the way may be idle the next time
             retry_after = RETRY_AFTER_SECONDS
         self._queue.reject_all(
             lambda: ApiError(
-                503, failure.code, f"{name} did not start: {failure}", retry_after=retry_after
+                failure.status,
+                failure.code,
+                f"{name} {failure.what}: {failure}",
+                retry_after=retry_after,
             )
         )
 
     def _run_stop(self) -> None:
         server = self._server
         assert server is not None
-        grace = self.settings.stop_timeout
-        if self._crashed:
-            reason = server.process.describe_end()
-        else:
-            reason = self._end_reason
+        grace, reason = self.settings.stop_timeout, self._end_reason
+        if self._crashed and server.launched is not None:
+            reason = server.launched.process.describe_end()
+        elif server.launched is not None or self._closed:
             with self._lock:
                 self._changed.wait_for(lambda: not server.in_flight, grace)
         fault = bring_down(self.settings.name, server, self._shared, grace, reason)

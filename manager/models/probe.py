@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ log = logging.getLogger(__name__)
 
 HEALTH_TIMEOUT_SECONDS = 5.0
 MAX_QUOTED_BYTES = 300  # of an answer, in a reason
+_MAX_HEALTH_BYTES = 1 << 16  # that are read: a provider may list hundreds of models
 
 
 @dataclass(frozen=True)
@@ -87,15 +89,20 @@ class _Probe:
 
     def health(self) -> str | None:
         path: str | None = "/health"
+        status = 0
         while path is not None:
             asked = path
             try:
-                status, _ = self._ask(ProbeRequest("GET", asked), HEALTH_TIMEOUT_SECONDS)
+                status, _ = self._ask(
+                    ProbeRequest("GET", asked), HEALTH_TIMEOUT_SECONDS, _MAX_HEALTH_BYTES
+                )
             except UpstreamError as error:
                 return f"{asked}: {error}"
             if is_well(status):
                 return None
             path = health_path_after(asked, status)
+        if self._server.launched is None and status < 500:
+            return None  # a provider answers, and need not have either path
         return f"{asked} answered {status}"
 
     def token(self, timeout: float) -> str | None:
@@ -111,8 +118,10 @@ class _Probe:
             return None  # a 4xx is an answer, too
         return f"a one-token request to {request.path} got {status}: {answer[:MAX_QUOTED_BYTES]!r}"
 
-    def _ask(self, request: ProbeRequest, timeout: float) -> tuple[int, bytes]:
-        return ask(self._server.upstream, self._shared, request, timeout, self._is_over)
+    def _ask(
+        self, request: ProbeRequest, timeout: float, most: float = math.inf
+    ) -> tuple[int, bytes]:
+        return ask(self._server.upstream, self._shared, request, timeout, self._is_over, most)
 
 
 def ask(
@@ -121,9 +130,11 @@ def ask(
     request: ProbeRequest,
     timeout: float,
     is_over: Callable[[], bool],
+    most: float = math.inf,
 ) -> tuple[int, bytes]:
-    """Status and body of an answer that is whole within ``timeout`` seconds. Once ``is_over``,
-    which is polled, nobody wants it any more. Raises UpstreamError."""
+    """Status and body of an answer that is whole within ``timeout`` seconds, of one that has more
+    than ``most`` bytes its beginning. Once ``is_over``, which is polled, nobody wants it any more.
+    Raises UpstreamError."""
     exchange = request.exchange(timeout)
     # Silence ends at the time-out; so does an answer that comes byte by byte.
     now = shared.clock.monotonic
@@ -131,7 +142,13 @@ def ask(
     token = shared.watch.add(lambda: is_over() or now() > deadline, exchange.abort)
     try:
         response = upstream.send(exchange)
-        return response.status, b"".join(response.iter_bytes())
+        answer = bytearray()
+        for piece in response.iter_bytes():
+            answer += piece
+            if len(answer) > most:
+                response.discard()
+                break
+        return response.status, bytes(answer)
     except UpstreamError as error:
         if exchange.aborted:
             raise UpstreamError(f"no whole answer within {timeout:g} seconds") from error

@@ -16,7 +16,7 @@ from manager.models.ports import Ports
 from manager.models.run_clock import RunClock
 from manager.models.server_process import ServerProcess
 from manager.placement import Placement, Reservation, SchemeOption
-from manager.relay import Upstream, Watcher
+from manager.relay import RemoteUpstream, Upstream, Watcher
 from manager.storage import DatabaseError, ModelLogs, Store, runs
 
 if TYPE_CHECKING:
@@ -40,7 +40,11 @@ class ModelDependencies:
 
 
 class StartFailedError(Exception):
-    """A start did not lead to a ready model; ``code`` is that of the error table."""
+    """A start did not lead to a ready model; ``status`` and ``code`` are those of the error table,
+    and ``what`` is what the model did not do."""
+
+    status = 503
+    what = "did not start"
 
     def __init__(self, message: str, code: str = "start_failed") -> None:
         super().__init__(message)
@@ -49,6 +53,16 @@ class StartFailedError(Exception):
 
 class NotPlacedError(StartFailedError):
     """Nothing was launched, for want of a device or of memory: that is no fault of the model."""
+
+
+class NotAnsweringError(StartFailedError):
+    """A server that others start does not answer."""
+
+    status = 502
+    what = "does not answer"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "upstream_error")
 
 
 class LeftoverError(StartFailedError):
@@ -66,19 +80,26 @@ class StartCancelledError(StartFailedError):
         super().__init__("it was stopped while it was starting")
 
 
+@dataclass(frozen=True)
+class Launched:
+    """What a server is and holds that was launched here."""
+
+    run: str
+    clock: RunClock
+    process: ServerProcess
+    reservation: Reservation
+    port: int
+
+
 @dataclass(eq=False)
 class Server:
     """A model's running server. ``leases`` belong to the model and its lock."""
 
-    run: str
-    clock: RunClock
+    launched: Launched | None  # None: others have started it
     settings: loader.Model  # those that it was launched with
     interface: Interface
     scheme: str
     passed_over: Mapping[str, str]  # the schemes before it, and why they were not used
-    process: ServerProcess
-    reservation: Reservation
-    port: int
     upstream: Upstream
     started_at: float  # monotonic
     start_seconds: float
@@ -89,6 +110,19 @@ class Server:
     @property
     def in_flight(self) -> int:
         return len(self.leases)
+
+    def cut(self) -> None:
+        """Ends the requests in flight where the server's own end does not."""
+        if isinstance(self.upstream, RemoteUpstream):
+            self.upstream.cut()
+
+    def describe(self) -> str:
+        """Where it runs, for the log."""
+        if self.launched is None:
+            return self.upstream.where
+        pid = self.launched.process.pid
+        how = "detached" if pid is None else f"pid {pid}"
+        return f"{self.upstream.where}, scheme {self.scheme}, {how}"
 
     def has_produced(self) -> bool:
         """Whether a byte of an answer in flight has come since ``forget_produced``. Needs no lock:
@@ -103,13 +137,16 @@ class Server:
 def stop_server(server: Server, shared: ModelDependencies, grace: float, reason: str) -> str | None:
     """Ends the server; None once all of it has ended, else why it has not. Until then the run has
     not ended, and its port and its memory are not free."""
+    launched = server.launched
+    if launched is None:
+        return None  # others do; the last request that has a lease on it goes on
     server.upstream.close()
-    shared.placement.mark_stopping(server.reservation, ended=server.process.has_ended())
-    if fault := server.process.stop(grace):
+    shared.placement.mark_stopping(launched.reservation, ended=launched.process.has_ended())
+    if fault := launched.process.stop(grace):
         return fault
-    end_run(shared, server.run, reason, server.clock)
-    shared.ports.release(server.port)
-    shared.placement.release(server.reservation)
+    end_run(shared, launched.run, reason, launched.clock)
+    shared.ports.release(launched.port)
+    shared.placement.release(launched.reservation)
     return None
 
 

@@ -19,6 +19,7 @@ from manager.models.process_tree import LaunchError
 from manager.models.run_clock import RunClock, is_before_boot
 from manager.models.server import (
     DeviceLostError,
+    Launched,
     LeftoverError,
     ModelDependencies,
     NotPlacedError,
@@ -200,15 +201,11 @@ class Start:
             raise
         age = (clock.now_ms(self._shared.clock) - run.started_ms) / 1000
         return Server(
-            run=run.id,
-            clock=clock,
+            launched=Launched(run.id, clock, process, reservation, run.port),
             settings=self._settings,
             interface=self._interface,
             scheme=run.scheme,
             passed_over={},
-            process=process,
-            reservation=reservation,
-            port=run.port,
             upstream=upstream,
             started_at=self._shared.clock.monotonic() - max(0.0, age),
             start_seconds=(run.ready_ms - run.started_ms) / 1000,
@@ -245,15 +242,11 @@ class Start:
             raise
         shared.placement.mark_ready(reservation)
         return Server(
-            run=run.id,
-            clock=clock,
+            launched=Launched(run.id, clock, process, reservation, port),
             settings=settings,
             interface=self._interface,
             scheme=run.scheme,
             passed_over=assignment.passed_over,
-            process=process,
-            reservation=reservation,
-            port=port,
             upstream=upstream,
             started_at=self.began,
             start_seconds=shared.clock.monotonic() - self.began,

@@ -37,17 +37,19 @@ def model_to_json(
 ) -> dict[str, Any]:
     """A model of ``/api/models``. ``passed_over`` is the last start's; times are monotonic."""
     run = server or start
+    launched = server.launched if server else None
     begun = server.started_at if server else start.began if start and start.pid else None
     return {
         "name": settings.name,
         "aliases": list(settings.aliases),
         "mode": settings.mode,
         "state": state,
-        "scheme": run.scheme if run else None,
+        "url": settings.url,
+        "scheme": (run.scheme or None) if run else None,
         "schemes_passed_over": dict(run.passed_over if run else passed_over),
         "waits_for": _position_to_json(start.waiting if start else None, clock),
-        "pid": server.process.pid if server else start.pid if start else None,
-        "port": run.port if run else settings.port,
+        "pid": launched.process.pid if launched else start.pid if start else None,
+        "port": launched.port if launched else start.port if start else settings.port,
         "in_flight": server.in_flight if server else 0,
         "waiting": waiting,
         "started_at": clock.iso(begun),

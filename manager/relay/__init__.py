@@ -7,6 +7,7 @@ from manager.relay.forward import Carriers, forward
 from manager.relay.outgoing import is_true
 from manager.relay.payload import Payload, json_fault
 from manager.relay.relay_processes import RelayProcesses
+from manager.relay.remote_upstream import RemoteUpstream
 from manager.relay.request import ClientConnection, HandedOver, Outcome, RelayRequest, RelayResponse
 from manager.relay.response import UpstreamError, UpstreamRefused
 from manager.relay.upstream import Exchange, Upstream
@@ -28,6 +29,7 @@ __all__ = [
     "RelayProcesses",
     "RelayRequest",
     "RelayResponse",
+    "RemoteUpstream",
     "Spooled",
     "Upstream",
     "UpstreamError",

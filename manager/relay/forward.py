@@ -4,7 +4,8 @@ What arrives is sent on at once, as it came. The relay knows a lease and nothing
 fleet: who the upstream is, what it calls its model, and how to release it.
 
 A relay process carries a request from the moment its connection is open; a thread of the program
-does where there is none, and where the answer is one that no relay process knows.
+does where there is none, where that connection cannot be handed over, and where the answer is one
+that no relay process knows.
 """
 
 from __future__ import annotations
@@ -73,13 +74,19 @@ def forward(
     With ``carriers`` status and headers are not known yet, and the first piece that is asked for
     raises HandedOver; the answer may then be closed at once.
 
-    Raises ApiError 502 or 504, and ClientDisconnected.
+    Raises ApiError 502 or 504, 503 ``busy`` where only a thread could carry it and none may, and
+    ClientDisconnected.
     """
+    if carriers is not None and not lease.upstream.can_hand_over:
+        if not carriers.may_wait():
+            message = "All slots for requests are taken; try again in a moment"
+            raise ApiError(503, "busy", message, retry_after=1)
+        carriers = None
     body, strip_usage = outgoing_body(lease, request)
     exchange = Exchange(
         request.method,
         request.target,
-        outgoing_headers(request),
+        outgoing_headers(lease, request),
         body,
         timeout=lease.upstream_timeout,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from manager.interfaces import anthropic_error
 from manager.relay.body import Spooled
 from manager.relay.request import Lease, RelayRequest
 from manager.streams import HOP_BY_HOP, Headers, names_in
@@ -30,7 +31,8 @@ _NOT_FORWARDED = HOP_BY_HOP | {
 }
 
 
-def outgoing_headers(request: RelayRequest) -> Headers:
+def outgoing_headers(lease: Lease, request: RelayRequest) -> Headers:
+    """All but those that go to the upstream whatever it is asked."""
     headers = request.headers
     connection = ",".join(value for name, value in headers if name.lower() == "connection")
     dropped = _NOT_FORWARDED | names_in(connection)
@@ -43,6 +45,8 @@ def outgoing_headers(request: RelayRequest) -> Headers:
         if (key := name.lower()) not in dropped and key != "accept-encoding"
     ]
     kept.append(("Accept-Encoding", accepted or "identity"))
+    if (own_key := lease.upstream.api_key) and request.endpoint.error is anthropic_error:
+        kept.append(("x-api-key", own_key))  # all that Anthropic's own servers take
     return kept
 
 

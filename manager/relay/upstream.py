@@ -12,15 +12,17 @@ import itertools
 import logging
 import os
 import socket
+import ssl
 import struct
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import urllib3
 from requests.adapters import HTTPAdapter
-from urllib3.connection import HTTPConnection
+from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError, NewConnectionError
 
 from manager.relay.body import Spooled
@@ -32,7 +34,7 @@ from manager.relay.response import (
     UpstreamTimeout,
 )
 
-# A loopback server that is there accepts at once. The exchange has its own time-out after that.
+# A server that is there accepts at once. The exchange has its own time-out after that.
 _CONNECT_SECONDS = 5.0
 _RETRY_WITHIN_SECONDS = 0.25  # in which the close of a kept connection is noticed
 _MAX_SINGLE_WRITE = 1 << 16  # bytes
@@ -41,6 +43,26 @@ _WITH_BODY = ("POST", "PUT", "PATCH")
 
 # It warns of each connection that the pool is too full to keep, as after a burst of streams.
 logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+
+
+@dataclass(frozen=True)
+class Address:
+    """What the heads of all requests to one server begin with: its ``host`` with the port, its
+    ``base``, which each path begins with, and its ``version``, which is there for our ``/v1``.
+    ``headers`` may be secret."""
+
+    host: str
+    base: str = ""
+    version: str = "/v1"
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+
+    def head(self, method: str, target: str, headers: Iterable[tuple[str, str]]) -> list[str]:
+        """The lines, as far as the body does not matter."""
+        if target.startswith("/v1/"):
+            target = self.version + target[3:]
+        lines = [f"{method} {self.base}{target} HTTP/1.1", f"Host: {self.host}"]
+        lines += [f"{name}: {value}" for name, value in headers]
+        return lines + [f"{name}: {value}" for name, value in self.headers]
 
 
 class Exchange:
@@ -88,11 +110,21 @@ class Exchange:
         # go back to the pool in between, and the next request on it would be shut down.
         with self._lock:
             self._aborted = True
-            if self._socket is not None:
-                try:
-                    self._socket.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    self._socket = None  # the upstream was faster
+            self._shut_down()
+
+    def cut(self) -> None:
+        """Ends the connection as if the server had. Safe to call at any time."""
+        with self._lock:
+            self._shut_down()
+
+    def _shut_down(self) -> None:
+        if self._socket is not None:
+            try:
+                # The system's: ssl's own first turns encryption off, and what another thread
+                # sends in that moment would go out in plain text.
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+            except OSError:
+                self._socket = None  # the upstream was faster
 
     def attach(self, sock: socket.socket) -> None:
         """The connection that carries this exchange from now on. Raises Aborted."""
@@ -110,11 +142,10 @@ class Exchange:
         """What to say where the upstream said nothing for too long."""
         return f"the model's server was silent for {self.timeout:g} seconds"
 
-    def write(self, sock: socket.socket, host: str) -> None:
+    def write(self, sock: socket.socket, address: Address) -> None:
         """Sends head and body, in one packet where they fit; that packet becomes ``unwritten`` if
         another is to send it."""
-        lines = [f"{self.method} {self.target} HTTP/1.1", f"Host: {host}"]
-        lines += [f"{name}: {value}" for name, value in self._headers]
+        lines = address.head(self.method, self.target, self._headers)
         # Without a length some servers wait for the connection's end.
         if self._body or self.method in _WITH_BODY:
             lines.append(f"Content-Length: {len(self._body)}")
@@ -158,7 +189,7 @@ class Connection(HTTPConnection):
 
     _read_timeout = _sends = _longest = 0.0  # seconds
 
-    def carry(self, exchange: Exchange) -> None:
+    def carry(self, exchange: Exchange, address: Address) -> None:
         """Connects and sends it. Raises OSError, urllib3's HTTPError, UpstreamError."""
         if exchange.fresh_only:
             self.close()
@@ -171,8 +202,7 @@ class Connection(HTTPConnection):
         seconds = min(exchange.patience or exchange.timeout, exchange.timeout)
         if not exchange.reused or seconds != self._read_timeout or exchange.timeout != self._sends:
             self._set_timeouts(seconds)
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        exchange.write(self.sock, f"{host}:{self.port}")
+        exchange.write(self.sock, address)
 
     def waits_longer(self) -> bool:
         """Reads wait as long as the exchange allows from now on; False where they did already."""
@@ -211,20 +241,39 @@ else:
         sock.settimeout(max(receive, send))  # Python's, which has only one
 
 
+class TlsConnection(Connection, HTTPSConnection):
+    """The same over TLS, which does not wait where the system says that it has waited enough: here
+    the time-outs are Python's."""
+
+    def _set_timeouts(self, seconds: float) -> None:
+        self.sock.settimeout(max(seconds, self._longest))
+        self._read_timeout, self._sends = seconds, self._longest
+
+
 class _Adapter(HTTPAdapter):
-    """requests' adapter with our connection in its pool."""
+    """requests' adapter with our connections in its pools."""
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = {"http": _Pool}
+        self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
 
 
 class _Pool(urllib3.HTTPConnectionPool):
     ConnectionCls = Connection
 
 
+class _TlsPool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = TlsConnection
+
+
 class Upstream:
-    """The server of one run of a model on loopback, and the connections kept to it."""
+    """The server of one run of a model on loopback, and the connections kept to it.
+
+    ``can_hand_over``: another process may use its connections.
+    """
+
+    can_hand_over = True
+    api_key: str | None = None
 
     def __init__(self, port: int, connections: int, host: str = "127.0.0.1") -> None:
         self.port = port
@@ -234,7 +283,13 @@ class Upstream:
     def use(self, host: str) -> None:
         """From now on it is at this address, where nothing was sent to it before."""
         self.host = host
+        self.address = Address(f"{f'[{host}]' if ':' in host else host}:{self.port}")
         self._pool = self._adapter.poolmanager.connection_from_host(host, self.port)
+
+    @property
+    def where(self) -> str:
+        """As a message says it."""
+        return f"on port {self.port}"
 
     def send(self, exchange: Exchange) -> Response:
         """Sends and waits for the head of the answer.
@@ -309,7 +364,7 @@ class Upstream:
             return self._connect(exchange)
         except NewConnectionError as error:
             raise UpstreamRefused(
-                f"nothing answers on port {self.port}, where the model's server should be: {error}"
+                f"nothing answers {self.where}, where the model's server should be: {error}"
             ) from None
         except (HTTPError, OSError) as error:
             if exchange.aborted:
@@ -319,7 +374,7 @@ class Upstream:
     def _connect(self, exchange: Exchange) -> Response:
         connection = cast(Connection, self._pool._get_conn())
         try:
-            connection.carry(exchange)
+            connection.carry(exchange, self.address)
         except BaseException:
             exchange.detach()
             connection.close()
@@ -329,4 +384,9 @@ class Upstream:
 
 
 def _broken(error: Exception) -> UpstreamError:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return UpstreamError(
+            f"the certificate of the model's server is not trusted: {error.verify_message};"
+            " REQUESTS_CA_BUNDLE names a file of certificates that are"
+        )
     return UpstreamError(f"the connection to the model's server broke: {error}")

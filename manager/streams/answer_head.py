@@ -28,10 +28,13 @@ HOP_BY_HOP = frozenset(
         "upgrade",
     ]
 )
-# Its length is stated again, and the others are for the manager alone to set.
+# Its length is stated again, what a provider says of its own origin is not true of ours, and the
+# others are for the manager alone to set.
 _NOT_RETURNED = HOP_BY_HOP | {
+    "alt-svc",
     "content-length",
     "set-cookie",
+    "strict-transport-security",
     "x-accel-buffering",
     "x-llm-manager-request",
 }

@@ -163,6 +163,7 @@ def masked(settings: loader.Config) -> dict[str, Any]:
         # The names alone, as scripts know them.
         aliases, shown["aliases"] = shown["aliases"], list(model.aliases)
         shown["alias_changes"] = {name: one for name, one in aliases.items() if one["set"]}
+        shown["api_key"] = model.api_key and MASK
         for scheme in shown["schemes"]:
             # The place for secrets, which other users of the machine cannot read in a process.
             scheme["env"] = dict.fromkeys(scheme["env"], MASK)

@@ -88,8 +88,9 @@ def blueprint(services: Services) -> Api:
         """
         model = next((m for m in services.fleet.models() if m.settings.name == name), None)
         if model is not None and (state := model.to_json()["state"]) not in _AT_REST:
+            how = "take it out of the config" if model.is_remote else "stop it"
             raise ApiError(
-                409, "model_running", f"{name} is {state}: stop it first, then delete its data"
+                409, "model_running", f"{name} is {state}: {how} first, then delete its data"
             )
         _require_stored(path, name)
         return run_task(services, services.orders.enqueue("delete", name), query["wait"])

@@ -44,9 +44,15 @@ def blueprint(services: Services) -> Api:
         model.start()
         return _accepted(services, [model], model.to_json, query["wait"])
 
-    @api.call("POST /api/models/<path:name>/stop", Rule.ADMIN, query=WAIT, answers=_ANSWERS)
+    @api.call(
+        "POST /api/models/<path:name>/stop",
+        Rule.ADMIN,
+        query=WAIT,
+        answers=_ANSWERS,
+        errors=(409,),
+    )
     def stop(name: str, query: dict[str, Any]) -> tuple[Response, int]:
-        """Stops it."""
+        """Stops it. 409 `not_started_here` where others start its server."""
         model = services.fleet.find(name)
         model.stop()
         return _accepted(services, [model], model.to_json, query["wait"])

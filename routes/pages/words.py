@@ -49,6 +49,8 @@ def for_scripts() -> dict[str, str]:
         "is_ready": _("{name} is ready after {seconds}, scheme {scheme}"),
         "is_stopped": _("{name} is stopped"),
         "did_not_start": _("{name} did not start: {why}"),
+        "answers": _("{name} answers"),
+        "does_not_answer": _("{name} does not answer: {why}"),
         "no_model": _("no model"),
         # devices
         "load": _("load {load} %"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import pytest
 
 from tests.support.browser import (
@@ -17,7 +19,8 @@ from tests.support.browser import (
     violations,
 )
 from tests.support.fixtures import Launch, OpenBrowser
-from tests.support.program import Program, fake
+from tests.support.program import Program, fake, free_port
+from tests.support.servers import FakeModel
 
 pytestmark = needs_browser
 
@@ -114,6 +117,30 @@ def test_whole_requests_are_recorded_on_demand_and_read_beside_their_rows(
     card.get_by_role("button", name="Delete what was recorded").click()
     card.get_by_text("Whole requests and answers are recorded").wait_for(state="hidden")
     assert program.get("/api/captures").json() == {"captures": []}
+    program.command("Other", "stop")
+
+
+def test_a_server_that_others_start_is_shown_with_its_address_and_has_no_stop(
+    launch: Launch, read: OpenBrowser
+) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    reader = read(launch({"Far": {"url": f"{url}/v1"}}))
+    tab = reader.open("/models")
+    card = card_of(tab, "Far")
+    becomes(tab, "Far", "failed")
+    shows(tab, f"{url}/v1", f"nothing answers at {url}")
+    card.get_by_role("button", name="Start Far").click()
+    shows(tab, "Far does not answer: ")
+    assert not card.get_by_role("button", name="Dry run").is_visible()
+
+    with closing(FakeModel(port=port)):
+        card.get_by_role("button", name="Start Far").click()
+        shows(tab, "Far answers")
+        becomes(tab, "Far", "ready")
+        for name in ("Start Far", "Stop Far", "Restart Far"):
+            assert not card.get_by_role("button", name=name, exact=True).is_visible()
+        assert violations(tab) == []
 
 
 def test_a_log_is_followed_searched_filtered_paused_and_saved(

@@ -19,7 +19,7 @@ from manager.events import Events
 from manager.models.model import Model as RealModel
 from manager.models.model import State
 from manager.models.run_clock import RunClock
-from manager.models.server import Server
+from manager.models.server import Launched, Server
 from manager.placement.placement import Placement
 from manager.placement.reservation import EvictionStatus, Reservation
 from manager.placement.types import Action, Evictability, SchemeOption
@@ -153,16 +153,12 @@ def played_server(settings: Settings, interface: Any = None, upstream: Any = Non
     reservation: Any = None
     process: Any = SimpleNamespace(pid=4711, has_ended=lambda: False)
     return Server(
-        run="run",
+        launched=Launched("run", RunClock(0, 0), process, reservation, 21000),
         settings=settings,
         interface=interface,
         scheme="Default",
         passed_over={},
-        process=process,
-        reservation=reservation,
-        port=21000,
         upstream=upstream,
-        clock=RunClock(0, 0),
         started_at=0.0,
         start_seconds=1.0,
     )

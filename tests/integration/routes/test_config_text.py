@@ -55,6 +55,8 @@ class Fleet:
             raise self.refusal
         self.config = after
 
+    def watch_remote(self) -> None: ...
+
 
 class Desk:
     """The application over a config file, and who edits it."""

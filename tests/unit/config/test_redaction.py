@@ -72,6 +72,25 @@ def test_a_secret_in_a_stop_command_is_not_shown(loaded: loader.Config) -> None:
     assert "qwen" in shown
 
 
+def test_the_key_of_a_server_that_others_start_is_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROVIDER", "hunter2")
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "Local-Models:\n"
+        '  a: {url: "https://a.example", api_key: "${PROVIDER}"}\n'
+        '  b: {url: "https://b.example", api_key: hunter2}\n'
+        '  c: {url: "https://c.example"}\n',
+        encoding="utf-8",
+    )
+    loaded = loader.load(path, lambda _: ["Chat"])
+    shown = masked(loaded)
+    assert [model["api_key"] for model in shown["models"]] == ["***", "***", None]
+    assert shown["models"][0]["url"] == "https://a.example"
+    assert "hunter2" not in json.dumps(shown) + repr(loaded)
+
+
 def test_the_names_that_scripts_rely_on_stay(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(
@@ -123,6 +142,8 @@ def test_the_names_that_scripts_rely_on_stay(tmp_path: Path) -> None:
                 "mode": "Chat",
                 "endpoints": [],
                 "port": None,
+                "url": None,
+                "api_key": None,
                 "auto_start": False,
                 "alive_time": 15.0,
                 "start_timeout": 300.0,

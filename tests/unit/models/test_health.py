@@ -270,3 +270,32 @@ class AsItIsDescribed(RuleBasedStateMachine):
 
 
 TestAsItIsDescribed = AsItIsDescribed.TestCase
+
+
+# --- servers that others start ------------------------------------------------------------
+
+
+def test_health_alone_decides_about_a_server_that_others_start() -> None:
+    health = health_after(0, 3, 6)
+    assert health.begin(9) is Stage.HEALTH
+    reason = health.answered(Stage.HEALTH, "/health: refused", 6, is_remote=True)
+    assert reason is not None
+    assert "3 requests in a row failed" in reason
+    assert "/health: refused" in reason
+    assert health.is_quiet
+
+
+def test_a_server_that_others_start_and_that_is_well_is_asked_for_no_token() -> None:
+    health = health_after(0, 3, 6)
+    assert health.begin(0) is Stage.HEALTH
+    assert health.answered(Stage.HEALTH, None, 6, is_remote=True) is None
+    assert health.begin(0) is None
+    assert health.is_quiet
+
+
+def test_health_can_be_asked_without_a_failure_and_a_served_request_ends_that() -> None:
+    health = ServerHealth()
+    health.ask()
+    assert (health.begin(0), health.holds_leases) == (Stage.HEALTH, False)
+    health.served()
+    assert health.answered(Stage.HEALTH, "refused", 1, is_remote=True) is None

@@ -20,6 +20,7 @@ MODEL = [
     "aliases",
     "mode",
     "state",
+    "url",
     "scheme",
     "schemes_passed_over",
     "waits_for",
