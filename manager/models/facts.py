@@ -120,7 +120,10 @@ def _ask(server: Server, shared: ModelDependencies, is_over: Callable[[], bool])
             return None
 
     name = server.settings.served_model_name or server.settings.name
-    return read_facts(answer("/v1/models"), answer("/props"), name)
+    models = answer("/v1/models")
+    # No other server has it: one behind a url may be a program that records each request.
+    is_llama = _entry(models, name).get("owned_by") == "llamacpp"
+    return read_facts(models, answer("/props") if is_llama else None, name)
 
 
 def remembered(shared: ModelDependencies) -> dict[str, ServerFacts]:

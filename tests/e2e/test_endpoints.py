@@ -91,10 +91,10 @@ def test_a_chat_model_answers_all_that_its_server_does(
 def test_what_steers_a_server_is_not_reached(
     program: Program, path: str, status: int, base: str
 ) -> None:
-    before = program.log("Model")
+    before = program.log("Model").count("asked at")
     answer = program.post(base + path.removeprefix("/v1"), {"model": "Model"})
     assert answer.status_code == status
-    assert program.log("Model") == before
+    assert program.log("Model").count("asked at") == before
 
 
 def test_a_models_own_endpoints_are_added_to_those_of_its_mode(program: Program) -> None:

@@ -256,11 +256,11 @@ def test_what_llama_cpp_says_of_itself_can_be_read_and_not_set(program: Program,
     answer = program.get(f"{path}?model=Talker")
     assert (answer.status_code, answer.json()) == (200, {"path": "/props?model=Talker"})
     assert row_of(program, answer)["endpoint"] == "/v1/props"
-    before = program.log("Talker")
+    before = program.log("Talker").count("/props")
     for method in ("POST", "PUT", "HEAD"):
         refused = program.request(method, f"{path}?model=Talker", json={"model": "Talker"})
         assert refused.status_code == 405
-    assert program.log("Talker") == before
+    assert program.log("Talker").count("/props") == before
 
 
 def test_a_request_without_a_body_names_one_model_in_its_query(program: Program) -> None:

@@ -335,6 +335,8 @@ def test_a_locked_database_is_told_and_tried_again(
 
 
 class FakeModel:
+    is_remote = False
+
     def __init__(self, name: str, state: str) -> None:
         self.settings = Model(name)
         self.state = state
