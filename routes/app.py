@@ -81,7 +81,6 @@ def create_app(services: Services, secret: bytes) -> Flask:
         if blueprint.name not in ("openai", "ollama", "upstream"):
             blueprint.after_request(headers.set_headers)
         app.register_blueprint(blueprint)
-    app.after_request(upstream.guard)
     auth.protect(app, services)
     named = auth.calls_of(app)
     calls = named.values()

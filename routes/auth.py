@@ -31,7 +31,15 @@ from manager.errors import ApiError
 from manager.interfaces import is_ollamas
 from manager.storage import DatabaseError
 from routes.calls import CHANGING, Api, Call, Rule
-from routes.http import Client, allowed_origin, check_host, client_of, cors_headers, preflight
+from routes.http import (
+    Client,
+    allowed_origin,
+    check_host,
+    client_of,
+    cors_headers,
+    preflight,
+    sandbox,
+)
 from routes.page_passes import has_pass, without_pass
 from routes.services import Services, current
 
@@ -428,6 +436,7 @@ def _check_token() -> None:
 
 def _finish(services: Services, calls: Mapping[str, Call], response: Response) -> Response:
     asked, kept = current(request), current(g)
+    sandbox(asked.environ["PATH_INFO"], response)
     if cors := kept.get("cors"):
         response.headers.update(cors_headers(cors))
         response.headers.add("Vary", "Origin")

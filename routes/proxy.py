@@ -239,9 +239,10 @@ class _Proxied:
     # --- a stream that waits ------------------------------------------------------------------
 
     def _shows_wait(self, sent: RelayRequest) -> bool:
+        if not self._services.fleet.config.program.send_loading_state:
+            return False
         # Many servers answer a form whole, whatever it asks for.
-        is_stream = is_true(sent.body.fields.get("stream")) and not sent.endpoint.is_form
-        return self._services.fleet.config.program.send_loading_state and is_stream
+        return is_true(sent.body.fields.get("stream")) and not sent.endpoint.is_form
 
     def _loading(
         self, model: Model, leases: Generator[Lease | None, None, None], sent: RelayRequest

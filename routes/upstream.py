@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import werkzeug
-from flask import Request, Response, redirect, request, session
+from flask import Request, redirect, request, session
 
 from manager.errors import ApiError
 from manager.interfaces import RAW, Endpoint
@@ -19,7 +19,6 @@ from manager.models import Model
 from manager.relay import Body, RawBody, RelayResponse, Spooled
 from routes.auth import has_secret
 from routes.calls import Api, Rule
-from routes.http import SANDBOX
 from routes.paths import raw_path
 from routes.proxy import MAX_NAME, ModelCall, Proxy, read_body, with_query
 from routes.services import Services, current
@@ -84,15 +83,6 @@ def blueprint(services: Services) -> Api:
             errors=(429, 501, 502, 504),
         )(serve)
     return api
-
-
-def guard(response: Response) -> Response:
-    """For ``after_request`` of the application: what is below here is sandboxed, errors too."""
-    path = request.environ["PATH_INFO"]
-    if path == RAW.path or path.startswith(RAW.path + "/"):
-        response.headers["Content-Security-Policy"] = SANDBOX
-        response.headers["Referrer-Policy"] = "no-referrer"  # a page's address is a secret
-    return response
 
 
 class _Place(NamedTuple):

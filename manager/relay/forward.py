@@ -161,14 +161,14 @@ class _Transfer:
         head = response.head
         if head.is_web_page and not self._request.base:
             raise UpstreamError("what answered is a web page, not a model's server")
-        is_stream = response.has_body and head.is_stream(self._may_be_plain)
+        is_stream = head.is_stream(self._may_be_plain) and response.has_body
         headers = head.returned(is_stream=is_stream, hides_limits=self._request.hides_limits)
         if self._request.base:
             headers = self._redirected(headers)
         if is_stream and not self._request.is_safe:  # of which no event is of any interest
             self._stream = EventStream(self._protocol, self._strip_usage)
             pieces = self._events(response, self._stream)
-        elif not response.has_body or (head.length is not None and head.length <= MAX_WHOLE):
+        elif (head.length is not None and head.length <= MAX_WHOLE) or not response.has_body:
             pieces = iter(self._whole(response))
         else:
             pieces = self._unbuffered(response)
@@ -396,7 +396,7 @@ class _Transfer:
     ) -> None:
         if self._stream is not None:
             status, error, usage = self._stream.result(status, error)
-        if self._request.is_safe and (usage is None or usage.estimated):
+        if (usage is None or usage.estimated) and self._request.is_safe:
             usage = TokenUsage()
         streamed = self._stream is not None
         self._end(Outcome(status, usage, streamed, self._first_byte_at, error))

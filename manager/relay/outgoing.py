@@ -17,6 +17,7 @@ _NOT_FORWARDED = HOP_BY_HOP | {
     "content-length",
     "content-encoding",  # the body is decoded
     "expect",
+    "accept-encoding",
     "authorization",
     "x-api-key",
     "x-csrftoken",
@@ -35,15 +36,13 @@ def outgoing_headers(lease: Lease, request: RelayRequest) -> Headers:
     """All but those that go to the upstream whatever it is asked."""
     headers = request.headers
     connection = ",".join(value for name, value in headers if name.lower() == "connection")
-    dropped = _NOT_FORWARDED | names_in(connection)
+    dropped = _NOT_FORWARDED | names_in(connection) if connection else _NOT_FORWARDED
+    kept = [(name, value) for name, value in headers if name.lower() not in dropped]
     # A compressed answer could not be metered. llama.cpp's page comes in no other way.
-    encodings = [value for name, value in headers if name.lower() == "accept-encoding"]
-    accepted = ", ".join(encodings) if request.is_safe else ""
-    kept = [
-        (name, value)
-        for name, value in headers
-        if (key := name.lower()) not in dropped and key != "accept-encoding"
-    ]
+    accepted = ""
+    if request.is_safe:
+        encodings = (value for name, value in headers if name.lower() == "accept-encoding")
+        accepted = ", ".join(encodings)
     kept.append(("Accept-Encoding", accepted or "identity"))
     if (own_key := lease.upstream.api_key) and request.endpoint.error is anthropic_error:
         kept.append(("x-api-key", own_key))  # all that Anthropic's own servers take

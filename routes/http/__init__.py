@@ -1,7 +1,6 @@
 """What waitress does not do for us."""
 
 from routes.http.client import (
-    SANDBOX,
     Client,
     allowed_origin,
     check_host,
@@ -9,12 +8,12 @@ from routes.http.client import (
     client_of,
     cors_headers,
     preflight,
+    sandbox,
 )
 from routes.http.server import HttpServer, ListenError
 from routes.http.slots import Slot, Slots
 
 __all__ = [
-    "SANDBOX",
     "Client",
     "HttpServer",
     "ListenError",
@@ -26,4 +25,5 @@ __all__ = [
     "client_of",
     "cors_headers",
     "preflight",
+    "sandbox",
 ]

@@ -12,7 +12,7 @@ from flask import Response, request
 
 from manager.config import Network, Program, admits
 from manager.errors import ApiError
-from manager.interfaces import is_for_models
+from manager.interfaces import RAW, is_for_models
 
 # Names that reach a machine from its own containers, which no foreign name server answers for.
 _OWN_NAMES = frozenset(("localhost", "host.docker.internal", "host.containers.internal"))
@@ -161,6 +161,13 @@ def check_is_no_foreign_page(environ: dict[str, Any]) -> None:
 def may_use_models(path: str, origin: str, cors_origins: tuple[str, ...]) -> bool:
     """Whether a page of a foreign origin may ask for the path."""
     return is_for_models(path) and admits(cors_origins, origin)
+
+
+def sandbox(path: str, response: Response) -> None:
+    """What is answered below /upstream is foreign content, errors too."""
+    if path.startswith(RAW.path) and path[len(RAW.path) :][:1] in ("", "/"):
+        response.headers["Content-Security-Policy"] = SANDBOX
+        response.headers["Referrer-Policy"] = "no-referrer"  # a page's address is a secret
 
 
 def cors_headers(origin: str) -> dict[str, str]:
