@@ -12,7 +12,17 @@ import openai
 import pytest
 
 from tests.support.fixtures import Launch
-from tests.support.program import CHAT, PATIENCE, ROOT, Program, chat, error_of, eventually, plain
+from tests.support.program import (
+    CHAT,
+    PATIENCE,
+    ROOT,
+    Program,
+    chat,
+    error_of,
+    eventually,
+    fake,
+    plain,
+)
 
 MESSAGES = "/v1/messages"
 ASKED = {"model": "Model", "max_tokens": 20, "messages": [{"role": "user", "content": "Hi"}]}
@@ -38,7 +48,9 @@ def program(launch_once: Launch) -> Program:
 
 @pytest.fixture(scope="module")
 def guarded(launch_once: Launch) -> Program:
-    return launch_once({"Model": plain(mode="Chat")}, require_key=True)
+    price = {"tiers": [{"input": "1", "output": "2"}]}
+    models = {"Model": plain(mode="Chat"), "Costly": fake(price=price)}
+    return launch_once(models, require_key=True)
 
 
 @pytest.fixture
@@ -171,6 +183,24 @@ def test_each_api_says_in_its_own_shape_that_a_key_is_needed(guarded: Program) -
         refused = guarded.post(path, ASKED)
         assert refused.status_code == 401
         assert error_of(refused)["code"] == "invalid_api_key"
+
+
+def test_each_api_says_in_its_own_shape_that_a_budget_is_spent(guarded: Program) -> None:
+    budget = {"amount": "0.000000001", "period": "day"}
+    headers = {"Authorization": f"Bearer {guarded.add_key('poor', budget=budget)}"}
+    assert guarded.post(CHAT, chat("Costly"), headers=headers).status_code == 200
+
+    def refusal(path: str) -> dict[str, Any]:
+        refused = guarded.post(path, {**ASKED, "model": "Costly"}, headers=headers)
+        assert (refused.status_code, "Retry-After" in refused.headers) == (429, True)
+        found: dict[str, Any] = refused.json()
+        return found
+
+    for path in (CHAT, "/v1/completions", "/v1/responses", "/completion"):
+        assert refusal(path)["error"]["code"] == "budget_exceeded"
+    said = refusal(MESSAGES)
+    assert (said["type"], said["error"]["type"]) == ("error", "rate_limit_error")
+    assert "budget" in refusal("/api/chat")["error"]
 
 
 def test_a_key_is_taken_as_each_api_sends_it(guarded: Program) -> None:
