@@ -29,6 +29,8 @@ MAX_PARTS = 256
 MAX_TEXT = 1 << 16  # bytes of a field that is read; a longer one goes on unread
 _PIECE = 1 << 18  # bytes that are in memory at a time
 _BOUNDARY = re.compile("[ -~]{0,200}[!-~]")
+_QUOTED = re.compile(r'"(?:\\.|[^"\\])*"')
+_PARAMETER = re.compile(r";\s*([^=;\s]+)\s*=")
 
 
 @dataclass(frozen=True)
@@ -147,8 +149,7 @@ class _Segments:
     def feed(self, piece: bytes) -> None:
         for event in self._parser.parse(piece):
             if isinstance(event, MultipartSegment):
-                if [name for name, _ in event.headerlist].count("Content-Disposition") > 1:
-                    raise _invalid("a part has two names")
+                _check_names([v for n, v in event.headerlist if n == "Content-Disposition"])
                 self._name = event.name or ""
                 self._text = None if event.filename is not None else bytearray()
             elif event is None:
@@ -160,6 +161,14 @@ class _Segments:
 
     def close(self) -> None:
         self._parser.close()
+
+
+def _check_names(dispositions: Sequence[str]) -> None:
+    """Raises ApiError where readers differ in which name of a part they take."""
+    named = _QUOTED.sub("", ";".join(dispositions)).lower()
+    names = [name for name in _PARAMETER.findall(named) if name.partition("*")[0] == "name"]
+    if names != ["name"] or len(dispositions) != 1:
+        raise _invalid("a part has two names, or one that not every server reads")
 
 
 class _Delimiters:

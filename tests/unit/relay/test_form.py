@@ -236,6 +236,15 @@ def test_a_form_has_a_bounded_number_of_parts() -> None:
             "b",
             "two names",
         ),
+        *(
+            (b"--b\r\nContent-Disposition: form-data; " + names + b"\r\n\r\n1\r\n--b--", "b", "two")
+            for names in (
+                b'name="language"; name="x"',
+                b"name=\"x\"; name*=UTF-8''language",
+                b"name*=UTF-8''language",
+                b'name="x"; name*0="lang"; name*1="uage"',
+            )
+        ),
         (b"--b\r\nno header\r\n\r\n1\r\n--b--", "b", "segment header"),
         (written([]), "", "no boundary"),
         (written([]), "a\nb", "no boundary"),
