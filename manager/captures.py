@@ -14,7 +14,8 @@ from manager.relay import Headers, RelayRequest, RelayResponse, Spooled
 
 MAX_CAPTURES = 50
 MAX_BYTES = 256 << 10  # of a body that are kept
-_SECRET_HEADERS = frozenset(("cookie", "set-cookie"))
+# An address below /upstream may have a pass in it.
+_SECRET_HEADERS = frozenset(("content-location", "cookie", "location", "referer", "set-cookie"))
 
 
 class Part:
@@ -75,7 +76,9 @@ class Capture:
                 part.add(piece)
                 yield piece
 
-        return RelayResponse(answer.status, answer.headers, pieces(), answer.close)
+        recorded = RelayResponse(answer.status, answer.headers, pieces(), answer.close)
+        recorded.is_stream = answer.is_stream
+        return recorded
 
     def to_json(self, *, whole: bool = True) -> dict[str, Any]:
         """``status`` and ``answer`` are null where there was none."""

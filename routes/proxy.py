@@ -33,6 +33,7 @@ from routes.auth import Caller
 from routes.services import Services, current
 
 LOADING_SECONDS = 5.0  # between two signs of life of a stream that waits
+_MAX_ERROR_BYTES = 1 << 16
 MAX_NAME = 200  # characters, as in the config
 _ID_HEADER = "X-LLM-Manager-Request"
 _STREAM_HEADERS = (
@@ -100,7 +101,7 @@ class Proxy:
             after_this_request(lambda response: _with_headers(response, [id_header, *left]))
             raise
         try:
-            return Response(
+            return _Answer(
                 answer,  # a WSGI iterable with a close of its own
                 status=answer.status,
                 headers=[*answer.headers, id_header, *proxied.limits],
@@ -109,6 +110,10 @@ class Proxy:
         except ValueError:
             answer.close()  # the server never sees it, and so cannot close it
             raise
+
+
+class _Answer(Response):
+    default_mimetype = None  # an answer without a type stays one
 
 
 class _Proxied:
@@ -282,11 +287,14 @@ def _comment(model: Model) -> bytes:
 def _as_stream(answer: RelayResponse) -> Iterator[bytes]:
     """The pieces of a stream. Raises ApiError where the answer is none."""
     with contextlib.closing(answer):
-        kind = next((value for name, value in answer.headers if name.lower() == "content-type"), "")
-        if kind.startswith("text/event-stream"):
+        if answer.is_stream:
             yield from answer
             return
-        status, body = int(answer.status.partition(" ")[0]), b"".join(answer)
+        status, body = int(answer.status.partition(" ")[0]), b""
+        for piece in answer:
+            body += piece
+            if len(body) > _MAX_ERROR_BYTES:
+                break  # it is no error, and may have no end
     error = error_in(body)
     message = error.message if error else f"the model's server answered {status} without a stream"
     raise ApiError(status if status >= 400 else 502, "upstream_error", message)

@@ -99,6 +99,8 @@ class Services:
             self.fleet.apply(after)
             self.fleet.watch_remote()
             self.worker.update(after.program)
+        for name in before.models.keys() - after.models.keys():
+            self.captures.discard(name)
         loader.log_warnings(after)
         try:
             self.prices.seed_from_config(after.first_prices())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ log = logging.getLogger(__name__)
 
 HEALTH_TIMEOUT_SECONDS = 5.0
 MAX_QUOTED_BYTES = 300  # of an answer, in a reason
+MAX_ANSWER_BYTES = 1 << 20  # that are read of any other answer
 _MAX_HEALTH_BYTES = 1 << 16  # that are read: a provider may list hundreds of models
 
 
@@ -119,7 +119,7 @@ class _Probe:
         return f"a one-token request to {request.path} got {status}: {answer[:MAX_QUOTED_BYTES]!r}"
 
     def _ask(
-        self, request: ProbeRequest, timeout: float, most: float = math.inf
+        self, request: ProbeRequest, timeout: float, most: int = MAX_ANSWER_BYTES
     ) -> tuple[int, bytes]:
         return ask(self._server.upstream, self._shared, request, timeout, self._is_over, most)
 
@@ -130,7 +130,7 @@ def ask(
     request: ProbeRequest,
     timeout: float,
     is_over: Callable[[], bool],
-    most: float = math.inf,
+    most: int = MAX_ANSWER_BYTES,
 ) -> tuple[int, bytes]:
     """Status and body of an answer that is whole within ``timeout`` seconds, of one that has more
     than ``most`` bytes its beginning. Once ``is_over``, which is polled, nobody wants it any more.

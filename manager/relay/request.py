@@ -103,7 +103,8 @@ class ClientConnection(Protocol):
 
 
 class RelayResponse:
-    """An answer on its way to the client: status, headers and an iterable of bytes.
+    """An answer on its way to the client: status, headers and an iterable of bytes; whether it
+    ``is_stream``.
 
     ``close`` releases whatever is still held, however far the answer is. (A generator would
     not do: one that was never started runs none of its clean-up.)
@@ -121,6 +122,7 @@ class RelayResponse:
         self._pieces = pieces
         self._close: Callable[[], None] | None = close
         self._actions: list[Callable[[], object]] = []
+        self.is_stream = False
 
     def __iter__(self) -> RelayResponse:
         return self

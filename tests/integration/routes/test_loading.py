@@ -162,6 +162,22 @@ def test_an_answer_of_the_server_that_is_no_stream_is_an_error_of_the_stream(
     upstream.close()
 
 
+def test_an_answer_without_an_end_is_not_read_to_it(
+    slow: Slow, fake_model: Callable[..., FakeModel]
+) -> None:
+    upstream = Upstream(fake_model().port, 4)
+    slow.result = played_server(slow.model.settings, Chat(), upstream)
+    answer = slow.ask(fake={"html": False, "size": 5_000_000, "framing": "chunked"}, stream="true")
+    pieces = iter(answer.response)
+    next(pieces)
+    slow.go_on()
+    rest = [piece for piece in pieces if piece != COMMENT]
+    answer.close()
+    assert b"without a stream" in rest[-1]
+    assert slow.model.to_json()["in_flight"] == 0
+    upstream.close()
+
+
 def test_who_asks_for_no_stream_waits_for_the_status(slow: Slow) -> None:
     slow.go_on()
     answer = slow.ask(stream=False)
