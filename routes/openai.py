@@ -12,7 +12,7 @@ from flask import Request, Response, g, jsonify, request
 from manager.errors import ApiError
 from manager.interfaces import Endpoint
 from manager.models import Model
-from manager.relay import Body, Form, Payload, RawBody
+from manager.relay import Body, Form, Payload, RawBody, RelayResponse
 from routes.auth import Caller
 from routes.calls import Api, Rule
 from routes.http import check_is_no_foreign_page
@@ -30,6 +30,10 @@ from routes.proxy import (
 from routes.services import Services, current
 
 _PROXIED = "proxy_"
+_AGAINST_PAGES = {
+    "content-security-policy": ("Content-Security-Policy", "sandbox; default-src 'none'"),
+    "x-content-type-options": ("X-Content-Type-Options", "nosniff"),
+}
 
 
 def blueprint(services: Services) -> Api:
@@ -163,6 +167,8 @@ class FormCall(ModelCall):
 class QueryCall(ModelCall):
     """A request without a body, whose query names the model. Raises ApiError."""
 
+    is_carried = False
+
     def __init__(self, asked: Request) -> None:
         if asked.method != "GET":  # Flask takes HEAD, too, whose answers end where others begin
             raise ApiError(405, "method_not_allowed", f"{asked.path} takes no {asked.method}")
@@ -185,3 +191,9 @@ class QueryCall(ModelCall):
             return endpoint, with_query(path, self._asked.environ), RawBody(b"")
         query = {**self._asked.args.to_dict(flat=False), "model": served}
         return endpoint, f"{path}?{urlencode(query, doseq=True)}", RawBody(b"")
+
+    def answer(self, answer: RelayResponse) -> RelayResponse:
+        """A browser can be led here, and must not run what a server sends as a page of ours."""
+        kept = [one for one in answer.headers if one[0].lower() not in _AGAINST_PAGES]
+        answer.headers = [*kept, *_AGAINST_PAGES.values()]
+        return answer

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 HOURS = 12
+_WHO = ("account", "generation", "local_token")  # of a session
 _SECONDS = HOURS * 3600.0
 _MAX_KEPT = 1000
 _PATH = re.compile(r"/+upstream/@([\w-]{32})(?:/|$)", re.ASCII)
@@ -42,6 +43,15 @@ class PagePasses:
                 del self._kept[next(iter(self._kept))]
             self._kept[code] = made
         return f"/upstream/@{code}"
+
+    def drop(self, session: Mapping[str, Any]) -> None:
+        """Who signs out ends the passes of the account, those of other browsers too."""
+        with self._lock:
+            self._kept = {
+                code: made
+                for code, made in self._kept.items()
+                if any(made.session.get(name) != session.get(name) for name in _WHO)
+            }
 
     def find(self, path: str) -> PagePass | None:
         """The pass in a path that `has_pass`, where it is good."""

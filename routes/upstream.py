@@ -24,23 +24,14 @@ from routes.proxy import MAX_NAME, ModelCall, Proxy, read_body, with_query
 from routes.services import Services, current
 
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-# Headers of an answer that hold for more of our origin than the answer, or that would keep a page
-# from its own files, since its origin is another than theirs.
+# Headers of an answer that would keep a page from its own files, since its origin is another than
+# theirs, or that are ours to set.
 _NOT_RETURNED = frozenset(
     [
-        "alt-svc",
-        "clear-site-data",
         "content-security-policy",
         "content-security-policy-report-only",
         "cross-origin-embedder-policy",
         "cross-origin-resource-policy",
-        "nel",
-        "report-to",
-        "reporting-endpoints",
-        "service-worker-allowed",
-        "set-cookie2",
-        "set-login",
-        "strict-transport-security",
         "www-authenticate",  # no credentials are passed on
     ]
 )

@@ -173,18 +173,25 @@ class _Transfer:
         else:
             pieces = self._unbuffered(response)
         self._on_answer(self._stream)
-        return RelayResponse(f"{head.status} {head.reason}", headers, pieces, self.close)
+        answer = RelayResponse(f"{head.status} {head.reason}", headers, pieces, self.close)
+        answer.is_stream = is_stream
+        return answer
 
     def _redirected(self, headers: Headers) -> Headers:
+        """Raises UpstreamError."""
         upstream, request = self._lease.upstream, self._request
         own = {f"{host}:{upstream.port}" for host in (upstream.host, "localhost")}
         own |= {value.lower() for name, value in request.headers if name.lower() == "host"}
-        return [
-            (name, put_below(value, request.target, request.base, own))
-            if name.lower() == "location"
-            else (name, value)
-            for name, value in headers
-        ]
+        placed = []
+        for name, value in headers:
+            if name.lower() == "location":
+                below = put_below(value, request.target, request.base, own)
+                if below is None:
+                    raise UpstreamError("the model's server redirects to another address")
+                placed.append((name, below))
+            else:
+                placed.append((name, value))
+        return placed
 
     def close(self) -> None:
         """The client has its answer or has disconnected; what is still open is closed."""

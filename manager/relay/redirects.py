@@ -10,10 +10,10 @@ _DOT = re.compile("%2e", re.IGNORECASE)
 _ROOT = "//server"
 
 
-def put_below(location: str, target: str, base: str, own: Collection[str]) -> str:
+def put_below(location: str, target: str, base: str, own: Collection[str]) -> str | None:
     """The Location that the client gets of an answer to ``target``, a path at the server, whose
-    root is at ``base`` for it. ``own`` are the hosts that the server may name itself by; what leads
-    to another host stays as it is."""
+    root is at ``base`` for it. ``own`` are the hosts that the server may name itself by; None for
+    what leads to another host: there are too many ways to spell our own address."""
     # As browsers read it, who would climb out of the base by these.
     spelled = _DOT.sub(".", location.replace("\\", "/").replace("\t", ""))
     try:
@@ -22,6 +22,6 @@ def put_below(location: str, target: str, base: str, own: Collection[str]) -> st
         return f"{base}/"
     is_own = f"//{there.netloc.lower()}" == _ROOT or there.netloc.lower() in own
     if there.scheme not in ("http", "https") or not is_own:
-        return location
+        return None
     path = "/" + there.path.lstrip("/") if there.path else "/"
     return base + urlunsplit(("", "", path, there.query, there.fragment))

@@ -28,12 +28,20 @@ HOP_BY_HOP = frozenset(
         "upgrade",
     ]
 )
-# Its length is stated again, what a provider says of its own origin is not true of ours, and the
+# Its length is stated again, what a server says of its own origin is not true of ours, and the
 # others are for the manager alone to set.
 _NOT_RETURNED = HOP_BY_HOP | {
     "alt-svc",
+    "clear-site-data",
     "content-length",
+    "nel",
+    "refresh",
+    "report-to",
+    "reporting-endpoints",
+    "service-worker-allowed",
     "set-cookie",
+    "set-cookie2",
+    "set-login",
     "strict-transport-security",
     "x-accel-buffering",
     "x-llm-manager-request",

@@ -84,6 +84,7 @@ def blueprint(services: Services) -> Api:
     @api.call("POST /logout", Rule.OPEN)
     def sign_out() -> werkzeug.Response:
         """Signs out."""
+        services.page_passes.drop(session)
         session.clear()
         return redirect("/login", 303)
 

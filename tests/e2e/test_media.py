@@ -255,6 +255,9 @@ def test_what_a_server_is_asked_until_it_is_ready_is_small(program: Program) -> 
 def test_what_llama_cpp_says_of_itself_can_be_read_and_not_set(program: Program, path: str) -> None:
     answer = program.get(f"{path}?model=Talker")
     assert (answer.status_code, answer.json()) == (200, {"path": "/props?model=Talker"})
+    # A browser may be led here: what a server sends is no page of ours.
+    assert answer.headers["Content-Security-Policy"] == "sandbox; default-src 'none'"
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
     assert row_of(program, answer)["endpoint"] == "/v1/props"
     before = program.log("Talker").count("/props")
     for method in ("POST", "PUT", "HEAD"):

@@ -262,10 +262,15 @@ def test_a_redirect_of_the_server_stays_below_it(site: Site) -> None:
     for to, location in (
         ("/login", "/upstream/Model/login"),
         (own, "/upstream/Model/a?b=c"),
-        ("https://elsewhere.example/x", "https://elsewhere.example/x"),
     ):
         answer, _ = site.send("GET", f"/upstream/Model/moved?to={requests.utils.quote(to)}")
         assert (answer.status, answer.headers["Location"]) == (302, location)
+
+
+def test_a_redirect_to_another_address_or_back_to_us_is_not_passed_on(site: Site) -> None:
+    for to in ("https://elsewhere.example/x", f"http://127.1:{site.port}/v1/props?model=Model"):
+        answer, _ = site.send("GET", f"/upstream/Model/moved?to={requests.utils.quote(to)}")
+        assert (answer.status, answer.headers["Location"]) == (502, None)
 
 
 def test_head_ranges_and_conditions_are_the_servers(site: Site) -> None:

@@ -81,7 +81,10 @@ class _Message:
             call.id = call.id or _text(one.get("id"))
             if isinstance(function, Mapping):
                 call.name = call.name or _text(function.get("name"))
-                call.arguments += _text(function.get("arguments"))
+                arguments = function.get("arguments")
+                # Some servers send the object itself.
+                is_object = isinstance(arguments, Mapping)
+                call.arguments += json.dumps(arguments) if is_object else _text(arguments)
 
     @property
     def fault(self) -> str | None:

@@ -48,3 +48,13 @@ def test_the_oldest_give_way_so_that_they_stay_few() -> None:
     first, *others = (passes.issue(SESSION, "a") for _ in range(1001))
     assert passes.find(first) is None
     assert all(passes.find(path) for path in others)
+
+
+def test_who_signs_out_ends_the_passes_of_the_account_and_no_others() -> None:
+    passes = PagePasses()
+    ann, ben = {"account": "ann", "generation": 1}, {"account": "ben", "generation": 1}
+    first, second, others = (passes.issue(one, "M") for one in (ann, {**ann, "csrf": "x"}, ben))
+    passes.drop(ann)
+    assert passes.find(first) is None
+    assert passes.find(second) is None
+    assert passes.find(others) is not None
