@@ -68,6 +68,7 @@ class Desk:
         self.data.mkdir()
         self.fleet = Fleet(self.load())
         self.told: list[Program] = []
+        self.discarded: list[str] = []  # the models whose captures were
         parts: dict[str, Any] = {
             **unlocked(),
             "clock": Clock(),
@@ -77,6 +78,7 @@ class Desk:
             "data_dir": self.data,
             "worker": SimpleNamespace(update=self.told.append),
             "prices": SimpleNamespace(seed_from_config=list),
+            "captures": SimpleNamespace(discard=self.discarded.append),
             "_reloading": threading.Lock(),
         }
         others = {field.name: None for field in fields(Services) if field.name not in parts}
@@ -174,6 +176,7 @@ def test_a_saved_text_is_in_use(desk: Desk) -> None:
     expected = TEXT.replace("Gemma", "Phi").replace("max_waiting:", "threads: 99\n  max_waiting:")
     assert desk.path.read_text() == expected
     assert list(desk.fleet.config.models) == ["Qwen", "Phi"]
+    assert desk.discarded == ["Gemma"]
     assert desk.fleet.config.models["Qwen"].schemes[0].env == {"HF_TOKEN": "s3cr3t"}
     assert len(desk.told) == 1
     assert desk.files == ["config.yaml", "config.yaml.bak"]
