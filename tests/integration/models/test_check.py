@@ -3,7 +3,6 @@ servers and requests, a manual clock; no process."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import socket
 import threading
@@ -127,19 +126,6 @@ def launch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Launch]:
     yield launch
     for one in launched:
         one.close()
-
-
-@pytest.fixture
-def model() -> Iterator[Callable[..., FakeModel]]:
-    """Fake upstreams of one test alone."""
-    with contextlib.ExitStack() as stack:
-
-        def model(**flags: Any) -> FakeModel:
-            one = FakeModel(**flags)
-            stack.callback(one.close)
-            return one
-
-        yield model
 
 
 NewModel = Callable[..., FakeModel]

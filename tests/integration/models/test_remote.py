@@ -113,19 +113,6 @@ def provider(tmp_path: Path) -> Iterator[Callable[..., Provider]]:
         yield provider
 
 
-@pytest.fixture
-def model() -> Iterator[Callable[..., FakeModel]]:
-    """Fake upstreams of one test alone."""
-    with contextlib.ExitStack() as stack:
-
-        def model(**flags: Any) -> FakeModel:
-            one = FakeModel(**flags)
-            stack.callback(one.close)
-            return one
-
-        yield model
-
-
 NewProvider = Callable[..., Provider]
 NewModel = Callable[..., FakeModel]
 
