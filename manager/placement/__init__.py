@@ -7,6 +7,7 @@ from manager.placement.reservation import Evictable, EvictionStatus, Reservation
 from manager.placement.types import (
     Action,
     Allocation,
+    Basis,
     Decision,
     DeviceBudget,
     Evictability,
@@ -17,6 +18,7 @@ from manager.placement.waiter import DeviceAssignment, PlacementError, QueuePosi
 __all__ = [
     "Action",
     "Allocation",
+    "Basis",
     "Decision",
     "DeviceAssignment",
     "DeviceBudget",

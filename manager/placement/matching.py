@@ -28,27 +28,23 @@ def matches(wanted: str, name: str) -> bool:
     return False
 
 
-def assignments(
-    required: Sequence[str], memory_mb: Mapping[str, int], devices: Mapping[str, str]
-) -> Sequence[Mapping[str, int]]:
-    """Every way to assign each required name a device of its own: device id → MB.
+def assignments(required: Sequence[str], devices: Mapping[str, str]) -> Sequence[Mapping[str, str]]:
+    """Every way to assign each required name a device of its own: device id → the name, as it is
+    first spelled in ``required``.
 
-    ``required`` are names, ``memory_mb`` has what is taken on a device by such a name, ``devices``
-    is id → the device's name. Of two orders of equal devices only one is given.
+    ``devices`` is id → the device's name. Of two orders of equal devices only one is given.
     """
-    return _assignments(tuple(required), tuple(memory_mb.items()), tuple(devices.items()))
+    return _assignments(tuple(required), tuple(devices.items()))
 
 
 @functools.lru_cache(maxsize=1024)  # asked again and again, for all who wait
 def _assignments(
-    required: tuple[str, ...],
-    memory_mb: tuple[tuple[str, int], ...],
-    devices: tuple[tuple[str, str], ...],
-) -> tuple[Mapping[str, int], ...]:
-    taken_by = {_folded(name): mb for name, mb in reversed(memory_mb)}
+    required: tuple[str, ...], devices: tuple[tuple[str, str], ...]
+) -> tuple[Mapping[str, str], ...]:
+    spelled = {_folded(name): name for name in reversed(required)}
     fitting = sorted((_folded(name), _found(name, dict(devices))) for name in required)
 
-    def assign(at: int, taken: dict[str, int]) -> Iterator[dict[str, int]]:
+    def assign(at: int, taken: dict[str, str]) -> Iterator[dict[str, str]]:
         if at == len(fitting):
             yield dict(taken)
             return
@@ -58,7 +54,7 @@ def _assignments(
             ids = ids[ids.index(last) + 1 :]
         for device_id in ids:
             if device_id not in taken:
-                taken[device_id] = taken_by.get(name, 0)
+                taken[device_id] = spelled[name]
                 yield from assign(at + 1, taken)
                 del taken[device_id]
 

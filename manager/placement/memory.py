@@ -14,10 +14,17 @@ allocations are counted in these units here: ``Memory.units``.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
-from manager.placement.types import Allocation, DeviceBudget, Evictability, Megabytes
+from manager.placement.types import (
+    Allocation,
+    Basis,
+    DeviceBudget,
+    Evictability,
+    Megabytes,
+    SchemeOption,
+)
 
 _MAX_DEVICES = 10  # with more there may be more assignments than are tried
 
@@ -49,6 +56,21 @@ class Memory:
         used = {each.id: each.used_mb for each in self.devices.values()}
         self.others = {on: max(0, mb - known[on]) for on, mb in used.items()}
         self.least_others = {on: max(0, mb - assumed[on]) for on, mb in used.items()}
+
+    def need(self, option: SchemeOption, assigned: Mapping[str, str]) -> Megabytes:
+        """MB of each device that the scheme takes where it is ``assigned`` these: device id → name.
+
+        A device whose memory it does not declare is taken as far as it is expected to need it, or
+        whole: all that other programs leave. More than that is never asked for, so that nothing
+        is rejected for a figure that nobody has declared.
+        """
+        if option.basis is Basis.DECLARED:
+            return {on: option.memory_mb.get(name, 0) for on, name in assigned.items()}
+        need = {}
+        for on, name in assigned.items():
+            whole = max(1, self._total[on] - self.others[on])
+            need[on] = min(option.memory_mb.get(name, whole), whole)
+        return need
 
     def units(self, need: Megabytes) -> Megabytes:
         """What of each device is taken by a model that declares so many MB of it."""

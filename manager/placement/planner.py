@@ -138,8 +138,8 @@ def _decide(
             passed_over[option.scheme] = option.unusable_reason
             continue
         choices = [
-            _place_in_queue(request, need, now, later, claimed, victims)
-            for need in assignments(option.required_devices, option.memory_mb, names)
+            _place_in_queue(request, now.need(option, assigned), now, later, claimed, victims)
+            for assigned in assignments(option.required_devices, names)
         ]
         if not choices:
             passed_over[option.scheme] = missing_devices(option.required_devices, names)
@@ -161,7 +161,7 @@ def _decide(
 
 def _preference(decision: Decision, now: Memory) -> tuple[float, ...]:
     """The lesser the better: what is done, how many have to yield that do not yet, what stopping
-    costs, how little of the devices is left."""
+    costs, how little of the devices is left, how small they are where one is taken whole."""
     named = [each for each in now.allocations if each.model in decision.models]
     in_use = sum(map(_is_in_use, named)) if decision.action is Action.QUEUE else 0
     left = []
@@ -169,7 +169,8 @@ def _preference(decision: Decision, now: Memory) -> tuple[float, ...]:
         left.append(now.free(device_id, soon=True) - mb)
     # Among devices where it fits the emptiest: two models on two devices do not share one's speed.
     cost = sum(allocation.cost for allocation in named)
-    return (decision.action, in_use, cost, -min(left, default=0))
+    whole = -sum(decision.memory_mb.values())  # the same for all of them where it is declared
+    return (decision.action, in_use, cost, -min(left, default=0), whole)
 
 
 def _with_scheme(

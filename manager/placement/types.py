@@ -18,6 +18,15 @@ class Evictability(enum.Enum):
     STOPPING = "stopping"  # its memory is about to be free
 
 
+class Basis(enum.Enum):
+    """Where it comes from how much memory a scheme takes, the one that counts first."""
+
+    DECLARED = "declared"  # in the config
+    MEASURED = "measured"  # of earlier runs of the same command
+    ESTIMATED = "estimated"  # from the model's file
+    WHOLE = "whole"  # nobody knows it: the scheme has each of its devices alone
+
+
 @dataclass(frozen=True)
 class DeviceBudget:
     """A device that is online. ``total_mb`` is None where nobody knows it: then one model at a
@@ -57,13 +66,14 @@ class Allocation:
 
 @dataclass(frozen=True)
 class SchemeOption:
-    """A scheme as it is placed. ``unusable_reason`` is set where it cannot be run whatever the
-    devices are."""
+    """A scheme as it is placed. ``memory_mb`` is what it takes of each device, by ``basis``; see
+    ``Memory.need``. ``unusable_reason`` is set where it cannot be run whatever the devices are."""
 
     scheme: str
     required_devices: tuple[str, ...] = ()
     memory_mb: Megabytes = field(default_factory=dict)  # by name, as in required_devices
     unusable_reason: str | None = None
+    basis: Basis = Basis.DECLARED
 
 
 @dataclass(frozen=True)

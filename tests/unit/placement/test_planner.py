@@ -21,6 +21,7 @@ from manager.placement.planner import (
 from manager.placement.types import (
     Action,
     Allocation,
+    Basis,
     Decision,
     DeviceBudget,
     Evictability,
@@ -424,9 +425,12 @@ def scenes(draw: st.DrawFn) -> Scene:
         )
     kinds = st.lists(st.sampled_from("AB"), min_size=1, max_size=2)
     schemes = st.builds(
-        lambda names, mb: SchemeOption("", tuple(names), dict.fromkeys(names, mb)),
+        lambda names, mb, basis: SchemeOption(
+            "", tuple(names), {} if basis is Basis.WHOLE else dict.fromkeys(names, mb), None, basis
+        ),
         kinds,
         st.integers(0, 17).map(lambda number: number * 1000),
+        st.sampled_from([*[Basis.DECLARED] * 3, *Basis]),
     )
     queue = []
     for number in range(draw(st.integers(1, 4))):
@@ -517,6 +521,13 @@ def test_what_is_stopped_is_enough_and_no_less_would_have_been(scene: Scene) -> 
             ledger.mark_stopping(decision.models)
 
 
+def needed(option: SchemeOption, name: str, on: DeviceBudget, ledger: Ledger) -> int:
+    if option.basis is Basis.DECLARED:
+        return option.memory_mb[name]
+    whole = max(1, 16000 - ledger.others[on.id])
+    return min(option.memory_mb.get(name, whole), whole)
+
+
 def sum_of_starts(scene: Scene) -> dict[str, int]:
     """By card, as far as it can be others' at all."""
     return {
@@ -539,9 +550,9 @@ def test_a_model_is_rejected_only_where_no_scheme_can_ever_fit(scene: Scene) -> 
         perhaps = sum_of_starts(scene)
         possible = any(
             all(
-                ledger.free(on.id, movable) + perhaps[on.id] >= option.memory_mb[name]
+                ledger.free(on.id, movable) + perhaps[on.id] >= mb
                 for name, on in zip(option.required_devices, way, strict=True)
-                if option.memory_mb[name]
+                if (mb := needed(option, name, on, ledger))
             )
             for option in wanted.options
             for way in itertools.permutations(scene.cards, len(option.required_devices))
@@ -577,6 +588,55 @@ def test_no_model_is_overtaken_at_its_expense(scene: Scene) -> None:
             waiting.append(decision)
         elif decision.behind_queue:
             assert set(decision.models) <= {each.model for each in scene.queue}
+
+
+# --- memory that nobody has declared -----------------------------------------------------------
+
+
+def unknown(model: str, *names: str, basis: Basis = Basis.WHOLE, **mb: int) -> StartRequest:
+    return StartRequest(model, (SchemeOption("s", names, mb, None, basis),))
+
+
+def test_a_model_of_unknown_need_has_its_device_alone() -> None:
+    [decision] = plan([unknown("new", "A")], [card("A #0", used=500)], [])
+    assert (decision.action, decision.memory_mb) == (START, {"A #0": 15500})
+    cards = [card("A #0", used=4500)]
+    [decision] = plan([unknown("new", "A")], cards, [holds("small", IDLE, **{"A #0": 4000})])
+    assert (decision.action, decision.models) == (EVICT, ("small",))
+    assert decision.memory_mb == {"A #0": 15500}
+    [decision] = plan([unknown("new", "A")], cards, [holds("small", BUSY, **{"A #0": 4000})])
+    assert (decision.action, decision.models) == (QUEUE, ("small",))
+
+
+def test_two_models_of_unknown_need_never_share_a_device() -> None:
+    first, second = plan([unknown("one", "A"), unknown("two", "A")], [card("A #0")], [])
+    assert (first.action, second.action) == (START, QUEUE)
+    assert second.models == ("one",)
+
+
+def test_no_model_is_placed_beside_one_of_unknown_need() -> None:
+    alone = holds("alone", IDLE, **{"A #0": 16000})
+    [decision] = plan([wants("known", {"a": 1000})], [card("A #0", used=3000)], [alone])
+    assert (decision.action, decision.models) == (EVICT, ("alone",))
+
+
+@pytest.mark.parametrize("basis", [Basis.MEASURED, Basis.ESTIMATED])
+def test_a_figure_that_nobody_declared_is_never_a_reason_to_reject(basis: Basis) -> None:
+    [decision] = plan([unknown("large", "A", basis=basis, A=20000)], [card("A #0", used=900)], [])
+    assert (decision.action, decision.memory_mb) == (START, {"A #0": 15100})
+    [decision] = plan([unknown("small", "A", basis=basis, A=2000)], [card("A #0")], [])
+    assert decision.memory_mb == {"A #0": 2000}
+
+
+def test_a_device_that_other_programs_fill_is_not_tried() -> None:
+    [decision] = plan([unknown("new", "A")], [card("A #0", used=16000)], [])
+    assert (decision.action, decision.code) == (REJECT, "insufficient_memory")
+
+
+def test_of_free_devices_a_model_of_unknown_need_gets_the_largest() -> None:
+    cards = [card("A #0", 8000), card("A #1", 24000), card("A #2", 12000)]
+    [decision] = plan([unknown("new", "A")], cards, [])
+    assert decision.memory_mb == {"A #1": 24000}
 
 
 def test_a_model_on_a_device_that_was_lost_can_still_be_stopped_for_another() -> None:
