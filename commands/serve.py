@@ -30,7 +30,7 @@ from manager.devices import Monitor
 from manager.errors import ApiError
 from manager.events import Events
 from manager.metrics import Metrics
-from manager.models import Fleet, ModelDependencies, Ports
+from manager.models import Fleet, ModelDependencies, Ports, SchemeMemory
 from manager.placement import Placement
 from manager.relay import RelayProcesses, Watcher
 from manager.storage import MaintenanceTasks, ModelLogs, Spool, Store
@@ -113,6 +113,7 @@ class Program:
             watch=Watcher(),
             ports=Ports(),
             placement=placement,
+            memory=SchemeMemory(store, lambda: monitor.snapshot),
             clock=clock,
             connections=program.threads,
         )

@@ -47,11 +47,15 @@ def expand(written: str) -> Expanded:
     return Expanded(_REFERENCE.sub(value, written), frozenset(names))
 
 
+PLANNED_MEMORY = ("MEMORY_MB", "MEMORY_FRACTION")
+"""What a command is given of the memory that is planned for it: MB, and the share of a card."""
+
 # What a command is given when it is run; until then each stands for itself.
 _AT_LAUNCH = {
     name: f"${{{name}}}"
     for name in (
         *("PORT", "MODEL", "SCHEME", "DEVICES", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"),
+        *PLANNED_MEMORY,
         *(f"{_OURS}{name}" for name in ("MODEL", "SCHEME", "PORT")),
     )
 }

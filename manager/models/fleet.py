@@ -15,7 +15,7 @@ from manager.interfaces import Interface
 from manager.models import facts, server_process
 from manager.models.model import Model
 from manager.models.run_clock import RunClock, is_before_boot
-from manager.models.server import ModelDependencies, end_run, record_alive
+from manager.models.server import ModelDependencies, end_run, record_alive, record_memory
 from manager.models.server_process import ServerProcess
 from manager.storage import Run, runs
 
@@ -45,6 +45,12 @@ class Fleet:
     @property
     def config(self) -> Config:
         return self._config
+
+    def read_model_files(self, *models: Model) -> None:
+        """Reads what these models' files say of the memory that they take, where that is not known
+        yet; so that ``Model.to_json`` has it, which reads no file."""
+        for model in models:
+            self._shared.memory.read_files(model.settings)
 
     def find(
         self, name: str, may_see: Callable[[ModelSettings], bool] = lambda _model: True
@@ -161,6 +167,8 @@ class Fleet:
         # First: a run that is in nobody's hands in between has ended, or is ready by now.
         is_at_work = self._who_is_at_work(models)
         servers = [server for model in models if (server := model.server) is not None]
+        for server in servers:
+            record_memory(server, shared)
         launched = [server.launched for server in servers if server.launched is not None]
         alive = {each.run: each.clock.now_ms(shared.clock) for each in launched}
         held: dict[str, int] = {}

@@ -17,6 +17,9 @@ from manager.storage import Launch, Run
 # all other environments, and no part of the fingerprint.
 _DEFAULTS = {"PYTHONUNBUFFERED": "1"}
 
+# Where no device's memory is known: what vLLM takes by itself.
+_NO_PLANNED_MEMORY = {"MEMORY_MB": "0", "MEMORY_FRACTION": "0.9"}
+
 
 class LaunchPlan(NamedTuple):
     """What is to be run, and its run; ``env`` is the whole environment."""
@@ -47,6 +50,8 @@ def plan(
         "MODEL": settings.name,
         "SCHEME": scheme.name,
         "DEVICES": assignment.environment.get("CUDA_VISIBLE_DEVICES", ""),
+        **_NO_PLANNED_MEMORY,
+        **assignment.variables,
     }
     launch = Launch()
     if scheme.stop_command:

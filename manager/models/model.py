@@ -55,7 +55,6 @@ from manager.models.server import (
     Server,
     StartCancelledError,
     StartFailedError,
-    scheme_options,
 )
 from manager.models.server_process import ServerProcess
 from manager.models.startup import Start
@@ -209,6 +208,7 @@ class Model:
         server = lease.server
         with self._lock:
             server.leases.discard(lease)
+            is_first, server.served = not server.served, True
             self._record_use(lease.user)
             has_news = self._check.record_end(lease, outcome)
             self._admit(1)
@@ -217,6 +217,8 @@ class Model:
                 self._changed.notify_all()  # a stop may be draining
         if has_news:
             self._announce()
+        if is_first and server.launched is not None:
+            self._shared.placement.mark_served(server.launched.reservation)
         if is_idle:
             self._shared.placement.wake()
 
@@ -418,7 +420,8 @@ class Model:
         """Begins to take over a server that an earlier program left running; False where the
         model has one already. One that is not healthy is stopped."""
         # Its memory is its own from the first moment, whoever is to be started meanwhile.
-        reservation = self._shared.placement.reserve_running(self, run.memory_mb, process.pids)
+        memory_mb, basis = self._shared.memory.reserved(self.settings, run.scheme, run.memory_mb)
+        reservation = self._shared.placement.reserve_running(self, memory_mb, process.pids, basis)
         with self._lock:
             is_taken = self._state is not State.STOPPED or self.is_remote
             if not is_taken:
@@ -438,7 +441,7 @@ class Model:
         if settings.url is not None and state in (State.STOPPED, State.FAILED):
             decision = Decision(settings.name, Action.START)
         elif state not in (State.QUEUED, State.STARTING, State.READY):
-            decision = self._shared.placement.preview(self, scheme_options(settings))
+            decision = self._shared.placement.preview(self, self._shared.memory.options(settings))
         return views.preview_to_json(settings.name, state.value, decision)
 
     # --- as placement sees it --------------------------------------------------------------
@@ -529,6 +532,7 @@ class Model:
                 idle_stop_at=self._idle_stop_at(),
                 last_error=self._check.note or self._last_error,
                 capture_until=self._capture_until if self.is_captured else None,
+                memory=self._shared.memory.to_json(self.settings),
             )
 
     def capture(self, seconds: float) -> None:

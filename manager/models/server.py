@@ -11,11 +11,11 @@ from manager.clock import Clock
 from manager.config import loader
 from manager.events import Events
 from manager.interfaces import Interface
-from manager.models import process_tree
 from manager.models.ports import Ports
 from manager.models.run_clock import RunClock
+from manager.models.scheme_memory import SchemeMemory
 from manager.models.server_process import ServerProcess
-from manager.placement import Placement, Reservation, SchemeOption
+from manager.placement import Placement, Reservation
 from manager.relay import RemoteUpstream, Upstream, Watcher
 from manager.storage import DatabaseError, ModelLogs, Store, runs
 
@@ -35,6 +35,7 @@ class ModelDependencies:
     watch: Watcher
     ports: Ports
     placement: Placement
+    memory: SchemeMemory
     clock: Clock
     connections: int
 
@@ -104,6 +105,7 @@ class Server:
     started_at: float  # monotonic
     start_seconds: float
     leases: set[Lease] = field(default_factory=set)  # those in flight
+    served: bool = False  # whether one has ended
     failed_stops: int = 0
     watch_token: int = field(default=-1)
 
@@ -142,12 +144,20 @@ def stop_server(server: Server, shared: ModelDependencies, grace: float, reason:
         return None  # others do; the last request that has a lease on it goes on
     server.upstream.close()
     shared.placement.mark_stopping(launched.reservation, ended=launched.process.has_ended())
+    record_memory(server, shared)
     if fault := launched.process.stop(grace):
         return fault
     end_run(shared, launched.run, reason, launched.clock)
     shared.ports.release(launched.port)
     shared.placement.release(launched.reservation)
     return None
+
+
+def record_memory(server: Server, shared: ModelDependencies) -> None:
+    """Remembers how much the server was seen to take until now."""
+    if server.launched is not None:
+        peak_mb = shared.placement.peak_mb(server.launched.reservation)
+        shared.memory.record(server.settings, server.scheme, peak_mb)
 
 
 def end_run(shared: ModelDependencies, run: str, reason: str, clock: RunClock | None) -> None:
@@ -172,16 +182,3 @@ def record_alive(shared: ModelDependencies, run: str, clock: RunClock) -> None:
         runs.heartbeat(shared.store, {run: clock.now_ms(shared.clock)})
     except DatabaseError as error:
         log.error("that run %s is alive was not recorded: %s", run, error)
-
-
-def scheme_options(settings: loader.Model) -> tuple[SchemeOption, ...]:
-    """The model's schemes as they are placed."""
-    return tuple(
-        SchemeOption(
-            scheme.name,
-            scheme.required_devices,
-            scheme.memory_mb,
-            process_tree.unusable_reason(scheme.script_path),
-        )
-        for scheme in settings.schemes
-    )

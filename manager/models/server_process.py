@@ -14,6 +14,8 @@ import uuid
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
+
 from manager.config import variables
 from manager.models import ports, process_tree
 from manager.models.launch import LaunchPlan
@@ -26,6 +28,15 @@ PORT_WAIT_SECONDS = 3.0  # that a port may take to be free once its server has b
 PORT_PAUSE_SECONDS = 0.05
 VANISHED_SECONDS = 2.0  # without a listener, after there was one: what is loading has ended
 CONNECT_PAUSE_SECONDS = 1.0  # between two connections, where nothing else shows a server's life
+
+# What listens for a container, and holds none of its memory.
+_FORWARDERS = frozenset(
+    (
+        *("docker-proxy", "rootlessport", "rootlesskit", "slirp4netns", "pasta", "passt"),
+        *("conmon", "gvproxy", "com.docker.backend", "com.docker.backend.exe", "wslrelay.exe"),
+        *("systemd", "ssh", "sshd"),
+    )
+)
 
 _OUTLIVES = (
     "set stop_command, which has to end it, such as [docker, stop, NAME], and run a container with"
@@ -47,6 +58,7 @@ class ServerProcess(abc.ABC):
         self._listeners = frozenset(run.launch.listeners)
         self._settled = False
         self._has_listened = False
+        self._outside: psutil.Process | None = None  # what serves, where that is none of ours
 
     @property
     @abc.abstractmethod
@@ -61,7 +73,7 @@ class ServerProcess(abc.ABC):
 
     @abc.abstractmethod
     def pids(self) -> set[int]:
-        """All of its processes, found cheaply; empty where they are not known."""
+        """Those that hold the server's memory, found cheaply; empty where they are not known."""
 
     @abc.abstractmethod
     def alive(self) -> bool: ...
@@ -78,6 +90,25 @@ class ServerProcess(abc.ABC):
     def settle(self) -> bool:
         """The server answers: what listens on its port now is what it is known by from here on.
         Returns whether that is a process of ours."""
+
+    def _find_outside(self) -> None:
+        """Finds what listens on its port, as far as the system shows it: a container's process,
+        unless its daemon forwards from another one."""
+        pid = ports.listener(self._run.port)
+        try:
+            found = psutil.Process(pid) if pid else None
+            self._outside = found if found and found.name() not in _FORWARDERS else None
+        except psutil.Error:
+            self._outside = None  # it has ended, or is another user's
+
+    def _outside_pids(self) -> set[int]:
+        if self._outside is None:
+            return set()
+        try:
+            children = self._outside.children(recursive=True)
+        except psutil.Error:
+            return set()
+        return {self._outside.pid, *(child.pid for child in children)}
 
     def recorded(self, host: str) -> Launch:
         """What another run of the program needs to recognise and to end it. ``host`` is where it
@@ -179,6 +210,7 @@ class Attached(ServerProcess):
     """A server that lives as long as the process tree of its script."""
 
     _tree: ProcessTree
+    _serves = True  # whether a process of the tree does
 
     @property
     def pid(self) -> int:
@@ -189,7 +221,7 @@ class Attached(ServerProcess):
         return self._tree.created
 
     def pids(self) -> set[int]:
-        return self._tree.pids()
+        return self._tree.pids() if self._serves else self._outside_pids()
 
     def alive(self) -> bool:
         return self._tree.alive()
@@ -206,7 +238,10 @@ class Attached(ServerProcess):
     def settle(self) -> bool:
         self._listeners = ports.listeners(self._run.port)
         self._settled = True
-        return self._tree.settle(self._run.port)
+        self._serves = self._tree.settle(self._run.port)
+        if not self._serves:
+            self._find_outside()
+        return self._serves
 
     def _end(self, grace: float) -> tuple[bool, str | None]:
         fault = self._run_stop_command(grace)
@@ -240,7 +275,7 @@ class Detached(ServerProcess):
         return self._tree.created if self._tree is not None and not self._settled else None
 
     def pids(self) -> set[int]:
-        return set()
+        return self._outside_pids()
 
     def alive(self) -> bool:
         if self._settled:
@@ -261,6 +296,7 @@ class Detached(ServerProcess):
             self._listeners = ports.listeners(self._run.port)
             self._settled = True
             self._accepted_at = time.monotonic()
+        self._find_outside()
         return False
 
     def _end(self, grace: float) -> tuple[bool, str | None]:

@@ -28,7 +28,6 @@ from manager.models.server import (
     StartFailedError,
     end_run,
     record_alive,
-    scheme_options,
 )
 from manager.models.server_process import ServerProcess
 from manager.placement import (
@@ -131,7 +130,7 @@ class Start:
             raise
 
     def _reserve(self) -> tuple[Reservation, DeviceAssignment]:
-        options = scheme_options(self._settings)
+        options = self._shared.memory.options(self._settings)
         try:
             return self._shared.placement.reserve(
                 self._evictable, options, self._cancelled.is_set, self._report_position

@@ -34,6 +34,7 @@ def model_to_json(
     idle_stop_at: float | None,
     last_error: str | None,
     capture_until: float | None,
+    memory: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """A model of ``/api/models``. ``passed_over`` is the last start's; times are monotonic."""
     run = server or start
@@ -58,6 +59,8 @@ def model_to_json(
         "start_seconds": round(server.start_seconds, 3) if server else None,
         "last_error": last_error,
         "capture_until": clock.iso(capture_until),
+        "memory": memory,
+        "ram_mb": launched.reservation.ram_mb if launched else None,
     }
 
 

@@ -1,6 +1,7 @@
 """Which model runs on which devices: pure decisions, and the lock that applies them."""
 
 from manager.placement import memory, planner
+from manager.placement.matching import matches
 from manager.placement.placement import Placement
 from manager.placement.planner import update_mean_gap
 from manager.placement.reservation import Evictable, EvictionStatus, Reservation
@@ -30,6 +31,7 @@ __all__ = [
     "QueuePosition",
     "Reservation",
     "SchemeOption",
+    "matches",
     "memory",
     "planner",
     "update_mean_gap",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from manager.devices import Snapshot
 from manager.placement.matching import matches
-from manager.placement.types import DeviceBudget
+from manager.placement.types import Basis, DeviceBudget
+
+MAX_ASSUMED_FRACTION = 0.9
+"""vLLM's default: some of a card that it has alone is left for what it does not count itself."""
 
 
 def device_budgets(
@@ -60,3 +64,36 @@ def visible_devices_env(memory_mb: Mapping[str, int], snapshot: Snapshot) -> dic
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_VISIBLE_DEVICES": ",".join(map(str, sorted(indices))),
     }
+
+
+def memory_variables(
+    memory_mb: Mapping[str, int],
+    budgets: Sequence[DeviceBudget],
+    snapshot: Snapshot,
+    basis: Basis,
+) -> dict[str, str]:
+    """What a command is given for ``${MEMORY_MB}`` and ``${MEMORY_FRACTION}``: the memory that is
+    planned for it on each card, and its share of all that the card has, rounded down; of several
+    cards the least. Empty where the driver of none reports its memory.
+
+    Beside cards the machine's own memory does not count. What nobody has declared is not used up to
+    the last MB.
+    """
+    totals = {budget.id: budget.total_mb for budget in budgets}
+    cpus = set()
+    for device in snapshot.devices:
+        # The share is one of the whole card, also where only a part of it may be used.
+        totals[device.reading.id] = device.reading.total_mb or totals.get(device.reading.id)
+        if device.reading.kind == "cpu":
+            cpus.add(device.reading.id)
+    shares = {
+        on: (mb / total, mb)
+        for on, mb in memory_mb.items()
+        if (total := totals.get(on)) and not (on in cpus and memory_mb.keys() - cpus)
+    }
+    if not shares:
+        return {}
+    fraction, mb = min(share for share, _ in shares.values()), min(mb for _, mb in shares.values())
+    if basis is not Basis.DECLARED and fraction > MAX_ASSUMED_FRACTION:
+        mb, fraction = int(mb * MAX_ASSUMED_FRACTION / fraction), MAX_ASSUMED_FRACTION
+    return {"MEMORY_MB": str(mb), "MEMORY_FRACTION": f"{math.floor(fraction * 1000) / 1000:g}"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from manager.devices import Device, Reading, Snapshot
@@ -11,11 +11,13 @@ from manager.placement.device_state import device_budgets
 from manager.placement.matching import matches
 from manager.placement.reservation import (
     Reservation,
+    adopt_peak,
     count_as_returned,
     memory_returned,
     read_after_ready,
     reading_includes,
     record_measurement,
+    record_ram,
 )
 from manager.placement.types import Allocation, DeviceBudget, Evictability
 
@@ -45,6 +47,8 @@ class Ledger:
 
     def mark_stopping(self, reservation: Reservation, snapshot: Snapshot, *, ended: bool) -> None:
         """The stop of its server begins; ``ended``: it has ended by itself before."""
+        if reservation.served_at is not None:  # it may have had no other reading since
+            self._measure(snapshot, [reservation])
         reservation.stopping, reservation.ended = True, ended
         self._forget_use_before(reservation)
         reservation.used_when_stopping = {
@@ -84,15 +88,9 @@ class Ledger:
         for device in snapshot.devices:
             if not device.stale:
                 self._released_mb.pop(device.reading.id, None)
-            reservations = [
-                reservation
-                for reservation in self.reservations
-                if device.reading.id in reservation.memory_mb
-            ]
-            for reservation in reservations:
-                # One that has stopped in part shows less than it took.
-                if not device.stale and not reservation.stopping:
-                    record_measurement(reservation, device, alone=len(reservations) == 1)
+        self._measure(snapshot, self.reservations)
+        for reservation in self.reservations:
+            adopt_peak(reservation)
 
     def budgets(self, snapshot: Snapshot, declared_mb: Mapping[str, int]) -> list[DeviceBudget]:
         """The devices within ``device_memory_mb``, as they were read. Needs no lock."""
@@ -138,6 +136,20 @@ class Ledger:
         )
         used = budget.used_mb + started - self._released_mb.get(budget.id, 0)
         return replace(budget, used_mb=max(0, used))
+
+    def _measure(self, snapshot: Snapshot, measured: Collection[Reservation]) -> None:
+        """Records what the reading shows of these; of one that is stopping nothing, since it may
+        have stopped in part."""
+        for device in snapshot.devices:
+            if device.stale:
+                continue
+            on = device.reading.id
+            alone = sum(on in each.memory_mb for each in self.reservations) == 1
+            for reservation in measured:
+                if on in reservation.memory_mb and not reservation.stopping:
+                    record_measurement(reservation, device, alone=alone)
+                if device.reading.kind == "cpu":
+                    record_ram(reservation, device.reading)
 
     def _forget_use_before(self, reservation: Reservation) -> None:
         """A model starts or stops on these devices: what others there have taken cannot be known

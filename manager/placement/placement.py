@@ -18,13 +18,14 @@ from manager.devices import Monitor, Reading, Snapshot
 from manager.errors import ApiError
 from manager.events import Events
 from manager.placement import planner
-from manager.placement.device_state import visible_devices_env
+from manager.placement.device_state import memory_variables, visible_devices_env
 from manager.placement.ledger import Ledger
 from manager.placement.memory_return import await_memory_return
 from manager.placement.reservation import Evictable, PlacementMetrics, Reservation, begin_evictions
 from manager.placement.types import (
     Action,
     Allocation,
+    Basis,
     Decision,
     DeviceBudget,
     SchemeOption,
@@ -150,9 +151,10 @@ class Placement:
         evictable: Evictable,
         memory_mb: Mapping[str, int],
         pids: Callable[[], Collection[int]],
+        basis: Basis = Basis.DECLARED,
     ) -> Reservation:
         """The reservation of a model that runs already, as an earlier program started it."""
-        reservation = Reservation(evictable, memory_mb, ready_at=float("-inf"), pids=pids)
+        reservation = Reservation(evictable, memory_mb, basis, ready_at=float("-inf"), pids=pids)
         with self._lock:
             self._ledger.reservations.append(reservation)
         return reservation
@@ -186,20 +188,30 @@ class Placement:
         """The server answers: it has taken what it needs, and the next reading shows it."""
         with self._lock:
             reservation.ready_at = self._clock.monotonic()
+            # What was seen until now may be the memory of what has launched a container.
+            reservation.measured_mb.clear()
             self._wake_locked()
         self._monitor.refresh()
 
-    def mark_stopping(self, reservation: Reservation, *, ended: bool | None = None) -> None:
-        """The server is about to be stopped. ``ended``: it has ended by itself; None where its
-        processes say so."""
-        if ended is None:
-            ended = not reservation.pids()
+    def mark_served(self, reservation: Reservation) -> None:
+        """Its first request has ended: what it is seen to take from now on is what it needs."""
+        with self._lock:
+            reservation.served_at = self._clock.monotonic()
+
+    def peak_mb(self, reservation: Reservation) -> dict[str, int]:
+        """The most that it was seen to take since it has served, by device id."""
+        with self._lock:
+            return dict(reservation.peak_mb)
+
+    def mark_stopping(self, reservation: Reservation, *, ended: bool) -> None:
+        """The server is about to be stopped. ``ended``: it has ended by itself."""
         if reservation.memory_mb and not reservation.stopping:
             # What is freed is known by what was used before: by a reading that shows all of
             # the server, and is not from the last time that somebody asked.
             since = self._clock.monotonic() - MAX_READING_AGE_SECONDS
             self._monitor.wait_for_reading(
-                max(since, reservation.ready_at or since), READING_TIMEOUT_SECONDS
+                max(since, reservation.ready_at or since, reservation.served_at or since),
+                READING_TIMEOUT_SECONDS,
             )
         with self._lock:
             if reservation.stopping:
@@ -376,7 +388,9 @@ class Placement:
 
     def _assign(self, waiter: Waiter, decision: Decision, snapshot: Snapshot) -> None:
         assert decision.scheme is not None
+        option = next(each for each in waiter.options if each.scheme == decision.scheme)
         waiter.reservation.memory_mb = decision.memory_mb
+        waiter.reservation.basis = option.basis
         self._ledger.add(waiter.reservation, snapshot)
         self._queue.remove(waiter)
         waiter.assignment = DeviceAssignment(
@@ -384,6 +398,7 @@ class Placement:
             decision.memory_mb,
             visible_devices_env(decision.memory_mb, snapshot),
             decision.passed_over,
+            memory_variables(decision.memory_mb, self._budgets(snapshot), snapshot, option.basis),
         )
 
     def _wake_locked(self) -> None:

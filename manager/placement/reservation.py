@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from manager.devices import Device, Reading
-from manager.placement.types import Evictability
+from manager.placement.types import Basis, Evictability
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,22 @@ class Reservation:
     """What one run of a model holds.
 
     All of it is guarded by the placement's lock, but for ``pids``, which is called without: it
-    returns the processes of the server. ``ready_at`` is monotonic, None until the server answers.
-    ``used_before`` is what was used on a device before the launch, while no other model has
-    started or stopped there since; ``used_when_stopping`` what was used when the stop began."""
+    returns the processes that hold the server's memory, none where they are not known.
+    ``memory_mb`` is what was reserved, ``measured_mb`` what it was last seen to take, ``peak_mb``
+    the most of that since ``served_at``, when its first request had ended; all by device id. ``ram_mb`` is
+    what its processes have of the machine's memory, reserved or not. ``ready_at`` is monotonic,
+    None until the server answers, as is ``served_at``. ``used_before`` is what was used on a device before the launch,
+    while no other model has started or stopped there since; ``used_when_stopping`` what was used
+    when the stop began."""
 
     evictable: Evictable
-    memory_mb: Mapping[str, int] = field(default_factory=dict)  # declared, by device id
+    memory_mb: Mapping[str, int] = field(default_factory=dict)
+    basis: Basis = Basis.DECLARED
     measured_mb: dict[str, int] = field(default_factory=dict)
+    peak_mb: dict[str, int] = field(default_factory=dict)
+    ram_mb: int | None = None
     ready_at: float | None = None
+    served_at: float | None = None
     stopping: bool = False
     ended: bool = False  # by itself, before the stop began
     used_before: dict[str, int] = field(default_factory=dict)
@@ -95,21 +103,46 @@ def record_measurement(reservation: Reservation, device: Device, *, alone: bool)
     """Records what the reservation's model has taken there. ``alone``: it is the only one of ours
     on the device, so that what is used more and more is counted as its own."""
     reading = device.reading
-    if reading.held_mb is not None:
-        held = [reading.held_mb[pid] for pid in reservation.seen_pids if pid in reading.held_mb]
-        if held:  # a container's processes are not among them
-            reservation.measured_mb[reading.id] = sum(held)
+    # A container's processes may not be known: then what is used shows what it takes.
+    if reading.held_mb is not None and reservation.seen_pids:
+        held = _held_mb(reservation, reading)
+        if held is not None:
+            reservation.measured_mb[reading.id] = held
     elif reading_includes(device, reservation) and reading.used_mb is not None:
         before = reservation.used_before.get(reading.id)
         known = reservation.measured_mb.get(reading.id)
         if before is not None and (known is None or alone):
             reservation.measured_mb[reading.id] = max(0, known or 0, reading.used_mb - before)
+    measured = reservation.measured_mb.get(reading.id)
+    has_served = reservation.served_at is not None and device.read_at > reservation.served_at
+    if measured is not None and has_served:
+        peak = reservation.peak_mb.get(reading.id, 0)
+        reservation.peak_mb[reading.id] = max(peak, measured)
+
+
+def record_ram(reservation: Reservation, reading: Reading) -> None:
+    """Records what its processes have of the machine's memory."""
+    reservation.ram_mb = _held_mb(reservation, reading)
+
+
+def adopt_peak(reservation: Reservation) -> None:
+    """What was only assumed is replaced by what it was seen to take while it served."""
+    is_assumed = reservation.basis in (Basis.ESTIMATED, Basis.WHOLE)
+    if is_assumed and reservation.peak_mb.keys() >= reservation.memory_mb.keys():
+        reservation.memory_mb = {on: reservation.peak_mb[on] for on in reservation.memory_mb}
+
+
+def _held_mb(reservation: Reservation, reading: Reading) -> int | None:
+    held_mb = reading.held_mb or {}
+    held = [held_mb[pid] for pid in reservation.seen_pids if pid in held_mb]
+    return sum(held) if held else None
 
 
 def memory_returned(reservation: Reservation, reading: Reading) -> bool:
     """Whether the reading shows that the stopped server's memory is free again."""
-    # A container's processes are not known: what it held shows in what is used.
-    if reading.held_mb is not None and reading.id in reservation.measured_mb:
+    # A container's processes may not be known: what it held shows in what is used.
+    is_known = reservation.seen_pids and reading.id in reservation.measured_mb
+    if reading.held_mb is not None and is_known:
         return not any(pid in reading.held_mb for pid in reservation.seen_pids)
     if reading.used_mb is None:
         return True

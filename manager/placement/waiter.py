@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from manager.placement import planner
 from manager.placement.reservation import Evictable, Reservation
@@ -26,12 +26,14 @@ class PlacementError(Exception):
 @dataclass(frozen=True)
 class DeviceAssignment:
     """Where a model is started: ``memory_mb`` is by device id, ``environment`` names the devices
-    to the script, ``passed_over`` says why not an earlier scheme."""
+    to the script, ``passed_over`` says why not an earlier scheme, ``variables`` are for the
+    command: how much it may take."""
 
     scheme: str
     memory_mb: Mapping[str, int]
     environment: Mapping[str, str]
     passed_over: Mapping[str, str]
+    variables: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

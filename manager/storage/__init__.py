@@ -7,6 +7,7 @@ from manager.storage import (
     maintenance_tasks,
     rollups,
     runs,
+    scheme_memory,
     server_facts,
     spool,
     store,
@@ -32,6 +33,7 @@ from manager.storage.rows import (
     uuid7,
 )
 from manager.storage.runs import PastRun
+from manager.storage.scheme_memory import LaunchKey
 from manager.storage.spool import Spool
 from manager.storage.store import DatabaseError, Store, StoreError, read_connection
 from manager.storage.terminal import plain_text
@@ -47,6 +49,7 @@ __all__ = [
     "DatabaseError",
     "Follower",
     "Launch",
+    "LaunchKey",
     "MaintenanceTasks",
     "ModelLogs",
     "Order",
@@ -68,6 +71,7 @@ __all__ = [
     "request_of",
     "rollups",
     "runs",
+    "scheme_memory",
     "server_facts",
     "spool",
     "store",

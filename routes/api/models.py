@@ -22,12 +22,16 @@ def blueprint(services: Services) -> Api:
     @api.call("GET /api/models", Rule.VIEW)
     def models() -> Response:
         """The state of each model."""
-        return jsonify({"models": [model.to_json() for model in services.fleet.models()]})
+        models = services.fleet.models()
+        services.fleet.read_model_files(*models)
+        return jsonify({"models": [model.to_json() for model in models]})
 
     @api.call("GET /api/models/<path:name>", Rule.VIEW, answers={200: "Model"})
     def model(name: str) -> Response:
         """The state of one model."""
-        return jsonify(services.fleet.find(name).to_json())
+        model = services.fleet.find(name)
+        services.fleet.read_model_files(model)
+        return jsonify(model.to_json())
 
     @api.call(
         "POST /api/models/<path:name>/start",

@@ -329,3 +329,47 @@ def test_an_edited_config_holds_at_the_next_decision_and_with_monitoring_off_not
     assert program.get("/api/devices").json() == {"devices": [], "faults": {}}
     assert program.command("Unchecked", "stop")["state"] == "stopped"
     assert cards.calls <= before + 1  # one poll may have been under way when it was switched off
+
+
+# --- memory that nobody has declared ------------------------------------------------------
+
+
+def undeclared(device: str, takes: int, *flags: object) -> dict[str, Any]:
+    """A model of which the config does not say what it takes."""
+    found = scheme({device: 0}, *flags, takes=[takes])
+    del found["memory_mb"]
+    return {"Default": found}
+
+
+def figures(program: Program, name: str) -> tuple[str, int | None]:
+    """Whence it is known what the model takes, and how much."""
+    [shown] = program.model(name)["memory"]
+    return shown["basis"], shown["devices"][0]["used_mb"]
+
+
+def test_models_of_unknown_need_run_one_at_a_time_and_together_once_they_are_known_to_fit(
+    launch: Launch, play: Play
+) -> None:
+    cards = play(card("Tesla V100", 16000, 400))
+    models = {"First": undeclared("v100", 5000), "Second": undeclared("v100", 6000)}
+    program = launch(models, env=env_of(cards))
+    assert figures(program, "First") == ("whole", None)
+    assert program.ask("First").status_code == 200
+    assert program.model("Second")["state"] == "stopped"
+    assert program.ask("Second").status_code == 200
+    assert program.model("First")["state"] == "stopped"  # it was in the way
+    assert figures(program, "First") == ("measured", 5000)
+
+    # Second has served, and is measured: what it does not take is free for a known one.
+    eventually(lambda: program.devices()["Tesla V100 #0"]["models"][0]["declared_mb"] == 6000)
+    assert program.ask("First").status_code == 200
+    assert {program.model(name)["state"] for name in models} == {"ready"}
+    assert held_on(cards) == {0: 11000}
+
+    program.end()
+    program.start()
+    assert figures(program, "First") == ("measured", 5000)
+    assert figures(program, "Second") == ("measured", 6000)
+    for name in models:
+        assert program.ask(name).status_code == 200
+    assert {program.model(name)["state"] for name in models} == {"ready"}

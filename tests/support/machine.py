@@ -15,7 +15,7 @@ from manager.devices import Monitor
 from manager.events import Events
 from manager.interfaces import BUILT_IN
 from manager.metrics import Metrics
-from manager.models import Fleet, ModelDependencies, Ports
+from manager.models import Fleet, ModelDependencies, Ports, SchemeMemory
 from manager.placement import Placement
 from manager.relay import Watcher
 from manager.storage import ModelLogs
@@ -63,6 +63,7 @@ class Machine:
             watch=self.watchers[0],
             ports=Ports(),
             placement=Placement(monitor, clock, events, metrics, program),
+            memory=SchemeMemory(self.store, lambda: monitor.snapshot),
             clock=clock,
             connections=4,
         )

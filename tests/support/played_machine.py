@@ -127,6 +127,19 @@ def in_a_thread(function: Callable[[], Any]) -> Future[Any]:
     return future
 
 
+class DeclaredMemory:
+    """Nothing is known of a scheme but what it declares."""
+
+    def options(self, settings: Settings) -> tuple[SchemeOption, ...]:
+        return tuple(
+            SchemeOption(scheme.name, scheme.required_devices, scheme.memory_mb)
+            for scheme in settings.schemes
+        )
+
+    def to_json(self, _settings: Settings) -> list[Any]:
+        return []
+
+
 def real_model(
     settings: Settings,
     placement: Any = None,
@@ -134,9 +147,15 @@ def real_model(
     program: Program | None = None,
 ) -> RealModel:
     """One that starts nothing, unless a placement has free memory for it."""
-    placement = placement or SimpleNamespace(wake=lambda: None, configure=lambda _program: None)
+    placement = placement or SimpleNamespace(
+        wake=lambda: None, configure=lambda _program: None, mark_served=lambda _reservation: None
+    )
     shared: Any = SimpleNamespace(
-        clock=clock or Clock(), events=Events(), watch=Watcher(), placement=placement
+        clock=clock or Clock(),
+        events=Events(),
+        watch=Watcher(),
+        placement=placement,
+        memory=DeclaredMemory(),
     )
     interface: Any = None
     return RealModel(settings, program or Program(), interface, shared, set)
@@ -150,7 +169,7 @@ def runs(model: RealModel) -> None:
 
 def played_server(settings: Settings, interface: Any = None, upstream: Any = None) -> Server:
     """A server that no process stands for."""
-    reservation: Any = None
+    reservation: Any = SimpleNamespace(ram_mb=None)
     process: Any = SimpleNamespace(pid=4711, has_ended=lambda: False)
     return Server(
         launched=Launched("run", RunClock(0, 0), process, reservation, 21000),
@@ -234,7 +253,7 @@ class Machine:
 
     def stops(self, reservation: Reservation) -> None:
         """Its server ends, and its memory on the cards is free."""
-        self.placement.mark_stopping(reservation)
+        self.placement.mark_stopping(reservation, ended=False)
         if not self.monitor.snapshot.faults:
             self.monitor.read(
                 {c: mb - reservation.memory_mb.get(c, 0) for c, mb in self._used().items()}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from manager.models import ports, process_tree, server_process
@@ -31,6 +33,7 @@ class Machine:
     def tree(self, **fields: Any) -> Any:
         """A process tree whose end is noted."""
         usual = {"exit_code": None, "describe_exit": lambda: "", "stops": True, "ends": []}
+        usual["settle"] = lambda _port: True
         tree = SimpleNamespace(pid=7, created=1.5, **(usual | fields))
 
         def stop(_grace: float) -> bool:
@@ -40,7 +43,6 @@ class Machine:
             return stopped
 
         tree.stop = stop
-        tree.settle = lambda _port: True
         return tree
 
     def run_stop_command(self, _grace: float) -> str | None:
@@ -146,7 +148,37 @@ def test_a_program_without_descriptors_does_not_take_a_server_for_a_dead_one(
     assert server.alive()
 
 
-def test_nothing_is_known_of_its_processes(machine: Machine) -> None:
+def listens_as(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process is what listens on the port, and has that name."""
+    monkeypatch.setattr(ports, "listener", lambda _port: os.getpid())
+    monkeypatch.setattr(psutil.Process, "name", lambda _process: name)
+
+
+def test_its_memory_is_that_of_the_process_that_listens_on_its_port(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listens_as("llama-server", monkeypatch)
+    server = detached(machine, exit_code=0)
+    assert server.pids() == set()
+    server.settle()
+    assert os.getpid() in server.pids()
+
+
+def test_the_memory_of_a_container_behind_a_client_is_not_the_client_s(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listens_as("vllm", monkeypatch)
+    server = attached(machine, pids=lambda: {7}, settle=lambda _port: False)
+    assert server.pids() == {7}
+    server.settle()
+    assert 7 not in server.pids()
+    assert os.getpid() in server.pids()
+
+
+def test_what_forwards_to_a_container_does_not_hold_its_memory(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listens_as("docker-proxy", monkeypatch)
     server = detached(machine, exit_code=0)
     assert (server.pid, server.created) == (7, 1.5)  # of its command, as long as it starts
     server.settle()

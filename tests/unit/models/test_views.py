@@ -34,6 +34,8 @@ MODEL = [
     "start_seconds",
     "last_error",
     "capture_until",
+    "memory",
+    "ram_mb",
 ]
 DECISION = ["action", "scheme", "memory_mb", "stops", "waits_for", "reason"]
 ACTIONS = {
@@ -99,6 +101,7 @@ def test_a_model_that_waits_says_for_what_and_since_when() -> None:
         idle_stop_at=None,
         last_error=None,
         capture_until=None,
+        memory=[],
     )
     assert list(shown) == MODEL
     assert list(shown["waits_for"]) == [*DECISION, "place_in_line", "since"]

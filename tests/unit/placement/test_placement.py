@@ -137,7 +137,7 @@ def test_memory_by_process_is_waited_for_until_the_driver_lists_the_process_no_m
     reservation = one.runs(Model("Model"), {H100: 9000}, lambda: processes)
     one.placement.pids()
     one.monitor.read({H100: 9000}, {4711: 9000})
-    one.placement.mark_stopping(reservation)
+    one.placement.mark_stopping(reservation, ended=False)
     processes.clear()  # it has ended; the driver still lists it
     one.placement.pids()
     released = in_a_thread(lambda: one.placement.release(reservation))
@@ -172,7 +172,7 @@ def test_memory_taken_since_the_last_reading_is_waited_for_as_well(machine: Buil
     one.monitor.now += 1
     one.placement.mark_ready(reservation)
     one.monitor.true_use = {H100: 9000}
-    one.placement.mark_stopping(reservation)
+    one.placement.mark_stopping(reservation, ended=False)
     released = in_a_thread(lambda: one.placement.release(reservation))
     one.monitor.true_use = {}
     one.monitor.now += 1
@@ -259,7 +259,7 @@ def test_memory_that_is_never_freed_is_waited_for_five_seconds_and_then_other_pr
         return one.monitor.snapshot
 
     monkeypatch.setattr(one.monitor, "wait_for_reading", take_a_second)
-    one.placement.mark_stopping(reservation)
+    one.placement.mark_stopping(reservation, ended=False)
     one.placement.release(reservation)
     assert RELEASE_SECONDS <= one.monitor.now - began <= RELEASE_SECONDS + 3
     assert "Ended has ended, and its memory was not freed within 5 seconds" in caplog.text
