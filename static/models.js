@@ -46,7 +46,8 @@ function showCard(card, view) {
       .map(([scheme, reason]) => say("scheme_why", { scheme, reason })).join("\n"),
     pid: view.pid,
     process: [view.pid, view.port].filter(Boolean).join(", "),
-    memory: memoryOf(name),
+    memory: memoryOf(view),
+    needs: needsOf(view),
     busy: isOn(view) && [
       say("busy", { in_flight: number(now.in_flight), waiting: number(now.waiting) }),
       now.completion_tokens_per_second
@@ -74,14 +75,28 @@ function showCard(card, view) {
   });
 }
 
-function memoryOf(name) {
-  return devices.flatMap((device) => device.models
+function memoryOf({ name, ram_mb: ram }) {
+  const held = devices.flatMap((device) => device.models
     .filter((model) => model.name === name)
     .map((model) => say(model.measured_mb === null ? "memory_declared" : "memory_measured", {
       device: device.name,
       mb: megabytes(model.measured_mb ?? model.declared_mb),
       declared: megabytes(model.declared_mb),
-    }))).join("\n");
+    })));
+  return [...held, ram === null ? null : say("memory_ram", { mb: megabytes(ram) })].filter(Boolean).join("\n");
+}
+
+/** What each scheme is placed with, and what else is known of it. */
+function needsOf({ memory }) {
+  return memory.flatMap(({ scheme, basis, devices: named, problem }) => [
+    ...named.map((device) => {
+      const known = ["declared", "measured", "estimated"].filter((each) => device[`${each}_mb`] !== null)
+        .map((each) => say(`need_${each}`, { mb: megabytes(device[`${each}_mb`]) }));
+      if (basis === "whole") known.unshift(say("need_whole"));
+      return say("need_of", { scheme, device: device.name, figures: known.join(" · ") });
+    }),
+    problem && say("need_problem", { scheme, reason: problem }),
+  ]).filter(Boolean).join("\n");
 }
 
 function idleOf(view, now) {

@@ -91,6 +91,8 @@ def main() -> None:
         for policy in POLICIES:
             outcome = Simulation(trace, POLICIES[policy]).run(options.requests)
             print(line(name, policy, outcome), flush=True)
+        learned = Simulation(trace, POLICIES["ours"], learns=True).run(options.requests)
+        print(line(name, "ours, nothing declared", learned), flush=True)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@
 - A model that was stopped while requests waited for it gets in the queue again, at its end.
 - An idle model is stopped for another one or after ``ALIVE`` seconds. Readings are perfect: a
   device's used memory is what ready models and those that are being stopped declared.
+- With ``learns`` no model declares anything: it has its devices alone until its first request has
+  ended, and what it was measured to take counts from then on.
 
 Unlike in the program nobody's wait ends with ``queue_timeout``, so that the longest one shows,
 and no request has a priority.
@@ -25,15 +27,18 @@ from manager.clock import Clock
 from manager.config.settings import Program
 from manager.devices import Device, Monitor, Snapshot
 from manager.events import Events
+from manager.placement.matching import matches
 from manager.placement.placement import Placement
 from manager.placement.planner import Plan, plan, update_mean_gap
 from manager.placement.reservation import EvictionStatus
 from manager.placement.types import (
     Action,
     Allocation,
+    Basis,
     Decision,
     DeviceBudget,
     Evictability,
+    SchemeOption,
     StartRequest,
 )
 from manager.placement.waiter import Waiter
@@ -73,6 +78,8 @@ class Model:
     last_used: float | None = None
     gap: float | None = None
     is_idle_checked: bool = False  # a check whether it is idle is under way
+    scheme: SchemeOption | None = None  # that it runs with
+    known: set[str] = field(default_factory=set)  # schemes that were measured
 
     @property
     def name(self) -> str:
@@ -81,6 +88,29 @@ class Model:
     @property
     def memory_mb(self) -> dict[str, int]:
         return dict(self.reservation.memory_mb) if self.reservation is not None else {}
+
+    @property
+    def options(self) -> tuple[SchemeOption, ...]:
+        """Its schemes, as far as they are known."""
+        if not self.simulation.learns:
+            return self.spec.options
+        return tuple(
+            replace(option, basis=Basis.MEASURED)
+            if option.scheme in self.known
+            else replace(option, memory_mb={}, basis=Basis.WHOLE)
+            for option in self.spec.options
+        )
+
+    @property
+    def taken_mb(self) -> dict[str, int]:
+        """What it really takes, by device id."""
+        if self.reservation is None or self.scheme is None:
+            return {}
+        takes = self.scheme.memory_mb
+        return {
+            on: max(mb for name, mb in takes.items() if matches(name, on.rpartition(" #")[0]))
+            for on in self.reservation.memory_mb
+        }
 
     def eviction_status(self) -> EvictionStatus:
         if self.spec.pinned:
@@ -159,7 +189,7 @@ class Readings:
         used = dict.fromkeys((device.id for device in self._simulation.trace.devices), 0)
         for model in self._simulation.models.values():
             if model.state is not State.STARTING:
-                for device, mb in model.memory_mb.items():
+                for device, mb in model.taken_mb.items():
                     used[device] += mb
         readings = (
             replace(device, used_mb=used[device.id]) for device in self._simulation.trace.devices
@@ -179,8 +209,16 @@ class Readings:
 class Simulation:
     """Plays one trace. ``decide`` stands in for ``plan`` where somebody wants to look on."""
 
-    def __init__(self, trace: Trace, policy: Policy, decide: Callable[..., list[Decision]] = plan):
+    def __init__(
+        self,
+        trace: Trace,
+        policy: Policy,
+        decide: Callable[..., list[Decision]] = plan,
+        *,
+        learns: bool = False,
+    ):
         self.outcome = Outcome()
+        self.learns = learns
         self.trace = trace
         self.models = {spec.name: Model(spec, self) for spec in trace.models}
         self._policy = policy
@@ -263,7 +301,7 @@ class Simulation:
                 self._enqueue(model)
 
     def _enqueue(self, model: Model) -> None:
-        model.waiter = self._placement.enqueue(model, model.spec.options)
+        model.waiter = self._placement.enqueue(model, model.options)
 
     def _send(self, model: Model, arrived: float, seconds: float) -> None:
         model.in_flight += 1
@@ -277,11 +315,23 @@ class Simulation:
 
     def _finished(self, model: Model) -> None:
         model.in_flight -= 1
+        self._measure(model)
         if not model.in_flight:
             model.last_used = self._now
             self._placement.wake()
             if not model.is_idle_checked:
                 self._check_idle_in(model, ALIVE)
+
+    def _measure(self, model: Model) -> None:
+        """A request has ended: what it takes is known."""
+        scheme, reservation = model.scheme, model.reservation
+        if not self.learns or scheme is None or reservation is None or scheme.scheme in model.known:
+            return
+        model.known.add(scheme.scheme)
+        taken = model.taken_mb
+        self._count_memory(sum(taken.values()) - sum(reservation.memory_mb.values()))
+        reservation.memory_mb = taken
+        self._placement.wake()
 
     def _check_idle_in(self, model: Model, seconds: float) -> None:
         model.is_idle_checked = True
@@ -306,7 +356,7 @@ class Simulation:
     def stop(self, model: Model) -> None:
         assert model.reservation is not None
         model.state = State.STOPPING
-        self._placement.mark_stopping(model.reservation)
+        self._placement.mark_stopping(model.reservation, ended=False)
         self._after(STOPPING, self._stopped, model)
 
     def _stopped(self, model: Model) -> None:
@@ -344,6 +394,8 @@ class Simulation:
         assert waiter is not None
         if waiter.assignment is not None:
             model.state, model.reservation, model.waiter = State.STARTING, waiter.reservation, None
+            chosen = waiter.assignment.scheme
+            model.scheme = next(one for one in model.spec.options if one.scheme == chosen)
             self.outcome.cold_starts += 1
             self._count_memory(sum(waiter.assignment.memory_mb.values()))
             self._after(model.spec.start_seconds, self._started, model)

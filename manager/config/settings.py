@@ -235,7 +235,8 @@ class Scheme:
         (),
         readers.command,
         "The program to run and its arguments, with what `${NAME}` stands for: `${PORT}`,"
-        " `${MODEL}`, `${SCHEME}`, `${DEVICES}` (as in `CUDA_VISIBLE_DEVICES`), then what `env` or"
+        " `${MODEL}`, `${SCHEME}`, `${DEVICES}` (as in `CUDA_VISIBLE_DEVICES`), `${MEMORY_MB}` and"
+        " `${MEMORY_FRACTION}` (what is planned of a card, and its share), then what `env` or"
         " the program's own environment has. A leading `~` is the home directory, `$${` is `${`; a"
         " name without a value stays as it is, with a warning. The system's list of processes"
         " shows a command: secrets belong in `env`.",
@@ -245,6 +246,7 @@ class Scheme:
         mapped(readers.MEGABYTES),
         "What the model takes of each of `required_devices`.",
         unit="MB",
+        absent="what is measured, else estimated from its GGUF file, else the whole of each",
     )
     # Values may be keys and tokens.
     env: Mapping[str, str] = key(

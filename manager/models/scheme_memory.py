@@ -98,7 +98,7 @@ class SchemeMemory:
             command = variables.expand_command(scheme.command, variables.known_values(scheme.env))
             found: Estimate | GgufError | None
             try:
-                found = estimate(command, scheme.cwd)
+                found = estimate(command, scheme.cwd, scheme.env)
             except GgufError as error:
                 found = error
             with self._lock:

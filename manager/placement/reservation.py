@@ -61,12 +61,15 @@ class Reservation:
 
     All of it is guarded by the placement's lock, but for ``pids``, which is called without: it
     returns the processes that hold the server's memory, none where they are not known.
-    ``memory_mb`` is what was reserved, ``measured_mb`` what it was last seen to take, ``peak_mb``
-    the most of that since ``served_at``, when its first request had ended; all by device id. ``ram_mb`` is
-    what its processes have of the machine's memory, reserved or not. ``ready_at`` is monotonic,
-    None until the server answers, as is ``served_at``. ``used_before`` is what was used on a device before the launch,
-    while no other model has started or stopped there since; ``used_when_stopping`` what was used
-    when the stop began."""
+
+    MB are by device id: ``memory_mb`` is what was reserved, ``measured_mb`` what it was last seen
+    to take, ``peak_mb`` the most of that since its first request had ended. ``ram_mb`` is what its
+    processes have of the machine's memory, reserved or not. ``used_before`` is what was used on a
+    device before the launch, while no other model has started or stopped there since;
+    ``used_when_stopping`` what was used when the stop began.
+
+    ``ready_at`` and ``served_at`` are monotonic, None until the server answers, and until its first
+    request has ended."""
 
     evictable: Evictable
     memory_mb: Mapping[str, int] = field(default_factory=dict)

@@ -56,7 +56,7 @@ def files(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The model files: what is estimated by the second word of a command, or why it is not."""
     found: dict[str, Any] = {}
 
-    def estimate(command: Sequence[str], _cwd: Path) -> Any:
+    def estimate(command: Sequence[str], _cwd: Path, _env: Any) -> Any:
         known = found.get(command[1])
         if isinstance(known, GgufError):
             raise known
