@@ -16,10 +16,11 @@ import pytest
 from manager.clock import Clock
 from manager.config.settings import Config, Program, Scheme
 from manager.config.settings import Model as Settings
+from manager.devices import Snapshot
 from manager.errors import ApiError
 from manager.events import Events
 from manager.interfaces import BUILT_IN
-from manager.models import Fleet
+from manager.models import Fleet, SchemeMemory
 from manager.relay.watcher import Watcher
 from manager.storage.store import Store
 from tests.support.played_machine import in_a_thread
@@ -48,6 +49,7 @@ class Provider:
             events=Events(),
             watch=self.watch,
             placement=self.placement,
+            memory=SchemeMemory(self.store, Snapshot),
             connections=4,
         )
         self.fleet = Fleet(self.config(self.settings), self.interfaces, shared)
@@ -427,7 +429,7 @@ def test_a_server_that_an_earlier_program_left_of_that_name_is_not_taken_over(
     one = provider(model())
     released: list[object] = []
     one.placement.__dict__.update(reserve_running=lambda *_: "held", release=released.append)
-    run: Any = SimpleNamespace(memory_mb={})
+    run: Any = SimpleNamespace(scheme="Default", memory_mb={})
     process: Any = SimpleNamespace(pids=set)
     assert one.model.adopt(run, process) is False
     assert released == ["held"]

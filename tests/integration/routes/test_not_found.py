@@ -35,6 +35,8 @@ class Models:
     def __init__(self, loaded: loader.Config) -> None:
         self.config = loaded
 
+    def read_model_files(self, *_models: Any) -> None: ...
+
     def find(self, name: str, _may_see: Any = None) -> Any:
         settings = self.config.find(name)
         if settings is None:
