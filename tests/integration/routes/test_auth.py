@@ -1322,6 +1322,14 @@ def test_every_change_is_in_the_audit_table_and_no_refusal(desk: Gate) -> None:
     assert b"sw0rdfish" not in stored
 
 
+@pytest.mark.parametrize("who", ["key", "key brought along", "revoked key brought along"])
+def test_a_key_of_any_shape_is_named_as_one_where_a_token_is_needed(gate: Gate, who: str) -> None:
+    gate.lock()
+    answer = gate.caller(who).call("GET", "/api/models")
+    assert answer.status_code == 401
+    assert "An API key is for /v1" in answer.text
+
+
 def test_a_secret_that_is_brought_along_is_shown_and_recorded_nowhere(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
