@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from manager.devices.base import DeviceError, DevicePlugin, Reading
 ROOT = Path("/")
 
 _MB = 2**20
+_MEMORY = ("vram", "gtt")  # kinds
 _CARD = re.compile(r"card[0-9]+")  # card1-DP-1 is a connector
 _RENDER_NODE = re.compile(r"renderD([0-9]{1,9})")
 _MAX_DIGITS = 20  # of 2**64
@@ -50,10 +51,11 @@ class Amd(DevicePlugin):
     amd_filter_device.cpp, ``topology_sysfs_check_node_supported`` in its topology.c). Cards that
     have no node, since ROCm does not know them, come behind these, by their place on the PCI bus.
 
-    A card that is part of a processor uses the machine's memory (GTT) beside what is set apart for
-    it (VRAM). Where the first is more, it has no total: what it may take of RAM is for the config's
-    ``device_memory_mb`` to say, and what is used is the sum of both. Only such cards have a sensor
-    of the northbridge's voltage, ``in1_input`` (docs.kernel.org/gpu/amdgpu/thermal.html).
+    A card that is part of a processor may use the machine's memory (GTT) beside what is set apart
+    for it (VRAM). Where the first is more, newer kernels give models that (``apu_prefer_gtt``), and
+    it is the card's memory here; what other programs have of RAM is used there, too. Only such
+    cards have a sensor of the northbridge's voltage, ``in1_input``
+    (docs.kernel.org/gpu/amdgpu/thermal.html).
 
     What processes hold is in ``/proc/PID/fdinfo``, for those of the same user
     (docs.kernel.org/gpu/drm-usage-stats.html). ``root`` is where ``sys``, ``proc`` and ``usr`` are.
@@ -114,34 +116,40 @@ class Amd(DevicePlugin):
                 yield minor
 
     def _reading(
-        self, card: _Card, index: int, clients: Mapping[int, tuple[int, int]] | None
+        self, card: _Card, index: int, clients: Mapping[int, Mapping[str, int]] | None
     ) -> Reading:
-        total, used = _number(card.folder / "mem_info_vram_total"), self._used(card, "vram")
+        vram, gtt = (_number(card.folder / f"mem_info_{kind}_total") for kind in _MEMORY)
+        is_shared = (gtt or 0) > (vram or 0) and card.sensor("in1_input") is not None
+        kind, total = ("gtt", gtt) if is_shared else ("vram", vram)
+        used = _number(card.folder / f"mem_info_{kind}_used")
         if total is None or used is None:
             raise DeviceError(f"the driver does not report the memory of {card.folder}")
-        gtt = _number(card.folder / "mem_info_gtt_total") or 0
-        is_shared = card.sensor("in1_input") is not None and gtt > total
         if is_shared:
-            total, used = None, used + (self._used(card, "gtt") or 0)
+            used = max(used, total - self._available_ram())
         # To ask one that sleeps for its load or its heat would wake it, once a second.
         sleeps = _text(card.folder / "power/runtime_status") == "suspended"
         busy = None if sleeps else _number(card.folder / "gpu_busy_percent")
         sensor = None if sleeps else card.sensor("temp1_input")
         heat = _number(sensor) if sensor else None
-        held = {pid: vram + gtt * is_shared for pid, (vram, gtt) in (clients or {}).items()}
+        held = {pid: sizes[kind] for pid, sizes in (clients or {}).items()}
         return Reading(
             name=self._name(card),
             kind="amd",
             index=index,
-            total_mb=None if total is None else total // _MB,
+            total_mb=total // _MB,
             used_mb=used // _MB,
             load=None if busy is None else busy / 100,
             temperature_c=None if heat is None else heat / 1000,
             held_mb={pid: -(-size // _MB) for pid, size in held.items()} if held else None,
         )
 
-    def _used(self, card: _Card, kind: str) -> int | None:
-        return _number(card.folder / f"mem_info_{kind}_used")
+    def _available_ram(self) -> int:
+        """Bytes that programs could still have."""
+        text = _text(self._root / "proc/meminfo")
+        match = re.search(r"^MemAvailable: +([0-9]{1,15}) kB$", text, re.MULTILINE)
+        if match is None:
+            raise DeviceError("the system does not report how much memory is available")
+        return int(match[1]) * 2**10
 
     def _name(self, card: _Card) -> str:
         """What the card itself or libdrm's list calls it; else ``AMD GPU`` and its PCI id, as
@@ -172,23 +180,23 @@ def _hidden_by(uuids: Mapping[int, str]) -> dict[int, str]:
     }
 
 
-def _clients(proc: Path, pids: Collection[int]) -> dict[str, dict[int, tuple[int, int]]]:
-    """What each process holds of each card, by its place on the PCI bus: VRAM and GTT, in bytes.
+def _clients(proc: Path, pids: Collection[int]) -> dict[str, dict[int, Counter[str]]]:
+    """What each process holds of each card, by its place on the PCI bus: bytes of VRAM and of GTT.
 
     A connection to the driver that a process shares with its parent is one client, and counts once.
     Processes of which nothing is known are left out.
     """
-    found: dict[str, dict[int, tuple[int, int]]] = defaultdict(dict)
+    found: dict[str, dict[int, Counter[str]]] = defaultdict(dict)
     seen = set()
     for pid in sorted(pids):
         for fields in _connections(proc / str(pid)):
             slot, client = fields.get("drm-pdev", ""), fields.get("drm-client-id", "")
-            vram, gtt = _held(fields, "vram"), _held(fields, "gtt")
-            if vram is None or (slot, client) in seen:
+            sizes = {kind: _held(fields, kind) for kind in _MEMORY}
+            if sizes["vram"] is None or (slot, client) in seen:
                 continue
             seen.add((slot, client))
-            before = found[slot].get(pid, (0, 0))
-            found[slot][pid] = (before[0] + vram, before[1] + (gtt or 0))
+            known = {kind: size or 0 for kind, size in sizes.items()}
+            found[slot].setdefault(pid, Counter()).update(known)
     return found
 
 

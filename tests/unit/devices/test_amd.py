@@ -200,20 +200,34 @@ def test_what_a_card_does_not_know_else_is_left_open(machine: Machine, content: 
 # --- cards that are part of a processor -----------------------------------------------------
 
 
-def apu(machine: Machine, total: int, gtt: int) -> Reading:
+def apu(machine: Machine, total: int, gtt: int, available: int = 40 * GB) -> Reading:
     files = {"device": "0x15bf", "revision": "0xc4", "hwmon__hwmon4__in1_input": 1024}
     more = {"mem_info_gtt_total": gtt, "mem_info_gtt_used": 3 * GB}
     machine.card(0, "0000:c4:00.0", 128, total, 400 * MB, **files, **more)
-    (reading,) = machine.plugin.read(())
+    machine.write(
+        "proc/meminfo",
+        f"MemTotal:       65536000 kB\nMemFree:  1 kB\nMemAvailable:   {available // 1024} kB",
+    )
+    (reading,) = machine.plugin.read((70,))
     return reading
 
 
-def test_a_card_in_a_processor_that_mostly_uses_ram_has_no_total_of_its_own(
-    machine: Machine,
-) -> None:
+def test_a_card_in_a_processor_that_mostly_uses_ram_has_that(machine: Machine) -> None:
     assert apu(machine, 512 * MB, 30 * GB) == Reading(
-        "AMD Radeon 780M Graphics", "amd", 0, None, 3 * 1024 + 400
+        "AMD Radeon 780M Graphics", "amd", 0, 30 * 1024, 3 * 1024
     )
+
+
+def test_ram_that_other_programs_have_is_not_free_there(machine: Machine) -> None:
+    assert apu(machine, 512 * MB, 30 * GB, available=10 * GB).used_mb == 20 * 1024
+    assert apu(machine, 512 * MB, 30 * GB, available=27 * GB).used_mb == 3 * 1024
+
+
+def test_a_system_that_does_not_say_what_is_available_is_a_fault(machine: Machine) -> None:
+    apu(machine, 512 * MB, 30 * GB)
+    machine.write("proc/meminfo", "MemTotal:       65536000 kB")
+    with pytest.raises(DeviceError, match="available"):
+        machine.plugin.read(())
 
 
 def test_a_card_in_a_processor_with_most_of_the_memory_set_apart_has_that(
@@ -387,10 +401,9 @@ def test_a_driver_that_does_not_say_is_not_taken_for_nothing(two: Machine, line:
     assert [reading.held_mb for reading in two.plugin.read((70, 71))] == [None, None]
 
 
-def test_of_a_card_in_a_processor_what_is_held_of_ram_counts_too(machine: Machine) -> None:
+def test_of_a_card_in_a_processor_what_is_held_of_ram_counts(machine: Machine) -> None:
     sizes = "drm-resident-vram:\t100 MiB", "drm-resident-gtt:\t4000 MiB"
     machine.connection(70, 5, "0000:c4:00.0", 8, *sizes)
-    files = {"hwmon__hwmon4__in1_input": 1024, "mem_info_gtt_total": 30 * GB}
-    machine.card(0, "0000:c4:00.0", 128, 512 * MB, 400 * MB, **files)
-    (reading,) = machine.plugin.read((70,))
-    assert reading.held_mb == {70: 4100}
+    machine.connection(70, 6, "0000:c4:00.0", 9, *sizes)
+    assert apu(machine, 512 * MB, 30 * GB).held_mb == {70: 8000}
+    assert apu(machine, 96 * GB, 16 * GB).held_mb == {70: 200}
