@@ -235,11 +235,11 @@ class Scheme:
         (),
         readers.command,
         "The program to run and its arguments, with what `${NAME}` stands for: `${PORT}`,"
-        " `${MODEL}`, `${SCHEME}`, `${DEVICES}` (as in `CUDA_VISIBLE_DEVICES`), `${MEMORY_MB}` and"
-        " `${MEMORY_FRACTION}` (what is planned of a card, and its share), then what `env` or"
-        " the program's own environment has. A leading `~` is the home directory, `$${` is `${`; a"
-        " name without a value stays as it is, with a warning. The system's list of processes"
-        " shows a command: secrets belong in `env`.",
+        " `${MODEL}`, `${SCHEME}`, `${DEVICES}` (as in `CUDA_VISIBLE_DEVICES`, or else"
+        " `HIP_VISIBLE_DEVICES`), `${MEMORY_MB}` and `${MEMORY_FRACTION}` (what is planned of a"
+        " card, and its share), then what `env` or the program's own environment has. A leading"
+        " `~` is the home directory, `$${` is `${`; a name without a value stays as it is, with a"
+        " warning. The system's list of processes shows a command: secrets belong in `env`.",
     )
     memory_mb: Mapping[str, int] = key(
         {},
@@ -423,6 +423,19 @@ class Model:
         True,
         boolean,
         "Its server is asked for usage in streams; `false` for one that refuses the field.",
+    )
+    health: str | None = key(
+        None,
+        hosts.health,
+        "The path at which its server says that it is well, such as `/healthz`; `none`: it is once"
+        " its port takes connections.",
+        absent="`/health`, else `/v1/models`",
+    )
+    probe: bool = key(
+        True,
+        boolean,
+        "It is sent a request for one token before it counts as ready, and where it seems to serve"
+        " no longer; `false`: its health alone decides.",
     )
     price: Price | None = key(None, readers.price, "The first price of a model that has none yet.")
     schemes: tuple[Scheme, ...] = ()

@@ -54,7 +54,8 @@ PLANNED_MEMORY = ("MEMORY_MB", "MEMORY_FRACTION")
 _AT_LAUNCH = {
     name: f"${{{name}}}"
     for name in (
-        *("PORT", "MODEL", "SCHEME", "DEVICES", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"),
+        *("PORT", "MODEL", "SCHEME", "DEVICES"),
+        *("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "HIP_VISIBLE_DEVICES"),
         *PLANNED_MEMORY,
         *(f"{_OURS}{name}" for name in ("MODEL", "SCHEME", "PORT")),
     )
