@@ -7,7 +7,7 @@ const AT_REST = ["stopped", "failed"];
 const SETTLED = { start: ["ready", "failed"], restart: ["ready", "failed"], stop: AT_REST };
 
 export const stateName = (state) => say(`state_${state}`);
-export const canStart = (view) => [...AT_REST, "stopping"].includes(view.state);
+export const canStart = (view) => [...AT_REST, "sleeping", "stopping"].includes(view.state);
 export const isOn = (view) => !AT_REST.includes(view.state);
 // Its server is started and stopped by others; after a change of the config an own one may still run.
 export const isRemote = (view) => view.url !== null && view.port === null;

@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 K = TypeVar("K", str, int)
 
 _SCHEME_KEYS = tuple(key.name for key in keys(Scheme))
-_OF_OUR_SERVERS = ("port", "auto_start", "alive_time", "start_timeout", "pinned")
+_OF_OUR_SERVERS = ("port", "auto_start", "alive_time", "start_timeout", "pinned", "sleep")
 """Keys of a model that mean nothing for a server that others start."""
 MAX_NAME_LENGTH = 200
 

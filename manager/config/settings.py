@@ -394,6 +394,13 @@ class Model:
         absent="any number",
     )
     pinned: bool = key(False, boolean, "It is never stopped to free memory for another.")
+    sleep: bool = key(
+        False,
+        boolean,
+        "Where it would be stopped for being idle or for another model, its server is put to sleep,"
+        " if the machine's memory is enough for its model: vLLM's sleep mode"
+        " (`--enable-sleep-mode`, `VLLM_SERVER_DEV_MODE=1`).",
+    )
     served_model_name: str | None = key(
         None,
         single_line,

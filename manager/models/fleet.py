@@ -6,14 +6,14 @@ import difflib
 import functools
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from manager.config import Config
 from manager.config import Model as ModelSettings
 from manager.errors import ApiError
 from manager.interfaces import Interface
 from manager.models import facts, server_process
-from manager.models.model import Model
+from manager.models.model import Model, State
 from manager.models.run_clock import RunClock, is_before_boot
 from manager.models.server import ModelDependencies, end_run, record_alive, record_memory
 from manager.models.server_process import ServerProcess
@@ -148,8 +148,22 @@ class Fleet:
 
     def stop_idle(self) -> None:
         """Stops every model that has been idle for its ``alive_time``."""
-        for model in self.models():
+        models = self.models()
+        for model in models:
             model.stop_if_idle()
+        self._keep_ram_free([model for model in models if model.state is State.SLEEPING])
+
+    def _keep_ram_free(self, sleeping: Sequence[Model]) -> None:
+        """Where the machine's memory is short, stops the model that has slept longest; the next
+        sweep looks again."""
+        if not sleeping:
+            return
+        placement = self._shared.placement
+        spare = placement.spare_ram_mb()
+        if spare is not None and spare < 0:
+            first = min(sleeping, key=lambda model: model.asleep_since or 0.0)
+            first.stop_sleeping("it slept, and the machine's memory is short")
+        placement.refresh()
 
     def heartbeat(self) -> dict[str, int]:
         """Records which servers are alive. Returns up to when each run is recorded that is not

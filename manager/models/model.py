@@ -9,6 +9,7 @@ stopped      is queued, starts             starts                      nothing
 queued       is queued                     nothing                     cancels the start
 starting     is queued                     nothing                     cancels the start
 ready        a lease, or is queued         nothing                     drains, then stops
+sleeping     is queued, wakes              wakes                       stops
 stopping     is queued; started again      started again when stopped  nothing
              when stopped
 failed       as stopped, unless the        starts, closes the breaker  becomes stopped
@@ -20,6 +21,11 @@ a model's state, under the model's lock, and never does I/O while it holds it. O
 at a time, see ``worker``, does what the state asks for, so that two starts can never overlap and
 no client that disconnects can break one. A ready server whose requests fail is checked, see
 ``health``; one that no longer serves is stopped and started again.
+
+A server that can sleep (``sleep``) is put to sleep where it would be stopped for being idle or for
+another model, if the machine's memory is enough for that. It keeps its process, and what it still
+holds; to wake it, memory is waited for as for a start. One that cannot be woken is stopped and
+started again.
 
 A server that others start is never stopped: it is ready, or failed while it does not answer, and
 a request tries it all the same. Only a removed model, or one with new settings, leaves it.
@@ -57,6 +63,7 @@ from manager.models.server import (
     StartFailedError,
 )
 from manager.models.server_process import ServerProcess
+from manager.models.sleep import MAX_SLEEP, Wake, put_to_sleep
 from manager.models.startup import Start
 from manager.models.worker import Adoption, Step, Worker, bring_down, bring_up
 from manager.placement import Action, Decision, Evictability, EvictionStatus, update_mean_gap
@@ -80,6 +87,7 @@ class State(str, enum.Enum):
     QUEUED = "queued"
     STARTING = "starting"
     READY = "ready"
+    SLEEPING = "sleeping"
     STOPPING = "stopping"
     FAILED = "failed"
 
@@ -132,6 +140,7 @@ class Model:
         self._mean_gap: float | None = None
         self._manual = False  # the start under way was asked for by a person
         self._evicting = False
+        self._may_sleep = False  # the stop under way may be a sleep
         self._end_reason = ""
         self._crashed = False
         self._knows_server = False  # whether the ready one was asked
@@ -251,6 +260,8 @@ class Model:
                     retry_after=wait,
                 )
             self._begin_start()
+        elif self._state is State.SLEEPING:
+            self._begin_start()
         return self._queue.enqueue(self._clock.monotonic(), priority, user)
 
     def _waits(self, ticket: Ticket, every: float) -> Iterator[Lease | None]:
@@ -279,7 +290,7 @@ class Model:
             waits = start is not None and start.waiting is not None
             if waits and self._state is State.QUEUED and not self._queue and not self._manual:
                 abandoned = start
-                self._begin_stop("nobody waits for it any more", start_again=False)
+                self._begin_stop("nobody waits for it any more", start_again=False, sleep=True)
         if abandoned is not None:
             self._end_stop(abandoned)
 
@@ -322,7 +333,7 @@ class Model:
             self._breaker.close()
             if self._state is not State.READY:
                 self._manual |= manual
-            if self._state in (State.STOPPED, State.FAILED):
+            if self._state in (State.STOPPED, State.FAILED, State.SLEEPING):
                 self._begin_start()
             elif self._state is State.STOPPING:
                 self._start_again = True
@@ -366,12 +377,23 @@ class Model:
             server.cut()
 
     def stop_if_idle(self) -> None:
-        """Stops the model if it has been idle for its ``alive_time``."""
+        """Stops the model, or puts it to sleep, if it has been idle for its ``alive_time``; stops
+        one that has slept for too long."""
         with self._lock:
             due = self._idle_stop_at()
             if due is None or self._clock.monotonic() < due:
                 return
-            self._begin_stop("idle", start_again=False)
+            sleeps = self._state is State.SLEEPING
+            reason = "it has slept for too long" if sleeps else "idle"
+            self._begin_stop(reason, start_again=False, sleep=not sleeps)
+        self._announce()
+
+    def stop_sleeping(self, reason: str) -> None:
+        """Stops the model if it sleeps and nobody waits for it."""
+        with self._lock:
+            if self._state is not State.SLEEPING or self._queue:
+                return
+            self._begin_stop(reason, start_again=False)
         self._announce()
 
     def unload(self, user: str) -> bool:
@@ -479,10 +501,13 @@ class Model:
 
     def evict(self, reason: str) -> None:
         with self._lock:
-            if self._evicting and self._state is State.READY:
-                self._begin_stop(reason, start_again=False)
+            start = self._start
+            if self._evicting and self._is_asleep():  # those who wait for it get a new server
+                self._begin_stop(reason, start_again=bool(self._queue))
+            elif self._evicting and self._state is State.READY:
+                self._begin_stop(reason, start_again=False, sleep=True)
             self._evicting = False
-        self._announce()
+        self._end_stop(start)
 
     def set_yielding(self, yielding: bool) -> None:
         with self._lock:
@@ -498,6 +523,8 @@ class Model:
             return Evictability.STOPPING
         if self.settings.pinned:
             return Evictability.PINNED
+        if self._is_asleep():  # also while it waits to be woken: else two of them block each other
+            return Evictability.IDLE
         is_quiet = not self._queue or self._queue.is_blocked()
         if self._state is State.READY and server is not None and not server.in_flight and is_quiet:
             return Evictability.IDLE
@@ -574,6 +601,12 @@ class Model:
         return tuple(dict.fromkeys([*filter(None, named), *self.facts.capabilities]))
 
     @property
+    def asleep_since(self) -> float | None:
+        """Since when it sleeps, monotonic."""
+        server = self._server
+        return server.asleep_since if server is not None else None
+
+    @property
     def server(self) -> Server | None:
         """Its server, if one is ready or being stopped."""
         return self._server
@@ -600,7 +633,11 @@ class Model:
 
     def _idle_stop_at(self) -> float | None:
         server = self._server
-        if self._state is not State.READY or server is None or not self.settings.alive_time:
+        if server is None or not self.settings.alive_time:
+            return None
+        if self._state is State.SLEEPING and server.asleep_since is not None and not self._evicting:
+            return server.asleep_since + MAX_SLEEP * self.settings.alive_time * 60
+        if self._state is not State.READY:
             return None
         if server.in_flight or self._queue or self._evicting or self._last_used is None:
             return None
@@ -612,10 +649,12 @@ class Model:
 
     def _begin_start(self) -> None:
         self._worker.wake()
-        is_remote = self.settings.url is not None
+        asleep = self._server
+        is_remote = asleep is None and self.settings.url is not None
         self._state = State.STARTING if is_remote else State.QUEUED  # it needs no memory here
         self._start_again = False
-        self._start = (RemoteStart if is_remote else Start)(
+        kind = RemoteStart if is_remote else Start if asleep is None else Wake
+        self._start = start = kind(
             self,
             self.settings,
             self._interface,
@@ -623,6 +662,13 @@ class Model:
             self._avoid_ports(),
             self._start_changed,
         )
+        if isinstance(start, Wake) and asleep is not None:
+            start.server = asleep
+            self._shared.watch.remove(asleep.watch_token)  # its end is seen by the start now
+
+    def _is_asleep(self) -> bool:
+        """Whether its server sleeps, and is not being woken yet."""
+        return self.asleep_since is not None and self._state in (State.SLEEPING, State.QUEUED)
 
     def _ready_server(self) -> Server | None:
         return self._server if self._state is State.READY else None
@@ -644,14 +690,15 @@ class Model:
         if server is not None and server.launched is None and server.settings != self.settings:
             self._begin_stop("its settings have changed", start_again=self.settings.url is not None)
 
-    def _begin_stop(self, reason: str, start_again: bool) -> None:
+    def _begin_stop(self, reason: str, start_again: bool, *, sleep: bool = False) -> None:
         self._start_again = start_again
+        self._may_sleep = sleep and self.settings.sleep
         self._restart_reason = None
         if self._state is State.FAILED:
             self._state = State.STOPPED
         if self._state is State.STOPPED and start_again:
             self._begin_start()
-        elif self._state in (State.QUEUED, State.STARTING, State.READY):
+        elif self._state in (State.QUEUED, State.STARTING, State.READY, State.SLEEPING):
             self._worker.wake()
             self._state = State.STOPPING
             self._end_reason = reason
@@ -667,7 +714,8 @@ class Model:
     def _server_ended(self, server: Server) -> None:
         """From the watch: the server has ended by itself."""
         with self._lock:
-            if self._server is not server or self._state is not State.READY:
+            is_on = self._state in (State.READY, State.SLEEPING)
+            if self._server is not server or not is_on:
                 return
             self._worker.wake()
             self._state = State.STOPPING
@@ -699,8 +747,8 @@ class Model:
             return self._ask_server
         if self._state is State.STOPPING:
             self._state = State.STOPPED
-        if self._state in (State.STOPPED, State.FAILED) and not self._closed:
-            wanted = self._start_again or (self._queue and self._state is State.STOPPED)
+        if self._state in (State.STOPPED, State.FAILED, State.SLEEPING) and not self._closed:
+            wanted = self._start_again or (self._queue and self._state is not State.FAILED)
             if wanted:
                 self._begin_start()
                 return self._run_start
@@ -713,7 +761,7 @@ class Model:
         assert start is not None
         for predecessor in predecessors:
             predecessor.join()
-        result = bring_up(self.settings.name, start, adoption)
+        result = bring_up(self.settings.name, start, adoption, self._shared)
         adopted = adoption is not None
         with self._lock:
             self._start, self._adoption = None, None
@@ -722,36 +770,43 @@ class Model:
             self._manual = self._manual and self._start_again
             if isinstance(result, Server):
                 self._started(result, adopted)
+            elif self._server is not None:
+                self._wake_failed(result)
             else:
                 self._start_failed(result, start, adopted)
 
     def _started(self, server: Server, adopted: bool) -> None:
+        is_woken = server is self._server
         self._server = server
         self._breaker.close()
         self._check.reset()
         # Why it was restarted is shown as long as it runs.
         self._last_error, self._restart_reason = self._restart_reason, None
-        self._crashed = self._knows_server = False
-        self.starts += not adopted and not self.is_remote
+        self._crashed, self._knows_server = False, is_woken
+        self.starts += not adopted and not self.is_remote and not is_woken
         log.info(
-            "%s is ready after %.2f s %s%s",
+            "%s is %s after %.2f s %s%s",
             self.settings.name,
+            "awake" if is_woken else "ready",
             server.start_seconds,
             server.describe(),
             ", adopted" if adopted else "",
         )
         if self._state is State.STOPPING:
             return  # the stop came too late to cancel the start: the next step brings it down
-        self._state = State.READY
+        self._state = State.READY if server.asleep_since is None else State.SLEEPING
         self._last_used = self._clock.monotonic()
+        self._watch(server)
+        self._renew_remote()
+        self._admit(WAVE_REQUESTS)
+
+    def _watch(self, server: Server) -> None:
         if (launched := server.launched) is None:
             self._remote_servers.add(server)
         else:
             server.watch_token = self._shared.watch.add(
                 lambda: not launched.process.alive(), lambda: self._server_ended(server)
             )
-        self._renew_remote()
-        self._admit(WAVE_REQUESTS)
 
     def _admit_waves(self) -> None:
         """Those who waited go on in waves: hundreds of threads that wake at one moment contend for
@@ -770,6 +825,27 @@ class Model:
             self._knows_server = True
             self.facts = found
 
+    def _wake_failed(self, failure: StartFailedError) -> None:
+        name = self.settings.name
+        if self._state is State.STOPPING:  # the next step stops it, unless it may sleep on
+            if self._may_sleep:
+                self._sleep_on()
+            return
+        log.error("%s was not woken: %s", name, failure)
+        self._last_error = str(failure)
+        if isinstance(failure, NotPlacedError) and failure.code != "insufficient_memory":
+            self._sleep_on()
+            self._reject_waiting(failure)
+            return
+        self._state = State.STOPPING
+        self._end_reason = f"it was not woken: {failure}"
+        self._may_sleep = False
+
+    def _sleep_on(self) -> None:
+        assert self._server is not None
+        self._state = State.SLEEPING
+        self._watch(self._server)
+
     def _start_failed(self, failure: StartFailedError, start: Start, adopted: bool) -> None:
         name = self.settings.name
         if (start.cancelled or adopted) and not isinstance(failure, LeftoverError):
@@ -787,6 +863,10 @@ class Model:
         if not is_remote or self._last_error != str(failure):  # it is asked again and again
             log.error("%s %s: %s", name, failure.what, failure)
         self._last_error = str(failure)
+        self._reject_waiting(failure)
+
+    def _reject_waiting(self, failure: StartFailedError) -> None:
+        name = self.settings.name
         retry_after = self._breaker.seconds_until_retry(self._clock.monotonic()) or None
         if failure.code == "queue_timeout":  # those in the way may be idle the next time
             retry_after = RETRY_AFTER_SECONDS
@@ -808,6 +888,8 @@ class Model:
         elif server.launched is not None or self._closed:
             with self._lock:
                 self._changed.wait_for(lambda: not server.in_flight, grace)
+        if self._put_to_sleep(server):
+            return
         fault = bring_down(self.settings.name, server, self._shared, grace, reason)
         with self._lock:
             if fault and self._tries_left(server, fault):
@@ -825,6 +907,22 @@ class Model:
                 log.info("%s stopped: %s", self.settings.name, reason)
             self._start_again = self._start_again or bool(self._queue)
             self._crashed = False
+
+    def _put_to_sleep(self, server: Server) -> bool:
+        """Whether it sleeps now, instead of being stopped."""
+        if not self._may_sleep or self._crashed or server.asleep_since is not None:
+            return False
+        fault = put_to_sleep(server, self._shared, lambda: not self._may_sleep)
+        with self._lock:
+            if fault is not None:
+                log.info("%s is not put to sleep: %s", self.settings.name, fault)
+                return False
+            server.asleep_since = self._clock.monotonic()
+            if not self._may_sleep:  # a stop was asked for meanwhile
+                return False
+            log.info("%s sleeps: %s", self.settings.name, self._end_reason)
+            self._sleep_on()
+        return True
 
     def _tries_left(self, server: Server, fault: str) -> bool:
         """After a stop that left something running: as long as it lives there is no second server

@@ -108,6 +108,7 @@ class Server:
     served: bool = False  # whether one has ended
     failed_stops: int = 0
     watch_token: int = field(default=-1)
+    asleep_since: float | None = None  # monotonic; of its own sleep mode
 
     @property
     def in_flight(self) -> int:

@@ -130,11 +130,11 @@ class Start:
                 raise DeviceLostError(message) from error
             raise
 
-    def _reserve(self) -> tuple[Reservation, DeviceAssignment]:
-        options = self._shared.memory.options(self._settings)
+    def _reserve(self, asleep: Reservation | None = None) -> tuple[Reservation, DeviceAssignment]:
+        options = () if asleep else self._shared.memory.options(self._settings)
         try:
             return self._shared.placement.reserve(
-                self._evictable, options, self._cancelled.is_set, self._report_position
+                self._evictable, options, self._cancelled.is_set, self._report_position, asleep
             )
         except PlacementError as error:
             self.passed_over = error.passed_over

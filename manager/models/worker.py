@@ -14,6 +14,7 @@ from manager.models.server import (
     stop_server,
 )
 from manager.models.server_process import ServerProcess
+from manager.models.sleep import is_sleeping
 from manager.models.startup import Start
 from manager.placement import Reservation
 from manager.storage import Run
@@ -75,11 +76,19 @@ class Worker:
             self._announce()
 
 
-def bring_up(model: str, start: Start, adoption: Adoption | None) -> Server | StartFailedError:
+def bring_up(
+    model: str, start: Start, adoption: Adoption | None, shared: ModelDependencies
+) -> Server | StartFailedError:
     """The server once it is ready, be it launched or taken over; else why not, and then nothing
     of it is left but with a LeftoverError."""
     try:
-        return start.take_over(*adoption) if adoption else start.run()
+        if adoption is None:
+            return start.run()
+        server = start.take_over(*adoption)
+        if server.settings.sleep and is_sleeping(server, shared, lambda: start.cancelled):
+            shared.placement.mark_asleep(adoption[2])
+            server.asleep_since = shared.clock.monotonic()
+        return server
     except StartFailedError as error:
         return error
     except Exception as error:

@@ -18,8 +18,9 @@ from manager.placement.reservation import (
     reading_includes,
     record_measurement,
     record_ram,
+    rest_mb,
 )
-from manager.placement.types import Allocation, DeviceBudget, Evictability
+from manager.placement.types import Allocation, Basis, DeviceBudget, Evictability
 
 
 class Ledger:
@@ -56,6 +57,28 @@ class Ledger:
             for device in snapshot.devices
             if device.reading.id in reservation.memory_mb and device.reading.used_mb is not None
         }
+
+    def mark_asleep(self, reservation: Reservation, snapshot: Snapshot) -> None:
+        """Its server has freed what it can of its cards, and holds that in the machine's memory."""
+        readings = {device.reading.id: device.reading for device in snapshot.devices}
+        awake = reservation.memory_mb
+        asleep = {
+            on: rest_mb(reservation, readings[on]) if on in readings else mb // 10
+            for on, mb in awake.items()
+        }
+        reservation.measured_mb = {on: mb for on, mb in asleep.items() if on in readings}
+        moved = sum(max(0, awake[on] - mb) for on, mb in asleep.items())
+        for reading in readings.values():
+            if reading.kind == "cpu" and reading.id not in awake:
+                asleep[reading.id] = moved
+        reservation.awake_mb, reservation.asleep_mb = awake, asleep
+        reservation.memory_mb, reservation.basis = asleep, Basis.MEASURED
+        reservation.used_when_stopping = {}
+
+    def begin_wake(self, reservation: Reservation) -> None:
+        """Its cards' memory is its own again."""
+        reservation.memory_mb, reservation.asleep_mb = reservation.awake_mb, None
+        reservation.ready_at = None
 
     def take_returned(self, reservation: Reservation, readings: Sequence[Reading]) -> bool:
         """Whether these show that its memory is free; then no other may count that as its own."""

@@ -121,10 +121,13 @@ class Memory:
             devices.sort(key=lambda device: (-free[device.id], self._pinned[device.id]))
         return devices
 
-    def can_ever_hold(self, need: Megabytes) -> bool:
-        """Whether it fits once all models have stopped that may be stopped one day."""
+    def can_ever_hold(self, model: str, need: Megabytes) -> bool:
+        """Whether it fits once all models have stopped that may be stopped one day, beside what
+        the ``model`` holds itself."""
+        own = [each for each in self.allocations if each.model == model]
         for device_id, mb in need.items():
             unavailable = self.least_others[device_id] + self._pinned[device_id]
+            unavailable += sum(each.held_mb(device_id) for each in own)
             if mb and mb > self._total[device_id] - unavailable:
                 return False
         return True

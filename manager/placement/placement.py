@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 MAX_READING_AGE_SECONDS = 1.0  # of a reading that is good enough to place by
 READING_TIMEOUT_SECONDS = 3.5  # a poll that takes longer hangs, and the last reading has to do
 RECHECK_SECONDS = 1.0  # after which the queue is planned again, should nothing else happen
+KEPT_RAM = 0.05  # of the machine's memory, that no server which sleeps may take
 MAX_ROUNDS = 8  # plans in a row that a request has crossed
 
 
@@ -96,18 +97,21 @@ class Placement:
         options: Sequence[SchemeOption],
         cancelled: Callable[[], bool],
         report: Callable[[QueuePosition | None], None],
+        asleep: Reservation | None = None,
     ) -> tuple[Reservation, DeviceAssignment]:
         """A reservation for a model that is to be started, at once or after waiting for memory.
 
-        ``report`` is called with what it waits for; call ``wake`` when ``cancelled`` has become
-        true. Raises PlacementError; a cancelled wait is one of code "cancelled".
+        ``asleep`` is the reservation that it has already: then its server is to be woken, and the
+        ``options`` are not looked at. ``report`` is called with what it waits for; call ``wake``
+        when ``cancelled`` has become true. Raises PlacementError; a cancelled wait is one of code
+        "cancelled".
         """
         if self._program.disable_gpu_monitoring:
             return Reservation(evictable), first_usable(options)
-        if any(option.required_devices for option in options):
+        if asleep is not None or any(option.required_devices for option in options):
             self._monitor.touch()
             self._await_recent_reading()
-        waiter = self.enqueue(evictable, options)
+        waiter = self.enqueue(evictable, options, asleep)
         outcome = "failed"
         try:
             assignment = self._await_assignment(waiter, cancelled, report)
@@ -120,10 +124,18 @@ class Placement:
                 seconds = self._clock.monotonic() - waiter.since
                 self._metrics.record_wait(evictable.name, seconds, outcome)
 
-    def enqueue(self, evictable: Evictable, options: Sequence[SchemeOption]) -> Waiter:
+    def enqueue(
+        self,
+        evictable: Evictable,
+        options: Sequence[SchemeOption],
+        asleep: Reservation | None = None,
+    ) -> Waiter:
         """A start in the queue, without waiting: ``reserve`` does both. ``dequeue`` ends it."""
-        waiter = Waiter(Reservation(evictable), options, self._clock.monotonic())
         with self._lock:
+            if asleep is not None:
+                options = [_to_wake(asleep)]
+            reservation = asleep or Reservation(evictable)
+            waiter = Waiter(reservation, options, self._clock.monotonic())
             self._queue.append(waiter)
             self._is_due = True
         return waiter
@@ -140,7 +152,8 @@ class Placement:
         with self._lock:
             if waiter in self._queue:
                 self._queue.remove(waiter)
-            if not placed and waiter.reservation in self._ledger.reservations:
+            is_asleep = waiter.reservation.asleep_mb is not None
+            if not placed and not is_asleep and waiter.reservation in self._ledger.reservations:
                 # Another thread has assigned it devices, and it is cancelled.
                 self._ledger.reservations.remove(waiter.reservation)
             waiter.stop_yielding(self._queue)
@@ -202,6 +215,49 @@ class Placement:
         """The most that it was seen to take since it has served, by device id."""
         with self._lock:
             return dict(reservation.peak_mb)
+
+    def begin_sleep(self, reservation: Reservation) -> str | None:
+        """The server is about to free its cards, and to hold its model in the machine's memory.
+        Returns why it must not."""
+        if self._program.disable_gpu_monitoring:
+            return "with Disable_GPU_monitoring nobody knows how much memory is free"
+        snapshot = self._monitor.wait_for_reading(self._clock.monotonic(), READING_TIMEOUT_SECONDS)
+        with self._lock:
+            needed = sum(
+                max(mb, reservation.measured_mb.get(on, 0))
+                for on, mb in reservation.memory_mb.items()
+            )
+            reservation.used_when_stopping = {
+                device.reading.id: device.reading.used_mb
+                for device in snapshot.devices
+                if device.reading.id in reservation.memory_mb and device.reading.used_mb is not None
+            }
+        free = self.spare_ram_mb()
+        if free is None:
+            return "nobody knows how much of the machine's memory is free"
+        if free < needed:
+            return f"the machine has {max(0, free)} MB of memory to spare, and it may need {needed}"
+        return None
+
+    def mark_asleep(self, reservation: Reservation) -> None:
+        """The server sleeps: from now on it holds what a new reading shows."""
+        snapshot = self._monitor.wait_for_reading(self._clock.monotonic(), READING_TIMEOUT_SECONDS)
+        with self._lock:
+            self._ledger.mark_asleep(reservation, snapshot)
+            self._wake_locked()
+
+    def spare_ram_mb(self) -> int | None:
+        """How much of the machine's memory servers that sleep may take, by the last reading; below
+        0 where it is short, None where nothing reads it."""
+        for device in self._monitor.snapshot.devices:
+            total, used = device.reading.total_mb, device.reading.used_mb
+            if device.reading.kind == "cpu" and total and used is not None:
+                return total - used - int(total * KEPT_RAM)
+        return None
+
+    def refresh(self) -> None:
+        """Has the devices read, without waiting."""
+        self._monitor.refresh()
 
     def mark_stopping(self, reservation: Reservation, *, ended: bool) -> None:
         """The server is about to be stopped. ``ended``: it has ended by itself."""
@@ -389,9 +445,12 @@ class Placement:
     def _assign(self, waiter: Waiter, decision: Decision, snapshot: Snapshot) -> None:
         assert decision.scheme is not None
         option = next(each for each in waiter.options if each.scheme == decision.scheme)
-        waiter.reservation.memory_mb = decision.memory_mb
-        waiter.reservation.basis = option.basis
-        self._ledger.add(waiter.reservation, snapshot)
+        if option.on is not None:
+            self._ledger.begin_wake(waiter.reservation)
+        else:
+            waiter.reservation.memory_mb = decision.memory_mb
+            waiter.reservation.basis = option.basis
+            self._ledger.add(waiter.reservation, snapshot)
         self._queue.remove(waiter)
         waiter.assignment = DeviceAssignment(
             decision.scheme,
@@ -436,3 +495,10 @@ class Placement:
     def _state(self, snapshot: Snapshot) -> tuple[list[DeviceBudget], list[Allocation]]:
         declared = self._program.device_memory_mb
         return self._ledger.state(snapshot, declared, self._clock.monotonic())
+
+
+def _to_wake(asleep: Reservation) -> SchemeOption:
+    """What its server needs beyond what it holds while it sleeps."""
+    holds = asleep.asleep_mb or {}
+    on = {device: max(0, mb - holds.get(device, 0)) for device, mb in asleep.awake_mb.items()}
+    return SchemeOption("", tuple(on), basis=asleep.basis, on=on)

@@ -7,7 +7,7 @@ Pure: no clock, no I/O, no locks.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from manager.placement.matching import assignments, missing_devices
@@ -19,6 +19,7 @@ from manager.placement.types import (
     DeviceBudget,
     Evictability,
     Megabytes,
+    SchemeOption,
     StartRequest,
 )
 from manager.placement.victims import Shortage, VictimChooser, choose_victims
@@ -138,8 +139,8 @@ def _decide(
             passed_over[option.scheme] = option.unusable_reason
             continue
         choices = [
-            _place_in_queue(request, now.need(option, assigned), now, later, claimed, victims)
-            for assigned in assignments(option.required_devices, names)
+            _place_in_queue(request, need, now, later, claimed, victims)
+            for need in _needs(option, names, now)
         ]
         if not choices:
             passed_over[option.scheme] = missing_devices(option.required_devices, names)
@@ -157,6 +158,14 @@ def _decide(
     if waiting is not None:
         return waiting
     return Decision(request.model, Action.REJECT, passed_over=passed_over, code=code)
+
+
+def _needs(option: SchemeOption, names: Mapping[str, str], now: Memory) -> Iterator[Megabytes]:
+    if option.on is None:
+        for assigned in assignments(option.required_devices, names):
+            yield now.need(option, assigned)
+    elif names.keys() >= option.on.keys():
+        yield option.on
 
 
 def _preference(decision: Decision, now: Memory) -> tuple[float, ...]:
@@ -210,7 +219,7 @@ def _place_units(
 ) -> Decision:
     earlier = list(dict.fromkeys(claimed[on] for on in need if on in claimed and need[on]))
     if earlier:
-        rejection = _rejection(need, now)
+        rejection = _rejection(request.model, need, now)
         if rejection is not None:
             return rejection
         if now.shortage(need, soon=False) or not later.fits(need):
@@ -222,7 +231,7 @@ def _place_units(
                 reason=f"before it in the queue: {', '.join(earlier)}",
                 behind_queue=True,
             )
-    decision = _place(need, now, victims)
+    decision = _place(request.model, need, now, victims)
     if not request.may_evict and decision.action in (Action.EVICT, Action.QUEUE):
         return Decision(
             "",
@@ -233,9 +242,9 @@ def _place_units(
     return decision
 
 
-def _place(need: Megabytes, memory: Memory, victims: VictimChooser) -> Decision:
+def _place(model: str, need: Megabytes, memory: Memory, victims: VictimChooser) -> Decision:
     """With nobody before it in the queue."""
-    rejection = _rejection(need, memory)
+    rejection = _rejection(model, need, memory)
     if rejection is not None:
         return rejection
     if not memory.shortage(need, soon=False):
@@ -243,7 +252,9 @@ def _place(need: Megabytes, memory: Memory, victims: VictimChooser) -> Decision:
     shortage = memory.shortage(need, soon=True)
     if not shortage:
         return _await_memory(need, memory)
-    idle = [each for each in memory.allocations if each.evictability is Evictability.IDLE]
+    # One that is to be woken is not stopped for itself.
+    others = [each for each in memory.allocations if each.model != model]
+    idle = [each for each in others if each.evictability is Evictability.IDLE]
     chosen = victims(shortage, idle)
     if chosen is not None:
         if not _is_surely_enough(chosen, need, memory):
@@ -251,7 +262,7 @@ def _place(need: Megabytes, memory: Memory, victims: VictimChooser) -> Decision:
         action = Action.EVICT
     else:
         action = Action.QUEUE
-        busy = [each for each in memory.allocations if each.evictability is Evictability.BUSY]
+        busy = [each for each in others if each.evictability is Evictability.BUSY]
         more_than_all_idle = 1.0 + sum(allocation.cost for allocation in idle)
         chosen = choose_victims(
             shortage,
@@ -268,14 +279,14 @@ def _place(need: Megabytes, memory: Memory, victims: VictimChooser) -> Decision:
     )
 
 
-def _rejection(need: Megabytes, memory: Memory) -> Decision | None:
+def _rejection(model: str, need: Megabytes, memory: Memory) -> Decision | None:
     """None where it fits, be it one day."""
     for device_id, mb in need.items():
         total = memory.devices[device_id].total_mb
         if total is not None and mb > total:
             reason = f"it needs {mb} MB on {device_id}, which has {total} MB in all"
             return Decision("", Action.REJECT, memory_mb=need, reason=reason)
-    if memory.can_ever_hold(need):
+    if memory.can_ever_hold(model, need):
         return None
     reason = _explain(need, memory.shortage(need, soon=True), memory)
     reason += "; stopping the models that may be stopped is not enough"

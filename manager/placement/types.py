@@ -67,13 +67,16 @@ class Allocation:
 @dataclass(frozen=True)
 class SchemeOption:
     """A scheme as it is placed. ``memory_mb`` is what it takes of each device, by ``basis``; see
-    ``Memory.need``. ``unusable_reason`` is set where it cannot be run whatever the devices are."""
+    ``Memory.need``. ``unusable_reason`` is set where it cannot be run whatever the devices are.
+    ``on`` is set for a server that sleeps: what it needs of its devices, by id, beyond what it
+    holds."""
 
     scheme: str
     required_devices: tuple[str, ...] = ()
     memory_mb: Megabytes = field(default_factory=dict)  # by name, as in required_devices
     unusable_reason: str | None = None
     basis: Basis = Basis.DECLARED
+    on: Megabytes | None = None
 
 
 @dataclass(frozen=True)

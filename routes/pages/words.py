@@ -22,6 +22,7 @@ def for_scripts() -> dict[str, str]:
         "state_queued": _("queued"),
         "state_starting": _("starting"),
         "state_ready": _("ready"),
+        "state_sleeping": _("sleeping"),
         "state_stopping": _("stopping"),
         "state_failed": _("failed"),
         "start": _("Start"),

@@ -188,8 +188,10 @@ class Server(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
     request_queue_size = 1024
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: argparse.Namespace, memory: CardMemory | None) -> None:
         self.options = options
+        self.memory = memory
+        self.asleep = False
         self.broken = ""  # as in `Fake.breaks`
         self.busy_slots = 0
         self.started_at = time.time()
@@ -268,6 +270,8 @@ class Handler(BaseHTTPRequestHandler):
             status, body = 503, error_of("CUDA error", 503)
         elif self.path in known:
             status, body = 200, json.dumps(known[self.path]).encode()
+        elif self.path == "/is_sleeping" and options.sleeps is not None:
+            status, body = 200, json.dumps({"is_sleeping": self.server.asleep}).encode()
         self.answer(Fake(status=status), [body], "application/json")
 
     def do_POST(self) -> None:
@@ -275,7 +279,16 @@ class Handler(BaseHTTPRequestHandler):
         self.server.count(open=1)
         self.is_open = True
         try:
-            self.answer_post(self.read_body())
+            raw = self.read_body()
+            if (
+                self.path in ("/sleep?level=1", "/wake_up")
+                and self.server.options.sleeps is not None
+            ):
+                self.fall_asleep(self.path != "/wake_up")
+            elif self.server.asleep:
+                self.refuse(503, "the engine sleeps")
+            else:
+                self.answer_post(raw)
         except ConnectionError:
             self.server.count(aborted=1)
             self.close_connection = True
@@ -285,6 +298,17 @@ class Handler(BaseHTTPRequestHandler):
             self.server.count(served=1)
         finally:
             self.close_request()
+
+    def fall_asleep(self, asleep: bool) -> None:
+        """As vLLM does: the cards' memory is free, or taken, when this is answered."""
+        server = self.server
+        if not asleep and server.options.insomnia:
+            self.refuse(500, "CUDA error: out of memory")
+            return
+        server.asleep = asleep
+        if server.memory is not None:
+            server.memory.take(server.options.sleeps if asleep else 1.0)
+        self.answer(Fake(), [b""], "text/plain")
 
     def close_request(self) -> None:
         """Before the last byte: who has that may send the next request before we go on."""
@@ -470,7 +494,7 @@ class CardMemory:
                 sys.exit(1)
 
 
-def boot(seconds: float, takes: list[int]) -> None:
+def boot(seconds: float, takes: list[int]) -> CardMemory | None:
     """Load for as long, taking the cards' memory bit by bit."""
     memory = CardMemory(takes) if takes else None
     steps = BOOT_STEPS if seconds else 1
@@ -478,6 +502,7 @@ def boot(seconds: float, takes: list[int]) -> None:
         if memory is not None:
             memory.take((step + 1) / steps)
         time.sleep(seconds / steps)
+    return memory
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -500,6 +525,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--slots", type=int, metavar="N", help="requests computed at once; the others wait")
     add("--served-name", metavar="NAME", help="404 for any other model")
     add("--takes", type=int, nargs="+", default=[], metavar="MB", help="on each visible card")
+    add("--sleeps", type=float, metavar="SHARE", help="has vLLM's sleep mode, and keeps so much")
+    add("--insomnia", action="store_true", help="cannot be woken")
     options = parser.parse_args()
     if options.port is None:
         parser.error("no --port and no PORT in the environment")
@@ -515,11 +542,11 @@ def main() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     for _ in range(options.children):
         subprocess.Popen(["sleep", "3600"])
-    boot(options.boot, options.takes)
+    memory = boot(options.boot, options.takes)
     if options.crash_after_boot is not None:
         print("loading model\nfake: out of memory\nfake: giving up", flush=True)
         sys.exit(options.crash_after_boot)
-    with Server(options) as server:
+    with Server(options, memory) as server:
         print(f"listening on {options.host}:{options.port}", flush=True)
         server.serve_forever()
 

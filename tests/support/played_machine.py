@@ -35,13 +35,14 @@ Eventually = Callable[[Callable[[], Any]], Any]
 
 class Monitor:
     """What is known of three cards is what the test last said; a poll finds ``true_use`` where
-    that is set. ``now`` is the time."""
+    that is set. ``now`` is the time, ``ram`` the MB that the machine has itself, and has in use."""
 
     def __init__(self) -> None:
         self.now = 1000.0
         self.clock = Clock(monotonic=lambda: self.now)
         self.listeners: list[Callable[[Snapshot], None]] = []
         self.true_use: Mapping[str, int] | None = None
+        self.ram: tuple[int, int] | None = None
         self.read({})
 
     def read(self, used: Mapping[str, int], pids: Mapping[int, int] | None = None) -> None:
@@ -51,6 +52,9 @@ class Monitor:
         for card in (V100, OTHER_V100, H100):
             name, _, index = card.rpartition(" #")
             reading = Reading(name, "nvidia", int(index), TOTAL, used.get(card, 0), held_mb=pids)
+            devices.append(Device(reading, self.now, stale=False))
+        if self.ram is not None:
+            reading = Reading("CPU + RAM", "cpu", 0, *self.ram, held_mb=pids)
             devices.append(Device(reading, self.now, stale=False))
         self.snapshot = Snapshot(tuple(devices))
         for listener in self.listeners:
@@ -191,11 +195,17 @@ def position_in_json(model: RealModel) -> int | None:
 class Start:
     """A start in a thread of its own, as a model's worker makes it."""
 
-    def __init__(self, placement: Placement, model: Model, options: list[SchemeOption]) -> None:
+    def __init__(
+        self,
+        placement: Placement,
+        model: Model,
+        options: list[SchemeOption],
+        asleep: Reservation | None = None,
+    ) -> None:
         self.cancelled = threading.Event()
         self.waits: QueuePosition | None = None
         self.future: Future[tuple[Reservation, DeviceAssignment]] = in_a_thread(
-            lambda: placement.reserve(model, options, self.cancelled.is_set, self._report)
+            lambda: placement.reserve(model, options, self.cancelled.is_set, self._report, asleep)
         )
 
     def _report(self, waits: QueuePosition | None) -> None:

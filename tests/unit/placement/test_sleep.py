@@ -1,0 +1,127 @@
+"""The memory of a server that sleeps, and what it takes to wake it: played cards, no process."""
+
+from __future__ import annotations
+
+import pytest
+
+from manager.placement.planner import plan
+from manager.placement.reservation import Reservation
+from manager.placement.types import (
+    Action,
+    Allocation,
+    DeviceBudget,
+    Evictability,
+    SchemeOption,
+    StartRequest,
+)
+from tests.support.played_machine import (
+    H100,
+    TOTAL,
+    Build,
+    Eventually,
+    Machine,
+    Model,
+    Start,
+    on_h100,
+)
+from tests.support.servers import PATIENCE as LONG
+
+IDLE = Evictability.IDLE
+RAM = "CPU + RAM #0"
+
+
+def sleeps(one: Machine, model: Model, mb: int, keeps: int) -> Reservation:
+    """It has run on the card, and sleeps."""
+    one.monitor.ram = (64000, 8000)
+    reservation = one.runs(model, {H100: mb})
+    assert one.placement.begin_sleep(reservation) is None
+    one.monitor.read({H100: keeps})
+    one.placement.mark_asleep(reservation)
+    return reservation
+
+
+def test_it_holds_what_is_left_on_the_card_and_the_rest_of_the_machine_s_memory(
+    machine: Build,
+) -> None:
+    one = machine()
+    reservation = sleeps(one, Model("Sleeper"), 12000, 1500)
+    assert reservation.memory_mb == {H100: 1500, RAM: 10500}
+    assert one.placement.preview(Model("M"), on_h100(TOTAL - 1500)).action is Action.START
+    assert one.placement.preview(Model("M"), on_h100(TOTAL - 1499)).models == ("Sleeper",)
+
+
+def test_to_wake_it_waits_for_what_it_lacks_on_its_own_card(
+    machine: Build, eventually: Eventually
+) -> None:
+    one = machine()
+    sleeper = Model("Sleeper")
+    reservation = sleeps(one, sleeper, 12000, 1500)
+    other = one.runs(Model("Other"), {H100: 6000})
+    start = Start(one.placement, sleeper, [], reservation)
+    one.starts.append(start)
+    eventually(lambda: one.evictions == ["Other"])
+    one.stops(other)
+    found, _ = start.future.result(LONG)
+    assert found is reservation
+    assert reservation.memory_mb == {H100: 12000}
+    assert one.placement.preview(Model("M"), on_h100(4001)).action is not Action.START
+
+
+def test_a_wake_that_is_cancelled_leaves_it_asleep(machine: Build) -> None:
+    one = machine()
+    sleeper = Model("Sleeper")
+    reservation = sleeps(one, sleeper, 12000, 1500)
+    waiter = one.placement.enqueue(sleeper, [], reservation)
+    one.placement.dequeue(waiter, placed=False)
+    assert reservation.memory_mb == {H100: 1500, RAM: 10500}
+    assert one.holders() == {"Sleeper"}
+
+
+@pytest.mark.parametrize(
+    ("ram", "fault"),
+    [
+        ((64000, 8000), None),
+        ((64000, 50000), "the machine has 10800 MB of memory to spare, and it may need 12000"),
+        (None, "nobody knows how much of the machine's memory is free"),
+    ],
+)
+def test_it_is_put_to_sleep_only_where_the_machine_s_memory_is_enough(
+    machine: Build, ram: tuple[int, int] | None, fault: str | None
+) -> None:
+    one = machine()
+    one.monitor.ram = ram
+    reservation = one.runs(Model("Sleeper"), {H100: 12000})
+    assert one.placement.begin_sleep(reservation) == fault
+
+
+def test_where_nobody_reads_devices_nothing_sleeps(machine: Build) -> None:
+    one = machine(disable_gpu_monitoring=True)
+    fault = one.placement.begin_sleep(Reservation(Model("Sleeper")))
+    assert fault is not None
+    assert "Disable_GPU_monitoring" in fault
+
+
+def wakes(need: int, **held: int) -> tuple[Action, tuple[str, ...]]:
+    """What happens with one that sleeps and needs so much more of a card of 16,000 MB."""
+    allocations = [Allocation(name, {"A #0": mb}, IDLE) for name, mb in held.items()]
+    option = SchemeOption("", ("A #0",), on={"A #0": need})
+    used = sum(held.values())
+    [decision] = plan(
+        [StartRequest("sleeper", (option,))], [DeviceBudget("A #0", "A", 16000, used)], allocations
+    )
+    return decision.action, decision.models
+
+
+def test_it_is_not_stopped_to_wake_itself() -> None:
+    assert wakes(12000, sleeper=1500) == (Action.START, ())
+    assert wakes(12000, sleeper=1500, other=5000) == (Action.EVICT, ("other",))
+    assert wakes(15000, sleeper=1500)[0] is Action.REJECT
+
+
+def test_on_a_card_that_is_lost_it_is_not_woken() -> None:
+    option = SchemeOption("", ("B #0",), on={"B #0": 100})
+    [decision] = plan([StartRequest("sleeper", (option,))], [DeviceBudget("A #0", "A", 16000)], [])
+    assert (decision.action, decision.passed_over) == (
+        Action.REJECT,
+        {"": "B #0 is not online"},
+    )
