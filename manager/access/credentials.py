@@ -74,7 +74,7 @@ def estimated_bits(secret: str) -> float:
     are the same or follow each other (``aaa``, ``123``) or were there before. Whether a person has
     chosen the rest cannot be known.
     """
-    counted = _PREFIX.sub("", secret, count=1)[:-_HINT]
+    counted = _PREFIX.sub("", secret[:-_HINT], count=1)
     threes = {counted[at : at + 3] for at in range(len(counted) - 2)}
     fresh = sum(not _is_sequence(three) for three in threes)
     return (fresh + 2) * math.log2(_alphabet(counted)) if fresh else 0.0
