@@ -151,6 +151,7 @@ def test_the_names_that_scripts_rely_on_stay(tmp_path: Path) -> None:
                 "max_waiting": 320,
                 "max_concurrency": None,
                 "pinned": False,
+                "sleep": False,
                 "served_model_name": None,
                 "request": None,
                 "context_length": None,
