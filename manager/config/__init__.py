@@ -2,7 +2,7 @@
 
 from manager.config import config_file, loader, plugins, variables
 from manager.config.declaration import keys
-from manager.config.hosts import Network, admits
+from manager.config.hosts import NO_HEALTH, Network, admits
 from manager.config.loader import ConfigError, Problem
 from manager.config.redaction import (
     MASK,
@@ -17,6 +17,7 @@ from manager.config.yaml_reader import has_control
 
 __all__ = [
     "MASK",
+    "NO_HEALTH",
     "Config",
     "ConfigError",
     "Export",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from urllib.parse import unquote
 
 from manager.config.readers import text
 from manager.config.yaml_reader import InvalidValue, Value, reader
@@ -28,6 +29,8 @@ _PATTERNS = (
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _IPV4_IN_IPV6 = ipaddress.IPv6Network("::ffff:0:0/96")
 _PATH = re.compile(r"(/[A-Za-z0-9._~!$&'()*+,;=:@%-]*)*")
+NO_HEALTH = "none"
+"""`health` of a server that is well as soon as its port takes connections."""
 _ENDPOINTS = tuple(path.removeprefix("/v1") for path in ENDPOINTS)
 
 
@@ -182,6 +185,22 @@ def server_url(value: Value) -> str:
         )
     has_own_port = port != _DEFAULT_PORTS[scheme]
     return f"{scheme}://{name}{f':{port}' if has_own_port else ''}{path}"
+
+
+@reader(type="string", pattern=f"^(/.*|{NO_HEALTH})$")
+def health(value: Value) -> str:
+    """The path at which a server says whether it is well, or `NO_HEALTH`."""
+    written = text(value)
+    if written == NO_HEALTH:
+        return written
+    if not _PATH.fullmatch(written) or not written or written.startswith("//"):
+        raise InvalidValue(
+            f"expected a path of its server, such as /healthz or /api/health, or {NO_HEALTH};"
+            f" found {value.found}"
+        )
+    if ".." in unquote(written).split("/"):
+        raise InvalidValue("write the path without .. in it")
+    return written
 
 
 def _in_ascii(written: str) -> str:

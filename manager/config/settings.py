@@ -422,6 +422,19 @@ class Model:
         boolean,
         "Its server is asked for usage in streams; `false` for one that refuses the field.",
     )
+    health: str | None = key(
+        None,
+        hosts.health,
+        "The path at which its server says that it is well, such as `/healthz`; `none`: it is once"
+        " its port takes connections.",
+        absent="`/health`, else `/v1/models`",
+    )
+    probe: bool = key(
+        True,
+        boolean,
+        "It is sent a request for one token before it counts as ready, and where it seems to serve"
+        " no longer; `false`: its health alone decides.",
+    )
     price: Price | None = key(None, readers.price, "The first price of a model that has none yet.")
     schemes: tuple[Scheme, ...] = ()
 

@@ -28,6 +28,9 @@ says it is well, one client's requests may be to blame: then others go on, and t
 a moment without them. A server that is silent would never have such a moment under steady load.
 So new requests are queued; those in flight have an answer, or end at ``upstream_timeout``.
 
+Where the config wants no token (`probe: false`), REQUEST asks for the health once more, and that
+decides.
+
 Of a server that others start the health alone decides: a token would cost money, and nothing is
 restarted. It is asked now and then without a failure as well.
 

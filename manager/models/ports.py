@@ -97,11 +97,20 @@ def accepts(port: int) -> bool:
     """Whether something on loopback takes connections there."""
     for host in HOSTS:
         try:
-            socket.create_connection((host, port), CONNECT_SECONDS).close()
+            connect(host, port, CONNECT_SECONDS)
         except OSError:
             continue
         return True
     return False
+
+
+def connect(host: str, port: int, seconds: float) -> None:
+    """Makes a connection and closes it. Raises OSError where nothing takes it in that time."""
+    with socket.create_connection((host, port), seconds) as sock:
+        # Where nobody listens on a port that systems hand out for outgoing connections, the
+        # connection may be given that very port, and then it has reached itself.
+        if sock.getsockname() == sock.getpeername():
+            raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
 
 
 def listeners(port: int) -> frozenset[str]:

@@ -7,17 +7,20 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from manager.config import loader
+from manager.config import NO_HEALTH, loader
 from manager.interfaces import Interface, error_in
+from manager.models import ports
 from manager.models.health import Stage
 from manager.models.server import ModelDependencies, Server
-from manager.relay import Exchange, Upstream, UpstreamError, encoded_form
+from manager.relay import Exchange, Upstream, UpstreamError, UpstreamRefused, encoded_form
 
 log = logging.getLogger(__name__)
 
 HEALTH_TIMEOUT_SECONDS = 5.0
 MAX_QUOTED_BYTES = 300  # of an answer, in a reason
 MAX_ANSWER_BYTES = 1 << 20  # that are read of any other answer
+_HEALTH_PATHS = ("/health", "/v1/models")
+_NO_SUCH_PATH = (404, 405, 501)  # statuses
 _MAX_HEALTH_BYTES = 1 << 16  # that are read: a provider may list hundreds of models
 
 
@@ -36,7 +39,10 @@ class ProbeRequest:
 
 
 def one_token_request(interface: Interface, settings: loader.Model) -> ProbeRequest | None:
-    """The smallest real request to a model of this mode; None where none is small."""
+    """The smallest real request to a model of this mode; None where none is small, or the config
+    wants none."""
+    if not settings.probe:
+        return None
     probe = interface.probe(settings.served_model_name or settings.name)
     if probe is None:
         return None
@@ -48,14 +54,57 @@ def one_token_request(interface: Interface, settings: loader.Model) -> ProbeRequ
     return ProbeRequest("POST", path, content_type, body)
 
 
-def is_well(status: int) -> bool:
-    """401 and 403 are the answers of a server that wants a key even for its health."""
-    return status < 400 or status in (401, 403)
+class HealthQuestion:
+    """Whether a server is well, by the model's ``health``: it alone knows what is asked.
 
+    Without that key it is ``/health``, and ``/v1/models`` from when the server has said that it has
+    no such path.
+    """
 
-def health_path_after(path: str, status: int) -> str | None:
-    """The path to ask instead, where a server has none of that name."""
-    return "/v1/models" if path == "/health" and status in (404, 405, 501) else None
+    def __init__(self, settings: loader.Model, upstream: Upstream) -> None:
+        self._upstream = upstream
+        self._is_remote = settings.url is not None
+        self._is_written = settings.health is not None
+        self._connects_only = settings.health == NO_HEALTH
+        self._path = settings.health or _HEALTH_PATHS[0]
+
+    @property
+    def subject(self) -> str:
+        """What is asked, as a reason says it."""
+        return "its port" if self._connects_only else self._path
+
+    def ask(self, send: Callable[[ProbeRequest], tuple[int, bytes]]) -> str | None:
+        """What is wrong with the answer; None where nothing is. Raises what ``send`` raises, and
+        UpstreamRefused."""
+        if self._connects_only:
+            self._connect()
+            return None
+        status, _ = send(ProbeRequest("GET", self._path))
+        is_missing = status in _NO_SUCH_PATH
+        if is_missing and not self._is_written and self._path == _HEALTH_PATHS[0]:
+            self._path = _HEALTH_PATHS[1]
+            return self.ask(send)
+        # 401 and 403 are the answers of a server that wants a key even for its health.
+        if status < 400 or status in (401, 403):
+            return None
+        if is_missing and self._is_written:
+            return (
+                f"{self._path} answered {status}: its server has no such path, which is what the"
+                " model's health names; correct that, or take it out"
+            )
+        if self._is_remote and status < 500:
+            return None  # a provider answers, and need not have either path
+        return f"{self._path} answered {status}"
+
+    def _connect(self) -> None:
+        upstream = self._upstream
+        try:
+            ports.connect(upstream.host, upstream.port, HEALTH_TIMEOUT_SECONDS)
+        except OSError as error:
+            raise UpstreamRefused(
+                f"nothing takes connections {upstream.where}, where the model's server should be:"
+                f" {error}"
+            ) from None
 
 
 def find_fault(
@@ -88,22 +137,13 @@ class _Probe:
         self._is_over = is_over
 
     def health(self) -> str | None:
-        path: str | None = "/health"
-        status = 0
-        while path is not None:
-            asked = path
-            try:
-                status, _ = self._ask(
-                    ProbeRequest("GET", asked), HEALTH_TIMEOUT_SECONDS, _MAX_HEALTH_BYTES
-                )
-            except UpstreamError as error:
-                return f"{asked}: {error}"
-            if is_well(status):
-                return None
-            path = health_path_after(asked, status)
-        if self._server.launched is None and status < 500:
-            return None  # a provider answers, and need not have either path
-        return f"{asked} answered {status}"
+        question = HealthQuestion(self._server.settings, self._server.upstream)
+        try:
+            return question.ask(
+                lambda request: self._ask(request, HEALTH_TIMEOUT_SECONDS, _MAX_HEALTH_BYTES)
+            )
+        except UpstreamError as error:
+            return f"{question.subject}: {error}"
 
     def token(self, timeout: float) -> str | None:
         request = one_token_request(self._server.interface, self._server.settings)

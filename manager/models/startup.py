@@ -9,6 +9,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from manager.config import loader
 from manager.interfaces import Interface
@@ -328,19 +329,15 @@ class Start:
     def _await_health(
         self, process: ServerProcess, upstream: Upstream, hosts: Sequence[str]
     ) -> None:
-        """Waits until ``/health`` answers well, or ``/v1/models`` where there is none, at the first
-        of the addresses where anything takes connections."""
-        path = "/health"
+        """Waits until it says that it is well, at the first of the addresses where anything takes
+        connections."""
+        question = probe.HealthQuestion(self._settings, upstream)
         last = "nothing listened on its port"
         others = list(hosts[1:])
         while True:
-            timeout = self._check(process, last)
+            timeout = min(self._check(process, last), probe.HEALTH_TIMEOUT_SECONDS)
             try:
-                status, _ = self._ask(
-                    upstream,
-                    probe.ProbeRequest("GET", path),
-                    min(timeout, probe.HEALTH_TIMEOUT_SECONDS),
-                )
+                fault = question.ask(partial(self._ask, upstream, timeout))
             except UpstreamRefused as error:
                 last = str(error)
                 if others:
@@ -351,12 +348,9 @@ class Start:
             except UpstreamError as error:
                 last = str(error)
             else:
-                if probe.is_well(status):
+                if fault is None:
                     return
-                last = f"{path} answered {status}"
-                if other := probe.health_path_after(path, status):
-                    path = other
-                    continue
+                last = fault
             self._pause()
 
     def _check_listener(self, process: ServerProcess, run: Run) -> None:
@@ -380,7 +374,7 @@ class Start:
         while True:
             timeout = self._check(process, last)
             try:
-                status, answer = self._ask(upstream, request, timeout)
+                status, answer = self._ask(upstream, timeout, request)
             except UpstreamError as error:
                 last = str(error)
             else:
@@ -415,7 +409,7 @@ class Start:
         self._cancelled.wait(min(max(MIN_PAUSE_SECONDS, waited / 50), MAX_PAUSE_SECONDS))
 
     def _ask(
-        self, upstream: Upstream, request: probe.ProbeRequest, timeout: float
+        self, upstream: Upstream, timeout: float, request: probe.ProbeRequest
     ) -> tuple[int, bytes]:
         exchange = request.exchange(timeout)
         with self._lock:

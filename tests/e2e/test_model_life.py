@@ -84,6 +84,10 @@ def program(launch_once: Launch, gates: Path, taken_port: int) -> Program:
             "Refusing": fake("--refuse-probe", 400),
             "Late": fake("--loading", 0.5),
             "NoHealth": fake("--no-health"),
+            "OwnHealth": fake("--no-health", health="/v1/models"),
+            "PortOnly": fake("--no-health", health="none"),
+            "Unprobed": fake("--refuse-probe", 400, probe=False),
+            "Misnamed": fake(health="/raedy", start_timeout=1),
             "PortTaken": fake(port=taken_port),
             "Robbed": slow("Robbed"),
             "Flaky": fake(prefix=flaky),
@@ -192,13 +196,19 @@ def test_a_model_gets_what_its_scheme_names_and_no_secret_of_the_programs(
         assert secret.encode() not in b"".join(kept)
 
 
-@pytest.mark.parametrize("name", ["Late", "NoHealth", "Renamed", "Strict"])
+@pytest.mark.parametrize("name", ["Late", "NoHealth", "OwnHealth", "PortOnly", "Renamed", "Strict"])
 def test_servers_that_load_long_or_know_no_health_or_have_other_names_are_used_all_the_same(
     program: Program, name: str
 ) -> None:
     with program.ask(name, stream=True) as answer:
         events = events_of(answer)
     assert text_of(events) == " token0 token1 token2"
+
+
+def test_a_server_that_is_not_probed_is_ready_and_was_sent_nothing(program: Program) -> None:
+    program.command("Unprobed", "start")
+    assert program.model("Unprobed")["state"] == "ready"
+    assert program.stats("Unprobed")["requests"] == []
 
 
 # --- started and stopped manually -------------------------------------------------------
@@ -363,6 +373,11 @@ def test_a_server_that_refuses_its_first_request_is_not_taken_for_ready(program:
     message = failed_start(program, "Refusing")
     assert "got 400" in message
     assert "refused" in message
+
+
+def test_a_health_that_the_server_does_not_have_is_named_with_its_key(program: Program) -> None:
+    message = failed_start(program, "Misnamed", "start_timeout")
+    assert "/raedy answered 404: its server has no such path, which is what the model's" in message
 
 
 def test_a_port_that_another_program_holds_is_named_with_its_holder(

@@ -31,7 +31,7 @@ from tests.support.program import (
 SLOW = {"chunks": 20, "interval": 0.05}
 ENDLESS = {"chunks": 5000, "interval": 0.05}
 CLIENTS = 8
-ADOPTED = ("Plain", "Forked", "Daemonized", "Parent")
+ADOPTED = ("Plain", "Forked", "Daemonized", "Parent", "PortOnly")
 
 
 def versioned(version: str, *flags: object) -> dict[str, Any]:
@@ -98,6 +98,7 @@ def killed(launch_once: Launch, tmp_path_factory: pytest.TempPathFactory) -> Kil
         "Forked": fake("--fork"),
         "Daemonized": fake("--daemonize"),
         "Parent": fake("--children", 2),
+        "PortOnly": fake("--no-health", health="none", probe=False),
         "Auto": fake(auto_start=True),
         "Dead": fake(),
         "Changed": versioned("old", "--children", 2),

@@ -37,9 +37,9 @@ Served = FakeModel | RawServer | StartFailedError
 class Launched:
     """A model, its clock, and the servers that its starts lead to, one after the other."""
 
-    def __init__(self, *servers: Served) -> None:
+    def __init__(self, *servers: Served, **settings: Any) -> None:
         self.now = 1000.0
-        self.settings = Settings("Sick")
+        self.settings = Settings("Sick", **settings)
         self.model: Model = real_model(self.settings, clock=Clock(lambda: self.now))
         self.watch = self.model._shared.watch
         self.stops: list[str] = []
@@ -113,8 +113,8 @@ Launch = Callable[..., Launched]
 def launch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Launch]:
     launched: list[Launched] = []
 
-    def launch(*servers: Served) -> Launched:
-        one = Launched(*servers)
+    def launch(*servers: Served, **settings: Any) -> Launched:
+        one = Launched(*servers, **settings)
         launched.append(one)
         monkeypatch.setattr(model_module, "bring_up", one.bring_up)
         monkeypatch.setattr(model_module, "bring_down", one.bring_down)
@@ -224,6 +224,21 @@ def test_a_restart_whose_start_fails_leaves_the_model_failed_as_any_start(
     assert (shown["state"], shown["last_error"]) == ("failed", "its script ended with exit code 1")
     assert one.ask() == 200
     assert one.settle()["last_error"] is None
+
+
+def test_of_a_server_that_is_sent_no_token_the_health_alone_decides(
+    launch: Launch, model: NewModel
+) -> None:
+    sick, well = model(), model()
+    one = launch(sick, well, probe=False)
+    sick.breaks("posts")
+    one.fails()
+    assert (one.settle()["state"], one.model.restarts, probes(sick)) == ("ready", 0, 0)
+    sick.breaks("errors")
+    one.fails()
+    shown = one.settle()
+    assert (shown["state"], one.model.restarts, probes(sick), probes(well)) == ("ready", 1, 0, 0)
+    assert "/health answered 503" in shown["last_error"]
 
 
 # --- servers that do --------------------------------------------------------------------

@@ -183,6 +183,40 @@ def test_whatever_is_no_fault_of_the_server_is_an_answer(
     assert set(asked) <= {f"/llm{path}" for path in ("/health", "/v1/models", "/props")}
 
 
+def test_its_health_is_asked_at_the_path_of_the_config_below_that_of_the_url(
+    provider: NewProvider, serve: Serve
+) -> None:
+    asked: list[str] = []
+    server = serve(answering({"/llm/ready": 200, "/llm/v1/models": 503}, asked))
+    one = provider(server, "/llm/v1", health="/ready")
+    assert one.looked_at()["state"] == "ready"
+    assert asked[0] == "/llm/ready"
+
+
+def test_a_path_of_the_config_that_it_does_not_have_is_named_until_a_reload_corrects_it(
+    provider: NewProvider, serve: Serve
+) -> None:
+    one = provider(serve(answering({}, [])), health="/raedy")
+    shown = one.looked_at()
+    assert shown["state"] == "failed"
+    assert "/raedy answered 404: its server has no such path" in shown["last_error"]
+    one.reload(health=None)
+    assert one.looked_at()["state"] == "ready"
+
+
+def test_one_of_which_the_port_is_enough_is_asked_for_no_health(
+    provider: NewProvider, model: NewModel
+) -> None:
+    far = model()
+    far.breaks("errors")
+    one = provider(far, health="none")
+    assert one.looked_at()["state"] == "ready"
+    far.close()
+    shown = one.looked_at()
+    assert shown["state"] == "failed"
+    assert "its port: nothing takes connections at http://127.0.0.1" in shown["last_error"]
+
+
 def test_of_a_long_list_of_models_only_the_beginning_is_read(
     provider: NewProvider, serve: Serve, eventually: Eventually
 ) -> None:

@@ -300,3 +300,49 @@ def test_what_the_environment_does_not_have_is_reported_with_its_line_and_withou
     assert line == 6
     assert part in message
     assert "hunter2" not in message
+
+
+# --- how its server is asked whether it is well -----------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path", ["/healthz", "/api/v2/health", "/v1/models", "/", "/a.b/..c", "/%7Eme", "none"]
+)
+def test_a_health_is_a_path_or_none(home: Path, path: str) -> None:
+    for how in ("s: {command: [x]}", "url: http://10.0.0.5"):
+        text = f"Local-Models:\n  m:\n    {how}\n    health: {path}\n    probe: false\n"
+        model = load(home, text).models["m"]
+        assert (model.health, model.probe) == (path, False)
+
+
+def test_without_these_keys_a_server_is_asked_for_both(home: Path) -> None:
+    model = load(home, "Local-Models:\n  m:\n    s: {command: [x]}\n").models["m"]
+    assert (model.health, model.probe) == (None, True)
+
+
+@pytest.mark.parametrize(
+    ("written", "part"),
+    [
+        ("healthz", "expected a path of its server, such as /healthz"),
+        ("http://127.0.0.1/healthz", "expected a path"),
+        ("//example.org/healthz", "expected a path"),
+        ("/healthz?deep=1", "expected a path"),
+        ('"/healthz#now"', "expected a path"),
+        ('"/a b"', "expected a path"),
+        ("/gesünd", "expected a path"),
+        (r"/a\b", "expected a path"),
+        (r'"/a\r\nX-A: 1"', "control character"),
+        ("/a/../b", "without .. in it"),
+        ("/..", "without .. in it"),
+        ("/a/%2e%2E/b", "without .. in it"),
+        ("/a%2f..%2fb", "without .. in it"),
+        ("None", "or none"),
+        ("false", "expected text"),
+        ("[/health]", "expected text"),
+    ],
+)
+def test_a_health_that_is_no_path_is_a_problem(home: Path, written: str, part: str) -> None:
+    text = f"Local-Models:\n  m:\n    s: {{command: [x]}}\n    health: {written}\n"
+    line, message = only_problem(home, text)
+    assert line == 4
+    assert part in message

@@ -157,6 +157,8 @@ def test_the_names_that_scripts_rely_on_stay(tmp_path: Path) -> None:
                 "capabilities": [],
                 "unlisted": False,
                 "ask_usage": True,
+                "health": None,
+                "probe": True,
                 "price": {
                     "per_hour": 1_000_000_000,
                     "tiers": [

@@ -201,6 +201,27 @@ def test_a_port_takes_connections_or_not(listener: socket.socket) -> None:
     assert not ports.accepts(port)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="others give no such port")
+def test_a_connection_that_reaches_itself_is_none(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by chance where nobody listens and the system gives a connection the port that it is
+    for."""
+    port = port_of(listener)
+    listener.close()
+
+    def from_that_port(address: tuple[str, int], timeout: float) -> socket.socket:
+        sock = socket.socket()
+        sock.settimeout(timeout)
+        sock.bind(address)
+        sock.connect(address)
+        return sock
+
+    monkeypatch.setattr(socket, "create_connection", from_that_port)
+    with pytest.raises(ConnectionRefusedError):
+        ports.connect("127.0.0.1", port, 5)
+
+
 # --- who it is --------------------------------------------------------------------------
 
 
