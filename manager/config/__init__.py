@@ -1,6 +1,6 @@
 """config.yaml: each key's declaration, the reader, the file, plugins."""
 
-from manager.config import config_file, loader, plugins, variables
+from manager.config import config_file, edit, loader, plugins, variables
 from manager.config.declaration import keys
 from manager.config.hosts import Network, admits
 from manager.config.loader import ConfigError, Problem
@@ -27,6 +27,7 @@ __all__ = [
     "admits",
     "argument_spans",
     "config_file",
+    "edit",
     "has_control",
     "is_secret_name",
     "keys",
