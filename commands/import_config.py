@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from commands import options
 from commands.options import CommandError, ConfigLoader
-from manager.config import Program, config_file
+from manager.config import Config, config_file, edit, loader
+from manager.config.edit import EditError
 from manager.importers import READERS, Imported, SourceError, finish
 
 
@@ -30,7 +32,7 @@ def add_to(imports: Any) -> None:
     command.add_argument(
         "--write",
         action="store_true",
-        help="write it to the file of --config, which must have no models yet",
+        help="write it to the file of --config; where that is there, add the models to it",
     )
     options.add_config(command)
 
@@ -46,23 +48,45 @@ def _import_config(arguments: argparse.Namespace) -> None:
     except SourceError as error:
         raise CommandError(str(error)) from error
     sys.stderr.write(imported.report)
+    left_out = list(imported.left_out)
     if arguments.write:
-        _write(target, imported)
-        print(f"{target}: {len(imported.models)} models written")
+        left_out += _write(target, imported)
     else:
         sys.stdout.write(imported.text)
-    if imported.left_out:
-        raise CommandError(f"{len(imported.left_out)} models were left out")
+    if left_out:
+        raise CommandError(f"{len(left_out)} models were left out")
 
 
-def _write(target: Path, imported: Imported) -> None:
-    """Raises CommandError where the file has something already, OSError."""
+def _write(target: Path, imported: Imported) -> list[str]:
+    """Writes a new file, or adds the models to the one that is there, whose other settings stay.
+    Returns the models that it cannot have. Raises CommandError, ConfigError, OSError."""
     before = config_file.read_file(target)
+    text, left_out = imported.text, []
     if before.content is not None:
-        config = ConfigLoader(target)()
-        if config.models or config.program != Program():
-            raise CommandError(
-                f"{target} has models or settings of its own, and is left as it is: without"
-                " --write the new ones are printed, for you to paste"
-            )
-    config_file.write(target, imported.text, before, target.parent)
+        load = ConfigLoader(target)
+        config = load()
+        reasons = {name: _clash(config, name, entry) for name, entry in imported.models.items()}
+        left_out = [name for name, reason in reasons.items() if reason]
+        for name in left_out:
+            print(f"left out: {name}: {target} has {reasons[name]} already", file=sys.stderr)
+        new = {name: entry for name, entry in imported.models.items() if not reasons[name]}
+        try:
+            text = edit.add_models(before.text, new) if new else before.text
+        except EditError as error:
+            raise CommandError(f"{target} is left as it is: {error}") from error
+        loader.parse(text, target, load.modes)
+        print(f"the settings of the program in {target} are left as they are", file=sys.stderr)
+    if text != before.text:
+        config_file.write(target, text, before, target.parent)
+    print(f"{target}: {len(imported.models) - len(left_out)} models written")
+    return left_out
+
+
+def _clash(config: Config, name: str, entry: Mapping[str, Any]) -> str:
+    """What of a model's another has already in that config; empty where nothing."""
+    for one in (name, *entry.get("aliases", ())):
+        if config.find(one):
+            return f"the name {one}"
+    port = entry.get("port")
+    ports = {config.program.port, *(model.port for model in config.models.values())}
+    return f"port {port}" if port and port in ports else ""

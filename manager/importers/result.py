@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from manager.config import ConfigError, Model, keys, loader
+from manager.config import ConfigError, Model, edit, keys, loader
+from manager.config.edit import EditError
 from manager.importers.draft import Draft, Part
 from manager.importers.source import SourceError
 from manager.interfaces import BUILT_IN
@@ -30,22 +29,12 @@ _DEVICES = (
 @dataclass(frozen=True)
 class Imported:
     """`text` is the whole of a config.yaml, `report` what a person has to know of it. `models` are
-    those in it; `left_out` the others."""
+    those in it, `left_out` the others."""
 
     text: str
     report: str
     models: Mapping[str, Mapping[str, Any]]
     left_out: tuple[str, ...]
-
-
-class _Dumper(yaml.SafeDumper):
-    """As people write a config: commands on one line where it is long enough, no anchors."""
-
-    def ignore_aliases(self, _data: Any) -> bool:
-        return True
-
-    def represent_mapping(self, tag: str, mapping: Any, _flow_style: bool | None = None) -> Any:
-        return super().represent_mapping(tag, mapping, flow_style=False)
 
 
 def finish(draft: Draft, target: Path) -> Imported:
@@ -65,7 +54,7 @@ def finish(draft: Draft, target: Path) -> Imported:
     return Imported(
         text,
         "\n".join(_report(draft)) + "\n",
-        {model.name: model.entry for model in kept},
+        {model.name: _ordered(model.entry) for model in kept},
         tuple(model.name for model in draft.models.values() if model.left_out),
     )
 
@@ -91,14 +80,15 @@ def _with_variables(text: str, names: set[str]) -> str:
 
 def _config_text(draft: Draft) -> tuple[str, list[tuple[Part, int]]]:
     """The text, and each part with its last line in it."""
-    pieces = [_dump({"program": draft.program.entry}), "Local-Models:\n"]
+    pieces = [edit.written({"program": draft.program.entry}), "Local-Models:\n"]
     last_lines = [(draft.program, _lines(pieces))]
-    for model in list(draft.kept()):
-        _, _, piece = _dump({"models": {model.name: _ordered(model.entry)}}).partition("\n")
+    for model in draft.kept():
+        entry = _ordered(model.entry)
         try:
+            _, _, piece = edit.written({"Local-Models": {model.name: entry}}).partition("\n")
             piece.encode()
-        except UnicodeEncodeError:
-            model.left_out.append("it has half of a character (a lone surrogate) in it")
+        except (EditError, UnicodeEncodeError) as error:
+            model.left_out.append(f"it cannot be written: {error}")
             continue
         pieces.append(piece)
         last_lines.append((model, _lines(pieces)))
@@ -115,13 +105,6 @@ def _ordered(entry: Mapping[str, Any]) -> dict[str, Any]:
     """In the order of the reference, the schemes last."""
     known = {name: entry[name] for name in _ORDER if name in entry}
     return {**known, **{name: value for name, value in entry.items() if name not in known}}
-
-
-def _dump(data: Any) -> str:
-    text: str = yaml.dump(
-        data, Dumper=_Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=96
-    )
-    return text
 
 
 def _report(draft: Draft) -> Iterator[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from commands.__main__ import main
+from manager.config import loader
 
 SOURCE = "models:\n  a: {cmd: 'serve ${PORT}'}\n"
 
@@ -44,25 +45,53 @@ def test_it_is_written_where_there_is_no_config_yet(
     assert target.stat().st_mode & 0o077 == 0
 
 
-@pytest.mark.parametrize(
-    "text", ["program: {port: 9}\nLocal-Models: {}\n", "Local-Models: {b: {S: {command: [x]}}}\n"]
-)
-def test_a_config_that_has_something_is_left_as_it_is(
-    source: Path, text: str, capsys: pytest.CaptureFixture[str]
+def test_models_are_added_to_a_config_that_is_there(
+    source: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    source.write_text(SOURCE + "  b: {cmd: 'x ${PORT}'}\n  c: {cmd: 'x ${PORT}', aliases: [d]}\n")
+    source.write_text(
+        source.read_text() + "  e: {cmd: 'x', proxy: 'http://localhost:9'}\n"
+        "  f: {cmd: 'x', proxy: 'http://localhost:7'}\n"
+    )
+    target = source.parent / "config.yaml"
+    mine = """# mine
+program:
+  alive_time: 5  # minutes
+Local-Models:
+  b:
+    aliases: [d]
+    port: 9
+    S:
+      command: [mine]
+"""
+    target.write_text(mine)
+    assert run(source, "--write") == 1
+    assert target.read_text().startswith(mine)
+    config = loader.load(target, lambda _plugins: ["Chat"])
+    assert list(config.models) == ["b", "a", "f"]
+    assert config.program.alive_time == 5
+    printed = capsys.readouterr()
+    assert "2 models written" in printed.out
+    for name, reason in (("b", "the name b"), ("c", "the name d"), ("e", "port 9")):
+        assert f"left out: {name}: {target} has {reason} already" in printed.err
+    assert (source.parent / "config.yaml.bak").read_text() == mine
+
+
+@pytest.mark.parametrize(
+    "text", ["Local-Models: {b: {", "Local-Models: {b: {S: {command: [x]}}}\n"]
+)
+def test_a_config_that_cannot_be_added_to_is_left_as_it_is(source: Path, text: str) -> None:
     target = source.parent / "config.yaml"
     target.write_text(text)
     assert run(source, "--write") == 1
     assert target.read_text() == text
-    assert "is left as it is" in capsys.readouterr().err
 
 
-def test_a_config_without_models_and_settings_is_replaced_with_a_backup(source: Path) -> None:
+def test_a_config_without_models_gets_them(source: Path) -> None:
     target = source.parent / "config.yaml"
     target.write_text("Local-Models: {}  # none yet\n")
     assert run(source, "--write") == 0
-    assert "serve" in target.read_text()
-    assert "none yet" in (source.parent / "config.yaml.bak").read_text()
+    assert list(loader.load(target, lambda _plugins: ["Chat"]).models) == ["a"]
 
 
 def test_models_that_were_left_out_are_a_failure(
