@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+SCHEME = "Default"
+"""The name of a model's scheme, where the source has one way to start it."""
+
 
 @dataclass(frozen=True)
 class Note:

@@ -10,9 +10,9 @@ from typing import Any
 from manager.config import Program, readers
 from manager.config.yaml_reader import InvalidValue, Section, TooManyProblems, Value, section
 from manager.importers import command_line, llama_swap_filters, llama_swap_model, macros
-from manager.importers.draft import Draft, Part
+from manager.importers.draft import SCHEME, Draft, Part
 from manager.importers.given import Given, count, mapping, texts
-from manager.importers.llama_swap_model import SCHEME, Model, minutes
+from manager.importers.llama_swap_model import Model, minutes
 from manager.importers.macros import Macros
 from manager.importers.source import SourceError, read_document
 

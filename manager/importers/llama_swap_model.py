@@ -10,13 +10,12 @@ from typing import Any
 from manager.config import readers
 from manager.config.yaml_reader import Section, Value
 from manager.importers import command_line, llama_swap_filters, macros
-from manager.importers.draft import Draft, Part
+from manager.importers.draft import SCHEME, Draft, Part
 from manager.importers.given import Given, count, mapping, seconds, texts
 from manager.importers.llama_swap_filters import Filters
 from manager.importers.macros import Macros
 from manager.importers.source import plain
 
-SCHEME = "Default"
 _PROXY = re.compile(r"(https?)://(\[[^\]]*\]|[^/:?#]*)(?::([^/?#]*))?(.*)", re.DOTALL)
 _HERE = re.compile(r"localhost|127(?:\.[0-9]+){3}|\[::1?\]|0\.0\.0\.0")
 _LISTENED_ON = ("localhost", "127.0.0.1", "[::1]")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -83,11 +84,14 @@ def _config_text(draft: Draft) -> tuple[str, list[tuple[Part, int]]]:
     pieces = [edit.written({"program": draft.program.entry}), "Local-Models:\n"]
     last_lines = [(draft.program, _lines(pieces))]
     for model in draft.kept():
-        entry = _ordered(model.entry)
+        entry = {"Local-Models": {model.name: _ordered(model.entry)}}
         try:
-            _, _, piece = edit.written({"Local-Models": {model.name: entry}}).partition("\n")
-            piece.encode()
-        except (EditError, UnicodeEncodeError) as error:
+            json.dumps(entry, ensure_ascii=False).encode()
+            _, _, piece = edit.written(entry).partition("\n")
+        except UnicodeEncodeError:
+            model.left_out.append("it has half of a character (a lone surrogate) in it")
+            continue
+        except EditError as error:
             model.left_out.append(f"it cannot be written: {error}")
             continue
         pieces.append(piece)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from manager.config import yaml_reader
 from manager.importers import READERS, SourceError, macros
 from tests.support.imported import Import, imported
 
@@ -445,7 +446,10 @@ def test_many_models_with_large_macros_are_refused(
         llama_swap(f"macros: {{big: {'x' * 1000}}}\nmodels:\n{models}")
 
 
-def test_aliases_of_yaml_that_stand_for_millions_are_refused(llama_swap: Import) -> None:
+def test_aliases_of_yaml_that_stand_for_millions_are_refused(
+    llama_swap: Import, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(yaml_reader, "MAX_VALUES", 2000)
     tens = "".join(f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 10)}]\n" for n in range(1, 9))
     with pytest.raises(SourceError, match="aliases counted"):
         llama_swap(
