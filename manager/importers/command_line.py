@@ -68,7 +68,7 @@ def _split_as_windows(text: str) -> Iterator[str]:
     """As CommandLineToArgvW does: ``\\`` is itself but before a ``"``."""
     argument: list[str] = []
     quoted = started = False
-    for found in re.finditer(r'(\\+)("?)|(")|(\s)|([^\s"\\]+)', text):
+    for found in re.finditer(r'(\\+)("?)|(")|([ \t\r\n])|([^ \t\r\n"\\]+)', text):
         backslashes, after, quote, space, other = found.groups()
         if space and not quoted:
             if started:

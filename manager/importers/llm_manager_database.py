@@ -81,8 +81,10 @@ def is_database(path: Path) -> bool:
 
 def read(path: Path) -> Theirs:
     """The config in a database of 3.x, which is not changed. Raises SourceError."""
+    # Without a journal nobody writes to it; then SQLite leaves no files of its own beside it.
+    how = "mode=ro" if path.with_name(f"{path.name}-wal").exists() else "immutable=1"
     try:
-        uri = f"{path.absolute().as_uri()}?mode=ro"
+        uri = f"{path.absolute().as_uri()}?{how}"
         with closing(sqlite3.connect(uri, uri=True)) as connection:
             return _Database(connection, path.name).read()
     except sqlite3.Error as error:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from manager.config import yaml_reader
 from manager.importers import READERS, SourceError, macros
-from tests.support.imported import Import, imported
+from tests.support.imported import Import, imported, read_again
 
 SERVE = "cmd: llama-server --port ${PORT} -m a.gguf"
 
@@ -477,3 +479,34 @@ def test_a_name_with_control_characters_reaches_no_terminal(llama_swap: Import) 
     assert list(config.models) == ["c"]
     assert "\x1b" not in report
     assert "a\\x1b[2Jb" in report
+
+
+GOOD = f"""
+healthCheckTimeout: 60
+macros: {{m: "x ${{PORT}}", n: 5}}
+models:
+  a: {{cmd: "serve ${{m}} ${{n}}", ttl: 60, env: [A=b], aliases: [c], proxy: "http://localhost:1"}}
+  b:
+    {SERVE}
+    filters: {{stripParams: x, setParams: {{y: 1}}, setParamsByID: {{d: {{z: [1]}}}}}}
+groups: {{g: {{persistent: true, members: [a]}}}}
+hooks: {{on_startup: {{preload: [a]}}}}
+peers: {{p: {{proxy: "https://x.example", models: [e], apiKey: k}}}}
+""".encode()
+
+
+@settings(max_examples=60)
+@given(
+    at=st.integers(0, len(GOOD)),
+    length=st.integers(0, 40),
+    put=st.binary(max_size=6)
+    | st.sampled_from([b"[]", b"{}", b"null", b": ", b"- ", b"${", b"&a "]),
+)
+def test_no_file_is_a_failure_of_ours(tmp_path: Path, at: int, length: int, put: bytes) -> None:
+    source = tmp_path / "llama-swap.yaml"
+    source.write_bytes(GOOD[:at] + put + GOOD[at + length :])
+    try:
+        made = imported("llama-swap", source)
+    except SourceError:
+        return
+    read_again(made, tmp_path)

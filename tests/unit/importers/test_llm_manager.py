@@ -103,6 +103,18 @@ def test_a_database_of_3x(tmp_path: Path, split: bool) -> None:
     assert sorted(tmp_path.iterdir()) == [source]
 
 
+def test_what_a_running_program_has_in_its_journal_is_read_too(tmp_path: Path) -> None:
+    source = make(tmp_path / "a.db")
+    with closing(sqlite3.connect(source)) as running:
+        running.execute("PRAGMA journal_mode = WAL")
+        running.execute("UPDATE model_defs SET name = 'renamed'")
+        running.commit()
+        assert list(READERS["llm-manager"](source).models) == ["renamed"]
+    # It has ended: nothing of the journal is there, and nothing comes to be.
+    assert list(READERS["llm-manager"](source).models) == ["renamed"]
+    assert list(tmp_path.iterdir()) == [source]
+
+
 def test_hours_are_priced_as_hours(tmp_path: Path) -> None:
     change = "UPDATE model_defs SET pricing_type = 'hourly', hourly_price = 1.25"
     config, _ = run(make(tmp_path / "a.db", change))
