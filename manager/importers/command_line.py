@@ -116,6 +116,15 @@ def mode(arguments: Sequence[str], name: str) -> tuple[str, str]:
     return "Chat", ""
 
 
+def missing_flag(arguments: Sequence[str], mode: str) -> str:
+    """What llama-server needs for a mode and does not have; empty where it has it, and for other
+    servers."""
+    flags = [flag for flag, meant in _MODE_BY_ARGUMENT.items() if meant == mode]
+    if program(arguments) != "llama-server" or not flags or set(flags) & set(arguments):
+        return ""
+    return "" if ("--pooling" in arguments and mode == "Reranker") else flags[0]
+
+
 def hints(arguments: Sequence[str], env: Mapping[str, str]) -> Iterator[str]:
     """What a person has to know of a command that LLM-Manager will run. No value of a variable is
     in it, but for those that name cards."""

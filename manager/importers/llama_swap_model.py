@@ -91,6 +91,8 @@ class _Reading:
         if found != "Chat":
             self._part.entry["mode"] = found
             self._given.note("cmd", f"mode: {found}, since {why} says so: check it")
+            if flag := command_line.missing_flag(model.arguments, found):
+                self._given.note("cmd", f"llama-server answers as {found} with {flag} alone")
         for hint in command_line.hints(model.arguments, env):
             self._given.note("cmd", hint)
         if model.port is None and not any("${PORT}" in one for one in model.arguments):

@@ -22,6 +22,7 @@ from manager.importers.source import SourceError, read_bytes
 
 _MAX_MODELS = 5000
 _MAX_BYTES = 1 << 20  # of a manifest, parameters, a config
+_DEFAULT_CONTEXT = 4096  # tokens; docs/context-length.mdx of Ollama, for less than 24 GiB
 _LEVELS = 4  # of folders, the last of which are the tags
 _DIGEST = re.compile(r"sha256[:-]([0-9a-f]{64})")
 _LAYER = re.compile(r"application/vnd\.ollama\.image\.([a-z]+)")
@@ -165,11 +166,15 @@ class _Model:
             raise SourceError("it has no GGUF")
         params = self._params(layers.get("params", []))
         mode = self._mode(about)
+        context = _positive(params.pop("num_ctx", None))
+        if context is None and mode == "Chat":
+            context = _DEFAULT_CONTEXT
+            self._part.note(None, f"-c {context} is Ollama's default: write more where it fits")
         projectors = self._files(layers.get("projector", []))
         command = llama_server_command(
             self._files(layers["model"])[0],
             mode=mode,
-            context=_positive(params.pop("num_ctx", None)),
+            context=context,
             mmproj=projectors[0] if projectors else None,
         )
         for adapter in self._files(layers.get("adapter", [])):

@@ -377,6 +377,15 @@ def test_what_a_command_means_here_is_said(llama_swap: Import, model: str, hint:
     assert "sk-1" not in report
 
 
+def test_a_server_that_is_not_started_for_its_mode_is_said(llama_swap: Import) -> None:
+    _, report = llama_swap(
+        "models: {my-embedder: {cmd: 'llama-server -m e.gguf --port ${PORT}'},"
+        " embed-2: {cmd: 'llama-server -m e.gguf --embeddings --port ${PORT}'},"
+        " embed-3: {cmd: 'serve ${PORT}'}}"
+    )
+    assert report.count("llama-server answers as Embedding with --embedding alone") == 1
+
+
 @pytest.mark.parametrize(
     "command",
     [

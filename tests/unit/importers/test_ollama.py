@@ -158,6 +158,15 @@ def test_the_mode_is_by_family_or_name(
     assert ("check it" in report) == (mode != "Chat")
 
 
+def test_a_chat_without_num_ctx_has_the_context_that_it_had(store: Store) -> None:
+    store.manifest(f"{LIBRARY}/a/b", MODEL)
+    store.manifest(f"{LIBRARY}/embed/b", MODEL)
+    config, report = store.run()
+    commands = [model.schemes[0].command for model in config.models.values()]
+    assert [("-c", "4096") == command[-2:] for command in commands] == [True, False]
+    assert report.count("-c 4096 is Ollama's default") == 1
+
+
 def test_the_folder_above_is_found_too(store: Store) -> None:
     store.manifest(f"{LIBRARY}/a/b", MODEL)
     assert list(READERS["ollama"](store.folder.parent).models) == ["a:b"]
