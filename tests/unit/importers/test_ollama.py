@@ -153,7 +153,7 @@ def test_the_mode_is_by_family_or_name(
     store.manifest(f"{LIBRARY}/{name}/latest", MODEL, config=config)
     found, report = store.run()
     assert found.models[f"{name}:latest"].mode == mode
-    flag = {"Embedding": "--embedding", "Reranker": "--reranking"}.get(mode, "${PORT}")
+    flag = {"Embedding": "--embedding", "Reranker": "--reranking"}.get(mode, "4096")
     assert found.models[f"{name}:latest"].schemes[0].command[-1] == flag
     assert ("check it" in report) == (mode != "Chat")
 
@@ -163,7 +163,7 @@ def test_a_chat_without_num_ctx_has_the_context_that_it_had(store: Store) -> Non
     store.manifest(f"{LIBRARY}/embed/b", MODEL)
     config, report = store.run()
     commands = [model.schemes[0].command for model in config.models.values()]
-    assert [("-c", "4096") == command[-2:] for command in commands] == [True, False]
+    assert [command[-2:] == ("-c", "4096") for command in commands] == [True, False]
     assert report.count("-c 4096 is Ollama's default") == 1
 
 
