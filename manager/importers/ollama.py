@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from manager.engines import BY_ID, ProposalError, propose
 from manager.errors import ApiError
-from manager.importers import command_line
+from manager.gguf import GgufError, Kind, read_model
 from manager.importers.draft import SCHEME, Draft, Part
-from manager.importers.engine import llama_server_command
 from manager.importers.source import SourceError, read_bytes
 
 _MAX_MODELS = 5000
@@ -100,18 +100,6 @@ class _Store:
             raise SourceError(f"blobs/{path.name} is missing, or a link")
         return path
 
-    def gguf(self, digest: Any) -> str:
-        """The file of a GGUF, as a command has it. Raises SourceError."""
-        path = self.path(digest)
-        try:
-            with path.open("rb") as file:
-                magic = file.read(4)
-        except OSError as error:
-            raise SourceError(f"{path} cannot be read: {error.strerror}") from error
-        if magic != b"GGUF":
-            raise SourceError(f"blobs/{path.name} is no GGUF")
-        return str(path).replace("${", "$${")
-
     def json(self, digest: Any) -> dict[str, Any]:
         """Raises SourceError."""
         return _object(read_bytes(self.path(digest), _MAX_BYTES, follow=False))
@@ -165,30 +153,44 @@ class _Model:
         if "model" not in layers:
             raise SourceError("it has no GGUF")
         params = self._params(layers.get("params", []))
-        mode = self._mode(about)
-        context = _positive(params.pop("num_ctx", None))
-        if context is None and mode == "Chat":
-            context = _DEFAULT_CONTEXT
-            self._part.note(None, f"-c {context} is Ollama's default: write more where it fits")
-        projectors = self._files(layers.get("projector", []))
-        command = llama_server_command(
-            self._files(layers["model"])[0],
-            mode=mode,
-            context=context,
-            mmproj=projectors[0] if projectors else None,
-        )
-        for adapter in self._files(layers.get("adapter", [])):
-            command += ["--lora", adapter]
-        command += self._flags(params)
-        self._part.entry[SCHEME] = {"command": command}
-        self._part.take("layers", "command")
-        if mode != "Chat":
-            self._part.entry["mode"] = mode
-            self._part.note(None, f"mode: {mode}, by its family or its name: check it")
+        self._command(layers, params)
         self._request(params)
         for kind, message in _LOST_LAYERS.items():
             if kind in layers:
                 self._part.note(None, message)
+
+    def _command(self, layers: dict[str, list[Any]], params: dict[str, Any]) -> None:
+        projectors = layers.get("projector", [])
+        try:
+            model = read_model(self._store.path(layers["model"][0]))
+            is_chat = model.kind is Kind.CHAT or "template" in layers
+            proposal = propose(
+                model,
+                BY_ID["llama-server"],
+                mode="Chat" if is_chat and model.kind in (Kind.CHAT, Kind.BASE) else None,
+                context=self._context(params, model.kind),
+                projector=self._store.path(projectors[0]) if projectors else None,
+            )
+        except (GgufError, ProposalError) as error:
+            raise SourceError(str(error)) from error
+        [command] = [one["command"] for one in proposal.entry.values() if isinstance(one, dict)]
+        for digest in layers.get("adapter", []):
+            command += ["--lora", str(self._store.path(digest)).replace("${", "$${")]
+        self._part.entry[SCHEME] = {"command": [*command, *self._flags(params)]}
+        self._part.take("layers", "command")
+        if proposal.mode != "Chat":
+            self._part.entry["mode"] = proposal.mode
+        elif model.kind is Kind.BASE:
+            self._part.note(
+                None, "its GGUF has no template for chats: give llama-server one, --chat-template"
+            )
+
+    def _context(self, params: dict[str, Any], kind: Kind) -> int | None:
+        context = _positive(params.pop("num_ctx", None))
+        if context is None and kind in (Kind.CHAT, Kind.BASE):
+            context = _DEFAULT_CONTEXT
+            self._part.note(None, f"-c {context} is Ollama's default: write more where it fits")
+        return context
 
     def _layers(self, manifest: dict[str, Any]) -> dict[str, list[Any]]:
         """The digests by the kind of layer."""
@@ -200,20 +202,11 @@ class _Model:
                 layers.setdefault(kind[1], []).append(layer.get("digest"))
         return layers
 
-    def _files(self, digests: list[Any]) -> list[str]:
-        return [self._store.gguf(digest) for digest in digests]
-
     def _params(self, digests: list[Any]) -> dict[str, Any]:
         params: dict[str, Any] = {}
         for digest in digests:
             params |= self._store.json(digest)
         return params
-
-    def _mode(self, about: dict[str, Any]) -> str:
-        if "bert" in str(about.get("model_family")):
-            return "Embedding"
-        found, _ = command_line.mode([], self._part.name)
-        return found if found in ("Embedding", "Reranker") else "Chat"
 
     def _flags(self, params: dict[str, Any]) -> list[str]:
         flags = []

@@ -5,15 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf import GGMLQuantizationType
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manager.config import Config
+from manager.engines import llama_server_command
 from manager.importers import READERS, SourceError, ollama
+from tests.support.gguf_files import write_gguf
 from tests.support.imported import imported, read_again
 
 KIND = "application/vnd.ollama.image."
@@ -69,7 +73,24 @@ def store(tmp_path: Path) -> Store:
 
 
 LIBRARY = "registry.ollama.ai/library"
-MODEL = ("model", b"GGUF...")
+
+
+def gguf(architecture: str = "llama", **more: Any) -> bytes:
+    """A GGUF that is a model, as far as it is read here."""
+    metadata = {
+        f"{architecture}.block_count": 1,
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.chat_template": "{{ messages }}",
+        **more,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        tensors = [("output_norm.weight", (4,), GGMLQuantizationType.F32)]
+        content = {key: value for key, value in metadata.items() if value is not None}
+        return write_gguf(Path(folder) / "a", architecture, content, tensors).read_bytes()
+
+
+LLAMA = gguf()
+MODEL = ("model", LLAMA)
 
 
 def test_a_model_is_run_by_llama_server(store: Store) -> None:
@@ -101,8 +122,12 @@ def test_a_model_is_run_by_llama_server(store: Store) -> None:
     [model] = config.models.values()
     assert (model.name, list(model.aliases), model.mode) == ("llama3:latest", ["llama3"], "Chat")
     assert model.schemes[0].command == (
-        *("llama-server", "-m", store.file(b"GGUF..."), "--host", "127.0.0.1"),
-        *("--port", "${PORT}", "-c", "8192", "--mmproj", store.file(b"GGUFproj")),
+        *llama_server_command(
+            store.file(LLAMA),
+            context=8192,
+            mmproj=store.file(b"GGUFproj"),
+            on_devices=False,
+        ),
         *("--lora", store.file(b"GGUFlora"), "-ngl", "20", "-t", "4", "--no-mmap"),
     )
     assert model.request is not None
@@ -139,31 +164,32 @@ def test_names_are_those_that_ollama_shows(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "config", "mode"),
+    ("model", "layers", "mode"),
     [
-        ("all-minilm", {"model_family": "bert"}, "Embedding"),
-        ("nomic-embed-text", {}, "Embedding"),
-        ("bge-reranker", {"model_family": "llama"}, "Reranker"),
-        ("whisper-fan", {}, "Chat"),
+        (gguf(), (), "Chat"),
+        (gguf("bert", **{"tokenizer.chat_template": None}), (), "Embedding"),
+        (gguf(**{"llama.pooling_type": 4}), (), "Reranker"),
+        (gguf(**{"tokenizer.chat_template": None}), (), "Base"),
+        (gguf(**{"tokenizer.chat_template": None}), (("template", b"{{ .Prompt }}"),), "Chat"),
     ],
 )
-def test_the_mode_is_by_family_or_name(
-    store: Store, name: str, config: dict[str, str], mode: str
+def test_the_mode_is_that_of_the_file(
+    store: Store, model: bytes, layers: tuple[tuple[str, bytes], ...], mode: str
 ) -> None:
-    store.manifest(f"{LIBRARY}/{name}/latest", MODEL, config=config)
-    found, report = store.run()
-    assert found.models[f"{name}:latest"].mode == mode
-    flag = {"Embedding": "--embedding", "Reranker": "--reranking"}.get(mode, "4096")
-    assert found.models[f"{name}:latest"].schemes[0].command[-1] == flag
-    assert ("check it" in report) == (mode != "Chat")
+    store.manifest(f"{LIBRARY}/a/b", ("model", model), *layers)
+    config, report = store.run()
+    assert config.models["a:b"].mode == mode
+    flag = {"Embedding": "--embedding", "Reranker": "--reranking"}.get(mode, "-c")
+    assert flag in config.models["a:b"].schemes[0].command
+    assert ("give llama-server one" in report) == bool(layers)
 
 
 def test_a_chat_without_num_ctx_has_the_context_that_it_had(store: Store) -> None:
     store.manifest(f"{LIBRARY}/a/b", MODEL)
-    store.manifest(f"{LIBRARY}/embed/b", MODEL)
+    store.manifest(f"{LIBRARY}/embed/b", ("model", gguf("bert")))
     config, report = store.run()
-    commands = [model.schemes[0].command for model in config.models.values()]
-    assert [command[-2:] == ("-c", "4096") for command in commands] == [True, False]
+    commands = [" ".join(model.schemes[0].command) for model in config.models.values()]
+    assert ["-c 4096" in command for command in commands] == [True, False]
     assert report.count("-c 4096 is Ollama's default") == 1
 
 
@@ -185,7 +211,9 @@ def test_a_machine_without_llama_server_is_said(
     [
         ([], {"remote_host": "https://ollama.com"}, "it runs in Ollama's cloud"),
         ([("tensor", b"x")], {}, "it has no GGUF"),
-        ([("model", b"PK...")], {}, "is no GGUF"),
+        ([("model", b"PK...")], {}, "GGUF"),
+        ([("model", LLAMA[:50])], {}, "is cut off inside its header"),
+        ([("model", gguf("clip"))], {}, "serves no mmproj"),
         ([MODEL, ("params", b"{")], {}, "it is no JSON"),
         ([MODEL, ("params", b"[" * 100_000)], {}, "it is no JSON"),
         ([MODEL, ("params", [1])], {}, "it is no object of JSON"),
@@ -228,8 +256,10 @@ def test_links_are_not_followed(store: Store) -> None:
     (outside / "latest").write_bytes(real.read_bytes())
     (real.parent.parent / "folder").symlink_to(outside)
     (real.parent / "link").symlink_to(outside / "latest")
-    blob = store.manifest(f"{LIBRARY}/blob/latest", ("model", b"GGUFelsewhere"))
-    path = Path(store.file(b"GGUFelsewhere"))
+    blob = store.manifest(
+        f"{LIBRARY}/blob/latest", ("model", gguf(**{"general.name": "elsewhere"}))
+    )
+    path = Path(store.file(gguf(**{"general.name": "elsewhere"})))
     path.rename(outside / "blob")
     path.symlink_to(outside / "blob")
     assert blob.is_file()
