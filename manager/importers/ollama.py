@@ -174,6 +174,7 @@ class _Model:
         except (GgufError, ProposalError) as error:
             raise SourceError(str(error)) from error
         [command] = [one["command"] for one in proposal.entry.values() if isinstance(one, dict)]
+        command += ["--alias", "${MODEL}"]  # else answers name the model by its file
         for digest in layers.get("adapter", []):
             command += ["--lora", str(self._store.path(digest)).replace("${", "$${")]
         self._part.entry[SCHEME] = {"command": [*command, *self._flags(params)]}

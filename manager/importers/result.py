@@ -81,7 +81,9 @@ def _with_variables(text: str, names: set[str]) -> str:
 
 def _config_text(draft: Draft) -> tuple[str, list[tuple[Part, int]]]:
     """The text, and each part with its last line in it."""
-    pieces = [edit.written({"program": draft.program.entry}), "Local-Models:\n"]
+    settings = draft.program.entry
+    # Braces would have to be taken out before anything could be added by hand.
+    pieces = [edit.written({"program": settings}) if settings else "program:\n", "Local-Models:\n"]
     last_lines = [(draft.program, _lines(pieces))]
     for model in draft.kept():
         entry = {"Local-Models": {model.name: _ordered(model.entry)}}
@@ -96,8 +98,6 @@ def _config_text(draft: Draft) -> tuple[str, list[tuple[Part, int]]]:
             continue
         pieces.append(piece)
         last_lines.append((model, _lines(pieces)))
-    if len(last_lines) == 1:
-        pieces[-1] = "Local-Models: {}\n"
     return "".join(pieces), last_lines
 
 

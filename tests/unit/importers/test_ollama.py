@@ -128,6 +128,7 @@ def test_a_model_is_run_by_llama_server(store: Store) -> None:
             mmproj=store.file(b"GGUFproj"),
             on_devices=False,
         ),
+        *("--alias", "${MODEL}"),
         *("--lora", store.file(b"GGUFlora"), "-ngl", "20", "-t", "4", "--no-mmap"),
     )
     assert model.request is not None
