@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from manager.importers.source import SourceError
+
+MAX_MODELS = 2000
 SCHEME = "Default"
 """The name of a model's scheme, where the source has one way to start it."""
 
@@ -58,7 +61,9 @@ class Draft:
     _aliases: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, line: int | None = None) -> Part:
-        """A further model, which has a name of its own."""
+        """A further model, which has a name of its own. Raises SourceError."""
+        if len(self.models) >= MAX_MODELS:
+            raise SourceError(f"{self.source} has more than {MAX_MODELS} models")
         self.models[name] = model = Part(name, line)
         return model
 

@@ -20,7 +20,6 @@ from manager.gguf import GgufError, Kind, read_model
 from manager.importers.draft import SCHEME, Draft, Part
 from manager.importers.source import SourceError, read_bytes
 
-_MAX_MODELS = 5000
 _MAX_BYTES = 1 << 20  # of a manifest, parameters, a config
 _DEFAULT_CONTEXT = 4096  # tokens; docs/context-length.mdx of Ollama, for less than 24 GiB
 _LEVELS = 4  # of folders, the last of which are the tags
@@ -124,8 +123,6 @@ def _name(names: tuple[str, ...]) -> str:
 
 
 def _model(store: _Store, names: tuple[str, ...], draft: Draft) -> None:
-    if len(draft.models) >= _MAX_MODELS:
-        raise SourceError(f"there are more than {_MAX_MODELS} models")
     name = _name(names)
     part = draft.add(name)
     try:

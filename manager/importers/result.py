@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,13 +44,8 @@ def finish(draft: Draft, target: Path) -> Imported:
     finds a problem: the report has that problem. Raises SourceError."""
     text, parts = _config_text(draft)
     while problems := _problems(_with_variables(text, draft.variables), target):
-        blamed = {_part_at(line, parts).name for line, _ in problems}
-        if blamed == {draft.program.name} and not draft.program.entry:
-            raise SourceError(f"the config that was made is not accepted: {problems[0][1]}")
         for line, message in problems:
-            _part_at(line, parts).left_out.append(message)
-        if draft.program.left_out:
-            draft.program.entry.clear()
+            _take_out(_part_at(line, parts), message, draft)
         text, parts = _config_text(draft)
     kept = draft.kept()
     return Imported(
@@ -58,6 +54,18 @@ def finish(draft: Draft, target: Path) -> Imported:
         {model.name: _ordered(model.entry) for model in kept},
         tuple(model.name for model in draft.models.values() if model.left_out),
     )
+
+
+def _take_out(part: Part, message: str, draft: Draft) -> None:
+    """Takes out what our reader has a problem with: a model, or a key of the program. Raises
+    SourceError where it is neither."""
+    if part is not draft.program:
+        part.left_out.append(message)
+        return
+    key = re.split("[,:]", message)[0]
+    if part.entry.pop(key, None) is None:
+        raise SourceError(f"the config that was made is not accepted: {message}")
+    part.note(None, f"left out: {message}")
 
 
 def _part_at(line: int, parts: list[tuple[Part, int]]) -> Part:

@@ -415,6 +415,16 @@ def test_a_model_that_our_reader_refuses_is_left_out_with_its_words(llama_swap: 
     assert "b (line 4)\n  LEFT OUT: health:" in report
 
 
+def test_a_setting_that_our_reader_refuses_is_left_out_alone(llama_swap: Import) -> None:
+    config, report = llama_swap(
+        f"healthCheckTimeout: 60\nglobalTTL: 999999999999\nunloadTimeout: 999999\nmodels:\n"
+        f"  program:\n    {SERVE}\n    aliases: [' ']\n  b:\n    {SERVE}\n"
+    )
+    assert list(config.models) == ["b"]
+    assert (config.program.start_timeout, config.program.stop_timeout) == (60, 999999)
+    assert "line 2: globalTTL is left out" in report
+
+
 # Hostile files.
 
 

@@ -261,6 +261,16 @@ def test_a_file_of_yaml(tmp_path: Path) -> None:
         assert line in report
 
 
+def test_a_setting_of_the_program_that_is_refused_is_left_out_alone(tmp_path: Path) -> None:
+    source = tmp_path / "old.yaml"
+    source.write_text(YAML.replace("port: 8081", "port: 99999").replace('["Chat", "E', '["X", "E'))
+    config, report = run(source)
+    assert (config.program.port, config.program.token_tracker) == (8080, None)
+    assert config.program.alive_time == 60
+    assert "left out: port: expected a whole number" in report
+    assert "left out: TokenTracker, item 1: unknown mode" in report
+
+
 def test_a_file_of_json_with_models_at_its_top(tmp_path: Path) -> None:
     (tmp_path / "a.bat").touch()
     source = tmp_path / "config.json"

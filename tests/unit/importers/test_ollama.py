@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from manager.config import Config
 from manager.engines import llama_server_command
-from manager.importers import READERS, SourceError, ollama
+from manager.importers import READERS, SourceError, draft
 from tests.support.gguf_files import write_gguf
 from tests.support.imported import imported, read_again
 
@@ -292,7 +292,7 @@ def test_a_folder_of_something_else_is_refused(store: Store, tmp_path: Path) -> 
 def test_a_folder_of_too_many_models_is_refused(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ollama, "_MAX_MODELS", 3)
+    monkeypatch.setattr(draft, "MAX_MODELS", 3)
     for tag in range(4):
         store.manifest(f"{LIBRARY}/a/{tag}", MODEL)
     with pytest.raises(SourceError, match="more than 3 models"):
