@@ -65,7 +65,9 @@ class Given:
 
     def note_rest(self, known: Mapping[str, str]) -> None:
         """A note on each key that nobody has read: what `known` says, else that it means nothing
-        here."""
+        here. Those that begin with ``x-`` are for YAML's anchors."""
         for key, value in self._given.unread():
+            if key.startswith("x-"):
+                continue
             message = known.get(key, "has no counterpart")
             self._part.note(value.key_line, f"{self._label}{key}: {message}")

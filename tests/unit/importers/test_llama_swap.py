@@ -178,6 +178,14 @@ def test_what_has_no_counterpart_is_reported_with_its_line(
     assert "hunter2" not in report
 
 
+def test_anchors_are_merged_and_not_reported(llama_swap: Import) -> None:
+    config, report = llama_swap(
+        f"x-base: &base\n  ttl: 60\n  {SERVE}\nmodels:\n  a: {{<<: *base, ttl: 120}}\n  b: *base\n"
+    )
+    assert [model.alive_time for model in config.models.values()] == [2, 1]
+    assert "x-base" not in report
+
+
 def test_filters_are_changes_of_requests(llama_swap: Import) -> None:
     config, report = llama_swap(
         f"""
