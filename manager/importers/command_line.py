@@ -17,6 +17,7 @@ PINS = (
 _PIN_OPTIONS = ("--device", "-dev", "--main-gpu", "-mg", "--gpus", "--device-ids")
 _KEY_OPTIONS = ("--api-key", "--api-key-file")
 _KEY_VARIABLES = ("LLAMA_API_KEY", "VLLM_API_KEY")
+_OPEN_PORT = re.compile(r"\$\{PORT\}:[0-9]+")  # as Docker publishes one
 _OPEN_HOSTS = ("0.0.0.0", "::")
 
 # What an option or a program says of a model's mode; the first that is there.
@@ -145,6 +146,11 @@ def hints(arguments: Sequence[str], env: Mapping[str, str]) -> Iterator[str]:
                 f"--host {value}: other machines reach its server, past the keys of LLM-Manager:"
                 " write --host 127.0.0.1"
             )
+    if open_port := next((one for one in arguments if _OPEN_PORT.fullmatch(one)), None):
+        yield (
+            f"{open_port}: other machines reach its server, past the keys of LLM-Manager:"
+            f" write 127.0.0.1:{open_port}"
+        )
     if asks := [name for name in _KEY_VARIABLES if name in env]:
         yield f"{asks[0]}: its server would ask LLM-Manager for a key, which it does not send"
     relative = [one for one in arguments if one.startswith(("./", "../", ".\\", "..\\"))]

@@ -376,6 +376,7 @@ def test_a_script_says_no_mode_but_a_name_may(llama_swap: Import, name: str, mod
         ("cmd: serve ${PORT} --api-key sk-1", "--api-key: its server would ask"),
         ("cmd: serve ${PORT}\n    env: [VLLM_API_KEY=sk-1]", "VLLM_API_KEY: its server would"),
         ("cmd: serve ${PORT} --host 0.0.0.0", "past the keys of LLM-Manager"),
+        ("cmd: docker run -p ${PORT}:80 i", "${PORT}:80: other machines reach its server"),
         ("cmd: ./serve.sh ${PORT}", "./serve.sh begins in the folder of config.yaml"),
     ],
 )
