@@ -8,8 +8,9 @@ from typing import Any
 
 from commands import offline, options
 from commands.offline import OfflineDatabase
-from manager.access import Budget, Key, api_keys
+from manager.access import Budget, Key, api_keys, local_token
 from manager.billing import format_amount, parse_amount
+from manager.config import MASK
 
 _HOUR_MS = 3_600_000
 # By what argparse calls them; each is a field of a key.
@@ -23,11 +24,15 @@ def add_to(commands: Any) -> None:
     """Adds the command to those of `add_subparsers`."""
     keys = options.group(commands, "keys", "API keys, with which their owners use the models")
     _command(keys, "list", _list, "list all keys and their limits")
-    for name, act, summary in (
-        ("add", _add, "make a key, and print its secret, once"),
-        ("change", _change, "set limits of a key; `none` takes one away"),
-    ):
-        _add_limits(_command(keys, name, act, summary))
+    add = _command(keys, "add", _add, "make a key, and print its secret, once")
+    _add_limits(add)
+    add.add_argument(
+        "--secret-stdin",
+        action="store_true",
+        help="read a secret that its owner has already from standard input, instead of making one",
+    )
+    change = _command(keys, "change", _change, "set limits of a key; `none` takes one away")
+    _add_limits(change)
     rotate = _command(keys, "rotate", _rotate, "give a key a new secret, and print it, once")
     rotate.add_argument(
         "--keep-old-hours",
@@ -102,10 +107,16 @@ def _list(_arguments: argparse.Namespace, database: OfflineDatabase) -> None:
 def _add(arguments: argparse.Namespace, database: OfflineDatabase) -> None:
     given = _given(arguments)
     key = Key(arguments.name, **given)
+    own, detail = None, _as_json(given)
+    if arguments.secret_stdin:
+        own, detail = sys.stdin.readline().rstrip("\r\n"), {**detail, "secret": MASK}
+        if local_token.is_token_of(arguments.data_dir, own):
+            raise api_keys.secret_taken()
     made, secret = database.change(
-        "add key", key.name, _as_json(given), lambda c: api_keys.add(c, key, options.now_ms())
+        "add key", key.name, detail, lambda c: api_keys.add(c, key, options.now_ms(), own)
     )
-    _show(made, secret)
+    if own is None:
+        _show(made, secret)
 
 
 def _change(arguments: argparse.Namespace, database: OfflineDatabase) -> None:

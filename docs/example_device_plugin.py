@@ -1,4 +1,4 @@
-"""A device plugin: AMD cards, from the files that Linux' ``amdgpu`` driver keeps for each.
+"""A device plugin: Intel's cards, from the files that Linux' ``xe`` driver keeps for each.
 
 Copy this file into the folder that ``device_plugin_dir`` names and restart the program. What each
 part is for stands in ``device-plugin.md`` beside this file.
@@ -15,11 +15,11 @@ from manager.devices import DeviceError, DevicePlugin, Reading
 MB = 2**20
 
 
-class Amd(DevicePlugin):
-    """``AMD GPU 744c #0`` and so on; the four digits are the model's PCI id, as ``lspci -nn``
-    shows it. A card that knows its product's name has that in their place."""
+class Intel(DevicePlugin):
+    """``Intel GPU e20b #0`` and so on; the four digits are the model's PCI id, as ``lspci -nn``
+    shows it. This driver has no file that says how much of the memory is used."""
 
-    name = "amd"
+    name = "intel"
     folder = Path("/sys/class/drm")
 
     def read(self, pids: Collection[int]) -> Sequence[Reading]:  # noqa: ARG002 - not by process
@@ -27,26 +27,28 @@ class Amd(DevicePlugin):
         cards = [path for path in self.folder.glob("card*") if re.fullmatch(r"card\d+", path.name)]
         cards.sort(key=lambda path: int(path.name.removeprefix("card")))
         devices = [path / "device" for path in cards]
-        own = [device for device in devices if (device / "mem_info_vram_total").exists()]
+        own = [device for device in devices if any(sizes(device))]
         return [self._reading(device, index) for index, device in enumerate(own)]
 
     def _reading(self, device: Path, index: int) -> Reading:
-        total, used = number(device / "mem_info_vram_total"), number(device / "mem_info_vram_used")
-        if total is None or used is None:
+        tiles = [number(file) for file in sizes(device)]
+        if None in tiles:
             raise DeviceError(f"the driver does not report the memory of {device}")
-        busy = number(device / "gpu_busy_percent")
-        sensors = device.glob("hwmon/hwmon*/temp1_input")
+        sensors = device.glob("hwmon/hwmon*/temp2_input")
         heat = next((value for value in map(number, sensors) if value is not None), None)
         model = text(device / "device").removeprefix("0x")
         return Reading(
-            name=text(device / "product_name") or f"AMD GPU {model}".strip(),
-            kind="amd",
+            name=f"Intel GPU {model}".strip(),
+            kind="intel",
             index=index,
-            total_mb=total // MB,
-            used_mb=used // MB,
-            load=None if busy is None else busy / 100,
+            total_mb=sum(tile or 0 for tile in tiles) // MB,
             temperature_c=None if heat is None else heat / 1000,
         )
+
+
+def sizes(device: Path) -> list[Path]:
+    """The files with the bytes of memory of each part of a card."""
+    return sorted(device.glob("tile*/physical_vram_size_bytes"))
 
 
 def text(file: Path) -> str:

@@ -267,10 +267,11 @@ def _raw_user(services: Services, anonymous: Caller, environ: dict[str, Any]) ->
         return _page_visitor(services, anonymous, environ)
     if site == "cross-site":
         raise _not_for_pages()
-    if secret is not None and not _is_token(secret, environ):
-        key = known.key(secret, services.clock.wall_ms())
-        if key is None:
-            raise invalid_key_error("The API key is not valid")
+    # Also as a bearer: a key that was brought along may have any shape.
+    key = None if secret is None else known.key(secret, services.clock.wall_ms())
+    if secret is not None and key is None and not _is_token(secret, environ):
+        raise invalid_key_error("The API key is not valid")
+    if key is not None:
         if not key.raw:
             raise ApiError(
                 403,
@@ -329,7 +330,7 @@ def _person(services: Services, anonymous: Caller, environ: dict[str, Any]) -> C
         if generation is not None:
             return anonymous._replace(local_token=generation)
         if token is None:
-            is_key = secret.startswith(credentials.KEY_PREFIX)
+            is_key = secret.startswith(credentials.KEY_PREFIX) or known.is_key(secret)
             for_keys = "An API key is for /v1, Ollama's paths and /api/keys/me"
             why = for_keys if is_key else "The token is not valid"
             raise ApiError(

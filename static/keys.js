@@ -100,6 +100,7 @@ function edit(key) {
   find("#editor-yes").textContent = say(key ? "save" : "make");
   elements.name.value = key?.name ?? "";
   elements.name.readOnly = key !== null;
+  find("#own-secret").hidden = key !== null;
   elements.owner.value = key?.owner ?? "";
   elements.every.checked = !key?.models;
   const names = [...new Set([...models, ...(key?.models ?? [])])];
@@ -127,15 +128,18 @@ function showPicks() {
 }
 
 elements.every.addEventListener("change", showPicks);
+find("#editor").addEventListener("close", () => { elements.secret.value = ""; });
 find("#add").addEventListener("click", () => edit(null));
 
 editor.onSubmit(async () => {
   const given = values();
   if (edited === null) {
+    const own = elements.secret.value ? { secret: elements.secret.value } : {};
     const made = await api("/api/keys", { method: "POST",
-      body: { name: elements.name.value.trim(), ...given } });
+      body: { name: elements.name.value.trim(), ...own, ...given } });
     editor.close();
-    showSecret(say("secret_of_key", { name: made.name }), made.secret);
+    if (made.secret) showSecret(say("secret_of_key", { name: made.name }), made.secret);
+    else notice(say("key_made", { name: made.name }));
   } else {
     // Only what was changed here: somebody else may have changed the rest meanwhile.
     const isChanged = ([name, value]) => JSON.stringify(value) !== JSON.stringify(before[name]);

@@ -26,7 +26,8 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("patient")
 
 # The cards are played: what a developer's shell hides of real ones must not hide these.
-os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+for name in ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
+    os.environ.pop(name, None)
 
 pytest_plugins = ["tests.support.fixtures", "tests.support.played_machine"]
 

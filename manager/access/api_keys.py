@@ -132,9 +132,12 @@ def find(connection: sqlite3.Connection, name: str) -> Key:
     raise ApiError(404, "key_not_found", f"There is no key {name!r}")
 
 
-def add(connection: sqlite3.Connection, key: Key, now_ms: int) -> tuple[Key, str]:
-    """Makes the key and its first secret, which nobody can be shown again. Raises ApiError 400, and
-    409 where a key had the name."""
+def add(
+    connection: sqlite3.Connection, key: Key, now_ms: int, secret: str | None = None
+) -> tuple[Key, str]:
+    """Makes the key and its first secret, which nobody can be shown again; or gives it a ``secret``
+    that its owner has already. Raises ApiError 400, and 409 where a key had the name, or a key or a
+    token the secret."""
     made = replace(validate(key), created_ms=now_ms, revoked_ms=None, secrets=())
     if connection.execute("SELECT 1 FROM keys WHERE name = ?", (made.name,)).fetchone():
         raise ApiError(
@@ -144,8 +147,23 @@ def add(connection: sqlite3.Connection, key: Key, now_ms: int) -> tuple[Key, str
             " that none is given twice",
             param="name",
         )
+    if secret is not None:
+        credentials.check_secret(secret)
+        digest = credentials.digest(secret)
+        if connection.execute(
+            "SELECT 1 FROM key_secrets WHERE digest = ?1"
+            " UNION ALL SELECT 1 FROM tokens WHERE digest = ?1",
+            (digest,),
+        ).fetchone():
+            raise secret_taken()
     _write(connection, made)
-    return _with_secret(connection, made, now_ms)
+    return _with_secret(connection, made, now_ms, secret)
+
+
+def secret_taken() -> ApiError:
+    """409 for a secret that something else is known by; not by what."""
+    message = "This secret is in use, or was, or is a token: each key has one of its own"
+    return ApiError(409, "secret_taken", message, param="secret")
 
 
 def change(connection: sqlite3.Connection, name: str, changes: Mapping[str, Any]) -> Key:
@@ -192,8 +210,11 @@ def _active(connection: sqlite3.Connection, name: str) -> Key:
     return key
 
 
-def _with_secret(connection: sqlite3.Connection, key: Key, now_ms: int) -> tuple[Key, str]:
-    secret = credentials.new_secret(credentials.KEY_PREFIX)
+def _with_secret(
+    connection: sqlite3.Connection, key: Key, now_ms: int, secret: str | None = None
+) -> tuple[Key, str]:
+    if secret is None:
+        secret = credentials.new_secret(credentials.KEY_PREFIX)
     connection.execute(
         "INSERT INTO key_secrets (digest, key, hint, created_ms) VALUES (?, ?, ?, ?)",
         (credentials.digest(secret), key.name, credentials.hint(secret), now_ms),

@@ -51,6 +51,14 @@ def read(data_dir: Path) -> str:
     return found
 
 
+def is_token_of(data_dir: Path, secret: str) -> bool:
+    """Whether it is the token; False where none can be read."""
+    try:
+        return _is_same(read(data_dir), secret)
+    except LocalTokenError:
+        return False
+
+
 def sign_in_link(address: str, token: str, now_ms: int) -> str:
     """A link that signs a browser in, once and within `LINK_SECONDS`. The code is in the fragment,
     which no browser sends and no log of requests has. ``address`` is where the pages are."""

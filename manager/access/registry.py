@@ -71,6 +71,10 @@ class AccessSnapshot:
             raise invalid_key_error("The API key was replaced by a new one")
         return key
 
+    def is_key(self, secret: str) -> bool:
+        """Whether it is or was a key's, valid or not."""
+        return credentials.digest(secret) in self._secrets
+
     def token(self, secret: str, now_ms: int) -> Token | None:
         """The token with this secret, where it is valid."""
         digest = credentials.digest(secret)

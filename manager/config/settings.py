@@ -235,10 +235,10 @@ class Scheme:
         (),
         readers.command,
         "The program to run and its arguments, with what `${NAME}` stands for: `${PORT}`,"
-        " `${MODEL}`, `${SCHEME}`, `${DEVICES}` (as in `CUDA_VISIBLE_DEVICES`), then what `env` or"
-        " the program's own environment has. A leading `~` is the home directory, `$${` is `${`; a"
-        " name without a value stays as it is, with a warning. The system's list of processes"
-        " shows a command: secrets belong in `env`.",
+        " `${MODEL}`, `${SCHEME}`, `${DEVICES}` (as in `CUDA_VISIBLE_DEVICES`, or else"
+        " `HIP_VISIBLE_DEVICES`), then what `env` or the program's own environment has. A leading"
+        " `~` is the home directory, `$${` is `${`; a name without a value stays as it is, with a"
+        " warning. The system's list of processes shows a command: secrets belong in `env`.",
     )
     memory_mb: Mapping[str, int] = key(
         {},

@@ -51,7 +51,8 @@ def expand(written: str) -> Expanded:
 _AT_LAUNCH = {
     name: f"${{{name}}}"
     for name in (
-        *("PORT", "MODEL", "SCHEME", "DEVICES", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"),
+        *("PORT", "MODEL", "SCHEME", "DEVICES"),
+        *("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "HIP_VISIBLE_DEVICES"),
         *(f"{_OURS}{name}" for name in ("MODEL", "SCHEME", "PORT")),
     )
 }

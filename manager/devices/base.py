@@ -17,10 +17,11 @@ class DeviceError(Exception):
 class Reading:
     """One device as its driver reports it.
 
-    ``kind`` is ``nvidia``, ``cpu`` or a plugin's own word; ``index`` the driver's number of it,
-    which distinguishes equal cards. Memory is in MB (2**20 bytes), None where nothing measures it;
-    ``load`` is 0 to 1. ``held_mb`` is what each process holds there, by pid, where that is known.
-    ``hidden_by`` names what the user has hidden the device with, so that it is not used.
+    ``kind`` is ``nvidia``, ``amd``, ``cpu`` or a plugin's own word; ``index`` the driver's number
+    of it, which distinguishes equal cards: of the first two kinds what CUDA and HIP count. Memory
+    is in MB (2**20 bytes), None where nothing measures it; ``load`` is 0 to 1. ``held_mb`` is what
+    each process holds there, by pid, where that is known. ``hidden_by`` names what the user has
+    hidden the device with, so that it is not used.
     """
 
     name: str

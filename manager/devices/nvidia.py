@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from manager.devices import cuda
+from manager.devices import visibility
 from manager.devices.base import DeviceError, DevicePlugin, Reading
 from manager.devices.nvml import Nvml
 
@@ -36,7 +36,7 @@ _INFOROM_CORRUPTED = 14
 
 class Nvidia(DevicePlugin):
     """Every NVIDIA card, in the order in which ``nvidia-smi`` numbers them. Those that the
-    program's own ``CUDA_VISIBLE_DEVICES`` does not name are hidden: see ``cuda.visible_cards``.
+    program's own ``CUDA_VISIBLE_DEVICES`` does not name are hidden: see ``visible_cards``.
 
     Which of them is decided by the first reading and not before: initialising NVML may take
     seconds, and hangs where the driver does, which must not hold up the program's start.
@@ -46,16 +46,13 @@ class Nvidia(DevicePlugin):
 
     def __init__(self) -> None:
         self._reader: DevicePlugin | None = None
-        self._logged: set[str] | None = None
+        self._log = visibility.HiddenCardsLog((visibility.CUDA,), "as nvidia-smi numbers them")
 
     def read(self, pids: Collection[int]) -> Sequence[Reading]:
         if self._reader is None:
             self._reader = _choose()
         readings = self._reader.read(pids)
-        hidden = {reading.id for reading in readings if reading.hidden_by is not None}
-        if readings and hidden != self._logged:
-            self._logged = hidden
-            cuda.log_hidden(hidden)
+        self._log.update(readings)
         return readings
 
 
@@ -94,7 +91,7 @@ class Smi(DevicePlugin):
             raise DeviceError(f"GPUtil cannot read what nvidia-smi printed: {error}") from error
         if _call.fault is not None:
             raise DeviceError(_call.fault)
-        visible = cuda.visible_cards({card.id: card.uuid for card in cards})
+        visible = visibility.visible_cards(visibility.CUDA, {card.id: card.uuid for card in cards})
         return [_reading(card, is_visible=card.id in visible) for card in cards]
 
 
@@ -110,7 +107,7 @@ def _reading(card: Any, *, is_visible: bool) -> Reading:
         used_mb=None if used is None else int(used),
         load=_known(card.load),
         temperature_c=_known(card.temperature),
-        hidden_by=None if is_visible else cuda.VARIABLE,
+        hidden_by=None if is_visible else visibility.CUDA,
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from manager.devices import cuda
+from manager.devices import visibility
 from manager.devices.base import DeviceError, DevicePlugin, Reading
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class Nvml(DevicePlugin):
         return [
             self._reading(card)
             if card.index in self._visible
-            else Reading(card.name, "nvidia", card.index, hidden_by=cuda.VARIABLE)
+            else Reading(card.name, "nvidia", card.index, hidden_by=visibility.CUDA)
             for card in self._cards
         ]
 
@@ -90,7 +90,7 @@ class Nvml(DevicePlugin):
             try:
                 handle = nvml.nvmlDeviceGetHandleByIndex(index)
                 name = _text(nvml.nvmlDeviceGetName(handle))
-                if cuda.is_set():
+                if visibility.is_set(visibility.CUDA):
                     uuids[index] = _text(self._known(nvml.nvmlDeviceGetUUID, handle) or "")
                 self._known(nvml.nvmlDeviceGetMemoryInfo, handle)
             except nvml.NVMLError as error:
@@ -101,7 +101,7 @@ class Nvml(DevicePlugin):
                 log.warning("NVIDIA card %d is offline: %s", index, error)
                 continue
             cards.append(_Card(handle, name, index))
-        self._visible = cuda.visible_cards(uuids)
+        self._visible = visibility.visible_cards(visibility.CUDA, uuids)
         return cards
 
     def _reading(self, card: _Card) -> Reading:

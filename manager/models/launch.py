@@ -41,12 +41,18 @@ def plan(
         "LLM_MANAGER_PORT": str(port),
         "PORT": str(port),
     }
-    env = {**_DEFAULTS, **variables.child_environment(), **given}
+    inherited = variables.child_environment()
+    devices = assignment.environment.get("CUDA_VISIBLE_DEVICES", "")
+    if "HIP_VISIBLE_DEVICES" in assignment.environment:
+        devices = devices or assignment.environment["HIP_VISIBLE_DEVICES"]
+        # HIP would count the cards that this leaves, and not all that there are.
+        inherited.pop("ROCR_VISIBLE_DEVICES", None)
+    env = {**_DEFAULTS, **inherited, **given}
     values = {
         **env,
         "MODEL": settings.name,
         "SCHEME": scheme.name,
-        "DEVICES": assignment.environment.get("CUDA_VISIBLE_DEVICES", ""),
+        "DEVICES": devices,
     }
     launch = Launch()
     if scheme.stop_command:

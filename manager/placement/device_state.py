@@ -9,6 +9,9 @@ from manager.devices import Snapshot
 from manager.placement.matching import matches
 from manager.placement.types import DeviceBudget
 
+_VARIABLES = {"nvidia": "CUDA_VISIBLE_DEVICES", "amd": "HIP_VISIBLE_DEVICES"}
+"""What names a script its devices, by their kind."""
+
 
 def device_budgets(
     snapshot: Snapshot, budgets: Mapping[str, int], driver_reported: Collection[str] = ()
@@ -48,15 +51,16 @@ def _within(device: DeviceBudget, budget: int) -> DeviceBudget:
 
 def visible_devices_env(memory_mb: Mapping[str, int], snapshot: Snapshot) -> dict[str, str]:
     """The environment variables that name a script the devices that it is to use."""
-    indices = [
-        device.reading.index
-        for device in snapshot.devices
-        if device.reading.id in memory_mb and device.reading.kind == "nvidia"
-    ]
-    if not indices:
-        return {}
-    # CUDA counts the fastest card first unless it is set to count as the driver does.
-    return {
-        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-        "CUDA_VISIBLE_DEVICES": ",".join(map(str, sorted(indices))),
-    }
+    found = {}
+    for kind, variable in _VARIABLES.items():
+        indices = [
+            device.reading.index
+            for device in snapshot.devices
+            if device.reading.id in memory_mb and device.reading.kind == kind
+        ]
+        if indices:
+            found[variable] = ",".join(map(str, sorted(indices)))
+    if "CUDA_VISIBLE_DEVICES" in found:
+        # CUDA counts the fastest card first unless it is set to count as the driver does.
+        found["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    return found

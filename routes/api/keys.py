@@ -83,6 +83,7 @@ def blueprint(services: Services) -> Api:
         Rule.ADMIN,
         body={
             "name": text(1, 100).required(),
+            "secret": text(),
             **changeable,
             "priority": changeable["priority"].default_to(0),
         },
@@ -90,12 +91,21 @@ def blueprint(services: Services) -> Api:
         errors=(409,),
     )
     def add(body: dict[str, Any]) -> tuple[Response, int]:
-        """Adds a key; its `secret` is shown once."""
+        """Adds a key; its `secret` is shown once.
+
+        A `secret` that its owner has already may be sent, which is not in the answer: ASCII without
+        blanks, and hard to guess.
+        """
+        given = body.pop("secret", None)
+        if given is not None and services.local_token.check(given) is not None:
+            raise api_keys.secret_taken()
         key = Key(**_changes(body))
         now_ms = services.clock.wall_ms()
         made, secret = services.access.change(
-            lambda connection: api_keys.add(connection, key, now_ms)
+            lambda connection: api_keys.add(connection, key, now_ms, given)
         )
+        if given is not None:
+            return jsonify(_shown(services, made)), 201
         return _with_secret(services, made, secret), 201
 
     @api.call("GET /api/keys/<path:name>", Rule.VIEW)

@@ -205,6 +205,7 @@ def for_scripts() -> dict[str, str]:
         "revoke_key": _("Revoke {name}"),
         "save": _("Save"),
         "make": _("Make it"),
+        "key_made": _("{name} is made, with the secret that you gave"),
         "secret_of_key": _("The secret of the key {name}"),
         "key_saved": _("{name} is changed"),
         "agree_revoke_key": _(

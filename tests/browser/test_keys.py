@@ -100,6 +100,32 @@ def test_a_first_key_is_made_with_all_its_fields_and_its_secret_is_shown_once(
     assert "may use the models" not in tab.locator("body").inner_text()
 
 
+def test_a_key_may_be_given_the_secret_that_its_clients_have(
+    program: Program, read: OpenBrowser
+) -> None:
+    reader = read(program)
+    reader.expects("400")
+    tab = reader.open("/keys")
+    tab.get_by_role("button", name="Make a key").click()
+    dialog = tab.get_by_role("dialog")
+    dialog.get_by_label("Name", exact=True).fill("moved")
+    field = dialog.get_by_label("Secret, if clients have one already")
+    field.fill("sk-1234")
+    dialog.get_by_role("button", name="Make it").click()
+    shows(tab, "this secret could be guessed")
+    assert field.get_attribute("aria-invalid") == "true"
+    assert violations(tab) == []
+    secret = "sk-7Jq2vXn0Rk5tWbY8cZ1dLs"
+    field.fill(secret)
+    dialog.get_by_role("button", name="Make it").click()
+    shows(tab, "moved is made, with the secret that you gave", "…1dLs")
+    assert tab.get_by_role("dialog").count() == 0
+    assert tab.locator("[name=secret]").input_value() == ""
+    assert answer(program, secret) == 200
+    tab.get_by_role("button", name="Change moved").click()
+    assert not tab.locator("[name=secret]").is_visible()
+
+
 def test_what_a_key_does_now_is_seen_beside_its_limits(program: Program, read: OpenBrowser) -> None:
     secret = program.add_key(
         "watched", requests_per_minute=9, budget={"amount": "0.001", "period": "month"}

@@ -286,6 +286,10 @@ WITH_ACCOUNT: dict[str, dict[str, str]] = {
     "key": WITH_A_KEY,
     "key in x-api-key": STRANGER | {"models": YES, "key": YES, "raw": NOT_RAW, "raw page": NOT_RAW},
     "raw key": WITH_A_KEY | {"raw": YES, "raw page": YES},
+    "key brought along": WITH_A_KEY,
+    "key brought along that looks like ours": WITH_A_KEY,
+    "raw key brought along": WITH_A_KEY | {"raw": YES, "raw page": YES},
+    "revoked key brought along": WITH_A_DEAD_KEY,
     "wrong key": WITH_A_DEAD_KEY,
     "expired key": WITH_A_DEAD_KEY,
     "revoked key": WITH_A_DEAD_KEY,
@@ -306,6 +310,13 @@ WITH_ACCOUNT: dict[str, dict[str, str]] = {
     "local session": ADMIN_SIGNED_IN,
     "local session of a token before": STRANGER,
     "wrong token": WITH_A_DEAD_TOKEN,
+}
+
+BROUGHT_ALONG = {
+    "own": "sk-7Jq2vXn0Rk5tWbY8cZ1dLs",
+    "own like ours": "sk-llm-Vd3Kx8Qm5Zt1Rw7Ny2Bc",
+    "own raw": "0b6f2d9c-51a7-4e83-9d2c-7f60a1b4c3e8",
+    "own gone": "AKx9zPq4Lm7Tn2Vb5Rc8Wd1Yf",
 }
 
 PERSONS = ("viewer", "admin", "admin from elsewhere", "admin without CSRF", "local session")
@@ -364,7 +375,11 @@ class Gate:
             for name, expires_ms in (("good", None), ("late", NOW), ("gone", None), ("raw", None)):
                 key = Key(name, expires_ms=expires_ms, raw=name == "raw")
                 secrets[name] = api_keys.add(c, key, NOW)[1]
-            api_keys.revoke(c, "gone", NOW)
+            for name, secret in BROUGHT_ALONG.items():
+                api_keys.add(c, Key(name, raw=name == "own raw"), NOW, secret)
+            for name in ("gone", "own gone"):
+                api_keys.revoke(c, name, NOW)
+            secrets |= BROUGHT_ALONG
             for name, role, until in (
                 ("a", "admin", None),
                 ("v", "viewer", None),
@@ -385,6 +400,10 @@ class Gate:
             "raw key": "raw",
             "expired key": "late",
             "revoked key": "gone",
+            "key brought along": "own",
+            "key brought along that looks like ours": "own like ours",
+            "raw key brought along": "own raw",
+            "revoked key brought along": "own gone",
             "viewer's token": "v",
             "admin's token": "a",
             "admin's token from elsewhere": "a",
@@ -1301,6 +1320,53 @@ def test_every_change_is_in_the_audit_table_and_no_refusal(desk: Gate) -> None:
     ]
     stored = desk.path.read_bytes() + desk.path.with_name("usage.db-wal").read_bytes()
     assert b"sw0rdfish" not in stored
+
+
+@pytest.mark.parametrize("who", ["key", "key brought along", "revoked key brought along"])
+def test_a_key_of_any_shape_is_named_as_one_where_a_token_is_needed(gate: Gate, who: str) -> None:
+    gate.lock()
+    answer = gate.caller(who).call("GET", "/api/models")
+    assert answer.status_code == 401
+    assert "An API key is for /v1" in answer.text
+
+
+def test_a_secret_that_is_brought_along_is_shown_and_recorded_nowhere(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    gate = Gate(tmp_path, whole=("keys.add",))
+    gate.services.limits.view.return_value.spent = {"day": 0, "month": 0}  # type: ignore[attr-defined]
+    gate.services.limits.view.return_value.configure_mock(  # type: ignore[attr-defined]
+        requests=0, tokens=0, in_flight=0
+    )
+    caller = gate.caller("local token")
+    secret = "sk-7Jq2vXn0Rk5tWbY8cZ1dLs"
+    refused = [
+        caller.client.post("/api/keys", json={"name": "b", "secret": one}, headers=caller.headers)
+        for one in (local_token.read(tmp_path), "sk-1234", f"{secret}\u00e9", secret * 20)
+    ]
+    made = caller.client.post(
+        "/api/keys", json={"name": "ann", "secret": secret}, headers=caller.headers
+    )
+    again = caller.client.post(
+        "/api/keys", json={"name": "bob", "secret": secret}, headers=caller.headers
+    )
+    assert (made.status_code, "secret" in made.json) == (201, False)
+    assert [one["hint"] for one in made.json["secrets"]] == ["1dLs"]
+    assert [one.json["error"]["param"] for one in (*refused, again)] == ["secret"] * 5
+    assert [one.status_code for one in (*refused, again)] == [409, 400, 400, 400, 409]
+    assert "ann" not in again.text
+    assert gate.access.snapshot.key(secret, NOW).name == "ann"  # type: ignore[union-attr]
+    assert list(gate.access.snapshot.keys) == ["ann"]
+    with closing(maintenance.connect(gate.path)) as connection:
+        (entry,), _ = audit.page(connection, 100, None)
+    assert (entry.subject, entry.detail["secret"]) == ("ann", "***")
+    gate.store.close()
+    written = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    said = caplog.text + made.text + again.text + "".join(one.text for one in refused)
+    assert secret[3:15] not in said
+    assert secret[3:15].encode() not in written
+    assert local_token.read(tmp_path) not in said
 
 
 class DryRun:

@@ -70,6 +70,53 @@ def test_a_new_key_is_known_by_its_secret_and_by_nothing_near_it(database: Datab
         assert database.knows(other) is None
 
 
+OWN = "sk-7Jq2vXn0Rk5tWbY8cZ1dLs"  # of another gateway
+
+
+def bring(database: Database, name: str, secret: str) -> str:
+    return database.registry.change(lambda c: api_keys.add(c, Key(name), NOW, secret))[1]
+
+
+def test_a_key_may_have_the_secret_that_its_owner_has_already(database: Database) -> None:
+    assert bring(database, "ann", OWN) == OWN
+    assert database.knows(OWN) == "ann"
+    (secret,) = database.registry.snapshot.keys["ann"].secrets
+    assert (secret.hint, secret.digest) == (OWN[-4:], credentials.digest(OWN))
+    _, new = database.registry.change(lambda c: api_keys.rotate(c, "ann", DAY, NOW))
+    assert new.startswith("sk-llm-")
+    assert database.knows(OWN) == database.knows(new) == "ann"
+
+
+def test_no_two_keys_have_one_secret_also_after_the_first_is_revoked(database: Database) -> None:
+    bring(database, "ann", OWN)
+    made = database.add("bob")
+    database.registry.change(lambda c: api_keys.revoke(c, "ann", NOW))
+    for secret in (OWN, made):
+        with pytest.raises(ApiError) as caught:
+            bring(database, "eve", secret)
+        assert (caught.value.status, caught.value.code) == (409, "secret_taken")
+        assert not any(name in caught.value.message for name in ("ann", "bob", secret))
+    assert sorted(database.registry.snapshot.keys) == ["ann", "bob"]
+
+
+def test_a_token_is_never_a_keys_secret(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def add_token(name: str) -> str:
+        return database.registry.change(
+            lambda c: accounts.add_token(c, name, "admin", "me", None, NOW)
+        )[1]
+
+    for secret in (add_token("t"), "tk-llm-" + OWN):
+        with pytest.raises(ApiError, match="is a token"):
+            bring(database, "eve", secret)
+    monkeypatch.setattr(credentials, "TOKEN_PREFIX", "")  # as if it had no prefix
+    odd = add_token("odd")
+    monkeypatch.setattr(credentials, "TOKEN_PREFIX", "tk-llm-")
+    with pytest.raises(ApiError, match="is a token"):
+        bring(database, "eve", odd)
+
+
 def test_what_is_on_the_disk_is_not_the_secret(database: Database, tmp_path: Path) -> None:
     secret, (_, token) = (
         database.add("ann"),

@@ -9,6 +9,7 @@ import sqlite3
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,8 @@ import pytest
 
 from commands import keys, serve, tray
 from commands.__main__ import main
+from manager.access import LocalToken, api_keys, audit, credentials, local_token
+from manager.storage import maintenance
 from scripts import command_reference
 
 COMMANDS = (
@@ -170,6 +173,39 @@ def test_large_bodies_are_kept_in_the_data_folder_where_no_other_can_be_written_
         patched.setattr(tempfile, "gettempdir", none)
         serve._choose_temporary_folder(tmp_path)
     assert tempfile.gettempdir() == str(tmp_path)
+
+
+# --- keys ----------------------------------------------------------------------------------
+
+OWN = "sk-7Jq2vXn0Rk5tWbY8cZ1dLs"
+
+
+def test_a_secret_that_a_client_has_already_is_read_from_standard_input_and_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def add(name: str, secret: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(f"{secret}\n"))
+        code = main(["keys", "add", name, "--secret-stdin", "--data-dir", str(tmp_path)])
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    assert add("ann", OWN) == (0, "")
+    with closing(maintenance.connect(tmp_path / "usage.db")) as connection:
+        (key,) = api_keys.load(connection)
+        (entry,), _ = audit.page(connection, 10, None)
+    assert key.secrets[0].digest == credentials.digest(OWN)
+    assert entry.detail == {"secret": "***"}
+    LocalToken(tmp_path)
+    token = local_token.read(tmp_path)
+    for secret, why in (
+        (OWN, "is in use"),
+        (token, "is in use"),
+        ("", "1 to 256"),
+        ("sk-1234", "could be guessed"),
+    ):
+        code, said = add("bob", secret)
+        assert (code, why in said) == (1, True)
+        assert not secret or secret not in said
 
 
 # --- accounts ------------------------------------------------------------------------------

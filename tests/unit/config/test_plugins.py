@@ -192,26 +192,26 @@ def names(folder: Path | None) -> list[str]:
 
 
 def test_the_shipped_devices_are_there_without_a_folder() -> None:
-    assert names(None) == ["nvidia", "cpu"]
+    assert names(None) == ["nvidia", "amd", "cpu"]
 
 
 def test_a_users_devices_come_after_the_shipped_ones(tmp_path: Path) -> None:
     write(tmp_path, "b.py", CARDS)
     write(tmp_path, "a.py", CARDS.replace('"cards"', '"others"'))
-    assert names(tmp_path) == ["nvidia", "cpu", "others", "cards"]
+    assert names(tmp_path) == ["nvidia", "amd", "cpu", "others", "cards"]
     assert plugins.devices(tmp_path)[-1].read(())[0].name == "Card"
 
 
 def test_a_plugin_with_the_name_of_shipped_devices_takes_their_place(tmp_path: Path) -> None:
     write(tmp_path, "mine.py", CARDS.replace('"cards"', '"nvidia"'))
-    assert names(tmp_path) == ["nvidia", "cpu"]
+    assert names(tmp_path) == ["nvidia", "amd", "cpu"]
     assert plugins.devices(tmp_path)[0].read(())[0].kind == "own"
 
 
 def test_modes_and_devices_may_share_a_folder_or_names_of_files(tmp_path: Path) -> None:
     write(tmp_path, "mine.py", IMAGES + CARDS)
     assert set(plugins.interfaces(tmp_path)) == SHIPPED | {"Images"}
-    assert names(tmp_path) == ["nvidia", "cpu", "cards"]
+    assert names(tmp_path) == ["nvidia", "amd", "cpu", "cards"]
 
 
 @pytest.mark.parametrize(
@@ -233,6 +233,6 @@ def test_a_device_plugin_with_a_mistake_is_left_out_with_a_log_line_of_what_it_n
     write(tmp_path, "broken.py", CARDS.replace(before, after))
     write(tmp_path, "good.py", CARDS)
     with caplog.at_level(logging.ERROR):
-        assert names(tmp_path) == ["nvidia", "cpu", "cards"]
+        assert names(tmp_path) == ["nvidia", "amd", "cpu", "cards"]
     assert str(tmp_path / "broken.py") in caplog.text
     assert hint in caplog.text

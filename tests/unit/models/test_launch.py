@@ -48,6 +48,39 @@ def test_printing_at_once_does_not_make_another_server_of_it(
 
 
 @pytest.mark.parametrize(
+    ("environment", "devices"),
+    [
+        ({}, ""),
+        ({"CUDA_VISIBLE_DEVICES": "1,2"}, "1,2"),
+        ({"HIP_VISIBLE_DEVICES": "0,2"}, "0,2"),
+        ({"CUDA_VISIBLE_DEVICES": "1", "HIP_VISIBLE_DEVICES": "0"}, "1"),
+    ],
+)
+def test_a_command_can_name_the_cards_that_were_chosen(
+    environment: dict[str, str], devices: str
+) -> None:
+    scheme = Scheme("GPU", command=("serve", "${DEVICES}", "${HIP_VISIBLE_DEVICES}"), cwd=Path())
+    model = Model("m", schemes=(scheme,))
+    planned = launch.plan(model, DeviceAssignment("GPU", {}, environment, {}), 21000, 0)
+    hip = environment.get("HIP_VISIBLE_DEVICES", "${HIP_VISIBLE_DEVICES}")
+    assert planned.arguments[1:] == [devices, hip]
+
+
+def test_what_hides_cards_from_rocm_does_not_change_the_numbers_of_those_that_were_chosen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ROCR_VISIBLE_DEVICES", "1")
+    assert planned().env["ROCR_VISIBLE_DEVICES"] == "1"
+    scheme = Scheme("GPU", command=("serve",), cwd=Path())
+    assigned = DeviceAssignment("GPU", {}, {"HIP_VISIBLE_DEVICES": "1"}, {})
+    plan = launch.plan(Model("m", schemes=(scheme,)), assigned, 21000, 0)
+    assert "ROCR_VISIBLE_DEVICES" not in plan.env
+    own = Scheme("GPU", command=("serve",), cwd=Path(), env={"ROCR_VISIBLE_DEVICES": "0"})
+    plan = launch.plan(Model("m", schemes=(own,)), assigned, 21000, 0)
+    assert plan.env["ROCR_VISIBLE_DEVICES"] == "0"
+
+
+@pytest.mark.parametrize(
     ("code", "words"),
     [
         (None, ""),

@@ -87,3 +87,16 @@ def test_a_script_is_given_its_nvidia_cards_in_the_drivers_order() -> None:
         "CUDA_VISIBLE_DEVICES": "0,1",
     }
     assert visible_devices_env({"CPU + RAM #0": 50}, read) == {}
+
+
+def test_a_script_is_given_its_amd_cards_by_hips_numbers() -> None:
+    card = "AMD Radeon RX 7900 XTX"
+    read = snapshot(Reading(V100, "nvidia", 0), Reading(card, "amd", 2), Reading(card, "amd", 0))
+    assert visible_devices_env({f"{card} #2": 1, f"{card} #0": 1}, read) == {
+        "HIP_VISIBLE_DEVICES": "0,2"
+    }
+    assert visible_devices_env({f"{card} #2": 1, "Tesla V100 #0": 1}, read) == {
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "CUDA_VISIBLE_DEVICES": "0",
+        "HIP_VISIBLE_DEVICES": "2",
+    }

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from manager.devices import Nvidia, cuda
+from manager.devices import Nvidia, Reading, visibility
 from manager.devices.nvidia import Smi
+from manager.devices.visibility import CUDA, visible_cards
 from tests.support.cards import Cards, card
 
 UUIDS = {
@@ -21,12 +22,17 @@ UUIDS = {
 
 def visible(monkeypatch: pytest.MonkeyPatch, value: str) -> list[int]:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
-    return sorted(cuda.visible_cards(UUIDS))
+    return sorted(visible_cards(CUDA, UUIDS))
+
+
+def test_cards_come_in_the_order_in_which_they_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,0,2")
+    assert visible_cards(CUDA, UUIDS) == [2, 0]
 
 
 def test_without_the_variable_every_card_is_visible(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert sorted(cuda.visible_cards(UUIDS)) == [0, 1, 2, 4]
+    assert sorted(visible_cards(CUDA, UUIDS)) == [0, 1, 2, 4]
 
 
 @pytest.mark.parametrize(
@@ -41,6 +47,7 @@ def test_without_the_variable_every_card_is_visible(monkeypatch: pytest.MonkeyPa
         (UUIDS[2], [2]),
         (f"{UUIDS[2]},{UUIDS[0]}", [0, 2]),
         ("GPU-8932f,GPU-5", [0, 2]),
+        ("GPU-8932F", [0]),
         ("1,GPU-5ebe", [1, 2]),
     ],
 )
@@ -69,7 +76,10 @@ def test_a_value_with_a_mig_slice_is_ignored_and_the_log_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, value: str
 ) -> None:
     assert visible(monkeypatch, value) == [0, 1, 2, 4]
-    cuda.log_hidden(())
+    log = visibility.HiddenCardsLog((CUDA,), "as nvidia-smi numbers them")
+    for _ in range(2):
+        log.update([Reading("Tesla V100", "nvidia", 0)])
+    assert len(caplog.messages) == 1
     assert "MIG slices, which are not supported" in caplog.text
 
 

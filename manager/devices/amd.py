@@ -1,0 +1,247 @@
+"""AMD cards, from the files that Linux' ``amdgpu`` driver has for each."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from manager.devices import visibility
+from manager.devices.base import DeviceError, DevicePlugin, Reading
+
+ROOT = Path("/")
+
+_MB = 2**20
+_CARD = re.compile(r"card[0-9]+")  # card1-DP-1 is a connector
+_RENDER_NODE = re.compile(r"renderD([0-9]{1,9})")
+_MAX_DIGITS = 20  # of 2**64
+_UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+# Where the packages libdrm-common and amdgpu-core have the names of cards.
+_NAMES = ("usr/share/libdrm/amdgpu.ids", "opt/amdgpu/share/libdrm/amdgpu.ids")
+
+
+@dataclass(frozen=True)
+class _Card:
+    """One card: its folder of files, and where it is on the PCI bus, ``0000:03:00.0``."""
+
+    folder: Path
+    slot: str
+    render_minor: int | None
+
+    @property
+    def uuid(self) -> str:
+        """As ROCm calls it; "" for one that has none."""
+        unique_id = _text(self.folder / "unique_id").lower()
+        return f"GPU-{unique_id.zfill(16)}" if unique_id.strip("0") else ""
+
+    def sensor(self, name: str) -> Path | None:
+        return next(iter(self.folder.glob(f"hwmon/hwmon*/{name}")), None)
+
+
+class Amd(DevicePlugin):
+    """Every card of the driver ``amdgpu``, with the number that HIP has for it.
+
+    HIP numbers the cards in the order in which ROCr finds them, and that is the order of the
+    driver's compute nodes, ``/sys/class/kfd/kfd/topology/nodes``, without the processors and
+    without those that a container may not read (``BuildDeviceUuidList`` in ROCr's
+    amd_filter_device.cpp, ``topology_sysfs_check_node_supported`` in its topology.c). Cards that
+    have no node, since ROCm does not know them, come behind these, by their place on the PCI bus.
+
+    A card that is part of a processor uses the machine's memory (GTT) beside what is set apart for
+    it (VRAM). Where the first is more, it has no total: what it may take of RAM is for the config's
+    ``device_memory_mb`` to say, and what is used is the sum of both. Only such cards have a sensor
+    of the northbridge's voltage, ``in1_input`` (docs.kernel.org/gpu/amdgpu/thermal.html).
+
+    What processes hold is in ``/proc/PID/fdinfo``, for those of the same user
+    (docs.kernel.org/gpu/drm-usage-stats.html). ``root`` is where ``sys``, ``proc`` and ``usr`` are.
+    """
+
+    name = "amd"
+
+    def __init__(self, root: Path = ROOT) -> None:
+        self._root = root
+        self._names: Mapping[tuple[str, str], str] | None = None
+        self._log = visibility.HiddenCardsLog((visibility.ROCR, visibility.HIP), "as HIP counts")
+
+    def read(self, pids: Collection[int]) -> Sequence[Reading]:
+        cards = self._numbered(list(self._cards()))
+        if not cards:
+            return ()
+        uuids = dict.fromkeys(range(max(cards) + 1), "")
+        uuids |= {index: card.uuid for index, card in cards.items()}
+        hidden_by = _hidden_by(uuids)
+        clients = _clients(self._root / "proc", pids)
+        readings = [
+            self._reading(card, index, clients.get(card.slot))
+            if index not in hidden_by
+            else Reading(self._name(card), "amd", index, hidden_by=hidden_by[index])
+            for index, card in cards.items()
+        ]
+        self._log.update(readings)
+        return readings
+
+    def _cards(self) -> Iterator[_Card]:
+        for path in (self._root / "sys/class/drm").glob("card*"):
+            folder = path / "device"
+            if not _CARD.fullmatch(path.name) or not (folder / "mem_info_vram_total").exists():
+                continue
+            match = re.search(r"^PCI_SLOT_NAME=(\S+)$", _text(folder / "uevent"), re.MULTILINE)
+            nodes = (_RENDER_NODE.fullmatch(node.name) for node in folder.glob("drm/renderD*"))
+            minor = next((int(node[1]) for node in nodes if node), None)
+            yield _Card(folder, match[1] if match else path.name, minor)
+
+    def _numbered(self, cards: list[_Card]) -> dict[int, _Card]:
+        """The cards by HIP's number, in its order."""
+        nodes = list(self._compute_nodes())
+        known = {card.render_minor: card for card in cards if card.render_minor in nodes}
+        numbered = {at: known[minor] for at, minor in enumerate(nodes) if minor in known}
+        others = [card for card in cards if card.render_minor not in nodes]
+        others.sort(key=lambda card: card.slot)
+        return numbered | dict(enumerate(others, len(nodes)))
+
+    def _compute_nodes(self) -> Iterator[int]:
+        """The render node of each card that ROCr finds, in its order."""
+        folder = self._root / "sys/class/kfd/kfd/topology/nodes"
+        found = [path for path in folder.glob("*") if path.name.isdecimal()]
+        for path in sorted(found, key=lambda path: int(path.name)):
+            lines = map(str.split, _text(path / "properties").splitlines())
+            properties = {line[0]: line[1] for line in lines if len(line) == 2}
+            minor = _as_number(properties.get("drm_render_minor", ""))
+            if _as_number(properties.get("simd_count", "")) and minor is not None:
+                yield minor
+
+    def _reading(
+        self, card: _Card, index: int, clients: Mapping[int, tuple[int, int]] | None
+    ) -> Reading:
+        total, used = _number(card.folder / "mem_info_vram_total"), self._used(card, "vram")
+        if total is None or used is None:
+            raise DeviceError(f"the driver does not report the memory of {card.folder}")
+        gtt = _number(card.folder / "mem_info_gtt_total") or 0
+        is_shared = card.sensor("in1_input") is not None and gtt > total
+        if is_shared:
+            total, used = None, used + (self._used(card, "gtt") or 0)
+        # To ask one that sleeps for its load or its heat would wake it, once a second.
+        sleeps = _text(card.folder / "power/runtime_status") == "suspended"
+        busy = None if sleeps else _number(card.folder / "gpu_busy_percent")
+        sensor = None if sleeps else card.sensor("temp1_input")
+        heat = _number(sensor) if sensor else None
+        held = {pid: vram + gtt * is_shared for pid, (vram, gtt) in (clients or {}).items()}
+        return Reading(
+            name=self._name(card),
+            kind="amd",
+            index=index,
+            total_mb=None if total is None else total // _MB,
+            used_mb=used // _MB,
+            load=None if busy is None else busy / 100,
+            temperature_c=None if heat is None else heat / 1000,
+            held_mb={pid: -(-size // _MB) for pid, size in held.items()} if held else None,
+        )
+
+    def _used(self, card: _Card, kind: str) -> int | None:
+        return _number(card.folder / f"mem_info_{kind}_used")
+
+    def _name(self, card: _Card) -> str:
+        """What the card itself or libdrm's list calls it; else ``AMD GPU`` and its PCI id, as
+        ``lspci -nn`` has that. Its id alone would not do: an RX 7900 XT and XTX have the same."""
+        device, revision = (
+            _text(card.folder / name).removeprefix("0x").lower() for name in ("device", "revision")
+        )
+        if self._names is None:
+            self._names = _read_names(self._root)
+        own = " ".join(_text(card.folder / "product_name").split())
+        return own or self._names.get((device, revision)) or f"AMD GPU {device}".strip()
+
+
+def _hidden_by(uuids: Mapping[int, str]) -> dict[int, str]:
+    """The variable that hides a card, by HIP's number of the card.
+
+    ROCr leaves those that its variable names, in that order, and HIP's variable counts these
+    (rocm.docs.amd.com, "GPU isolation techniques"). ``CUDA_VISIBLE_DEVICES``, which HIP reads where
+    its own is not set, is taken to mean NVIDIA cards.
+    """
+    within = visibility.visible_cards(visibility.ROCR, uuids)
+    counted = {at: uuids[index] for at, index in enumerate(within)}
+    visible = {within[at] for at in visibility.visible_cards(visibility.HIP, counted)}
+    return {
+        index: visibility.HIP if index in within else visibility.ROCR
+        for index in uuids
+        if index not in visible
+    }
+
+
+def _clients(proc: Path, pids: Collection[int]) -> dict[str, dict[int, tuple[int, int]]]:
+    """What each process holds of each card, by its place on the PCI bus: VRAM and GTT, in bytes.
+
+    A connection to the driver that a process shares with its parent is one client, and counts once.
+    Processes of which nothing is known are left out.
+    """
+    found: dict[str, dict[int, tuple[int, int]]] = defaultdict(dict)
+    seen = set()
+    for pid in sorted(pids):
+        for fields in _connections(proc / str(pid)):
+            slot, client = fields.get("drm-pdev", ""), fields.get("drm-client-id", "")
+            vram, gtt = _held(fields, "vram"), _held(fields, "gtt")
+            if vram is None or (slot, client) in seen:
+                continue
+            seen.add((slot, client))
+            before = found[slot].get(pid, (0, 0))
+            found[slot][pid] = (before[0] + vram, before[1] + (gtt or 0))
+    return found
+
+
+def _connections(process: Path) -> Iterator[dict[str, str]]:
+    """What is known of each connection of a process to a graphics driver."""
+    try:
+        descriptors = os.listdir(process / "fd")
+    except OSError:
+        return  # it has ended, or is another user's
+    for descriptor in descriptors:
+        try:
+            target = os.readlink(process / "fd" / descriptor)
+        except OSError:
+            continue  # it was closed meanwhile
+        if target.startswith("/dev/dri/"):
+            text = _text(process / "fdinfo" / descriptor)
+            lines = (line.partition(":") for line in text.splitlines())
+            yield {key: value.strip() for key, _, value in lines}
+
+
+def _held(fields: Mapping[str, str], kind: str) -> int | None:
+    """Bytes; None where the driver does not say. Older ones have the second name only."""
+    value = fields.get(f"drm-resident-{kind}", fields.get(f"drm-memory-{kind}", ""))
+    digits, _, unit = value.partition(" ")
+    number, factor = _as_number(digits), _UNITS.get(unit.strip())
+    return None if number is None or factor is None else number * factor
+
+
+def _read_names(root: Path) -> dict[tuple[str, str], str]:
+    """The names in libdrm's list, by PCI id and revision in lower case."""
+    for path in _NAMES:
+        lines = (line.split(",", 2) for line in _text(root / path).splitlines())
+        names = {
+            (line[0].strip().lower(), line[1].strip().lower()): line[2].strip()
+            for line in lines
+            if len(line) == 3
+        }
+        if names:
+            return names
+    return {}
+
+
+def _number(file: Path) -> int | None:
+    return _as_number(_text(file))
+
+
+def _as_number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= _MAX_DIGITS else None
+
+
+def _text(file: Path) -> str:
+    """What stands in a file; nothing where it is missing or cannot be read now."""
+    try:
+        return file.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
