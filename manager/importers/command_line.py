@@ -132,7 +132,7 @@ def hints(arguments: Sequence[str], env: Mapping[str, str]) -> Iterator[str]:
     if pins := [*(f"{name}={env[name]}" for name in PINS if name in env), *_pins(arguments)]:
         yield (
             f"{', '.join(pins)} pins a card: name that card in required_devices, and take this out:"
-            " CUDA_VISIBLE_DEVICES has the card that was chosen"
+            " the server is given CUDA_VISIBLE_DEVICES or HIP_VISIBLE_DEVICES with it"
         )
     in_container = program(arguments) in _PROGRAM_OF_CONTAINERS
     for option, value in _options(arguments):

@@ -101,7 +101,7 @@ class _Config:
             self._given.note(
                 "apiKeys",
                 f"{len(api_keys)} keys are left out: a config has none here, and without one nobody"
-                " is let in. Make them with `llm-manager keys add`",
+                " is let in. `llm-manager keys add NAME --secret-stdin` makes one of its secret",
             )
 
     def _peers(self) -> None:
