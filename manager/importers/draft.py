@@ -45,6 +45,12 @@ class Part:
     def take(self, theirs: str, ours: str) -> None:
         self.taken.append(theirs if theirs == ours else f"{theirs} → {ours}")
 
+    def drop(self, ours: str, why: str) -> None:
+        """Takes a key out again where it is there, with a note."""
+        if self.entry.pop(ours, None) is not None:
+            self.taken = [one for one in self.taken if one.split(" → ")[-1] != ours]
+            self.note(None, f"{ours} is left out: {why}")
+
     def note(self, line: int | None, message: str) -> None:
         self.notes.append(Note(line, message))
 

@@ -67,7 +67,7 @@ class _Config:
         for part in self._draft.models.values():
             if "url" in part.entry:
                 for key in _OF_OUR_SERVERS:
-                    part.entry.pop(key, None)
+                    part.drop(key, "others start and stop that server")
         self._given.note_rest(_WITHOUT)
 
     def _model(self, part: Part, value: Value) -> Model | None:

@@ -271,6 +271,8 @@ models:
     }
     assert config.warnings == ()
     assert "line 6: cmd: is left out, as cmdStop" in report
+    assert "  taken over: proxy → url, aliases\n" in report
+    assert "auto_start is left out: others start and stop that server" in report
     assert "LEFT OUT: it has no cmd, and no proxy on another host" in report
 
 
