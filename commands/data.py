@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from commands import options
+from commands import import_config, options
 from commands.options import CommandError, ConfigLoader
 from manager.billing import statements
 from manager.storage import data_dir, maintenance, spool
@@ -40,7 +40,7 @@ def add_to(commands: Any) -> None:
     )
     options.add_data_dir(backup)
 
-    imports = options.group(commands, "import", "take data over from other programs")
+    imports = options.group(commands, "import", "take data and configs over from other programs")
     usage = options.command(
         imports, "usage", _import_usage, "add what LLM-Manager 2.2 has recorded"
     )
@@ -52,6 +52,7 @@ def add_to(commands: Any) -> None:
         "file", type=options.path, metavar="monitoring.db", help="the database of 2.2"
     )
     options.add_data_dir(usage)
+    import_config.add_to(imports)
 
 
 def _export(arguments: argparse.Namespace) -> None:

@@ -1,6 +1,6 @@
 """config.yaml: each key's declaration, the reader, the file, plugins."""
 
-from manager.config import config_file, loader, plugins, variables
+from manager.config import config_file, edit, loader, plugins, readers, variables, yaml_reader
 from manager.config.declaration import keys
 from manager.config.hosts import NO_HEALTH, Network, admits
 from manager.config.loader import ConfigError, Problem
@@ -28,13 +28,16 @@ __all__ = [
     "admits",
     "argument_spans",
     "config_file",
+    "edit",
     "has_control",
     "is_secret_name",
     "keys",
     "loader",
     "next_time",
     "plugins",
+    "readers",
     "redact",
     "redact_spans",
     "variables",
+    "yaml_reader",
 ]

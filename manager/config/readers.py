@@ -87,6 +87,8 @@ def boolean(value: Value) -> bool:
 def _json(value: Value, depth: int = _MAX_JSON_DEPTH) -> Any:
     """What JSON can say: a text, a number, true, false, null, a list or a mapping of those."""
     node = value.node
+    # A list's items are read by nobody else who would count them.
+    value.document.count(1, value.line)
     if not depth:
         raise InvalidValue(f"is nested more than {_MAX_JSON_DEPTH} deep")
     if isinstance(node, yaml.SequenceNode):

@@ -9,6 +9,7 @@ from manager.relay.ollama.request import (
     from_embed,
     from_embeddings,
     from_generate,
+    from_options,
     hides_thinking,
 )
 from manager.relay.ollama.translate import replaced, translated
@@ -24,6 +25,7 @@ __all__ = [
     "from_embed",
     "from_embeddings",
     "from_generate",
+    "from_options",
     "hides_thinking",
     "replaced",
     "rfc3339",

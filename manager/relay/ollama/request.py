@@ -131,6 +131,12 @@ def _settings(asked: Mapping[str, Any]) -> dict[str, Any]:
         options = {}
     if not isinstance(options, Mapping):
         raise _bad("options", "options has to be an object")
+    body = from_options(options)
+    return body | _format(asked) | {"stream": asks_for_stream(asked)}
+
+
+def from_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a request that stand for Ollama's options. Raises ApiError 400."""
     body = {
         name: options[option]
         for option, names in _OPTIONS.items()
@@ -144,7 +150,7 @@ def _settings(asked: Mapping[str, Any]) -> dict[str, Any]:
         raise _bad("options", "options.num_predict has to be a whole number")
     if most is not None and most > 0:  # -1 and -2 are as many as there are
         body["max_tokens"] = most
-    return body | _format(asked) | {"stream": asks_for_stream(asked)}
+    return body
 
 
 def _format(asked: Mapping[str, Any]) -> dict[str, Any]:

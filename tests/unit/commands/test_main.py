@@ -22,7 +22,7 @@ from manager.storage import maintenance
 from scripts import command_reference
 
 COMMANDS = (
-    *("serve", "check", "open", "export", "backup", "tray", "import usage"),
+    *("serve", "check", "open", "export", "backup", "tray", "import usage", "import config"),
     *("keys list", "keys add", "keys change", "keys rotate", "keys revoke"),
     *("users list", "users add", "users password", "users sign-out", "users remove"),
     *("users add-token", "users remove-token"),
@@ -63,6 +63,8 @@ def test_the_page_of_the_docs_is_that_of_the_parser(capsys: pytest.CaptureFixtur
         ["users", "add", "ann", "--role", "king"],
         ["export"],
         ["export", "--day", "2026-11"],
+        ["import", "config", "nonsense", "config.yaml"],
+        ["import", "config", "llama-swap"],
     ],
 )
 def test_wrong_usage_ends_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

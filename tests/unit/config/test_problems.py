@@ -344,3 +344,12 @@ def test_a_mapping_that_merges_itself_is_reported(home: Path) -> None:
 def test_a_section_that_is_no_mapping_is_reported(home: Path, section: str, wrong: str) -> None:
     text = f"{section}: {wrong}" + "}" * section.count("{")
     assert "expected a mapping" in only_problem(home, text)[1]
+
+
+def test_lists_of_lists_by_aliases_are_counted_in_requests(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(yaml_reader, "MAX_VALUES", 1000)
+    tens = "".join(f"x-{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 10)}]\n" for n in range(1, 4))
+    text = "x-0: &x0 [1]\n" + tens + model_text("request: {default: {stop: *x3}}")
+    assert "more than 1000 values" in problems(home, text)[-1][1]

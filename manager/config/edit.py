@@ -1,0 +1,166 @@
+"""config.yaml's text with a model or a key changed: all else in it stays, byte for byte.
+
+The places come from the reader's own parser, so that no second one can take the text for something
+else. Only what changes is written, by ruamel.yaml, and put between the lines. The result is
+composed again and compared: where anything else would change its meaning, such as a mapping that
+shares an anchor, the change is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import yaml
+
+from manager.config import yaml_reader
+from manager.config.entry import EditError, Entry, matches, pairs, written
+from manager.config.places import BY_HAND, Document, Edit, is_cut, line_end
+from manager.config.yaml_reader import UnreadableFile
+
+__all__ = [
+    "EditError",
+    "Entry",
+    "add_models",
+    "remove_model",
+    "replace_model",
+    "set_program_key",
+    "written",
+]
+
+_MODELS, _PROGRAM = "Local-Models", "program"
+_BOM = "\ufeff"
+_ABSENT = object()
+_Pairs = list[tuple[yaml.Node, yaml.Node]]
+
+
+def add_models(text: str, entries: Mapping[str, Entry]) -> str:
+    """The text with further models after the ones that are there. Raises EditError."""
+
+    def edits(document: Document) -> list[Edit]:
+        for name in entries:
+            if document.find(_MODELS, name):
+                raise EditError(f"there is a model {name} already: choose another name")
+        return document.add(_MODELS, entries)
+
+    return _edited(text, _MODELS, entries, edits)
+
+
+def remove_model(text: str, name: str) -> str:
+    """The text without a model, and without the comments in its entry; those above it stay.
+    Raises EditError."""
+
+    def edits(document: Document) -> list[Edit]:
+        return [document.removal(document.require(_MODELS, name))]
+
+    return _edited(text, _MODELS, {name: _ABSENT}, edits)
+
+
+def replace_model(text: str, name: str, entry: Entry) -> str:
+    """The text with another entry for a model. Lines of the entry that stay as they are keep their
+    comments. Raises EditError."""
+
+    def edits(document: Document) -> list[Edit]:
+        return document.replacement(document.require(_MODELS, name), entry)
+
+    return _edited(text, _MODELS, {name: entry}, edits)
+
+
+def set_program_key(text: str, key: str, value: Any) -> str:
+    """The text with this value for a key of `program`. Raises EditError."""
+
+    def edits(document: Document) -> list[Edit]:
+        found = document.find(_PROGRAM, key)
+        return document.replacement(found, value) if found else document.add(_PROGRAM, {key: value})
+
+    return _edited(text, _PROGRAM, {key: value}, edits)
+
+
+def _edited(
+    text: str, section: str, expected: Entry, edits: Callable[[Document], list[Edit]]
+) -> str:
+    """The text after its edits. Raises EditError, also where anything changes its meaning but what
+    is `expected` in that section: data by key, `_ABSENT` for what is not to be there."""
+    mark = _BOM if text.startswith(_BOM) else ""
+    text = text.removeprefix(_BOM)
+    try:
+        before = yaml_reader.compose(text)
+    except UnreadableFile as error:
+        line, message = error.problem.line, error.problem.message
+        raise EditError(f"the file cannot be read, line {line}: {message}") from error
+    # For the time of the change it ends as every line does.
+    lacking = line_end(text) if is_cut(text) else ""
+    result = text + lacking
+    changes = edits(Document(result, before))
+    # From behind, since each moves what is behind it; of two at one place the one that takes away
+    # is first, and then the later one.
+    order = sorted(range(len(changes)), key=lambda number: (*changes[number][:2], number))
+    for begin, end, other in (changes[number] for number in reversed(order)):
+        result = result[:begin] + other + result[end:]
+    result = result.removesuffix(lacking)
+    try:
+        is_same = _is_same(before, yaml_reader.compose(result), section, expected)
+    except UnreadableFile:
+        is_same = False
+    if not is_same:
+        raise EditError(
+            f"{', '.join(expected)} in {section} cannot be changed alone: something else in the"
+            f" file would change as well, such as what shares an anchor: {BY_HAND}"
+        )
+    return mark + result
+
+
+def _is_same(
+    before: yaml.Node | None, after: yaml.Node | None, section: str, expected: Entry
+) -> bool:
+    """Whether two documents differ in what was expected of that section, and in nothing else."""
+    (others, ours), (their_others, theirs) = _split(before, section), _split(after, section)
+    found = {key.value: value for key, value in theirs if _is_named(key, expected)}
+    return (
+        _are_equal(others, their_others)
+        and _are_equal(_without(ours, expected), _without(theirs, expected))
+        and len(theirs) == len(_without(theirs, expected)) + len(found)
+        and all(
+            key not in found if data is _ABSENT else key in found and matches(found[key], data)
+            for key, data in expected.items()
+        )
+    )
+
+
+def _split(root: yaml.Node | None, section: str) -> tuple[_Pairs, _Pairs]:
+    """The pairs of a document without that section, and those of the section."""
+    every = pairs(root)
+    under = [value for key, value in every if key.value == section]
+    return [pair for pair in every if pair[0].value != section], pairs(under[0] if under else None)
+
+
+def _without(section: _Pairs, names: Entry) -> _Pairs:
+    return [pair for pair in section if not _is_named(pair[0], names)]
+
+
+def _is_named(key: yaml.Node, names: Entry) -> bool:
+    return isinstance(key, yaml.ScalarNode) and key.value in names
+
+
+def _are_equal(ours: _Pairs, theirs: _Pairs) -> bool:
+    """Each two nodes are compared once, however many aliases lead to them; without recursion, since
+    a mapping may lead to itself."""
+    waiting: list[tuple[Any, Any]] = [(ours, theirs)]
+    seen = set()
+    while waiting:
+        left, right = waiting.pop()
+        if isinstance(left, yaml.Node):
+            if (id(left), id(right)) in seen:
+                continue
+            seen.add((id(left), id(right)))
+            if type(left) is not type(right) or left.tag != right.tag:
+                return False
+            left, right = left.value, right.value
+        if isinstance(left, str):
+            if left != right:
+                return False
+        elif len(left) != len(right):
+            return False
+        else:
+            waiting += zip(left, right, strict=True)
+    return True

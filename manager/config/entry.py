@@ -1,0 +1,108 @@
+"""A part of the config as data: written as YAML, and found again in what was composed."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedSeq
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+
+from manager.config.yaml_reader import MAX_DEPTH, TAG, has_control
+
+Entry = Mapping[str, Any]
+"""What stands under a key, of the kinds that JSON has."""
+
+_WIDTH = 96  # of a line that is written, before it is indented
+
+
+class EditError(Exception):
+    """The text cannot be changed in this way; the message says why, and what to do."""
+
+
+def written(entry: Mapping[str, Any], step: int = 2) -> str:
+    """Data as lines of YAML, indented by `step`. Raises EditError."""
+    _check(entry)
+    writer = YAML()
+    writer.version = (1, 1)  # as the reader: else `on` and 010 would be left without quotes
+    writer.indent(mapping=step, sequence=step + 2, offset=step)
+    writer.default_flow_style = False
+    writer.allow_unicode = True
+    writer.width = _WIDTH
+    writer.representer.ignore_aliases = lambda _data: True
+    stream = io.StringIO()
+    try:
+        writer.dump(_styled(entry), stream)
+    except (YAMLError, UnicodeError) as error:
+        raise EditError(f"this cannot be written as YAML: {error}") from error
+    lines = stream.getvalue().split("---\n", 1)[1]  # after the version's directive
+    return re.sub(" +$", "", lines, flags=re.MULTILINE)
+
+
+def _styled(data: Any) -> Any:
+    """Mappings with a key a line, lists of scalars in brackets."""
+    if isinstance(data, Mapping):
+        return {_styled(key): _styled(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        items = CommentedSeq(_styled(item) for item in data)
+        if not any(isinstance(item, (dict, list)) for item in items):
+            items.fa.set_flow_style()
+        return items
+    if isinstance(data, str) and has_control(data):
+        return DoubleQuotedScalarString(data)  # else some stand there as they are
+    return data
+
+
+def matches(node: yaml.Node, data: Any) -> bool:
+    """Whether that data is written there, keys in the same order."""
+    if isinstance(data, Mapping):
+        return (
+            isinstance(node, yaml.MappingNode)
+            and [key.value for key, _ in node.value] == list(data)
+            and all(matches(value, data[key.value]) for key, value in node.value)
+        )
+    if isinstance(data, (list, tuple)):
+        return (
+            isinstance(node, yaml.SequenceNode)
+            and len(node.value) == len(data)
+            and all(map(matches, node.value, data))
+        )
+    if not isinstance(node, yaml.ScalarNode) or node.tag != TAG + _KINDS[type(data)]:
+        return False
+    if isinstance(data, str) or data is None:
+        return data is None or node.value == data
+    try:
+        return bool(json.loads(node.value.lower().replace("_", "")) == data)
+    except ValueError:
+        return False
+
+
+def pairs(node: yaml.Node | None) -> list[tuple[yaml.Node, yaml.Node]]:
+    """Those of a mapping; none of anything else."""
+    return node.value if isinstance(node, yaml.MappingNode) else []
+
+
+_KINDS = {str: "str", bool: "bool", int: "int", float: "float", type(None): "null"}
+
+
+def _check(data: Any, depth: int = MAX_DEPTH) -> None:
+    """Raises EditError for what is not data of JSON's kinds."""
+    if not depth:
+        raise EditError(f"an entry is at most {MAX_DEPTH} levels deep")
+    if isinstance(data, Mapping):
+        for key, value in data.items():
+            if not isinstance(key, str):
+                raise EditError(f"a key is text, not {key!r}")
+            _check(value, depth - 1)
+    elif isinstance(data, (list, tuple)):
+        for value in data:
+            _check(value, depth - 1)
+    elif type(data) not in _KINDS or (isinstance(data, float) and not math.isfinite(data)):
+        raise EditError(f"an entry has no values of the kind {type(data).__name__}, or without end")
