@@ -188,7 +188,7 @@ class Server(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
     request_queue_size = 1024
 
-    def __init__(self, options: argparse.Namespace, memory: CardMemory | None) -> None:
+    def __init__(self, options: argparse.Namespace, memory: CardMemory | None = None) -> None:
         self.options = options
         self.memory = memory
         self.asleep = False
