@@ -15,6 +15,10 @@ from tests.support.gguf_files import Type, write_gguf, write_model
 MB = 2**20
 
 
+STATE_SPACE = {"ssm.inner_size": 5120, "ssm.state_size": 128, "ssm.conv_kernel": 4}
+STATE_SPACE |= {"ssm.group_count": 1, "ssm.time_step_rank": 80}
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models of 8 layers with weights of about 420 MB, as files of a few KB."""
@@ -164,6 +168,25 @@ def test_types_that_are_repacked_are_there_twice(folder: Path) -> None:
 def test_scores_are_kept_without_flash_attention(folder: Path) -> None:
     more = of(folder, "-fa", "off").on(()).host_mb - of(folder, "-fa", "on").on(()).host_mb
     assert more > 16 * 4096 * 512 * 4 / MB - 60
+
+
+def test_a_recurrent_layer_computes_with_its_states(tmp_path: Path) -> None:
+    extra = {f"mamba2.{key}": value for key, value in STATE_SPACE.items()}
+    extra |= {"mamba2.attention.head_count": 0, "mamba2.attention.head_count_kv": 0}
+    write_model(tmp_path / "a.gguf", "mamba2", width=2560, feed_forward=0, extra=extra)
+    # What llama.cpp (xllamacpp 2026.10.11549) reports for a model of this form.
+    for slots, reported in (("1", 79.23), ("4", 86.91)):
+        found = of(tmp_path, "-np", slots, model="a.gguf").loaded[0].compute / MB
+        assert found == pytest.approx(reported, abs=1)
+
+
+def test_a_network_without_a_gate_computes_less(tmp_path: Path) -> None:
+    form = {"width": 768, "heads": 12, "kv_heads": 12, "head": 64, "feed_forward": 3072}
+    path = write_model(tmp_path / "a.gguf", "bert", **form)
+    gated = of(tmp_path, model="a.gguf").loaded[0].compute
+    # The gate's tensor by a name that llama.cpp does not know, so that there is none.
+    path.write_bytes(path.read_bytes().replace(b"ffn_gate", b"ffn_xxxx"))
+    assert gated - of(tmp_path, model="a.gguf").loaded[0].compute == 2 * 3072 * 512 * 4
 
 
 def test_a_draft_model_and_a_projector_come_on_top(folder: Path) -> None:
