@@ -173,6 +173,7 @@ def test_no_text_of_a_path_is_a_variable(tmp_path: Path) -> None:
         command = command_of(propose(model, BY_ID[engine]).entry)
         assert any("$${HOME}" in each for each in command)
         assert not any("/${HOME}" in each for each in command)
+    assert llama_server_command("~a/b.gguf")[2] == "./~a/b.gguf"
 
 
 def test_what_cannot_be_run_is_refused(model: ModelFile) -> None:

@@ -134,7 +134,8 @@ def test_beyond_a_bound_there_is_a_note(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_file_of_two_folders_is_listed_once(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     write_model(tmp_path / "sub" / "a.gguf")
-    assert names(tmp_path, tmp_path / "sub") == ["a.gguf"]
+    (tmp_path / "link").symlink_to("sub")
+    assert names(tmp_path, tmp_path / "sub", tmp_path / "link") == ["a.gguf"]
 
 
 def test_a_projector_is_beside_its_model(tmp_path: Path) -> None:
