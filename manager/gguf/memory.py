@@ -44,6 +44,7 @@ DEVICE_CONTEXT_MB = 400  # a CUDA context with cuBLAS; llama.cpp reports 200 to 
 
 _MB = 2**20
 _FLOAT = 4  # bytes
+_QWEN_PATCHES = 92 * 92  # images of any size are taken; it warms up with one of 1288 x 1288
 _PADDED_CONTEXT = 256
 # On an x86 processor with AVX2.
 _REPACKED = frozenset({"Q4_0", "Q4_K", "IQ4_NL", "MXFP4"})
@@ -333,7 +334,8 @@ def _feed_forward(weights: Weights, width: int) -> int:
 
 def _projector_bytes(path: Path) -> int:
     """An image projector with the compute buffer for one image: that of a transformer over the
-    image's patches (llama.cpp's tools/mtmd/clip.cpp)."""
+    image's patches, as llama.cpp's tools/mtmd/clip.cpp reserves it when it warms up. Measured for
+    Gemma 3's."""
     weights = read_weights(path)
     if text(weights, "general.architecture") != "clip":
         raise GgufError(f"{path}: is no mmproj file (its architecture is not clip)")
@@ -342,5 +344,9 @@ def _projector_bytes(path: Path) -> int:
         return number(weights, f"clip.vision.{key}") or 0
 
     patches = min((get("image_size") // max(1, get("patch_size"))) ** 2, 2**14)
-    per_patch = 3 * get("feed_forward_length") + 5 * get("embedding_length")
+    if text(weights, "clip.projector_type").startswith("qwen"):
+        patches = max(patches, _QWEN_PATCHES)
+    networks = 3 if any(".ffn_gate." in each.name for each in weights.tensors) else 1
+    width = get("embedding_length")
+    per_patch = max(networks * get("feed_forward_length") + 3 * width, 6 * width)
     return sum(each.nbytes for each in weights.tensors) + _FLOAT * patches * per_patch
