@@ -284,9 +284,9 @@ def test_commands_that_name_none(folder: Path, command: str) -> None:
 
 
 def test_a_slot_can_have_a_context_of_its_own(folder: Path) -> None:
-    found = of(folder, "-np", "3", "--kv-unified-per-slot", "2048")
-    assert found.context == 3 * 2048
-    assert cache_mb(folder, "-np", "3", "--kv-unified-per-slot", "2000") == 6144 / 64
+    each = ("-np", "3", "--kv-unified-per-slot", "2000")
+    assert of(folder, "-c", "0", *each).context == 6144, "padded to 256"
+    assert of(folder, "-c", "1024", *each).context == 1024
 
 
 def test_the_network_of_the_first_layers_can_stay_on_the_host(folder: Path) -> None:
