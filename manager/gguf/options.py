@@ -21,9 +21,9 @@ _MAX_TOKENS = 2**31 - 1  # llama.cpp's int
 @dataclass(frozen=True)
 class Options:
     """What a command says. ``model``, ``mmproj`` and ``draft`` are paths as written; ``context`` 0
-    is what the model was trained for; or else with ``slot_context`` the slots share a cache that
-    has so much for each; ``host_tensors`` are patterns of names that stay on the host. ``parallel`` None
-    is llama-server's own choice: 4 slots that share one cache."""
+    is what the model was trained for, or with ``slot_context`` a cache that the slots share, with so much
+    for each; ``host_tensors`` are patterns of names that stay on the host.
+    ``parallel`` None is llama-server's own choice: 4 slots that share one cache."""
 
     model: str = ""
     mmproj: str = ""
