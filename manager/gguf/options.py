@@ -20,10 +20,12 @@ _MAX_TOKENS = 2**31 - 1  # llama.cpp's int
 
 @dataclass(frozen=True)
 class Options:
-    """What a command says. ``model``, ``mmproj`` and ``draft`` are paths as written; ``context`` 0
-    is what the model was trained for, or with ``slot_context`` a cache that the slots share, with so much
-    for each; ``host_tensors`` are patterns of names that stay on the host.
-    ``parallel`` None is llama-server's own choice: 4 slots that share one cache."""
+    """What a command says. ``model``, ``mmproj`` and ``draft`` are paths as written.
+
+    ``context`` 0 is what the model was trained for, or with ``slot_context`` so much for each slot.
+    ``parallel`` None is llama-server's own choice: 4 slots that share one cache. ``host_tensors``
+    are patterns of names that stay on the host.
+    """
 
     model: str = ""
     mmproj: str = ""
