@@ -158,12 +158,12 @@ class Fleet:
         sweep looks again."""
         if not sleeping:
             return
-        placement = self._shared.placement
-        spare = placement.spare_ram_mb()
+        sleep = self._shared.placement.sleep
+        spare = sleep.spare_ram_mb()
         if spare is not None and spare < 0:
             first = min(sleeping, key=lambda model: model.asleep_since or 0.0)
             first.stop_sleeping("it slept, and the machine's memory is short")
-        placement.refresh()
+        sleep.refresh()
 
     def heartbeat(self) -> dict[str, int]:
         """Records which servers are alive. Returns up to when each run is recorded that is not

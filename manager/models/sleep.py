@@ -38,7 +38,7 @@ def put_to_sleep(
     if launched is None:
         return "others start its server"
     placement, reservation = shared.placement, launched.reservation
-    if fault := placement.begin_sleep(reservation):
+    if fault := placement.sleep.begin(reservation):
         return fault
     try:
         status, answer = ask(server.upstream, shared, _SLEEP, SLEEP_SECONDS, is_over)
@@ -48,7 +48,7 @@ def put_to_sleep(
             return f"{_IS_SLEEPING.path} does not say that it sleeps"
     except UpstreamError as error:
         return f"{_SLEEP.path}: {error}"
-    placement.mark_asleep(reservation)
+    placement.sleep.mark_asleep(reservation)
     return None
 
 

@@ -86,7 +86,7 @@ def bring_up(
             return start.run()
         server = start.take_over(*adoption)
         if server.settings.sleep and is_sleeping(server, shared, lambda: start.cancelled):
-            shared.placement.mark_asleep(adoption[2])
+            shared.placement.sleep.mark_asleep(adoption[2])
             server.asleep_since = shared.clock.monotonic()
         return server
     except StartFailedError as error:

@@ -52,11 +52,13 @@ class Ledger:
             self._measure(snapshot, [reservation])
         reservation.stopping, reservation.ended = True, ended
         self._forget_use_before(reservation)
-        reservation.used_when_stopping = {
-            device.reading.id: device.reading.used_mb
-            for device in snapshot.devices
-            if device.reading.id in reservation.memory_mb and device.reading.used_mb is not None
-        }
+        reservation.used_when_stopping = _used_mb(reservation, snapshot)
+
+    def begin_sleep(self, reservation: Reservation, snapshot: Snapshot) -> int:
+        """Its server is about to free its cards. Returns the MB that it may move from them."""
+        reservation.used_when_stopping = _used_mb(reservation, snapshot)
+        measured = reservation.measured_mb
+        return sum(max(mb, measured.get(on, 0)) for on, mb in reservation.memory_mb.items())
 
     def mark_asleep(self, reservation: Reservation, snapshot: Snapshot) -> None:
         """Its server has freed what it can of its cards, and holds that in the machine's memory."""
@@ -181,3 +183,12 @@ class Ledger:
             if other is not reservation:
                 for device_id in reservation.memory_mb:
                     other.used_before.pop(device_id, None)
+
+
+def _used_mb(reservation: Reservation, snapshot: Snapshot) -> dict[str, int]:
+    """What is used of its devices, by id."""
+    return {
+        device.reading.id: device.reading.used_mb
+        for device in snapshot.devices
+        if device.reading.id in reservation.memory_mb and device.reading.used_mb is not None
+    }

@@ -12,6 +12,7 @@ from manager.placement.reservation import Reservation
 
 log = logging.getLogger(__name__)
 
+READING_TIMEOUT_SECONDS = 3.5  # a poll that takes longer hangs, and the last reading has to do
 RELEASE_SECONDS = 5.0  # that a driver may take to free an ended process's memory
 POLL_SECONDS = 0.1
 STEADY_SECONDS = 1.0  # without change, where nobody knows how much memory is to be freed
@@ -21,18 +22,17 @@ def await_memory_return(
     reservation: Reservation,
     monitor: Monitor,
     clock: Clock,
-    reading_timeout: float,
     is_returned: Callable[[Sequence[Reading]], bool],
 ) -> None:
     """Until the readings show that the memory is free, by ``is_returned``, or do not change any
     more where nobody knows how much it was; for five seconds at most, which the log then says.
-    ``reading_timeout`` is that of each poll, in seconds. To be called without a lock."""
+    To be called without a lock."""
     began = clock.monotonic()
     pause = threading.Event()
     last: dict[str, int | None] = {}
     last_change = began
     while (now := clock.monotonic()) < began + RELEASE_SECONDS:
-        snapshot = monitor.wait_for_reading(now, reading_timeout)
+        snapshot = monitor.wait_for_reading(now, READING_TIMEOUT_SECONDS)
         readings = [
             device.reading
             for device in snapshot.devices

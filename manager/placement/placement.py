@@ -20,8 +20,9 @@ from manager.events import Events
 from manager.placement import planner
 from manager.placement.device_state import memory_variables, visible_devices_env
 from manager.placement.ledger import Ledger
-from manager.placement.memory_return import await_memory_return
+from manager.placement.memory_return import READING_TIMEOUT_SECONDS, await_memory_return
 from manager.placement.reservation import Evictable, PlacementMetrics, Reservation, begin_evictions
+from manager.placement.sleep import Sleep, to_wake
 from manager.placement.types import (
     Action,
     Allocation,
@@ -45,9 +46,7 @@ from manager.placement.waiter import (
 log = logging.getLogger(__name__)
 
 MAX_READING_AGE_SECONDS = 1.0  # of a reading that is good enough to place by
-READING_TIMEOUT_SECONDS = 3.5  # a poll that takes longer hangs, and the last reading has to do
 RECHECK_SECONDS = 1.0  # after which the queue is planned again, should nothing else happen
-KEPT_RAM = 0.05  # of the machine's memory, that no server which sleeps may take
 MAX_ROUNDS = 8  # plans in a row that a request has crossed
 
 
@@ -75,6 +74,7 @@ class Placement:
         self._ledger = Ledger()
         self._queue: list[Waiter] = []
         self._is_due = False  # something happened since the queue was last planned
+        self.sleep = Sleep(monitor, clock, self._lock, self._ledger, self._wake_locked)
         self._warned: set[str] = set()  # devices of unknown memory; of the monitor's call alone
         monitor.add_listener(self._read)
 
@@ -133,7 +133,7 @@ class Placement:
         """A start in the queue, without waiting: ``reserve`` does both. ``dequeue`` ends it."""
         with self._lock:
             if asleep is not None:
-                options = [_to_wake(asleep)]
+                options = [to_wake(asleep)]
             reservation = asleep or Reservation(evictable)
             waiter = Waiter(reservation, options, self._clock.monotonic())
             self._queue.append(waiter)
@@ -216,49 +216,6 @@ class Placement:
         with self._lock:
             return dict(reservation.peak_mb)
 
-    def begin_sleep(self, reservation: Reservation) -> str | None:
-        """The server is about to free its cards, and to hold its model in the machine's memory.
-        Returns why it must not."""
-        if self._program.disable_gpu_monitoring:
-            return "with Disable_GPU_monitoring nobody knows how much memory is free"
-        snapshot = self._monitor.wait_for_reading(self._clock.monotonic(), READING_TIMEOUT_SECONDS)
-        with self._lock:
-            needed = sum(
-                max(mb, reservation.measured_mb.get(on, 0))
-                for on, mb in reservation.memory_mb.items()
-            )
-            reservation.used_when_stopping = {
-                device.reading.id: device.reading.used_mb
-                for device in snapshot.devices
-                if device.reading.id in reservation.memory_mb and device.reading.used_mb is not None
-            }
-        free = self.spare_ram_mb()
-        if free is None:
-            return "nobody knows how much of the machine's memory is free"
-        if free < needed:
-            return f"the machine has {max(0, free)} MB of memory to spare, and it may need {needed}"
-        return None
-
-    def mark_asleep(self, reservation: Reservation) -> None:
-        """The server sleeps: from now on it holds what a new reading shows."""
-        snapshot = self._monitor.wait_for_reading(self._clock.monotonic(), READING_TIMEOUT_SECONDS)
-        with self._lock:
-            self._ledger.mark_asleep(reservation, snapshot)
-            self._wake_locked()
-
-    def spare_ram_mb(self) -> int | None:
-        """How much of the machine's memory servers that sleep may take, by the last reading; below
-        0 where it is short, None where nothing reads it."""
-        for device in self._monitor.snapshot.devices:
-            total, used = device.reading.total_mb, device.reading.used_mb
-            if device.reading.kind == "cpu" and total and used is not None:
-                return total - used - int(total * KEPT_RAM)
-        return None
-
-    def refresh(self) -> None:
-        """Has the devices read, without waiting."""
-        self._monitor.refresh()
-
     def mark_stopping(self, reservation: Reservation, *, ended: bool) -> None:
         """The server is about to be stopped. ``ended``: it has ended by itself."""
         if reservation.memory_mb and not reservation.stopping:
@@ -283,7 +240,6 @@ class Placement:
                     reservation,
                     self._monitor,
                     self._clock,
-                    READING_TIMEOUT_SECONDS,
                     lambda readings: self._take_returned(reservation, readings),
                 )
         finally:
@@ -495,10 +451,3 @@ class Placement:
     def _state(self, snapshot: Snapshot) -> tuple[list[DeviceBudget], list[Allocation]]:
         declared = self._program.device_memory_mb
         return self._ledger.state(snapshot, declared, self._clock.monotonic())
-
-
-def _to_wake(asleep: Reservation) -> SchemeOption:
-    """What its server needs beyond what it holds while it sleeps."""
-    holds = asleep.asleep_mb or {}
-    on = {device: max(0, mb - holds.get(device, 0)) for device, mb in asleep.awake_mb.items()}
-    return SchemeOption("", tuple(on), basis=asleep.basis, on=on)

@@ -18,9 +18,8 @@ class Sleepers:
     def __init__(self, spare_ram_mb: int | None, **asleep_since: float) -> None:
         self.models: dict[str, Model] = {}
         self.reads = 0
-        placement = SimpleNamespace(
-            spare_ram_mb=lambda: spare_ram_mb, refresh=self.read, wake=lambda: None
-        )
+        sleep = SimpleNamespace(spare_ram_mb=lambda: spare_ram_mb, refresh=self.read)
+        placement = SimpleNamespace(sleep=sleep, wake=lambda: None)
         for name, since in asleep_since.items():
             model: Any = real_model(Settings(name, sleep=True, alive_time=15))
             runs(model)
