@@ -12,7 +12,7 @@ from manager.access import AccessRegistry, KeyLimits, LocalToken
 from manager.billing import PriceBook
 from manager.captures import Captures
 from manager.clock import Clock
-from manager.config import ConfigError, Program, keys, loader
+from manager.config import Config, ConfigError, LiveConfig, Program, keys, loader
 from manager.devices import Monitor
 from manager.errors import ApiError
 from manager.events import Events
@@ -63,7 +63,7 @@ class Services:
     metrics: Metrics
     data_dir: Path
     closing: threading.Event
-    load: Callable[[], loader.Config]
+    load: Callable[[], Config]
     reports: Reports
     prices: PriceBook
     orders: MaintenanceTasks
@@ -76,7 +76,18 @@ class Services:
     relays: RelayProcesses
     captures: Captures
     page_passes: PagePasses = field(default_factory=PagePasses)
-    _reloading: threading.Lock = field(default_factory=threading.Lock)
+    live_config: LiveConfig = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Modes are loaded once, at the program's start, whatever folder a text names.
+        live = LiveConfig(
+            self.fleet.config.path,
+            self.load,
+            self._apply_config,
+            lambda _folder: self.interfaces,
+            self.data_dir,
+        )
+        object.__setattr__(self, "live_config", live)
 
     @property
     def models_are_open(self) -> bool:
@@ -90,15 +101,16 @@ class Services:
         Raises ApiError 400 ``invalid_config``, and then nothing has changed; 503
         ``database_unavailable`` where all is applied but the prices of models that had none.
         """
-        with self._reloading:  # of two at once, the one that read the older file could be the last
-            before = self.fleet.config
-            try:
-                after = self.load()
-            except ConfigError as error:
-                raise ApiError(400, "invalid_config", str(error)) from error
-            self.fleet.apply(after)
-            self.fleet.watch_remote()
-            self.worker.update(after.program)
+        try:
+            return self.live_config.reload()
+        except ConfigError as error:
+            raise ApiError(400, "invalid_config", str(error)) from error
+
+    def _apply_config(self, after: Config) -> dict[str, Any]:
+        before = self.fleet.config
+        self.fleet.apply(after)
+        self.fleet.watch_remote()
+        self.worker.update(after.program)
         for name in before.models.keys() - after.models.keys():
             self.captures.discard(name)
         loader.log_warnings(after)

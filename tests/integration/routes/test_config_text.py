@@ -79,9 +79,10 @@ class Desk:
             "worker": SimpleNamespace(update=self.told.append),
             "prices": SimpleNamespace(seed_from_config=list),
             "captures": SimpleNamespace(discard=self.discarded.append),
-            "_reloading": threading.Lock(),
         }
-        others = {field.name: None for field in fields(Services) if field.name not in parts}
+        others = {
+            field.name: None for field in fields(Services) if field.init and field.name not in parts
+        }
         services = Services(**parts, **others)  # type: ignore[arg-type]
         monkeypatch.setattr(app_module, "_BLUEPRINTS", (settings.blueprint,))
         self.app = routes.create_app(services, b"secret")
