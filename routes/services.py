@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ from manager.storage import DatabaseError, MaintenanceTasks, ModelLogs, Spool
 from manager.usage import Activity, Reports
 from routes.http import Slots
 from routes.page_passes import PagePasses
+
+log = logging.getLogger(__name__)
 
 Proxied = TypeVar("Proxied")
 
@@ -81,11 +84,12 @@ class Services:
     def __post_init__(self) -> None:
         # Modes are loaded once, at the program's start, whatever folder a text names.
         live = LiveConfig(
-            self.fleet.config.path,
+            lambda: self.fleet.config,
             self.load,
             self._apply_config,
             lambda _folder: self.interfaces,
             self.data_dir,
+            self.clock,
         )
         object.__setattr__(self, "live_config", live)
 
@@ -132,4 +136,7 @@ class Services:
         ]
         if after.program.export and before.program.timezone != after.program.timezone:
             changed.append("timezone")  # of the schedule: all else has it now
+        log.info("the config was reloaded: %d models", len(after.models))
+        if changed:
+            log.warning("a restart is needed for: %s", ", ".join(changed))
         return {"models": list(after.models), "restart_needed_for": changed}

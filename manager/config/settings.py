@@ -197,6 +197,11 @@ class Program:
         "Addresses or networks of proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are"
         " believed.",
     )
+    watch_config: bool = key(
+        False,
+        boolean,
+        "This file is applied by itself once it is saved, as a reload applies it.",
+    )
     allow_config_edit: bool = key(
         False,
         boolean,

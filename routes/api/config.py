@@ -24,6 +24,7 @@ from manager.config import (
     redact_spans,
 )
 from manager.errors import ApiError
+from routes.auth import may_edit_config
 from routes.calls import Api, Rule
 from routes.request import Field, Number, bad
 from routes.services import Services
@@ -70,6 +71,22 @@ def blueprint(services: Services) -> Api:
     def reload() -> Response:
         """Reads the config's file again and applies it."""
         return jsonify(services.reload_config())
+
+    @api.call("GET /api/config/file", Rule.VIEW)
+    def file() -> Response:
+        """Whether a saved file is applied by itself, and what keeps it from being in use.
+
+        `watched` is `watch_config`; without it `problems` is empty and `waiting` null. The messages
+        of `problems`, which may quote the file, are for those who may read its text, else null.
+        `waiting` is `code` (`others_may_write`, `removes_models`, `not_applied`) and `message`: a
+        reload by hand applies the file.
+        """
+        program, state = services.fleet.config.program, services.live_config.state
+        problems = _listed(state.problems)
+        if not may_edit_config(g.caller, program):
+            problems = [{**problem, "message": None} for problem in problems]
+        waiting = dataclasses.asdict(state.waiting) if state.waiting else None
+        return jsonify({"watched": program.watch_config, "problems": problems, "waiting": waiting})
 
     @api.call("GET /api/config/text", Rule.CONFIG)
     def text() -> Response:

@@ -159,6 +159,10 @@ def for_scripts() -> dict[str, str]:
         "similarity": _("Similarity {similarity} (1 is the same direction), {size} numbers a text"),
         # settings
         "problems": _("Problems: {count}. Nothing is saved until they are fixed."),
+        "file_watched": _("The file is applied by itself when it is saved."),
+        "file_has_problems": _("The file has problems, and is not in use as it is: {problems}"),
+        "file_waits": _("The file is not in use as it is until it is reloaded: {why}"),
+        "not_in_use": _("not in use"),
         "no_problems": _("No problems. Models: {count}"),
         "line": _("line {line}"),
         "applied": _("Applied. Models: {count}"),

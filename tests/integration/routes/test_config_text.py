@@ -141,6 +141,23 @@ def test_the_file_is_shown_as_it_is(desk: Desk) -> None:
     assert found["version"] == desk.get()["version"]
 
 
+def test_the_file_on_the_disk_is_reported_as_far_as_it_is_watched(desk: Desk) -> None:
+    def file(client: Any) -> Any:
+        return client.get("/api/config/file").get_json()
+
+    admin, onlooker = as_admin(desk.app.test_client()), desk.app.test_client()
+    assert file(admin) == {"watched": False, "problems": [], "waiting": None}
+    desk.put(TEXT.replace("max_waiting: 7", "watch_config: true"))
+    assert file(admin) == {"watched": True, "problems": [], "waiting": None}
+    desk.path.write_text("program:\n  port: s3cr3t\n")
+    assert desk.send("POST", "/api/config/reload", {}).status_code == 400
+    shown = file(admin)["problems"]
+    assert [problem["line"] for problem in shown] == [2]
+    assert "s3cr3t" in shown[0]["message"]
+    # Whoever may not read the text is not shown what is in it.
+    assert file(onlooker)["problems"] == [{"line": 2, "message": None}]
+
+
 def test_an_edited_text_is_checked_as_the_program_would_and_nothing_is_written(
     desk: Desk,
 ) -> None:

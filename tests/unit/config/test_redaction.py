@@ -133,6 +133,7 @@ def test_the_names_that_scripts_rely_on_stay(tmp_path: Path) -> None:
             "allowed_hosts": [],
             "cors_origins": [],
             "trusted_proxies": [],
+            "watch_config": False,
             "allow_config_edit": False,
         },
         "models": [
