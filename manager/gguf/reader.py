@@ -1,0 +1,291 @@
+"""The header of a GGUF file: its metadata, and which tensors it has.
+
+The format is that of https://github.com/ggml-org/ggml/blob/master/docs/gguf.md: little or big
+endian, versions 2 and 3. Tensor data is never read. A file may be hostile: all counts and lengths
+are bounded, and nothing is kept or allocated because a length in the file says so.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from manager.gguf.ggml import TYPES, GgmlType
+
+MAX_HEADER_BYTES = 64 * 2**20  # a vocabulary of 250,000 tokens with its merges takes 15 MB
+MAX_ENTRIES = 4096
+MAX_TENSORS = 16384
+MAX_TENSOR_BYTES = 2**50
+MAX_KEY = 2**16 - 1
+MAX_TENSOR_NAME = 256
+MAX_DIMENSIONS = 4
+MAX_KEPT_TEXT = (
+    1024  # characters of a value; a chat template is longer, and only its presence counts
+)
+MAX_KEPT_ARRAY = 1024  # numbers; one for each layer is the longest that anybody needs
+
+_STRING, _ARRAY = 8, 9
+_SCALARS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
+
+
+class GgufError(Exception):
+    """A file that is no readable GGUF. The message names it and says what is wrong."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An array of which only the number of elements is kept."""
+
+    length: int
+
+
+Scalar = int | float | bool | str
+Value = Scalar | tuple[Scalar, ...] | Skipped
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """``shape`` begins with a row's length, ``type`` is GGML's number, ``nbytes`` the data's size.
+    ``offset`` is in bytes, from the begin of the file's tensor data."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: int
+    offset: int
+    nbytes: int
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a GGUF file says about itself. ``size`` is the file's, in bytes."""
+
+    path: Path
+    size: int
+    version: int
+    metadata: Mapping[str, Value]
+    tensors: tuple[Tensor, ...]
+
+
+def read_header(path: Path) -> Header:
+    """The header of the GGUF at ``path``. The last few are kept until their files change.
+
+    Raises GgufError.
+    """
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as error:
+        raise GgufError(f"{path}: cannot be read: {_reason(error)}") from error
+    return _read_header(path, status.st_mtime_ns, status.st_size)
+
+
+# The arguments beside the path are the cache's key. An error is not kept.
+@lru_cache(maxsize=16)
+def _read_header(path: Path, _mtime_ns: int, _size: int) -> Header:
+    try:
+        with _open(path) as file:
+            return _Parser(path, file).header()
+    except OSError as error:
+        raise GgufError(f"{path}: cannot be read: {_reason(error)}") from error
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def _open(path: Path) -> BinaryIO:
+    # Looked at before it is opened, since opening a device can have effects, and again afterwards.
+    # O_NONBLOCK: a FIFO that takes the file's place in between must not make us wait for a writer.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    if stat.S_ISREG(os.stat(path).st_mode):
+        file = open(os.open(path, flags), "rb", buffering=2**18)  # noqa: SIM115
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            return file
+        file.close()
+    raise GgufError(f"{path}: is not a regular file")
+
+
+class _Parser:
+    """Reads one header, from the first byte on."""
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self._path = path
+        self._file = file
+        self._size = os.fstat(file.fileno()).st_size
+        self._end = min(self._size, MAX_HEADER_BYTES)  # no header byte is beyond
+        self._order = "<"
+
+    def header(self) -> Header:
+        if self._size < 24 or self._file.read(4) != b"GGUF":
+            raise self._error("is not a GGUF file")
+        (version,) = struct.unpack("<I", self._take(4))
+        if version & 0xFFFF == 0:
+            self._order = ">"
+            (version,) = struct.unpack(">I", struct.pack("<I", version))
+        if version not in (2, 3):
+            raise self._error(f"is GGUF version {version}; 2 and 3 can be read: convert it again")
+        tensor_count = self._count("tensors", MAX_TENSORS)
+        entry_count = self._count("metadata entries", MAX_ENTRIES)
+        metadata: dict[str, Value] = {}
+        for _ in range(entry_count):
+            key = self._text(MAX_KEY, "key")
+            metadata[key] = self._value(self._number("I"), key)
+        tensors = [self._tensor() for _ in range(tensor_count)]
+        return Header(self._path, self._size, version, metadata, self._sized(metadata, tensors))
+
+    def _error(self, what: str) -> GgufError:
+        return GgufError(f"{self._path}: {what}")
+
+    def _need(self, length: int) -> None:
+        """Raise GgufError unless so many bytes of a header follow."""
+        if length > self._end - self._file.tell():
+            if self._end < self._size:
+                raise self._error(f"has a header of over {MAX_HEADER_BYTES >> 20} MB")
+            raise self._error("is cut off inside its header: download or copy it again")
+
+    def _take(self, length: int) -> bytes:
+        self._need(length)
+        found = self._file.read(length)
+        if len(found) < length:  # the file has been cut off while it was read
+            raise self._error("is cut off inside its header: download or copy it again")
+        return found
+
+    def _number(self, code: str) -> Any:
+        return struct.unpack(self._order + code, self._take(struct.calcsize(code)))[0]
+
+    def _count(self, of: str, bound: int) -> int:
+        count: int = self._number("Q")
+        if count > bound:
+            raise self._error(f"claims {count:,} {of}; at most {bound:,} are read: is it damaged?")
+        return count
+
+    def _text(self, bound: int, what: str) -> str:
+        length = self._number("Q")
+        if length > bound:
+            raise self._error(f"has a {what} of {length:,} bytes: is it damaged?")
+        return self._take(length).decode("utf-8", "replace")
+
+    def _value(self, kind: int, key: str) -> Value:
+        if kind in _SCALARS:
+            scalar: Scalar = self._number(_SCALARS[kind])
+            return scalar
+        if kind == _STRING:
+            length = self._number("Q")
+            self._need(length)
+            kept = self._take(min(length, 4 * MAX_KEPT_TEXT))
+            self._skip(length - len(kept))
+            return kept.decode("utf-8", "replace")[:MAX_KEPT_TEXT]
+        if kind == _ARRAY:
+            return self._array(key)
+        raise self._error(f"has a value of the unknown type {kind} at {key[:80]!r}: is it damaged?")
+
+    def _array(self, key: str) -> Value:
+        kind, length = self._number("I"), self._number("Q")
+        if kind in _SCALARS:
+            width = struct.calcsize(_SCALARS[kind])
+            self._need(length * width)
+            if length > MAX_KEPT_ARRAY or key.startswith("tokenizer."):
+                self._skip(length * width)
+                return Skipped(length)
+            return struct.unpack(
+                f"{self._order}{length}{_SCALARS[kind]}", self._take(length * width)
+            )
+        if kind == _STRING:
+            self._need(8 * length)
+            self._skip_texts(length)
+            return Skipped(length)
+        # llama.cpp reads no arrays of arrays either.
+        raise self._error(
+            f"has an array of the unknown type {kind} at {key[:80]!r}: is it damaged?"
+        )
+
+    def _skip(self, length: int) -> None:
+        self._need(length)
+        self._file.seek(length, os.SEEK_CUR)
+
+    def _skip_texts(self, count: int) -> None:
+        """Pass over ``count`` strings: a vocabulary has hundreds of thousands of them."""
+        length_at = struct.Struct(f"{self._order}Q").unpack_from
+        while count:
+            # The strings that lie in one piece of the file are passed over without a call for each.
+            start = self._file.tell()
+            piece = self._file.read(min(2**20, self._end - start))
+            at, last = 0, len(piece) - 8
+            while count and at <= last:
+                at += 8 + length_at(piece, at)[0]
+                count -= 1
+            if at == 0:
+                self._need(8)
+                raise self._error("is cut off inside its header: download or copy it again")
+            self._file.seek(start)
+            self._skip(at)
+
+    def _tensor(self) -> Tensor:
+        name = self._text(MAX_TENSOR_NAME, "tensor name")
+        dimensions = self._number("I")
+        if dimensions > MAX_DIMENSIONS:
+            raise self._error(f"has a tensor of {dimensions} dimensions: is it damaged?")
+        shape = struct.unpack(f"{self._order}{dimensions}Q", self._take(8 * dimensions))
+        kind = self._number("I")
+        offset = self._number("Q")
+        known = TYPES.get(kind)
+        nbytes = _nbytes(known, shape) if known else 0
+        if max(math.prod(shape), nbytes, offset) > MAX_TENSOR_BYTES:
+            raise self._error(f"has a tensor of the size {shape}: is it damaged?")
+        return Tensor(name, shape, kind, offset, nbytes)
+
+    def _sized(self, metadata: Mapping[str, Value], tensors: list[Tensor]) -> tuple[Tensor, ...]:
+        """The tensors, all with a size. Those of a type that is newer than this program end where
+        the next one begins. Raises GgufError where the file is too short for its tensors."""
+        alignment = metadata.get("general.alignment", 32)
+        if not isinstance(alignment, int) or not 0 < alignment <= 2**20:
+            raise self._error("has an alignment that no reader can use: is it damaged?")
+        begin = -(-self._file.tell() // alignment) * alignment
+        end = max((each.offset + each.nbytes for each in tensors), default=0)
+        if tensors and begin + end > self._size:
+            raise self._error(
+                f"is cut off: {self._size:,} bytes of {begin + end:,}. Download or copy it again"
+            )
+        if all(each.type in TYPES for each in tensors):
+            return tuple(tensors)
+        offsets = sorted({each.offset for each in tensors} | {self._size - begin})
+        following = dict(pairwise(offsets))
+        return tuple(
+            each
+            if each.type in TYPES
+            else Tensor(
+                each.name,
+                each.shape,
+                each.type,
+                each.offset,
+                following.get(each.offset, each.offset) - each.offset,
+            )
+            for each in tensors
+        )
+
+
+def _nbytes(kind: GgmlType, shape: tuple[int, ...]) -> int:
+    return kind.row_bytes(shape[0] if shape else 1) * math.prod(shape[1:])

@@ -1,0 +1,91 @@
+"""A model in one file, or in pieces as llama.cpp's ``llama-gguf-split`` writes them.
+
+The pieces are called ``NAME-00001-of-00005.gguf`` and lie in one folder. The first has the
+metadata; each has some of the tensors, ``split.no`` (from 0) and ``split.count``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from manager.gguf.reader import GgufError, Tensor, Value, read_header
+
+MAX_PIECES = 512
+_PIECE = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A whole model: its metadata, and the tensors and sizes (bytes) of all its files together."""
+
+    path: Path
+    files: tuple[Path, ...]
+    size: int
+    metadata: Mapping[str, Value]
+    tensors: tuple[Tensor, ...]
+
+
+def pieces(path: Path) -> tuple[Path, ...]:
+    """The files of the model that ``path`` is a piece of, the first first; ``path`` alone where its
+    name is not that of a piece. They need not exist.
+
+    Raises GgufError for a name that numbers its pieces wrongly.
+    """
+    found = _PIECE.fullmatch(path.name)
+    if not found:
+        return (path,)
+    number, count = int(found["number"]), int(found["count"])
+    if not 1 <= number <= count <= MAX_PIECES:
+        raise GgufError(f"{path}: is numbered {number} of {count}; at most {MAX_PIECES} are read")
+    stem = found["stem"]
+    return tuple(
+        path.with_name(f"{stem}-{each:05}-of-{count:05}.gguf") for each in range(1, count + 1)
+    )
+
+
+def stem(path: Path) -> str:
+    """The file's name without ``.gguf`` and without the number of a piece."""
+    found = _PIECE.fullmatch(path.name)
+    return found["stem"] if found else path.stem
+
+
+def read_weights(path: Path) -> Weights:
+    """The model at ``path``, which may be any of its pieces.
+
+    Raises GgufError, which names the pieces that are missing.
+    """
+    files = pieces(path)
+    missing = [each.name for each in files if not each.is_file()]
+    if missing and len(files) > 1:
+        raise GgufError(
+            f"{files[0]}: {len(missing)} of {len(files)} pieces are missing: {_listed(missing)}."
+            " Put all of them into one folder"
+        )
+    headers = [read_header(each) for each in files]
+    first = headers[0]
+    count = first.metadata.get("split.count", 1)
+    if isinstance(count, int) and count > 1 and count != len(files):
+        raise GgufError(
+            f"{path}: is one of {count} pieces, and is not called as llama.cpp looks for them:"
+            f" NAME-00001-of-{count:05}.gguf"
+        )
+    for number, each in enumerate(headers):
+        if len(files) > 1 and each.metadata.get("split.no") != number:
+            raise GgufError(
+                f"{each.path}: is not piece {number + 1} of {len(files)}, as it is called"
+            )
+    return Weights(
+        first.path,
+        files,
+        sum(each.size for each in headers),
+        first.metadata,
+        tuple(tensor for each in headers for tensor in each.tensors),
+    )
+
+
+def _listed(names: list[str], most: int = 5) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
