@@ -7,19 +7,23 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedSeq
+from ruamel.yaml.emitter import Emitter
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
-from manager.config.yaml_reader import MAX_DEPTH, TAG, has_control
+from manager.config.yaml_reader import LOADER, MAX_DEPTH, TAG, UnreadableFile, compose, has_control
 
+Pairs = list[tuple[yaml.Node, yaml.Node]]
 Entry = Mapping[str, Any]
 """What stands under a key, of the kinds that JSON has."""
 
+BY_HAND = "edit the text of the file itself"
 _WIDTH = 96  # of a line that is written, before it is indented
 
 
@@ -27,10 +31,44 @@ class EditError(Exception):
     """The text cannot be changed in this way; the message says why, and what to do."""
 
 
+class _Emitter(Emitter):
+    MAX_SIMPLE_KEY_LENGTH = 1000  # as YAML has it: a longer key would be two lines
+
+
+@dataclass(frozen=True)
+class EntryText:
+    """An entry as a person wrote it: lines that stay as they are, and what they stand for."""
+
+    text: str
+    node: yaml.Node
+
+    def indented(self, step: int) -> list[str]:
+        """Its lines, without their ends."""
+        lines = self.text.strip("\n").split("\n")
+        return [" " * step + line if line.strip() else "" for line in lines]
+
+
+def read_entry(text: str) -> EntryText:
+    """An entry from lines of YAML. Raises EditError."""
+    text = text.replace("\r\n", "\n")
+    try:
+        node = compose(text)
+    except UnreadableFile as error:
+        line, message = error.problem.line, error.problem.message
+        raise EditError(f"line {line} of the entry: {message}") from error
+    if not isinstance(node, yaml.MappingNode) or not node.value:
+        raise EditError("an entry is a mapping: lines of `key: value`")
+    events = yaml.parse(text, Loader=LOADER)
+    if any(getattr(event, "anchor", None) is not None for event in events):
+        raise EditError(f"an entry cannot have anchors or use them: {BY_HAND}")
+    return EntryText(text, node)
+
+
 def written(entry: Mapping[str, Any], step: int = 2) -> str:
     """Data as lines of YAML, indented by `step`. Raises EditError."""
     _check(entry)
     writer = YAML()
+    writer.Emitter = _Emitter
     writer.version = (1, 1)  # as the reader: else `on` and 010 would be left without quotes
     writer.indent(mapping=step, sequence=step + 2, offset=step)
     writer.default_flow_style = False
@@ -62,6 +100,8 @@ def _styled(data: Any) -> Any:
 
 def matches(node: yaml.Node, data: Any) -> bool:
     """Whether that data is written there, keys in the same order."""
+    if isinstance(data, EntryText):
+        return are_equal([(node, node)], [(data.node, data.node)])
     if isinstance(data, Mapping):
         return (
             isinstance(node, yaml.MappingNode)
@@ -84,9 +124,33 @@ def matches(node: yaml.Node, data: Any) -> bool:
         return False
 
 
-def pairs(node: yaml.Node | None) -> list[tuple[yaml.Node, yaml.Node]]:
+def pairs(node: yaml.Node | None) -> Pairs:
     """Those of a mapping; none of anything else."""
     return node.value if isinstance(node, yaml.MappingNode) else []
+
+
+def are_equal(ours: Pairs, theirs: Pairs) -> bool:
+    """Each two nodes are compared once, however many aliases lead to them; without recursion, since
+    a mapping may lead to itself."""
+    waiting: list[tuple[Any, Any]] = [(ours, theirs)]
+    seen = set()
+    while waiting:
+        left, right = waiting.pop()
+        if isinstance(left, yaml.Node):
+            if (id(left), id(right)) in seen:
+                continue
+            seen.add((id(left), id(right)))
+            if type(left) is not type(right) or left.tag != right.tag:
+                return False
+            left, right = left.value, right.value
+        if isinstance(left, str):
+            if left != right:
+                return False
+        elif len(left) != len(right):
+            return False
+        else:
+            waiting += zip(left, right, strict=True)
+    return True
 
 
 _KINDS = {str: "str", bool: "bool", int: "int", float: "float", type(None): "null"}
