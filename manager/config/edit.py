@@ -19,6 +19,8 @@ from manager.config.entry import (
     EditError,
     Entry,
     EntryText,
+    NameTaken,
+    NoEntry,
     Pairs,
     are_equal,
     matches,
@@ -33,9 +35,11 @@ __all__ = [
     "EditError",
     "Entry",
     "EntryText",
+    "NameTaken",
+    "NoEntry",
     "add_models",
     "entry_text",
-    "line_of",
+    "lines_of",
     "read_entry",
     "remove_model",
     "replace_model",
@@ -54,7 +58,7 @@ def add_models(text: str, entries: Mapping[str, Entry | EntryText]) -> str:
     def edits(document: Document) -> list[Edit]:
         for name in entries:
             if document.find(_MODELS, name):
-                raise EditError(f"there is a model {name} already: choose another name")
+                raise NameTaken(f"there is a model {name} already: choose another name")
         return document.add(_MODELS, entries)
 
     return _edited(text, _MODELS, entries, edits)
@@ -87,9 +91,10 @@ def entry_text(text: str, name: str) -> str:
     return document.shown(document.require(_MODELS, name))
 
 
-def line_of(text: str, name: str) -> int:
-    """The line (from 1) of a model's name. Raises EditError."""
-    return _document(text).require(_MODELS, name).line + 1
+def lines_of(text: str, name: str) -> range:
+    """The lines (from 1) of a model, that of its name first. Raises EditError."""
+    pair = _document(text).require(_MODELS, name)
+    return range(pair.line + 1, pair.after + 1)
 
 
 def set_program_key(text: str, key: str, value: Any) -> str:

@@ -31,6 +31,14 @@ class EditError(Exception):
     """The text cannot be changed in this way; the message says why, and what to do."""
 
 
+class NoEntry(EditError):
+    """The file has no such model."""
+
+
+class NameTaken(EditError):
+    """There is such a model already."""
+
+
 class _Emitter(Emitter):
     MAX_SIMPLE_KEY_LENGTH = 1000  # as YAML has it: a longer key would be two lines
 

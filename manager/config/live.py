@@ -114,11 +114,18 @@ class LiveConfig:
         with self._lock:
             return self._read_and_apply()
 
-    def save(self, change: Callable[[str], str], version: object = ANY_VERSION) -> Saved:
+    def save(
+        self,
+        change: Callable[[str], str],
+        version: object = ANY_VERSION,
+        *,
+        is_partial: bool = False,
+    ) -> Saved:
         """Writes what `change` makes of the file's text, and applies it.
 
         Raises ConfigChanged where the file does not have that `version`; ConfigError, NotSaved, or
-        what `change` raises, and then nothing was written; NotApplied.
+        what `change` raises, and then nothing was written; NotApplied. A change `is_partial` whose
+        author has not seen the rest of the file: NotSaved where that is not in use.
         """
         with self._lock:
             found = config_file.read_file(self._path)
@@ -126,6 +133,8 @@ class LiveConfig:
                 raise NotSaved(found.problem.message)
             if version not in (ANY_VERSION, found.version):
                 raise ConfigChanged(found)
+            if is_partial:
+                self._require_in_use(found)
             edited = found.edited(change(found.text), self._modes)
             if edited.problems:
                 raise ConfigError(self._path, edited.problems)
@@ -155,6 +164,16 @@ class LiveConfig:
         elif now - self._changed[1] >= STABLE_SECONDS:
             with self._lock:
                 self._follow(stamp)
+
+    def _require_in_use(self, found: ConfigFile) -> None:
+        """Raises ConfigError, NotSaved."""
+        if found.edited(found.text, self._modes).config == self._current():
+            return
+        if problems := found.problems(self._modes):
+            raise ConfigError(self._path, problems)
+        raise NotSaved(
+            f"{self._path} has changes that are not in use: look at them and reload it first"
+        )
 
     def _follow(self, stamp: Stamp | None) -> None:
         if stamp == self._seen:

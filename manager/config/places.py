@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from manager.config.entry import BY_HAND, EditError, Entry, EntryText, matches, written
+from manager.config.entry import BY_HAND, EditError, Entry, EntryText, NoEntry, matches, written
 from manager.config.yaml_reader import LOADER, TAG
 
 _BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
@@ -121,7 +121,7 @@ class Document:
         """Raises EditError where there is none that can be changed."""
         found = self.find(section, name)
         if found is None:
-            raise EditError(f"{section} has no entry of its own for {name}: {BY_HAND}")
+            raise NoEntry(f"{section} has no entry of its own for {name}: {BY_HAND}")
         if found.parent.is_flow:
             raise EditError(f"{section} is written in braces: {BY_HAND}")
         return found

@@ -101,6 +101,11 @@ class Program:
     interface_plugin_dir: Path | None = key(
         None, readers.folder, "A folder with further interface plugins.", restart=True
     )
+    models_dir: tuple[Path, ...] = key(
+        (),
+        readers.folders,
+        "Folders of GGUF files that `Add a model` offers: a list, or one; those below them count.",
+    )
     device_memory_mb: Mapping[str, int] = key(
         {},
         mapped(readers.MEGABYTES),

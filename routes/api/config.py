@@ -51,7 +51,7 @@ def _read_version(path: str, value: Any) -> str | None:
 
 
 _TEXT = Field(_read_text, {"type": "string", "maxLength": _MAX_TEXT})
-_VERSION = Field(
+VERSION = Field(
     _read_version, {"type": ["string", "null"], "description": "What came with the text"}
 )
 
@@ -114,7 +114,7 @@ def blueprint(services: Services) -> Api:
     @api.call(
         "PUT /api/config/text",
         Rule.CONFIG,
-        body={"text": _TEXT.required(), "version": _VERSION.required()},
+        body={"text": _TEXT.required(), "version": VERSION.required()},
         errors=(409,),
     )
     def put(body: dict[str, Any]) -> Response:
@@ -125,13 +125,17 @@ def blueprint(services: Services) -> Api:
 
 
 def save(
-    services: Services, change: Callable[[str], str], version: object = ANY_VERSION
+    services: Services,
+    change: Callable[[str], str],
+    version: object = ANY_VERSION,
+    *,
+    is_partial: bool = False,
 ) -> dict[str, Any]:
-    """Has the config's file written and applied; what a reload answers, and the file's version.
-    Raises ApiError."""
+    """Has the config's file written and applied, as `LiveConfig.save`; what a reload answers, and
+    the file's version. Raises ApiError."""
     path = services.fleet.config.path
     try:
-        saved = services.live_config.save(change, version)
+        saved = services.live_config.save(change, version, is_partial=is_partial)
     except ConfigChanged as error:
         raise ApiError(
             409,

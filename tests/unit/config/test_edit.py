@@ -123,7 +123,7 @@ def test_an_entry_is_shown_with_its_comments_and_put_back_as_it_is_written() -> 
         "  command: [serve, -c, 8192]\n"
         '  # memory_mb: {"rtx 4060": 6000}\n'
     )
-    assert edit.line_of(TEXT, "Qwen") == 7
+    assert edit.lines_of(TEXT, "Qwen") == range(7, 12)
     assert edit.replace_model(TEXT, "Qwen", edit.read_entry(shown)) == TEXT
     other = shown.replace("mode: Chat", "\n# why\nmode: Base  # here").replace("8192", "0.50")
     text = edit.replace_model(TEXT, "Qwen", edit.read_entry(other))
