@@ -37,30 +37,47 @@ def load_llama():
     return xllamacpp
 
 
-def serve(pooling: str | None = None) -> None:
-    """Serve the model on ``PORT`` until SIGTERM or Ctrl+C.
-
-    With ``pooling`` ("mean" or "rank") it gives embeddings or rerank scores instead of text.
-    """
+def begin():
+    """Return ``xllamacpp``, to serve until a signal; exit with advice where it is missing."""
     # Both signals end the process at once, also while the model still loads, for which Python's
     # own handler of SIGINT would wait; of SIGTERM it has none.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        llama = load_llama()
+        return load_llama()
     except ImportError as error:
         sys.exit(str(error))
-    if not MODEL.is_file():
-        sys.exit(f"{MODEL} is missing. To get it: python3 scripts/setup.py")
+
+
+def parameters(llama, model, port):
+    """The parameters of a server on loopback for this GGUF."""
     params = llama.CommonParams()
-    params.model.path = str(MODEL)
+    params.model.path = str(model)
     params.model_alias = {os.environ.get("LLM_MANAGER_MODEL", "demo")}
     params.hostnames = ["127.0.0.1"]
-    params.port = int(os.environ["PORT"])
+    params.port = port
     params.n_parallel = 4  # requests at a time; llama.cpp queues further ones
-    params.n_ctx = 4 * 2048  # tokens of context, shared out among those
     params.n_threads_http = 64  # each open connection holds one; when all are held, /health waits
     params.fit_params = False  # fitting to the device's memory loads the model twice
     params.cache_ram_mib = 0  # else up to 8 GiB of finished prompts stay in memory
+    return params
+
+
+def run(llama, params):
+    """Serve until a signal ends the process."""
+    _server = llama.Server(params)  # serves while it lives
+    threading.Event().wait()
+
+
+def serve(pooling: str | None = None) -> None:
+    """Serve the demo model on ``PORT`` until SIGTERM or Ctrl+C.
+
+    With ``pooling`` ("mean" or "rank") it gives embeddings or rerank scores instead of text.
+    """
+    llama = begin()
+    if not MODEL.is_file():
+        sys.exit(f"{MODEL} is missing. To get it: python3 scripts/setup.py")
+    params = parameters(llama, MODEL, int(os.environ["PORT"]))
+    params.n_ctx = params.n_parallel * 2048  # tokens of context, shared out among the requests
     # The format that the model was trained on. The template in its file adds a system prompt, with
     # which this quantization answers "What is the capital of France?" in broken French.
     params.chat_template = "chatml"
@@ -71,5 +88,4 @@ def serve(pooling: str | None = None) -> None:
             llama.llama_pooling_type, f"LLAMA_POOLING_TYPE_{pooling.upper()}"
         )
         params.n_ubatch = 2048  # a text must fit in one batch: as long as a slot's context
-    _server = llama.Server(params)  # serves while it lives
-    threading.Event().wait()
+    run(llama, params)

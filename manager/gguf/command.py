@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -97,7 +98,8 @@ def _volume(value: str) -> tuple[str, str]:
 
 def _bind(value: str) -> tuple[str, str]:
     """``type=bind,source=SOURCE,target=TARGET``."""
-    parts = dict(each.partition("=")[::2] for each in value.split(","))
+    fields = next(csv.reader([value]), [])
+    parts = dict(each.partition("=")[::2] for each in fields)
     source = parts.get("source") or parts.get("src") or ""
     return source, parts.get("target") or parts.get("dst") or parts.get("destination") or ""
 

@@ -28,7 +28,8 @@ class Kind(str, Enum):
 @dataclass(frozen=True)
 class ModelFile:
     """``parameters`` is a count, ``context`` the tokens of context that it was trained for (None:
-    the file does not say), ``size`` the bytes of all its ``files``."""
+    the file does not say), ``size`` the bytes of all its ``files``. ``pools``: it says how the
+    vectors of a text's tokens become one, as an embedding needs it."""
 
     path: Path
     files: tuple[Path, ...]
@@ -40,6 +41,7 @@ class ModelFile:
     context: int | None
     layers: int | None
     size: int
+    pools: bool
 
 
 def read_model(path: Path) -> ModelFile:
@@ -61,6 +63,7 @@ def describe(weights: Weights) -> ModelFile:
         context=number(weights, f"{architecture}.context_length"),
         layers=number(weights, f"{architecture}.block_count"),
         size=weights.size,
+        pools=number(weights, f"{architecture}.pooling_type") not in (None, _NO_POOLING),
     )
 
 

@@ -103,10 +103,10 @@ def write_model(
         f"{own}rope.dimension_count": head,
         f"{own}vocab_size": tokens,
         **vocabulary(tokens),
-        **(extra or {}),
     }
     if experts:
         metadata |= {f"{own}expert_count": experts, f"{own}expert_used_count": 2}
+    metadata |= extra or {}
     tensors: list[tuple[str, Shape, Type]] = []
     if only is None or 0 in only:
         tensors += [("token_embd.weight", (width, tokens), kind)]
