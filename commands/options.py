@@ -70,9 +70,10 @@ class ConfigLoader:
 
     def __call__(self) -> loader.Config:
         """Raises ConfigError."""
-        return loader.load(self._path, self._modes)
+        return loader.load(self._path, self.modes)
 
-    def _modes(self, folder: Path | None) -> list[str]:
+    def modes(self, folder: Path | None) -> list[str]:
+        """Those that the shipped interfaces and the plugins have."""
         if not self.interfaces:
             self.interfaces.update(plugins.interfaces(folder))
         return list(self.interfaces)

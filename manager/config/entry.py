@@ -24,7 +24,9 @@ Entry = Mapping[str, Any]
 """What stands under a key, of the kinds that JSON has."""
 
 BY_HAND = "edit the text of the file itself"
-_WIDTH = 96  # of a line that is written, before it is indented
+_WIDTH = 96  # of a line with a list that is written, before it is indented
+_LONG_LIST = re.compile(r"( *)([^\[]*: \[)(.*\])")
+_ITEM = re.compile(r"""(?:'[^']*'|"(?:\\.|[^"\\])*"|[^,'"])+(?:, |\]$)""")
 
 
 class EditError(Exception):
@@ -81,15 +83,32 @@ def written(entry: Mapping[str, Any], step: int = 2) -> str:
     writer.indent(mapping=step, sequence=step + 2, offset=step)
     writer.default_flow_style = False
     writer.allow_unicode = True
-    writer.width = _WIDTH
+    writer.width = 1 << 20  # it would indent each further line of a list otherwise
     writer.representer.ignore_aliases = lambda _data: True
     stream = io.StringIO()
     try:
         writer.dump(_styled(entry), stream)
     except (YAMLError, UnicodeError) as error:
         raise EditError(f"this cannot be written as YAML: {error}") from error
-    lines = stream.getvalue().split("---\n", 1)[1]  # after the version's directive
-    return re.sub(" +$", "", lines, flags=re.MULTILINE)
+    text = stream.getvalue().split("---\n", 1)[1]  # after the version's directive
+    return "".join(f"{_wrapped(line)}\n" for line in text.removesuffix("\n").split("\n"))
+
+
+def _wrapped(line: str) -> str:
+    """A long list in brackets on lines of the usual width, as far as its items are short."""
+    found = _LONG_LIST.fullmatch(line)
+    if len(line) <= _WIDTH or not found:
+        return line
+    indent, begin, rest = found.groups()
+    items = _ITEM.findall(rest)
+    if "".join(items) != rest:
+        return line
+    lines = [indent + begin]
+    for item in items:
+        if len(lines[-1]) + len(item) > _WIDTH and lines[-1].strip():
+            lines.append(f"{indent}    ")
+        lines[-1] += item
+    return "\n".join(part.rstrip() for part in lines)
 
 
 def _styled(data: Any) -> Any:

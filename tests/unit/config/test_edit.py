@@ -173,6 +173,15 @@ def test_what_is_no_entry_is_refused(entry: str, message: str) -> None:
         edit.add_models(TEXT, {"Neu": edit.read_entry(entry)})
 
 
+def test_a_long_command_is_on_lines_of_the_usual_width() -> None:
+    command = ["serve", "it's, [x]", 'say "x, y" \\ z', "a\nb, c", "--port", "${PORT}"] * 5
+    text = edit.written({"s": {"command": command, "long": ["x" * 200, "y"]}})
+    assert loaded(text) == {"s": {"command": command, "long": ["x" * 200, "y"]}}
+    assert sum(len(line) > 96 for line in text.splitlines()) == 1
+    added = edit.add_models(TEXT, {"Neu": {"s": {"command": command}}})
+    assert loaded(added)["Local-Models"]["Neu"] == {"s": {"command": command}}
+
+
 def test_schemes_in_another_order_are_written_in_that_order() -> None:
     text = edit.add_models("", {"m": {"A": {"command": ["a"]}, "B": {"command": ["b"]}}})
     entry = {"B": {"command": ["b"]}, "A": {"command": ["a"]}}
