@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from manager.gguf.split import pieces, stem
 MAX_DEPTH = 8
 MAX_FILES = 5000  # GGUFs
 MAX_ENTRIES = 200_000  # of any kind
+MAX_SECONDS = 5.0
 
 # What a file's name has beside the model's: the quantisation, and that it is a projector.
 _NO_NAME = re.compile(
@@ -43,25 +45,42 @@ class Listing:
     notes: tuple[str, ...]
 
 
-def list_models(folders: Sequence[Path], *, is_deep: bool = True) -> Listing:
+def list_models(
+    folders: Sequence[Path],
+    *,
+    is_deep: bool = True,
+    clock: Callable[[], float] = time.monotonic,
+) -> Listing:
     """The models in these folders and, if ``is_deep``, the folders below them, by path.
 
     Links are followed as long as they stay in their folder; folders that are links are not entered.
-    What cannot be read is in the notes, or listed with its error; nothing is raised.
+    What cannot be read is in the notes, or listed with its error; nothing is raised. After
+    MAX_SECONDS no further file is read: the next call goes on from there, since what was read is
+    kept until its file changes.
     """
     search = _Search(is_deep)
     for folder in folders:
         search.enter(folder)
-    found = [_described(path, folder) for path, folder in sorted(search.files.items())]
-    projectors: dict[Path, list[ModelFile]] = defaultdict(list)
+    end = clock() + MAX_SECONDS
+    found: list[Listed] = []
+    for path, folder in sorted(search.files.items()):
+        if clock() > end:
+            left = len(search.files) - len(found)
+            search.notes.append(f"{left:,} more files are not read yet: list them again")
+            break
+        found.append(_described(path, folder))
+    projectors: dict[Path, list[Path]] = defaultdict(list)
+    others: dict[Path, list[Listed]] = defaultdict(list)
     for each in found:
         if each.model and each.model.kind is Kind.MMPROJ:
-            projectors[each.path.parent].append(each.model)
-    others = [each for each in found if not each.model or each.model.kind is not Kind.MMPROJ]
+            projectors[each.path.parent].append(each.path)
+        else:
+            others[each.path.parent].append(each)
     return Listing(
         tuple(
-            Listed(each.path, each.model, each.error, _projectors_of(each, others, projectors))
-            for each in others
+            _with_projectors(each, beside, projectors[parent])
+            for parent, beside in others.items()
+            for each in beside
         ),
         tuple(search.notes),
     )
@@ -69,12 +88,12 @@ def list_models(folders: Sequence[Path], *, is_deep: bool = True) -> Listing:
 
 def resolve_inside(path: Path, folders: Sequence[Path]) -> Path | None:
     """``path`` as it is, if it lies in one of the folders with all links followed; else None."""
-    real = os.path.realpath(path)
-    for folder in folders:
-        root = os.path.realpath(folder)
-        if os.path.commonpath([root, real]) == root and real != root:
-            return path
-    return None
+    try:
+        real = Path(os.path.realpath(path))
+    except ValueError:  # a NUL in it
+        return None
+    roots = (Path(os.path.realpath(each)) for each in folders)
+    return path if any(root in real.parents for root in roots) else None
 
 
 @dataclass
@@ -88,17 +107,14 @@ class _Search:
     _entries: int = 0
 
     def enter(self, folder: Path) -> None:
-        for path in self._ggufs(folder, 0):
-            if resolve_inside(path, [folder]) is None:
-                self.notes.append(f"{path}: is a link to outside of {folder}; it is not listed")
-                continue
+        for path, real_folder in self._ggufs(folder, os.path.realpath(folder), 0):
             try:
                 first = pieces(path)[0]
             except GgufError as error:
                 self.notes.append(str(error))
                 continue
-            # A piece stands for the model, and a file in two of the folders is listed once.
-            real = os.path.realpath(first)
+            # A piece stands for the model, and what is in two of the folders is listed once.
+            real = os.path.join(real_folder, first.name)
             if real in self._seen:
                 continue
             if len(self.files) == MAX_FILES:
@@ -109,7 +125,8 @@ class _Search:
             self._seen.add(real)
             self.files[first] = folder
 
-    def _ggufs(self, folder: Path, depth: int) -> Iterator[Path]:
+    def _ggufs(self, folder: Path, real: str, depth: int) -> Iterator[tuple[Path, str]]:
+        """Each GGUF of the folder, with the real path of the folder that it lies in."""
         if depth > MAX_DEPTH:
             self.notes.append(f"{folder}: is more than {MAX_DEPTH} folders deep; it is not read")
             return
@@ -122,9 +139,10 @@ class _Search:
         for entry in found:
             if entry.is_dir(follow_symlinks=False):
                 if self.is_deep:
-                    yield from self._ggufs(folder / entry.name, depth + 1)
+                    real_entry = os.path.join(real, entry.name)
+                    yield from self._ggufs(folder / entry.name, real_entry, depth + 1)
             elif entry.name.lower().endswith(".gguf"):
-                yield folder / entry.name
+                yield folder / entry.name, real
 
     def _counted(
         self, folder: Path, entries: Iterator[os.DirEntry[str]]
@@ -142,8 +160,8 @@ class _Search:
 def _described(path: Path, folder: Path) -> Listed:
     try:
         files = pieces(path)
-        for each in files:
-            if resolve_inside(each, [folder]) is None:
+        for each in files:  # no folder between was a link: only the files themselves can be
+            if os.path.islink(each) and resolve_inside(each, [folder]) is None:
                 return Listed(path, error=f"{each}: is a link to outside of {folder}")
         return Listed(path, _read(path, tuple(_identity(each) for each in files)))
     except (GgufError, OSError) as error:
@@ -163,23 +181,17 @@ def _read(path: Path, _identities: tuple[tuple[int, int] | None, ...]) -> ModelF
     return read_model(path)
 
 
-def _projectors_of(
-    listed: Listed, others: Sequence[Listed], projectors: dict[Path, list[ModelFile]]
-) -> tuple[Path, ...]:
-    """The projectors in the model's folder whose name has no word that the model's has not. One
-    without a name of its own (``mmproj-F16.gguf``) belongs to the folder's only model."""
-    here = projectors.get(listed.path.parent)
-    if not here or not listed.model or listed.model.kind not in (Kind.CHAT, Kind.BASE):
-        return ()
-    beside = {
-        frozenset(_words(each.path)) for each in others if each.path.parent == listed.path.parent
-    }
+def _with_projectors(
+    listed: Listed, beside: Sequence[Listed], projectors: Sequence[Path]
+) -> Listed:
+    """The model with the projectors in its folder whose name has no word that its own has not. One
+    without a name (``mmproj-F16.gguf``) belongs to the folder's only model."""
+    if not projectors or not listed.model or listed.model.kind not in (Kind.CHAT, Kind.BASE):
+        return listed
     words = _words(listed.path)
-    return tuple(
-        each.path
-        for each in here
-        if (_words(each.path) <= words if _words(each.path) else len(beside) == 1)
-    )
+    is_only = all(_words(each.path) == words for each in beside)
+    found = (each for each in projectors if (_words(each) <= words if _words(each) else is_only))
+    return replace(listed, projectors=tuple(found))
 
 
 def _words(path: Path) -> set[str]:

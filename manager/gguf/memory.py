@@ -12,10 +12,10 @@ On each device
 - Cache: manager.gguf.kv_cache.
 - Compute buffer: the largest sum of what is alive at one moment of the graph for one ``ubatch``
   (``llama_context::sched_reserve``, ggml-alloc.c). Per token that is five times the width, and the
-  larger of the feed-forward network (gate, up and their product; with experts for each one used,
-  and its output) and of attention (queries, their result, keys, values; without flash attention
-  the scores of all heads), in 4 bytes each; beside it the attention masks. Found by measuring
-  llama.cpp (xllamacpp 2026.10.11549); tests/nightly/test_gguf_memory.py measures it again.
+  largest of the feed-forward network (gate, up and their product, with experts for each one
+  used), of attention (queries, their result, keys, values; without flash attention the scores of
+  all heads) and of a recurrent layer, in 4 bytes each; beside it the attention masks. Found by
+  measuring llama.cpp (xllamacpp 2026.10.11549); tests/nightly/test_gguf_memory.py does so again.
 - The driver's own: DEVICE_CONTEXT_MB, not measured here.
 
 Not in it, since it comes later and on the host: finished prompts (``--cache-ram``, 8 GiB at most)
@@ -44,6 +44,7 @@ DEVICE_CONTEXT_MB = 400  # a CUDA context with cuBLAS; llama.cpp reports 200 to 
 
 _MB = 2**20
 _FLOAT = 4  # bytes
+_QWEN_PATCHES = 92 * 92  # images of any size are taken; it warms up with one of 1288 x 1288
 _PADDED_CONTEXT = 256
 # On an x86 processor with AVX2.
 _REPACKED = frozenset({"Q4_0", "Q4_K", "IQ4_NL", "MXFP4"})
@@ -290,12 +291,26 @@ def _compute_bytes(
         cells = largest = slots.ubatch
     scores = 0 if options.flash_attention else largest * max(kept.heads)
     mask = cells * (2 if options.flash_attention else _FLOAT)
-    per_token = max(_feed_forward(weights, kept.width), 2 * queries + keys + scores)
+    per_token = max(
+        _feed_forward(weights, kept.width), 2 * queries + keys + scores, _state_space(weights)
+    )
     if options.embedding:  # a result of each token, not only of the last
         per_token = max(per_token, _vocabulary(weights))
     per_token += 5 * kept.width
     inputs = slots.ubatch * (mask + _FLOAT * kept.width)
-    return slots.ubatch * (mask + _FLOAT * per_token), inputs
+    states = slots.count * kept.state_bytes  # those of one layer, as they were and as they become
+    return slots.ubatch * (mask + _FLOAT * per_token) + states, inputs
+
+
+def _state_space(weights: Weights) -> int:
+    """Numbers for each token that are alive at once inside a recurrent layer of Mamba's kind: its
+    projection, the convolution's input and output, and its result."""
+    name = text(weights, "general.architecture")
+    inner, groups, state, heads = (
+        number(weights, f"{name}.ssm.{key}") or 0
+        for key in ("inner_size", "group_count", "state_size", "time_step_rank")
+    )
+    return 5 * inner + 6 * groups * state + heads
 
 
 def _feed_forward(weights: Weights, width: int) -> int:
@@ -304,18 +319,23 @@ def _feed_forward(weights: Weights, width: int) -> int:
     declared = weights.metadata.get(f"{name}.feed_forward_length", 0)
     sizes = declared if isinstance(declared, tuple) else (declared,)
     dense = max((each for each in sizes if isinstance(each, int)), default=0)
+    up = next((each for each in weights.tensors if each.name.endswith(".ffn_up.weight")), None)
+    has_gate = any(".ffn_gate." in each.name for each in weights.tensors)
+    if up and not has_gate and up.shape[-1] <= dense:
+        return dense  # the activation is put where its input was
     experts = number(weights, f"{name}.expert_used_count") or 0
     if not experts or not number(weights, f"{name}.expert_count"):
         return 3 * dense
     size = number(weights, f"{name}.expert_feed_forward_length") or dense
-    mixed = experts * (3 * size + width)
-    has_dense = any(each.name.endswith(".ffn_up.weight") for each in weights.tensors)
-    return max(mixed, 3 * dense if has_dense else 0)
+    # What the experts give goes where gate and up were, if it fits there.
+    mixed = experts * (3 * size + (width if width > 2 * size else 0))
+    return max(mixed, 3 * dense if up else 0)
 
 
 def _projector_bytes(path: Path) -> int:
     """An image projector with the compute buffer for one image: that of a transformer over the
-    image's patches (llama.cpp's tools/mtmd/clip.cpp)."""
+    image's patches, as llama.cpp's tools/mtmd/clip.cpp reserves it when it warms up. Measured for
+    Gemma 3's."""
     weights = read_weights(path)
     if text(weights, "general.architecture") != "clip":
         raise GgufError(f"{path}: is no mmproj file (its architecture is not clip)")
@@ -324,5 +344,9 @@ def _projector_bytes(path: Path) -> int:
         return number(weights, f"clip.vision.{key}") or 0
 
     patches = min((get("image_size") // max(1, get("patch_size"))) ** 2, 2**14)
-    per_patch = 3 * get("feed_forward_length") + 5 * get("embedding_length")
+    if text(weights, "clip.projector_type").startswith("qwen"):
+        patches = max(patches, _QWEN_PATCHES)
+    networks = 3 if any(".ffn_gate." in each.name for each in weights.tensors) else 1
+    width = get("embedding_length")
+    per_patch = max(networks * get("feed_forward_length") + 3 * width, 6 * width)
     return sum(each.nbytes for each in weights.tensors) + _FLOAT * patches * per_patch

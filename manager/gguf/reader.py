@@ -14,11 +14,12 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from io import FileIO
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple
 
-from manager.gguf.ggml import TYPES, GgmlType
+from manager.gguf.ggml import TYPES
 
 MAX_HEADER_BYTES = 64 * 2**20  # a vocabulary of 250,000 tokens with its merges takes 15 MB
 MAX_ENTRIES = 4096
@@ -32,6 +33,7 @@ MAX_KEPT_TEXT = (
 )
 MAX_KEPT_ARRAY = 1024  # numbers; one for each layer is the longest that anybody needs
 
+_PIECE_BYTES = 2**16
 _STRING, _ARRAY = 8, 9
 _SCALARS = {
     0: "B",
@@ -46,6 +48,11 @@ _SCALARS = {
     11: "q",
     12: "d",
 }
+
+_TENSOR = [f"{dimensions}QIQ" for dimensions in range(MAX_DIMENSIONS + 1)]  # sizes, type, offset
+_LITTLE, _BIG = (
+    {code: struct.Struct(order + code) for code in (*_SCALARS.values(), *_TENSOR)} for order in "<>"
+)
 
 
 class GgufError(Exception):
@@ -63,8 +70,7 @@ Scalar = int | float | bool | str
 Value = Scalar | tuple[Scalar, ...] | Skipped
 
 
-@dataclass(frozen=True)
-class Tensor:
+class Tensor(NamedTuple):
     """``shape`` begins with a row's length, ``type`` is GGML's number, ``nbytes`` the data's size.
     ``offset`` is in bytes, from the begin of the file's tensor data."""
 
@@ -116,12 +122,12 @@ def _reason(error: OSError | ValueError) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
-def _open(path: Path) -> BinaryIO:
+def _open(path: Path) -> FileIO:
     # Looked at before it is opened, since opening a device can have effects, and again afterwards.
     # O_NONBLOCK: a FIFO that takes the file's place in between must not make us wait for a writer.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     if stat.S_ISREG(os.stat(path).st_mode):
-        file = open(os.open(path, flags), "rb", buffering=2**18)  # noqa: SIM115
+        file = FileIO(os.open(path, flags))
         if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             return file
         file.close()
@@ -129,22 +135,25 @@ def _open(path: Path) -> BinaryIO:
 
 
 class _Parser:
-    """Reads one header, from the first byte on."""
+    """Reads one header, from the first byte on, a piece of the file at a time."""
 
-    def __init__(self, path: Path, file: BinaryIO) -> None:
+    def __init__(self, path: Path, file: FileIO) -> None:
         self._path = path
         self._file = file
         self._size = os.fstat(file.fileno()).st_size
         self._end = min(self._size, MAX_HEADER_BYTES)  # no header byte is beyond
-        self._order = "<"
+        self._structs = _LITTLE
+        self._piece = b""
+        self._start = 0  # of the piece, in the file
+        self._at = 0  # in the piece, or beyond it after a skip
 
     def header(self) -> Header:
-        if self._size < 24 or self._file.read(4) != b"GGUF":
+        if self._size < 24 or self._take(4) != b"GGUF":
             raise self._error("is not a GGUF file")
-        (version,) = struct.unpack("<I", self._take(4))
+        version = self._number("I")
         if version & 0xFFFF == 0:
-            self._order = ">"
-            (version,) = struct.unpack(">I", struct.pack("<I", version))
+            self._structs = _BIG
+            version = int.from_bytes(version.to_bytes(4, "little"), "big")
         if version not in (2, 3):
             raise self._error(f"is GGUF version {version}; 2 and 3 can be read: convert it again")
         tensor_count = self._count("tensors", MAX_TENSORS)
@@ -161,20 +170,36 @@ class _Parser:
 
     def _need(self, length: int) -> None:
         """Raise GgufError unless so many bytes of a header follow."""
-        if length > self._end - self._file.tell():
+        if length > self._end - self._start - self._at:
             if self._end < self._size:
                 raise self._error(f"has a header of over {MAX_HEADER_BYTES >> 20} MB")
             raise self._error("is cut off inside its header: download or copy it again")
 
+    def _fill(self, length: int) -> None:
+        """Have the next ``length`` bytes in the piece."""
+        if self._at + length > len(self._piece):
+            self._need(length)
+            self._start += self._at
+            self._at = 0
+            self._file.seek(self._start)
+            self._piece = self._file.read(max(length, _PIECE_BYTES))
+            if len(self._piece) < length:  # the file has been cut off while it was read
+                self._end = self._size = self._start + len(self._piece)
+                self._need(length)
+
     def _take(self, length: int) -> bytes:
-        self._need(length)
-        found = self._file.read(length)
-        if len(found) < length:  # the file has been cut off while it was read
-            raise self._error("is cut off inside its header: download or copy it again")
-        return found
+        self._fill(length)
+        self._at += length
+        return self._piece[self._at - length : self._at]
+
+    def _numbers(self, code: str) -> tuple[Any, ...]:
+        form = self._structs[code]
+        self._fill(form.size)
+        self._at += form.size
+        return form.unpack_from(self._piece, self._at - form.size)
 
     def _number(self, code: str) -> Any:
-        return struct.unpack(self._order + code, self._take(struct.calcsize(code)))[0]
+        return self._numbers(code)[0]
 
     def _count(self, of: str, bound: int) -> int:
         count: int = self._number("Q")
@@ -196,7 +221,7 @@ class _Parser:
             length = self._number("Q")
             self._need(length)
             kept = self._take(min(length, 4 * MAX_KEPT_TEXT))
-            self._skip(length - len(kept))
+            self._at += length - len(kept)
             return kept.decode("utf-8", "replace")[:MAX_KEPT_TEXT]
         if kind == _ARRAY:
             return self._array(key)
@@ -205,16 +230,13 @@ class _Parser:
     def _array(self, key: str) -> Value:
         kind, length = self._number("I"), self._number("Q")
         if kind in _SCALARS:
-            width = struct.calcsize(_SCALARS[kind])
-            self._need(length * width)
+            size = length * self._structs[_SCALARS[kind]].size
+            self._need(size)
             if length > MAX_KEPT_ARRAY or key.startswith("tokenizer."):
-                self._skip(length * width)
+                self._at += size
                 return Skipped(length)
-            return struct.unpack(
-                f"{self._order}{length}{_SCALARS[kind]}", self._take(length * width)
-            )
+            return tuple(self._number(_SCALARS[kind]) for _ in range(length))
         if kind == _STRING:
-            self._need(8 * length)
             self._skip_texts(length)
             return Skipped(length)
         # llama.cpp reads no arrays of arrays either.
@@ -222,38 +244,31 @@ class _Parser:
             f"has an array of the unknown type {kind} at {key[:80]!r}: is it damaged?"
         )
 
-    def _skip(self, length: int) -> None:
-        self._need(length)
-        self._file.seek(length, os.SEEK_CUR)
-
     def _skip_texts(self, count: int) -> None:
         """Pass over ``count`` strings: a vocabulary has hundreds of thousands of them."""
-        length_at = struct.Struct(f"{self._order}Q").unpack_from
+        self._need(8 * count)
+        length_at = self._structs["Q"].unpack_from
         while count:
-            # The strings that lie in one piece of the file are passed over without a call for each.
-            start = self._file.tell()
-            piece = self._file.read(min(2**20, self._end - start))
-            at, last = 0, len(piece) - 8
+            self._fill(8)
+            # The strings that begin in this piece are passed over without a call for each.
+            piece, at, last = self._piece, self._at, len(self._piece) - 8
             while count and at <= last:
                 at += 8 + length_at(piece, at)[0]
                 count -= 1
-            if at == 0:
-                self._need(8)
-                raise self._error("is cut off inside its header: download or copy it again")
-            self._file.seek(start)
-            self._skip(at)
+            passed = at - self._at
+            self._need(passed)
+            self._at += passed
 
     def _tensor(self) -> Tensor:
         name = self._text(MAX_TENSOR_NAME, "tensor name")
         dimensions = self._number("I")
         if dimensions > MAX_DIMENSIONS:
             raise self._error(f"has a tensor of {dimensions} dimensions: is it damaged?")
-        shape = struct.unpack(f"{self._order}{dimensions}Q", self._take(8 * dimensions))
-        kind = self._number("I")
-        offset = self._number("Q")
+        *sizes, kind, offset = self._numbers(_TENSOR[dimensions])
+        shape = tuple(sizes)
         known = TYPES.get(kind)
-        nbytes = _nbytes(known, shape) if known else 0
-        if max(math.prod(shape), nbytes, offset) > MAX_TENSOR_BYTES:
+        nbytes = known.row_bytes(shape[0] if shape else 1) * math.prod(shape[1:]) if known else 0
+        if max(nbytes, offset) > MAX_TENSOR_BYTES or math.prod(shape) > MAX_TENSOR_BYTES:
             raise self._error(f"has a tensor of the size {shape}: is it damaged?")
         return Tensor(name, shape, kind, offset, nbytes)
 
@@ -263,7 +278,7 @@ class _Parser:
         alignment = metadata.get("general.alignment", 32)
         if not isinstance(alignment, int) or not 0 < alignment <= 2**20:
             raise self._error("has an alignment that no reader can use: is it damaged?")
-        begin = -(-self._file.tell() // alignment) * alignment
+        begin = -(-(self._start + self._at) // alignment) * alignment
         end = max((each.offset + each.nbytes for each in tensors), default=0)
         if tensors and begin + end > self._size:
             raise self._error(
@@ -285,7 +300,3 @@ class _Parser:
             )
             for each in tensors
         )
-
-
-def _nbytes(kind: GgmlType, shape: tuple[int, ...]) -> int:
-    return kind.row_bytes(shape[0] if shape else 1) * math.prod(shape[1:])

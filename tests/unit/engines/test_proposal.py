@@ -81,7 +81,7 @@ def test_a_container_is_reached_over_loopback_and_reads_only_its_model(
     assert [each.rpartition(":")[0] for each in published] == ["127.0.0.1:${PORT}"]
     mounts = [command[at + 1] for at, each in enumerate(command) if each == "--mount"]
     assert mounts == [f"type=bind,source={source},target=/models/{source.name},readonly"]
-    assert not {"--privileged", "-v", "--volume", "--network"}.intersection(command)
+    assert not {"--privileged", "-v", "--volume", "--network", "--ipc"}.intersection(command)
     name = command[command.index("--name") + 1]
     (scheme,) = (each for each in proposal.entry.values() if isinstance(each, dict))
     assert scheme["stop_command"] == ["docker", "stop", "-t", "8", name]
@@ -173,6 +173,7 @@ def test_no_text_of_a_path_is_a_variable(tmp_path: Path) -> None:
         command = command_of(propose(model, BY_ID[engine]).entry)
         assert any("$${HOME}" in each for each in command)
         assert not any("/${HOME}" in each for each in command)
+    assert llama_server_command("~a/b.gguf")[2] == "./~a/b.gguf"
 
 
 def test_what_cannot_be_run_is_refused(model: ModelFile) -> None:

@@ -69,10 +69,18 @@ def test_links_stay_inside_their_folder(tmp_path: Path) -> None:
     (inside / "folder").symlink_to(outside)
     (inside / "loop").symlink_to(inside)
     listing = list_models([inside])
-    assert [each.path.name for each in listing.models] == ["link.gguf"]
-    assert "outside of" in listing.notes[0]
+    assert {each.path.name: each.error for each in listing.models} == {
+        "link.gguf": None,
+        "out.gguf": f"{inside / 'out.gguf'}: is a link to outside of {inside}",
+    }
     assert resolve_inside(inside / "link.gguf", [outside, inside]) == inside / "link.gguf"
-    for path in (inside / "out.gguf", inside / "folder" / "secret.gguf", inside / ".." / "x"):
+    for path in (
+        inside,
+        Path("a\0b"),
+        inside / "out.gguf",
+        inside / "folder" / "secret.gguf",
+        inside / ".." / "x",
+    ):
         assert resolve_inside(path, [inside]) is None
 
 
@@ -126,7 +134,8 @@ def test_beyond_a_bound_there_is_a_note(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_file_of_two_folders_is_listed_once(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     write_model(tmp_path / "sub" / "a.gguf")
-    assert names(tmp_path, tmp_path / "sub") == ["a.gguf"]
+    (tmp_path / "link").symlink_to("sub")
+    assert names(tmp_path, tmp_path / "sub", tmp_path / "link") == ["a.gguf"]
 
 
 def test_a_projector_is_beside_its_model(tmp_path: Path) -> None:
@@ -145,3 +154,13 @@ def test_a_projector_without_a_name_belongs_to_the_only_model(tmp_path: Path) ->
     assert [each.projectors for each in list_models([tmp_path]).models] == [(nameless,)] * 2
     write_model(tmp_path / "another-Q4_0.gguf")
     assert [each.projectors for each in list_models([tmp_path]).models] == [()] * 3
+
+
+def test_a_listing_ends_in_time_and_the_next_one_goes_on(tmp_path: Path) -> None:
+    for name in "abc":
+        write_model(tmp_path / f"{name}.gguf")
+    clock = iter([0.0, 1.0, folder.MAX_SECONDS + 1])
+    listing = list_models([tmp_path], clock=lambda: next(clock))
+    assert [each.path.name for each in listing.models] == ["a.gguf"]
+    assert listing.notes == ("2 more files are not read yet: list them again",)
+    assert names(tmp_path) == ["a.gguf", "b.gguf", "c.gguf"]
