@@ -9,7 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from commands import console, data, keys, options, tray, users
+from commands import add, console, data, keys, options, tray, users
 from commands import open as open_pages
 from commands.options import CommandError, ConfigLoader
 from manager.config import ConfigError, loader
@@ -46,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     check = options.command(commands, "check", _check, "check the config and name every mistake")
     options.add_config(check)
     open_pages.add_to(commands)
+    add.add_to(commands)
     keys.add_to(commands)
     users.add_to(commands)
     data.add_to(commands)

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import http.client
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import psutil
 
@@ -17,7 +19,8 @@ from commands.options import CommandError
 from manager.access import LocalTokenError, local_token
 from manager.storage import data_dir
 
-_TIMEOUT_SECONDS = 10.0
+_TIMEOUT_SECONDS = 20.0  # a stream of events has a sign of life every 15 seconds
+_MAX_LINES = 1000  # of a log, at the end of a start
 # On systems where a socket on `::` does not listen on IPv4, another user could listen there.
 _ANY_HOST = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
@@ -57,6 +60,47 @@ class Client:
         found: list[dict[str, Any]] = self._call("GET", "/api/models")["models"]
         return found
 
+    def about(self) -> dict[str, Any]:
+        found: dict[str, Any] = self._call("GET", "/api/about")
+        return found
+
+    def devices(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self._call("GET", "/api/devices")["devices"]
+        return found
+
+    def preview(self, name: str, entry: str) -> dict[str, Any]:
+        """What a start of a model with this entry would do; see `POST /api/config/preview`."""
+        body = {"name": name, "entry": entry}
+        found: dict[str, Any] = self._call("POST", "/api/config/preview", body)
+        return found
+
+    def reload(self) -> None:
+        self._call("POST", "/api/config/reload")
+
+    def start(self, name: str) -> Iterator[str]:
+        """Starts a model that does not run. The lines of its log until it answers. Raises
+        CommandError where it does not come to that."""
+        query = urlencode({"only": "model", "log": f"model/{name}", "lines": 1})
+        with self._opened("GET", f"/api/events?{query}") as response:
+            events = _events(response)
+            # First all is reported as it is: what comes for this model then is of this start.
+            next((view for kind, view in events if kind == "model" and view["name"] == name), None)
+            path = f"/api/models/{quote(name, safe='')}"
+            self._call("POST", f"{path}/start")
+            shown = 0
+            for kind, found in events:
+                if kind == "lines":
+                    shown += len(found)
+                    yield from found
+                elif kind == "model" and found["name"] == name:
+                    if found["state"] == "ready":  # which may be known before the last lines are
+                        with self._opened("GET", f"{path}/logs?lines={_MAX_LINES}") as log:
+                            yield from log.read().decode().splitlines()[shown:]
+                        return
+                    if found["state"] in ("failed", "stopped"):
+                        raise CommandError(f"{name} did not start: {found['last_error']}")
+        raise CommandError(f"{self.url} does not answer any more")
+
     def refresh_devices(self) -> None:
         self._call("GET", "/api/devices")
 
@@ -68,22 +112,39 @@ class Client:
     def stop_all(self) -> None:
         self._call("POST", "/api/models/stop")
 
-    def _call(self, method: str, path: str) -> Any:
+    def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        with self._opened(method, path, body) as response:
+            return json.loads(response.read())
+
+    @contextmanager
+    def _opened(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None
+    ) -> Iterator[http.client.HTTPResponse]:
+        """An answer to read, which is no refusal."""
         connection = http.client.HTTPConnection(*self._address, timeout=_TIMEOUT_SECONDS)
         headers = {"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"}
+        sent = json.dumps(body or {}) if method == "POST" else None
         try:
-            connection.request(
-                method, path, body="{}" if method == "POST" else None, headers=headers
-            )
+            connection.request(method, path, body=sent, headers=headers)
             response = connection.getresponse()
-            answer = json.loads(response.read())
+            if response.status >= 400:
+                raise CommandError(json.loads(response.read())["error"]["message"])
+            yield response
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise CommandError(f"{self.url} does not answer: {error}") from error
         finally:
             connection.close()
-        if response.status >= 400:
-            raise CommandError(answer["error"]["message"])
-        return answer
+
+
+def _events(response: http.client.HTTPResponse) -> Iterator[tuple[str, Any]]:
+    """The kind and the data of each server-sent event."""
+    kind = ""
+    for line in response:
+        name, _, value = line.decode().rstrip("\r\n").partition(": ")
+        if name == "event":
+            kind = value
+        elif name == "data":
+            yield kind, json.loads(value)
 
 
 def pages_url(host: str, port: int) -> str:

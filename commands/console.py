@@ -30,6 +30,11 @@ def write_line(line: str) -> None:
         sys.stdout = _null("w")  # what is still in the buffer would fail again at the exit
 
 
+def write_note(text: str) -> None:
+    """To stderr: what is no result."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def _null(mode: str) -> io.TextIOWrapper:
     # Open until the process ends.
     return open(os.devnull, mode, encoding="utf-8")  # type: ignore[return-value]

@@ -192,6 +192,7 @@ class Program:
             self._watermark,
             services.clock,
             services.data_dir,
+            services.live_config.tick,
         )
         self._server.start()
         address = f"[{services.host}]" if ":" in services.host else services.host
@@ -305,10 +306,6 @@ def _next(signals: queue.SimpleQueue[str], icon: subprocess.Popen[bytes] | None)
 
 def _reload(services: Services) -> None:
     try:
-        done = services.reload_config()
+        services.reload_config()
     except ApiError as error:
         log.error("the config was not reloaded:\n%s", error)
-        return
-    log.info("the config was reloaded: %d models", len(done["models"]))
-    if done["restart_needed_for"]:
-        log.warning("a restart is needed for: %s", ", ".join(done["restart_needed_for"]))

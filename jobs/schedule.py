@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from jobs.intervals import IntervalScheduler
@@ -25,6 +26,7 @@ _COUNT_SECONDS = 1.0
 _ACCESS_SECONDS = 1.0
 _HEARTBEAT_SECONDS = 30.0
 _REMOTE_SECONDS = 30.0
+_CONFIG_SECONDS = 1.0
 _AFFINITY_SECONDS = 2.0
 _LOG_SIZE_SECONDS = 0.2
 _CLEAN_SECONDS = 86_400.0
@@ -42,6 +44,7 @@ def start(
     watermark: Watermark,
     clock: Clock,
     data_dir: Path,
+    watch_config: Callable[[], object],
 ) -> IntervalScheduler:
     """Starts the clock's jobs; the caller shuts the scheduler down."""
     scheduler = IntervalScheduler(clock)
@@ -50,6 +53,7 @@ def start(
     scheduler.every(_COUNT_SECONDS, activity.tick, "throughput")
     scheduler.every(_ACCESS_SECONDS, access.tick, "keys and accounts")
     scheduler.every(_HEARTBEAT_SECONDS, watermark.tick, "heartbeat", at_once=True)
+    scheduler.every(_CONFIG_SECONDS, watch_config, "config file")
     poll = scheduler.every(_POLL_SECONDS, monitor.tick, "device poll", paused=True)
     monitor.attach(poll.pause, poll.resume)
     scheduler.every(_FLUSH_SECONDS, journal.flush, "log flush")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from manager.access import AccessRegistry, KeyLimits, LocalToken
 from manager.billing import PriceBook
 from manager.captures import Captures
 from manager.clock import Clock
-from manager.config import ConfigError, Program, keys, loader
+from manager.config import Config, ConfigError, LiveConfig, Program, keys, loader
 from manager.devices import Monitor
 from manager.errors import ApiError
 from manager.events import Events
@@ -25,6 +26,8 @@ from manager.storage import DatabaseError, MaintenanceTasks, ModelLogs, Spool
 from manager.usage import Activity, Reports
 from routes.http import Slots
 from routes.page_passes import PagePasses
+
+log = logging.getLogger(__name__)
 
 Proxied = TypeVar("Proxied")
 
@@ -63,7 +66,7 @@ class Services:
     metrics: Metrics
     data_dir: Path
     closing: threading.Event
-    load: Callable[[], loader.Config]
+    load: Callable[[], Config]
     reports: Reports
     prices: PriceBook
     orders: MaintenanceTasks
@@ -76,7 +79,19 @@ class Services:
     relays: RelayProcesses
     captures: Captures
     page_passes: PagePasses = field(default_factory=PagePasses)
-    _reloading: threading.Lock = field(default_factory=threading.Lock)
+    live_config: LiveConfig = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Modes are loaded once, at the program's start, whatever folder a text names.
+        live = LiveConfig(
+            lambda: self.fleet.config,
+            self.load,
+            self._apply_config,
+            lambda _folder: self.interfaces,
+            self.data_dir,
+            self.clock,
+        )
+        object.__setattr__(self, "live_config", live)
 
     @property
     def models_are_open(self) -> bool:
@@ -90,15 +105,16 @@ class Services:
         Raises ApiError 400 ``invalid_config``, and then nothing has changed; 503
         ``database_unavailable`` where all is applied but the prices of models that had none.
         """
-        with self._reloading:  # of two at once, the one that read the older file could be the last
-            before = self.fleet.config
-            try:
-                after = self.load()
-            except ConfigError as error:
-                raise ApiError(400, "invalid_config", str(error)) from error
-            self.fleet.apply(after)
-            self.fleet.watch_remote()
-            self.worker.update(after.program)
+        try:
+            return self.live_config.reload()
+        except ConfigError as error:
+            raise ApiError(400, "invalid_config", str(error)) from error
+
+    def _apply_config(self, after: Config) -> dict[str, Any]:
+        before = self.fleet.config
+        self.fleet.apply(after)
+        self.fleet.watch_remote()
+        self.worker.update(after.program)
         for name in before.models.keys() - after.models.keys():
             self.captures.discard(name)
         loader.log_warnings(after)
@@ -120,4 +136,7 @@ class Services:
         ]
         if after.program.export and before.program.timezone != after.program.timezone:
             changed.append("timezone")  # of the schedule: all else has it now
+        log.info("the config was reloaded: %d models", len(after.models))
+        if changed:
+            log.warning("a restart is needed for: %s", ", ".join(changed))
         return {"models": list(after.models), "restart_needed_for": changed}

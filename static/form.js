@@ -40,19 +40,21 @@ export class Form {
     this.#dialog.close();
   }
 
-  /** Where `act` is refused the dialog stays, with the reason and its field. */
   onSubmit(act) {
     this.form.addEventListener("submit", (event) => {
       event.preventDefault();
-      attempt(async () => {
-        try {
-          await act();
-        } catch (error) {
-          if (!this.#dialog.open) throw error;
-          this.#showError(error);
-        }
-      }, find("[type=submit]", this.form));
+      attempt(() => this.refusing(act), find("[type=submit]", this.form));
     });
+  }
+
+  /** Where `act` is refused the dialog stays, with the reason and its field. */
+  async refusing(act) {
+    try {
+      await act();
+    } catch (error) {
+      if (!this.#dialog.open) throw error;
+      this.#showError(error);
+    }
   }
 
   #showError(error) {

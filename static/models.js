@@ -1,5 +1,7 @@
-import { Live, agreed, api, attempt, copy, drawn, every, fill, find, list, megabytes, number, onAct, path, say,
-  secondsSince, span, time } from "./core.js";
+import { Live, agreed, api, attempt, copy, drawn, every, fill, find, list, megabytes, notice, number, onAct, path, say,
+  secondsSince, settings, span, time } from "./core.js";
+import { outcomeOf } from "./dryrun.js";
+import { EntryDialog } from "./entry.js";
 import { LogView } from "./logview.js";
 import { Steering, canStart, canStop, isOn, isRemote, stateName, why } from "./steering.js";
 
@@ -72,6 +74,9 @@ function showCard(card, view) {
       && say("captured_until", { time: time(view.capture_until, "clock").textContent }),
     can_capture: !view.capture_until,
     capture_title: say("capture_it", { name }),
+    can_edit: settings.may_edit_config,
+    edit_title: say("edit_it", { name }),
+    remove_title: say("remove_model", { name }),
   });
 }
 
@@ -117,6 +122,8 @@ onAct(find("#cards"), (act, name, button) => {
   else if (act === "dry") attempt(() => tryOut(name), button);
   else if (act === "capture") attempt(() => capture(name), button);
   else if (act === "release") attempt(() => keep(name, 0), button);
+  else if (act === "edit") attempt(() => dialog.change(name), button);
+  else if (act === "remove") attempt(() => remove(name), button);
   else {
     dry.delete(name);
     steering.command(act, name, button);
@@ -132,16 +139,28 @@ const keep = (name, minutes) => api(`/api/models${path(name)}/capture`, { method
 /** Says what a start would do, which changes nothing. */
 async function tryOut(name) {
   const would = await api(`/api/models${path(name)}/start?dry_run=1`, { method: "POST" });
-  const memory = Object.entries(would.memory_mb ?? {})
-    .map(([id, mb]) => `${devices.find((device) => device.id === id)?.name ?? id}: ${megabytes(mb)}`);
-  const models_ = [...(would.stops ?? []), ...(would.waits_for ?? [])].join(", ");
-  const outcome = say(`dry_${would.action}`,
-    { scheme: would.scheme, models: models_, reason: would.reason });
-  const passed = Object.entries(would.schemes_passed_over ?? {})
-    .map(([scheme, reason]) => say("scheme_why", { scheme, reason }));
-  const takes = memory.length ? say("takes", { memory: memory.join(", ") }) : null;
-  dry.set(name, [outcome, takes, ...passed].filter(Boolean).join("\n"));
+  dry.set(name, outcomeOf(would, devices));
   show();
+}
+
+// --- the config ----------------------------------------------------------------------------
+
+const dialog = settings.may_edit_config ? new EntryDialog(async (name, isToStart) => {
+  dry.delete(name);
+  await load();
+  if (!isToStart) return;
+  follow(name);
+  await steering.command("start", name, null);
+}) : null;
+
+find("#add-model")?.addEventListener("click", (event) => attempt(() => dialog.add(), event.currentTarget));
+
+async function remove(name) {
+  if (!(await agreed(say("agree_remove_model", { name }), say("remove")))) return;
+  await api(`/api/config/models${path(name)}`, { method: "DELETE" });
+  if (followed === name) follow(null);
+  notice(say("model_removed", { name }));
+  await load();
 }
 
 // --- log -----------------------------------------------------------------------------------
@@ -203,5 +222,6 @@ const live = new Live(["model", "devices", "throughput"], {
   show();
 }, logOf(followed));
 if (followed !== null) showLog(followed);
+if (dialog && new URLSearchParams(location.search).has("add")) attempt(() => dialog.add());
 every(1, show);
 every(5, () => load().catch(() => {})); // the stream shows when nothing answers

@@ -1,12 +1,14 @@
 import { Chart, colorOf, summarize } from "./chart.js";
 import { Live, api, copy, dateOf, daysAfter, drawn, every, fill, find, legend, list, megabytes, money, number, onAct, query,
   say, secondsSince, short, span, table, time } from "./core.js";
+import { fileState } from "./configfile.js";
 import { Steering, canStart, canStop, pageOf, stateName, why } from "./steering.js";
 
 const MAX_SPEEDS = 600;
 const models = new Map();
 let busy = {};
 let failures = [];
+let file = { why: null };
 const steering = new Steering();
 const chart = new Chart(find("#speed"), { low: true, series: [{ label: "", color: "s0" }] });
 let speeds = [];
@@ -39,6 +41,15 @@ const showModels = drawn(() => {
 function showTrouble() {
   const waiting = [...models.values()].filter((view) => view.waits_for || view.last_error);
   const items = [
+    ...(file.why === null ? [] : [{
+      key: "config",
+      state: "failed",
+      state_name: say("not_in_use"),
+      name: "config.yaml",
+      link: "/settings",
+      when: "",
+      why: file.why,
+    }]),
     ...waiting.map((view) => ({
       key: `model ${view.name}`,
       state: view.waits_for ? "waiting" : "failed",
@@ -194,7 +205,8 @@ async function refreshToday() {
 }
 
 async function loadModels() {
-  const { models: views } = await api("/api/models");
+  const [{ models: views }, state] = await Promise.all([api("/api/models"), fileState()]);
+  file = state;
   models.clear();
   for (const view of views) models.set(view.name, view);
   showModels();

@@ -1,5 +1,6 @@
-import { Live, agreed, api, attempt, bytes, copy, fill, find, list, notice, number, onAct, path, say,
+import { Live, agreed, api, attempt, bytes, copy, every, fill, find, list, notice, number, onAct, path, say,
   settings, time } from "./core.js";
+import { fileState } from "./configfile.js";
 
 const text = find("#text");
 const numbers = find("#numbers");
@@ -28,6 +29,15 @@ async function loadText() {
   find("#changed").hidden = true;
   showProblems(file.problems, null);
   edited();
+}
+
+/** Whether the file is applied by itself, and why it is not in use as it is. */
+async function showFile() {
+  const { watched, why } = await fileState();
+  const element = find("#watched");
+  const text = why ?? (watched ? say("file_watched") : "");
+  if (element.textContent !== text) element.textContent = text;
+  element.className = why === null ? "quiet small" : "notice warn pre";
 }
 
 function showProblems(problems, models) {
@@ -130,7 +140,7 @@ find("#load-again").addEventListener("click", () => attempt(async () => {
 find("#reload").addEventListener("click", (event) => attempt(async () => {
   if (edited() && !(await agreed(say("agree_reload"), say("discard")))) return;
   showApplied(await api("/api/config/reload", { method: "POST" }));
-  await loadText();
+  await Promise.all([loadText(), showFile()]);
 }, event.currentTarget));
 find("#problems").addEventListener("click", (event) => {
   const item = event.target.closest("[data-line]");
@@ -216,6 +226,7 @@ onAct(find("#stored"), (_, name, button) => attempt(async () => {
 
 new Live([], {}, async () => {
   // What is being typed in outlives a lost connection.
-  await Promise.all([edited() ? null : loadText(), loadAbout(), loadData()]);
+  await Promise.all([edited() ? null : loadText(), showFile(), loadAbout(), loadData()]);
   await loadStored();
 });
+every(5, () => showFile().catch(() => {})); // the stream shows when nothing answers

@@ -3,6 +3,7 @@
 from manager.config import config_file, edit, loader, plugins, readers, variables, yaml_reader
 from manager.config.declaration import keys
 from manager.config.hosts import NO_HEALTH, Network, admits
+from manager.config.live import ANY_VERSION, ConfigChanged, LiveConfig, NotApplied, NotSaved
 from manager.config.loader import ConfigError, Problem
 from manager.config.redaction import (
     MASK,
@@ -16,13 +17,18 @@ from manager.config.settings import Config, Export, Model, Program
 from manager.config.yaml_reader import has_control
 
 __all__ = [
+    "ANY_VERSION",
     "MASK",
     "NO_HEALTH",
     "Config",
+    "ConfigChanged",
     "ConfigError",
     "Export",
+    "LiveConfig",
     "Model",
     "Network",
+    "NotApplied",
+    "NotSaved",
     "Problem",
     "Program",
     "admits",

@@ -14,14 +14,33 @@ from typing import Any
 import yaml
 
 from manager.config import yaml_reader
-from manager.config.entry import EditError, Entry, matches, pairs, written
-from manager.config.places import BY_HAND, Document, Edit, is_cut, line_end
+from manager.config.entry import (
+    BY_HAND,
+    EditError,
+    Entry,
+    EntryText,
+    NameTaken,
+    NoEntry,
+    Pairs,
+    are_equal,
+    matches,
+    pairs,
+    read_entry,
+    written,
+)
+from manager.config.places import Document, Edit, is_cut, line_end
 from manager.config.yaml_reader import UnreadableFile
 
 __all__ = [
     "EditError",
     "Entry",
+    "EntryText",
+    "NameTaken",
+    "NoEntry",
     "add_models",
+    "entry_text",
+    "lines_of",
+    "read_entry",
     "remove_model",
     "replace_model",
     "set_program_key",
@@ -31,16 +50,15 @@ __all__ = [
 _MODELS, _PROGRAM = "Local-Models", "program"
 _BOM = "\ufeff"
 _ABSENT = object()
-_Pairs = list[tuple[yaml.Node, yaml.Node]]
 
 
-def add_models(text: str, entries: Mapping[str, Entry]) -> str:
+def add_models(text: str, entries: Mapping[str, Entry | EntryText]) -> str:
     """The text with further models after the ones that are there. Raises EditError."""
 
     def edits(document: Document) -> list[Edit]:
         for name in entries:
             if document.find(_MODELS, name):
-                raise EditError(f"there is a model {name} already: choose another name")
+                raise NameTaken(f"there is a model {name} already: choose another name")
         return document.add(_MODELS, entries)
 
     return _edited(text, _MODELS, entries, edits)
@@ -56,14 +74,27 @@ def remove_model(text: str, name: str) -> str:
     return _edited(text, _MODELS, {name: _ABSENT}, edits)
 
 
-def replace_model(text: str, name: str, entry: Entry) -> str:
-    """The text with another entry for a model. Lines of the entry that stay as they are keep their
-    comments. Raises EditError."""
+def replace_model(text: str, name: str, entry: Entry | EntryText) -> str:
+    """The text with another entry for a model. Of data only what differs is written, so that the
+    other lines keep their comments; a text is put in place of the whole entry, with its comments.
+    Raises EditError."""
 
     def edits(document: Document) -> list[Edit]:
         return document.replacement(document.require(_MODELS, name), entry)
 
     return _edited(text, _MODELS, {name: entry}, edits)
+
+
+def entry_text(text: str, name: str) -> str:
+    """A model's entry as `read_entry` takes it, with its comments. Raises EditError."""
+    document = _document(text)
+    return document.shown(document.require(_MODELS, name))
+
+
+def lines_of(text: str, name: str) -> range:
+    """The lines (from 1) of a model, that of its name first. Raises EditError."""
+    pair = _document(text).require(_MODELS, name)
+    return range(pair.line + 1, pair.after + 1)
 
 
 def set_program_key(text: str, key: str, value: Any) -> str:
@@ -83,11 +114,7 @@ def _edited(
     is `expected` in that section: data by key, `_ABSENT` for what is not to be there."""
     mark = _BOM if text.startswith(_BOM) else ""
     text = text.removeprefix(_BOM)
-    try:
-        before = yaml_reader.compose(text)
-    except UnreadableFile as error:
-        line, message = error.problem.line, error.problem.message
-        raise EditError(f"the file cannot be read, line {line}: {message}") from error
+    before = _composed(text)
     # For the time of the change it ends as every line does.
     lacking = line_end(text) if is_cut(text) else ""
     result = text + lacking
@@ -110,6 +137,19 @@ def _edited(
     return mark + result
 
 
+def _document(text: str) -> Document:
+    text = text.removeprefix(_BOM)
+    return Document(text + (line_end(text) if is_cut(text) else ""), _composed(text))
+
+
+def _composed(text: str) -> yaml.Node | None:
+    try:
+        return yaml_reader.compose(text)
+    except UnreadableFile as error:
+        line, message = error.problem.line, error.problem.message
+        raise EditError(f"the file cannot be read, line {line}: {message}") from error
+
+
 def _is_same(
     before: yaml.Node | None, after: yaml.Node | None, section: str, expected: Entry
 ) -> bool:
@@ -117,8 +157,8 @@ def _is_same(
     (others, ours), (their_others, theirs) = _split(before, section), _split(after, section)
     found = {key.value: value for key, value in theirs if _is_named(key, expected)}
     return (
-        _are_equal(others, their_others)
-        and _are_equal(_without(ours, expected), _without(theirs, expected))
+        are_equal(others, their_others)
+        and are_equal(_without(ours, expected), _without(theirs, expected))
         and len(theirs) == len(_without(theirs, expected)) + len(found)
         and all(
             key not in found if data is _ABSENT else key in found and matches(found[key], data)
@@ -127,40 +167,16 @@ def _is_same(
     )
 
 
-def _split(root: yaml.Node | None, section: str) -> tuple[_Pairs, _Pairs]:
+def _split(root: yaml.Node | None, section: str) -> tuple[Pairs, Pairs]:
     """The pairs of a document without that section, and those of the section."""
     every = pairs(root)
     under = [value for key, value in every if key.value == section]
     return [pair for pair in every if pair[0].value != section], pairs(under[0] if under else None)
 
 
-def _without(section: _Pairs, names: Entry) -> _Pairs:
+def _without(section: Pairs, names: Entry) -> Pairs:
     return [pair for pair in section if not _is_named(pair[0], names)]
 
 
 def _is_named(key: yaml.Node, names: Entry) -> bool:
     return isinstance(key, yaml.ScalarNode) and key.value in names
-
-
-def _are_equal(ours: _Pairs, theirs: _Pairs) -> bool:
-    """Each two nodes are compared once, however many aliases lead to them; without recursion, since
-    a mapping may lead to itself."""
-    waiting: list[tuple[Any, Any]] = [(ours, theirs)]
-    seen = set()
-    while waiting:
-        left, right = waiting.pop()
-        if isinstance(left, yaml.Node):
-            if (id(left), id(right)) in seen:
-                continue
-            seen.add((id(left), id(right)))
-            if type(left) is not type(right) or left.tag != right.tag:
-                return False
-            left, right = left.value, right.value
-        if isinstance(left, str):
-            if left != right:
-                return False
-        elif len(left) != len(right):
-            return False
-        else:
-            waiting += zip(left, right, strict=True)
-    return True

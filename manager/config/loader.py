@@ -54,6 +54,7 @@ _SCHEME_KEYS = tuple(key.name for key in keys(Scheme))
 _OF_OUR_SERVERS = ("port", "auto_start", "alive_time", "start_timeout", "pinned", "sleep")
 """Keys of a model that mean nothing for a server that others start."""
 MAX_NAME_LENGTH = 200
+MAX_BYTES = 4 << 20  # some ten thousand models
 
 
 class ConfigError(Exception):
@@ -110,13 +111,20 @@ def parse(text: str, path: Path, modes: Callable[[Path | None], Collection[str]]
 def read(path: Path) -> bytes:
     """What the file has in it. Raises UnreadableFile."""
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
     except FileNotFoundError as error:
         message = f"there is no file {path.absolute()}: write one, or name another with --config"
         raise UnreadableFile(Problem(1, message)) from error
     except OSError as error:
         message = f"{path.absolute()} cannot be read: {error.strerror}"
         raise UnreadableFile(Problem(1, message)) from error
+    if len(content) > MAX_BYTES:
+        message = (
+            f"{path.absolute()} is over {MAX_BYTES >> 20} MB, which no config is: name another"
+        )
+        raise UnreadableFile(Problem(1, message))
+    return content
 
 
 def decode(content: bytes) -> str:

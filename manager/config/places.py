@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 
-from manager.config.entry import EditError, Entry, matches, written
+from manager.config.entry import BY_HAND, EditError, Entry, EntryText, NoEntry, matches, written
 from manager.config.yaml_reader import LOADER, TAG
 
-BY_HAND = "edit the text of the file itself"
 _BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
 
 Edit = tuple[int, int, str]
@@ -122,7 +121,7 @@ class Document:
         """Raises EditError where there is none that can be changed."""
         found = self.find(section, name)
         if found is None:
-            raise EditError(f"{section} has no entry of its own for {name}: {BY_HAND}")
+            raise NoEntry(f"{section} has no entry of its own for {name}: {BY_HAND}")
         if found.parent.is_flow:
             raise EditError(f"{section} is written in braces: {BY_HAND}")
         return found
@@ -163,10 +162,37 @@ class Document:
 
     def replacement(self, pair: Pair, data: Any) -> list[Edit]:
         """Another value for a key. Raises EditError."""
+        self._require_own(pair)
+        if not isinstance(data, EntryText):
+            return list(self._replaced(pair, data))
+        column = pair.parent.start[1]
+        after = self._starts[self._after_comments(pair.after, column)]
+        if pair.value.start[0] == pair.line:
+            text = self._lines({pair.key.node.value: data}, column)
+            return [(self._starts[pair.line], after, text)]
+        lines = data.indented(pair.value.start[1])
+        return [(self._starts[pair.line + 1], after, self._ended(lines))]
+
+    def shown(self, pair: Pair) -> str:
+        """A value of that mapping as lines of their own, which end with one character. Raises
+        EditError."""
+        self._require_own(pair)
+        value = pair.value
+        if value.start[0] == pair.line:
+            begin, end = self._offset(value.start), self._offset(value.end)
+            return "\n".join(_BREAK.split(self._text[begin:end])) + "\n"
+        after = self._after_comments(pair.after, pair.parent.start[1])
+        lines = []
+        for number in range(pair.line + 1, after):
+            line = _BREAK.sub("", self._line(number))
+            indented = len(line) - len(line.lstrip())
+            lines.append(line[min(indented, value.start[1]) :])
+        return "\n".join(lines) + "\n"
+
+    def _require_own(self, pair: Pair) -> None:
         if pair.value.shares or pair.key.shares:
             name = pair.key.node.value
             raise EditError(f"{name} is written with anchors, merge keys or tags: {BY_HAND}")
-        return list(self._replaced(pair, data))
 
     def _replaced(self, pair: Pair, data: Any) -> Iterator[Edit]:
         value, column = pair.value, pair.parent.start[1]
@@ -204,8 +230,16 @@ class Document:
         lines: list[str] = []
         for key, value in data.items():
             lines += [""] if apart else []
-            text = written({key: value}, self._step).removesuffix("\n")
-            lines += [" " * column + line for line in text.split("\n")]
+            if isinstance(value, EntryText):
+                # Behind a long key the value is on a line of its own.
+                entry = [written({key: True}).rstrip().removesuffix("true").rstrip()]
+                entry += value.indented(self._step)
+            else:
+                entry = written({key: value}, self._step).removesuffix("\n").split("\n")
+            lines += [" " * column + line if line else "" for line in entry]
+        return self._ended(lines)
+
+    def _ended(self, lines: Iterable[str]) -> str:
         return "".join(line + self._line_end for line in lines)
 
     def _find_step(self) -> int:

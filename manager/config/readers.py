@@ -235,6 +235,14 @@ def folder(value: Value) -> Path:
     return _existing(path(value))
 
 
+@reader(type=["string", "array"], items={"type": "string"})
+def folders(value: Value) -> tuple[Path, ...]:
+    """Existing folders: one, or a list."""
+    if isinstance(value.node, yaml.SequenceNode):
+        return listed(folder)(value)
+    return (folder(value),)
+
+
 @reader(type="string")
 def working_folder(value: Value) -> Path:
     """As `folder`, with ``${NAME}`` from the environment."""

@@ -101,6 +101,11 @@ class Program:
     interface_plugin_dir: Path | None = key(
         None, readers.folder, "A folder with further interface plugins.", restart=True
     )
+    models_dir: tuple[Path, ...] = key(
+        (),
+        readers.folders,
+        "Folders of GGUF files that `Add a model` offers: a list, or one; those below them count.",
+    )
     device_memory_mb: Mapping[str, int] = key(
         {},
         mapped(readers.MEGABYTES),
@@ -196,6 +201,11 @@ class Program:
         listed(hosts.network),
         "Addresses or networks of proxies whose `X-Forwarded-For` and `X-Forwarded-Proto` are"
         " believed.",
+    )
+    watch_config: bool = key(
+        False,
+        boolean,
+        "This file is applied by itself once it is saved, as a reload applies it.",
     )
     allow_config_edit: bool = key(
         False,

@@ -45,15 +45,20 @@ class Listing:
     notes: tuple[str, ...]
 
 
-def list_models(folders: Sequence[Path], clock: Callable[[], float] = time.monotonic) -> Listing:
-    """The models in these folders and the folders below them, by path.
+def list_models(
+    folders: Sequence[Path],
+    *,
+    is_deep: bool = True,
+    clock: Callable[[], float] = time.monotonic,
+) -> Listing:
+    """The models in these folders and, if ``is_deep``, the folders below them, by path.
 
     Links are followed as long as they stay in their folder; folders that are links are not entered.
     What cannot be read is in the notes, or listed with its error; nothing is raised. After
     MAX_SECONDS no further file is read: the next call goes on from there, since what was read is
     kept until its file changes.
     """
-    search = _Search()
+    search = _Search(is_deep)
     for folder in folders:
         search.enter(folder)
     end = clock() + MAX_SECONDS
@@ -95,6 +100,7 @@ def resolve_inside(path: Path, folders: Sequence[Path]) -> Path | None:
 class _Search:
     """Looks through folders, with one bound for all of them."""
 
+    is_deep: bool
     files: dict[Path, Path] = field(default_factory=dict)  # → the folder that they are in
     notes: list[str] = field(default_factory=list)
     _seen: set[str] = field(default_factory=set)
@@ -132,9 +138,9 @@ class _Search:
             return
         for entry in found:
             if entry.is_dir(follow_symlinks=False):
-                yield from self._ggufs(
-                    folder / entry.name, os.path.join(real, entry.name), depth + 1
-                )
+                if self.is_deep:
+                    real_entry = os.path.join(real, entry.name)
+                    yield from self._ggufs(folder / entry.name, real_entry, depth + 1)
             elif entry.name.lower().endswith(".gguf"):
                 yield folder / entry.name, real
 

@@ -7,6 +7,7 @@ import functools
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from manager.config import Config
 from manager.config import Model as ModelSettings
@@ -62,6 +63,13 @@ class Fleet:
         if model is None:
             raise self._not_found(name, may_see)
         return model
+
+    def preview(self, settings: ModelSettings) -> dict[str, Any]:
+        """What a start of a model would do now that has these settings, whether or not it is in the
+        config. Changes nothing."""
+        program, interface = self._config.program, self._interfaces[settings.mode]
+        model = Model(settings, program, interface, self._shared, self._fixed_ports)
+        return model.preview()
 
     def models(self) -> list[Model]:
         """All models, in the config's order."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,12 @@ from typing import Any
 from flask import Response, g, jsonify
 
 from manager.config import (
+    ANY_VERSION,
     MASK,
+    ConfigChanged,
     ConfigError,
+    NotApplied,
+    NotSaved,
     Problem,
     argument_spans,
     config_file,
@@ -22,6 +24,7 @@ from manager.config import (
     redact_spans,
 )
 from manager.errors import ApiError
+from routes.auth import may_edit_config
 from routes.calls import Api, Rule
 from routes.request import Field, Number, bad
 from routes.services import Services
@@ -48,14 +51,13 @@ def _read_version(path: str, value: Any) -> str | None:
 
 
 _TEXT = Field(_read_text, {"type": "string", "maxLength": _MAX_TEXT})
-_VERSION = Field(
+VERSION = Field(
     _read_version, {"type": ["string", "null"], "description": "What came with the text"}
 )
 
 
 def blueprint(services: Services) -> Api:
     api = Api("settings", tag="program")
-    writing = threading.Lock()
 
     def modes(_folder: Path | None) -> Collection[str]:
         return services.interfaces  # loaded once, at the program's start
@@ -69,6 +71,22 @@ def blueprint(services: Services) -> Api:
     def reload() -> Response:
         """Reads the config's file again and applies it."""
         return jsonify(services.reload_config())
+
+    @api.call("GET /api/config/file", Rule.VIEW)
+    def file() -> Response:
+        """Whether a saved file is applied by itself, and what keeps it from being in use.
+
+        `watched` is `watch_config`; without it `problems` is empty and `waiting` null. The messages
+        of `problems`, which may quote the file, are for those who may read its text, else null.
+        `waiting` is `code` (`others_may_write`, `removes_models`, `not_applied`) and `message`: a
+        reload by hand applies the file.
+        """
+        program, state = services.fleet.config.program, services.live_config.state
+        problems = _listed(state.problems)
+        if not may_edit_config(g.caller, program):
+            problems = [{**problem, "message": None} for problem in problems]
+        waiting = dataclasses.asdict(state.waiting) if state.waiting else None
+        return jsonify({"watched": program.watch_config, "problems": problems, "waiting": waiting})
 
     @api.call("GET /api/config/text", Rule.CONFIG)
     def text() -> Response:
@@ -96,58 +114,57 @@ def blueprint(services: Services) -> Api:
     @api.call(
         "PUT /api/config/text",
         Rule.CONFIG,
-        body={"text": _TEXT.required(), "version": _VERSION.required()},
+        body={"text": _TEXT.required(), "version": VERSION.required()},
         errors=(409,),
     )
     def put(body: dict[str, Any]) -> Response:
         """Writes and applies the config."""
-        text, version = body["text"], body["version"]
-        path = services.fleet.config.path
-        found = config_file.read_file(path)
-        _require_version(found, version)
-        edited = found.edited(text, modes)
-        if edited.problems:
-            raise ApiError(
-                400,
-                "invalid_config",
-                f"{ConfigError(path, edited.problems)}\nNothing was written",
-                details={"problems": _listed(edited.problems)},
-            )
-        with writing:  # I/O, but of a small file on a local disk, and only writers wait for it
-            _require_version(config_file.read_file(path), version)
-            try:
-                written = config_file.write(path, edited.text, found, services.data_dir)
-            except OSError as error:
-                raise ApiError(
-                    409, "config_not_writable", f"{path} cannot be saved: {error}"
-                ) from error
-        g.is_change = True  # whatever comes now: it is to be in the audit table
-        try:
-            return jsonify({**services.reload_config(), "version": written.file.version})
-        except ApiError as error:
-            backup = f" ({written.backup} has what was there before)" if written.backup else ""
-            raise ApiError(
-                error.status,
-                error.code,
-                f"{path} was written{backup}, but: {error.message}",
-                retry_after=error.retry_after,
-                details={"version": written.file.version},
-            ) from error
+        return jsonify(save(services, lambda _text: body["text"], body["version"]))
 
     return api
 
 
-def _require_version(found: config_file.ConfigFile, version: str | None) -> None:
-    if found.problem and found.content is None and os.path.exists(found.path):
-        raise ApiError(409, "config_not_writable", found.problem.message)
-    if found.version != version:
+def save(
+    services: Services,
+    change: Callable[[str], str],
+    version: object = ANY_VERSION,
+    *,
+    is_partial: bool = False,
+) -> dict[str, Any]:
+    """Has the config's file written and applied, as `LiveConfig.save`; what a reload answers, and
+    the file's version. Raises ApiError."""
+    path = services.fleet.config.path
+    try:
+        saved = services.live_config.save(change, version, is_partial=is_partial)
+    except ConfigChanged as error:
         raise ApiError(
             409,
             "config_changed",
-            f"{found.path} is another one than this text was made from (or the program was"
+            f"{path} is another one than this text was made from (or the program was"
             " restarted meanwhile): get it again, and make your changes there",
-            details={"version": found.version},
-        )
+            details={"version": error.file.version},
+        ) from error
+    except ConfigError as error:
+        raise ApiError(
+            400,
+            "invalid_config",
+            f"{error}\nNothing was written",
+            details={"problems": _listed(error.problems)},
+        ) from error
+    except NotSaved as error:
+        raise ApiError(409, "config_not_writable", str(error)) from error
+    except NotApplied as error:
+        g.is_change = True  # it is to be in the audit table
+        written, reason = error.written, error.reason
+        backup = f" ({written.backup} has what was there before)" if written.backup else ""
+        raise ApiError(
+            reason.status,
+            reason.code,
+            f"{path} was written{backup}, but: {reason.message}",
+            retry_after=reason.retry_after,
+            details={"version": written.file.version},
+        ) from error
+    return {**saved.applied, "version": saved.file.version}
 
 
 def _listed(problems: Iterable[Problem]) -> list[dict[str, Any]]:

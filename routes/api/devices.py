@@ -23,17 +23,22 @@ def blueprint(services: Services) -> Api:
     @api.call("GET /api/devices", Rule.VIEW)
     def devices() -> Response:
         """Each device, and how much of it which model has reserved."""
-        services.monitor.touch()
-        is_first = services.monitor.snapshot.taken_at is None
-        wait = _FIRST_READING if is_first else _READING
-        services.monitor.wait_for_reading(services.clock.monotonic() - _AGE, wait)
-        return jsonify(view(services))
+        return jsonify(read(services))
 
     def publish(_snapshot: Snapshot) -> None:
         services.events.publish("devices", lambda: view(services), wakes=False)
 
     services.monitor.add_listener(publish)
     return api
+
+
+def read(services: Services) -> dict[str, Any]:
+    """As `view`, from a reading of now, if there is one soon."""
+    services.monitor.touch()
+    is_first = services.monitor.snapshot.taken_at is None
+    wait = _FIRST_READING if is_first else _READING
+    services.monitor.wait_for_reading(services.clock.monotonic() - _AGE, wait)
+    return view(services)
 
 
 def view(services: Services) -> dict[str, Any]:

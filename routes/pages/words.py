@@ -86,6 +86,37 @@ def for_scripts() -> dict[str, str]:
         "dry_refuse": _("It cannot start: {reason}"),
         "takes": _("It would take {memory}."),
         "models_shown": _("{shown} of {count} models"),
+        # adding one
+        "add_model": _("Add a model"),
+        "change_model": _("Change {name}"),
+        "save_and_start": _("Save and start"),
+        "from_hub": _("a model of Hugging Face, for vLLM"),
+        "own_command": _("my own command"),
+        "no_models_dir": _(
+            "Say in the settings which folders have GGUF files, as models_dir, and they are offered here."
+        ),
+        "no_engine": _("Nothing that is installed here runs it."),
+        "kind_chat": _("chat"),
+        "kind_base": _("text completion"),
+        "kind_embedding": _("embeddings"),
+        "kind_reranker": _("rerank"),
+        "parameters": _("{count} parameters"),
+        "trained_context": _("trained for {context} tokens"),
+        "fits_up_to": _("fits up to {context} tokens"),
+        "too_small": _("too small: {context} tokens take {mb}"),
+        "context_takes": _("{context}: takes {mb}"),
+        "context_too_large": _("{context}: takes {mb}, too much"),
+        "agree_propose": _("You have changed the entry. Replace it by another proposal?"),
+        "replace": _("Replace"),
+        "the_name": _("the name"),
+        "entry_added": _("{name} is in the config"),
+        "entry_saved": _("Saved. {name} has it from its next start on"),
+        "edit_it": _("Edit the entry of {name}"),
+        "remove_model": _("Remove {name} from the config"),
+        "agree_remove_model": _(
+            "Remove {name} from the config? It is stopped once its requests are answered. What is stored of it stays."
+        ),
+        "model_removed": _("{name} is not in the config any more"),
         # sums
         "prompt_speed": _("prompts {speed}"),
         "waiting_count": _("{count} waiting"),
@@ -167,6 +198,10 @@ def for_scripts() -> dict[str, str]:
         "similarity": _("Similarity {similarity} (1 is the same direction), {size} numbers a text"),
         # settings
         "problems": _("Problems: {count}. Nothing is saved until they are fixed."),
+        "file_watched": _("The file is applied by itself when it is saved."),
+        "file_has_problems": _("The file has problems, and is not in use as it is: {problems}"),
+        "file_waits": _("The file is not in use as it is until it is reloaded: {why}"),
+        "not_in_use": _("not in use"),
         "no_problems": _("No problems. Models: {count}"),
         "line": _("line {line}"),
         "applied": _("Applied. Models: {count}"),

@@ -44,7 +44,7 @@ def test_empty_pages_say_what_to_do_first(empty: Program, read: OpenBrowser) -> 
         assert overflow(tab) == [], page
         if page in ("overview", "models"):
             link = said.filter(has_text="no models yet").get_by_role("link")
-            assert link.get_attribute("href") == "/settings"
+            assert link.get_attribute("href") == "/models?add"
 
 
 # --- a first model ------------------------------------------------------------------------

@@ -353,7 +353,11 @@ class Gate:
             "page_passes": PagePasses(),
         }
         # The routes' own parts, which nobody reaches.
-        others = {field.name: MagicMock() for field in fields(Services) if field.name not in parts}
+        others = {
+            field.name: MagicMock()
+            for field in fields(Services)
+            if field.init and field.name not in parts
+        }
         services = self.services = Services(**parts, **others)
         self.app = routes.create_app(services, b"a secret")
         for endpoint in self.app.view_functions:

@@ -3,132 +3,28 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import stat
 import sys
 import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from werkzeug.test import TestResponse
 
-import routes
-from manager.clock import Clock
-from manager.config import loader
-from manager.config.settings import Program
 from manager.errors import ApiError
-from routes import app as app_module
 from routes.api import config as settings
-from routes.services import Services
-from tests.support.authorization import as_admin, unlocked
-
-TEXT = """\
-# Two models.
-program:
-  max_waiting: 7
-Local-Models:
-  Qwen:
-    GPU:
-      command: [serve, --api-key=s3cr3t]
-      env: {HF_TOKEN: s3cr3t}   # Ada's
-  Gemma:
-    CPU: {command: [serve]}
-"""
-MODES = {"Chat": None}
-
-
-class Fleet:
-    """As much of the fleet as the routes need."""
-
-    def __init__(self, loaded: loader.Config) -> None:
-        self.config = loaded
-        self.refusal: ApiError | None = None
-
-    def apply(self, after: loader.Config) -> None:
-        if self.refusal:
-            raise self.refusal
-        self.config = after
-
-    def watch_remote(self) -> None: ...
-
-
-class Desk:
-    """The application over a config file, and who edits it."""
-
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.path = folder / "config.yaml"
-        self.path.write_bytes(TEXT.encode())
-        self.data = folder.with_name("data")
-        self.data.mkdir()
-        self.fleet = Fleet(self.load())
-        self.told: list[Program] = []
-        self.discarded: list[str] = []  # the models whose captures were
-        parts: dict[str, Any] = {
-            **unlocked(),
-            "clock": Clock(),
-            "fleet": self.fleet,
-            "interfaces": MODES,
-            "load": self.load,
-            "data_dir": self.data,
-            "worker": SimpleNamespace(update=self.told.append),
-            "prices": SimpleNamespace(seed_from_config=list),
-            "captures": SimpleNamespace(discard=self.discarded.append),
-            "_reloading": threading.Lock(),
-        }
-        others = {field.name: None for field in fields(Services) if field.name not in parts}
-        services = Services(**parts, **others)  # type: ignore[arg-type]
-        monkeypatch.setattr(app_module, "_BLUEPRINTS", (settings.blueprint,))
-        self.app = routes.create_app(services, b"secret")
-
-    def load(self) -> loader.Config:
-        return loader.load(self.path, lambda _: MODES)
-
-    def get(self) -> dict[str, Any]:
-        answer = as_admin(self.app.test_client()).get("/api/config/text")
-        assert answer.status_code == 200, answer.text
-        found: dict[str, Any] = answer.get_json()
-        return found
-
-    def check(self, text: str) -> dict[str, Any]:
-        answer = self.send("POST", "/api/config/check", {"text": text})
-        assert answer.status_code == 200, answer.text
-        found: dict[str, Any] = answer.get_json()
-        return found
-
-    def put(self, text: str, version: str | None = "now") -> TestResponse:
-        if version == "now":
-            version = self.get()["version"]
-        return self.send("PUT", "/api/config/text", {"text": text, "version": version})
-
-    def send(self, method: str, path: str, body: Any) -> TestResponse:
-        data = json.dumps(body)  # half characters can be sent only as its escapes
-        client = as_admin(self.app.test_client())
-        return client.open(path, method=method, data=data, content_type="application/json")
-
-    def refused(self, answer: TestResponse, status: int, code: str) -> dict[str, Any]:
-        """What is told; nothing has changed."""
-        assert answer.status_code == status, answer.text
-        error: dict[str, Any] = answer.get_json()["error"]
-        assert error["code"] == code
-        assert self.told == []
-        return error
-
-    @property
-    def files(self) -> list[str]:
-        return sorted(path.name for path in self.path.parent.iterdir())
+from tests.support.authorization import as_admin
+from tests.support.config_desk import TEXT, Desk
 
 
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
     folder = tmp_path / "config"
     folder.mkdir()
-    return Desk(folder, monkeypatch)
+    return Desk(folder, monkeypatch, settings.blueprint)
 
 
 def test_the_file_is_shown_as_it_is(desk: Desk) -> None:
@@ -138,6 +34,23 @@ def test_the_file_is_shown_as_it_is(desk: Desk) -> None:
     assert found["problems"] == []
     assert found["writable"] is True
     assert found["version"] == desk.get()["version"]
+
+
+def test_the_file_on_the_disk_is_reported_as_far_as_it_is_watched(desk: Desk) -> None:
+    def file(client: Any) -> Any:
+        return client.get("/api/config/file").get_json()
+
+    admin, onlooker = as_admin(desk.app.test_client()), desk.app.test_client()
+    assert file(admin) == {"watched": False, "problems": [], "waiting": None}
+    desk.put(TEXT.replace("max_waiting: 7", "watch_config: true"))
+    assert file(admin) == {"watched": True, "problems": [], "waiting": None}
+    desk.path.write_text("program:\n  port: s3cr3t\n")
+    assert desk.send("POST", "/api/config/reload", {}).status_code == 400
+    shown = file(admin)["problems"]
+    assert [problem["line"] for problem in shown] == [2]
+    assert "s3cr3t" in shown[0]["message"]
+    # Whoever may not read the text is not shown what is in it.
+    assert file(onlooker)["problems"] == [{"line": 2, "message": None}]
 
 
 def test_an_edited_text_is_checked_as_the_program_would_and_nothing_is_written(

@@ -65,7 +65,11 @@ class Slow:
             "host": "127.0.0.1",
             "watch": self.model._shared.watch,
         }
-        others = {field.name: MagicMock() for field in fields(Services) if field.name not in parts}
+        others = {
+            field.name: MagicMock()
+            for field in fields(Services)
+            if field.init and field.name not in parts
+        }
         self.services = Services(**parts, **others)
 
     def bring_up(self, *_arguments: Any) -> Server | StartFailedError:

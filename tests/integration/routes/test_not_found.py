@@ -62,7 +62,11 @@ def client(tmp_path: Path) -> FlaskClient:
         "interfaces": interfaces,
         "host": "127.0.0.1",
     }
-    others = {field.name: MagicMock() for field in fields(Services) if field.name not in parts}
+    others = {
+        field.name: MagicMock()
+        for field in fields(Services)
+        if field.init and field.name not in parts
+    }
     return routes.create_app(Services(**parts, **others), b"a secret").test_client()
 
 

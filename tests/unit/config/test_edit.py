@@ -114,6 +114,74 @@ def test_keys_of_an_entry_join_where_they_stand_in_the_new_one_and_others_go() -
     ]
 
 
+def test_an_entry_is_shown_with_its_comments_and_put_back_as_it_is_written() -> None:
+    shown = edit.entry_text(TEXT, "Qwen")
+    assert shown == (
+        "aliases: [qwen]   # short\n"
+        "mode: Chat\n"
+        "GPU:\n"
+        "  command: [serve, -c, 8192]\n"
+        '  # memory_mb: {"rtx 4060": 6000}\n'
+    )
+    assert edit.lines_of(TEXT, "Qwen") == range(7, 12)
+    assert edit.replace_model(TEXT, "Qwen", edit.read_entry(shown)) == TEXT
+    other = shown.replace("mode: Chat", "\n# why\nmode: Base  # here").replace("8192", "0.50")
+    text = edit.replace_model(TEXT, "Qwen", edit.read_entry(other))
+    assert lines_of_change(TEXT, text)[1] == [
+        "",
+        "    # why",
+        "    mode: Base  # here",
+        "    GPU:",
+        "      command: [serve, -c, 0.50]",
+    ]
+    assert edit.entry_text(text, "Qwen") == other
+
+
+def test_an_entry_joins_as_it_is_written() -> None:
+    entry = edit.read_entry("# ours\r\nmode: Chat  # why\r\n\r\nCPU: {command: [x, 0.50]}\r\n")
+    text = edit.add_models(TEXT, {"Neu": entry})
+    assert "  Neu:\n    # ours\n    mode: Chat  # why\n\n    CPU: {command: [x, 0.50]}\n" in text
+    assert edit.remove_model(text, "Neu") == TEXT
+    json = edit.read_entry('{"CPU": {"command": ["x"]}}')
+    text = edit.add_models(TEXT.replace("\n", "\r\n"), {"Neu": json})
+    assert '  Neu:\r\n    {"CPU": {"command": ["x"]}}\r\n' in text
+
+
+def test_an_entry_in_braces_is_shown_and_put_back_as_lines() -> None:
+    shown = edit.entry_text(TEXT, "Gemma")
+    assert shown == "{CPU: {command: [serve]}}\n".replace("{CPU", "CPU") or shown.startswith("CPU")
+    text = edit.replace_model(TEXT, "Gemma", edit.read_entry("CPU:\n  command: [y]\n"))
+    assert loaded(text)["Local-Models"]["Gemma"] == {"CPU": {"command": ["y"]}}
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("", "a mapping"),
+        ("- a", "a mapping"),
+        ("{}", "a mapping"),
+        ("a: [", "line 1 of the entry"),
+        ("a: &x {b: 1}\nc: *x", "anchors"),
+        ("a: *x", "anchor|alias|line 1"),
+        ("[" * 200, "line 1"),
+        ("---\na: 1", "something else"),
+        ("a: 1\n...\n", "something else"),
+    ],
+)
+def test_what_is_no_entry_is_refused(entry: str, message: str) -> None:
+    with pytest.raises(EditError, match=message):
+        edit.add_models(TEXT, {"Neu": edit.read_entry(entry)})
+
+
+def test_a_long_command_is_on_lines_of_the_usual_width() -> None:
+    command = ["serve", "it's, [x]", 'say "x, y" \\ z', "a\nb, c", "--port", "${PORT}"] * 5
+    text = edit.written({"s": {"command": command, "long": ["x" * 200, "y"]}})
+    assert loaded(text) == {"s": {"command": command, "long": ["x" * 200, "y"]}}
+    assert sum(len(line) > 96 for line in text.splitlines()) == 1
+    added = edit.add_models(TEXT, {"Neu": {"s": {"command": command}}})
+    assert loaded(added)["Local-Models"]["Neu"] == {"s": {"command": command}}
+
+
 def test_schemes_in_another_order_are_written_in_that_order() -> None:
     text = edit.add_models("", {"m": {"A": {"command": ["a"]}, "B": {"command": ["b"]}}})
     entry = {"B": {"command": ["b"]}, "A": {"command": ["a"]}}
@@ -254,6 +322,16 @@ def test_an_entry_that_only_uses_an_anchor_can_be_removed_and_others_may_join() 
     text = "x-b: &b {n: 1}\nLocal-Models:\n  a: *b\n  c: {}\n"
     assert edit.remove_model(text, "a") == text.replace("  a: *b\n", "")
     assert edit.add_models(text, {"d": {}}) == text + "  d: {}\n"
+
+
+@pytest.mark.parametrize("name", ["x" * 200, "a: b", "on", "模型 " * 40, "a/b", "#x", "- x"])
+def test_a_model_of_any_name_joins_and_goes(name: str) -> None:
+    for entry in (ENTRY, edit.read_entry("s:\n  command: [x]\n")):
+        text = edit.add_models(TEXT, {name: entry})
+        assert list(loaded(text)["Local-Models"]) == ["Qwen", "Gemma", name]
+        assert edit.remove_model(text, name) == TEXT
+        shown = edit.read_entry(edit.entry_text(text, name))
+        assert edit.replace_model(text, name, shown) == text
 
 
 def test_a_name_that_is_taken_is_refused() -> None:

@@ -113,6 +113,7 @@ def test_the_names_that_scripts_rely_on_stay(tmp_path: Path) -> None:
             "token_tracker": None,
             "device_plugin_dir": None,
             "interface_plugin_dir": None,
+            "models_dir": [],
             "device_memory_mb": {},
             "threads": 64,
             "start_timeout": 300.0,
@@ -133,6 +134,7 @@ def test_the_names_that_scripts_rely_on_stay(tmp_path: Path) -> None:
             "allowed_hosts": [],
             "cors_origins": [],
             "trusted_proxies": [],
+            "watch_config": False,
             "allow_config_edit": False,
         },
         "models": [

@@ -105,6 +105,7 @@ def test_each_key_that_a_comment_of_the_shipped_config_names_can_be_set(tmp_path
     assert text.count("\n  ") > 15
     for name in ("interfaces", "devices"):
         (tmp_path / "plugins" / name).mkdir(parents=True)
+    (tmp_path / "models").mkdir()
     loaded = loader.parse(f"{text}\nLocal-Models:\n", tmp_path / "config.yaml", lambda _: MODES)
     assert loaded.program.trusted_proxies
     assert loaded.warnings == ()

@@ -160,7 +160,7 @@ def test_a_listing_ends_in_time_and_the_next_one_goes_on(tmp_path: Path) -> None
     for name in "abc":
         write_model(tmp_path / f"{name}.gguf")
     clock = iter([0.0, 1.0, folder.MAX_SECONDS + 1])
-    listing = list_models([tmp_path], lambda: next(clock))
+    listing = list_models([tmp_path], clock=lambda: next(clock))
     assert [each.path.name for each in listing.models] == ["a.gguf"]
     assert listing.notes == ("2 more files are not read yet: list them again",)
     assert names(tmp_path) == ["a.gguf", "b.gguf", "c.gguf"]

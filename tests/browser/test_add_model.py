@@ -1,0 +1,146 @@
+"""A model is added to the config, changed and removed on the page Models."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.browser import FROM_ELSEWHERE, needs_browser, shows, violations
+from tests.support.cards import Cards, card
+from tests.support.fixtures import Launch, OpenBrowser
+from tests.support.gguf_files import write_model
+from tests.support.program import FAKE, env_of, eventually, fake
+
+pytestmark = needs_browser
+
+CARD = "NVIDIA GeForce RTX 3090"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """GGUFs: one to use, one that is cut."""
+    folder = tmp_path / "models"
+    folder.mkdir()
+    extra = {"tokenizer.chat_template": "x", "llama.context_length": 40_000}
+    write_model(folder / "tiny-Q8_0.gguf", extra=extra)
+    (folder / "cut.gguf").write_bytes(b"GGUF")
+    return folder
+
+
+@pytest.fixture
+def cards(tmp_path: Path) -> Cards:
+    """A card, and a llama-server on the PATH."""
+    cards = Cards(tmp_path / "machine", [card(CARD, 24_576)])
+    server = cards.bin / "llama-server"
+    server.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{FAKE}" --takes 400\n')
+    server.chmod(0o755)
+    return cards
+
+
+def test_from_an_empty_config_to_the_first_answer(
+    launch: Launch, read: OpenBrowser, cards: Cards, folder: Path
+) -> None:
+    program = launch({}, env=env_of(cards), models_dir=[str(folder)])
+    reader = read(program)
+    tab = reader.open("/")
+    tab.get_by_role("link", name="Add a model").click()
+    dialog = tab.get_by_role("dialog")
+    shows(tab, "llama.cpp: llama-server", f"{CARD}: fits up to 40,000 tokens", "is not a GGUF")
+    shows(tab, "It would start at once, in scheme GPU.")
+    assert dialog.get_by_label("Name", exact=True).input_value() == "tiny"
+    assert violations(tab) == []
+
+    dialog.get_by_label("Context, in tokens").select_option("8192")
+    entry = dialog.get_by_label("What the config has below its name")
+    eventually(lambda: "'8192'" in entry.input_value())
+    entry.fill(entry.input_value().replace("mode: Chat", "mode: Chatt"))
+    shows(tab, "line 1: mode: unknown mode 'Chatt'")
+    assert violations(tab) == []
+    # What was typed is not lost without asking.
+    dialog.get_by_label("Context, in tokens").select_option("4096")
+    tab.get_by_role("button", name="Replace").click()
+    eventually(lambda: "'4096'" in entry.input_value())
+
+    dialog.get_by_role("button", name="Save and start").click()
+    shows(tab, "Log of tiny", "tiny is ready after", "scheme GPU, port")
+    assert program.ask("tiny").status_code == 200
+    assert "'4096'" in program.config.read_text()
+    assert violations(tab) == []
+
+
+def test_an_entry_is_changed_and_a_model_removed(launch: Launch, read: OpenBrowser) -> None:
+    program = launch({"One": fake(), "Two": fake()})
+    text = program.config.read_text()
+    program.config.write_text(text.replace("  Two:", "  # The other.\n  Two:"))
+    program.request("POST", "/api/config/reload")
+    reader = read(program)
+    tab = reader.open("/models")
+    tab.get_by_role("button", name="Edit the entry of Two").click()
+    entry = tab.get_by_label("What the config has below its name")
+    shows(tab, "It would start at once")
+    entry.fill(entry.input_value() + "pinned: true   # ours\n")
+    tab.get_by_role("button", name="Save", exact=True).click()
+    shows(tab, "Saved. Two has it from its next start on")
+    assert "  # The other.\n  Two:" in program.config.read_text()
+    assert "pinned: true   # ours\n" in program.config.read_text()
+
+    tab.get_by_role("button", name="Remove Two from the config").click()
+    tab.get_by_role("button", name="Cancel").click()
+    assert program.model("Two")
+    tab.get_by_role("button", name="Remove Two from the config").click()
+    tab.get_by_role("button", name="Remove", exact=True).click()
+    shows(tab, "Two is not in the config any more", "1 of 1 models")
+    assert "Two:" not in program.config.read_text()
+
+
+def test_a_command_of_ones_own_is_added_by_keyboard_alone(
+    launch: Launch, read: OpenBrowser
+) -> None:
+    program = launch({"One": fake()})
+    reader = read(program)
+    tab = reader.open("/models")
+    tab.get_by_role("button", name="Add a model").focus()
+    tab.keyboard.press("Enter")
+    shows(tab, "as models_dir, and they are offered here")
+    tab.keyboard.press("End")  # the last choice of the list that has the focus
+    entry = tab.get_by_label("What the config has below its name")
+    shows(tab, "expected a list that begins with the program to run")
+    command = [sys.executable, str(FAKE)]
+    entry.fill(f"Default:\n  command: {command}\n")
+    shows(tab, "It would start at once, in scheme Default.")
+    tab.get_by_label("Name", exact=True).fill("Mine")
+    tab.get_by_role("button", name="Save", exact=True).click()
+    shows(tab, "Mine is in the config", "2 of 2 models")
+    assert program.model("Mine")["state"] == "stopped"
+
+    tab.get_by_role("button", name="Add a model").click()
+    tab.keyboard.press("Escape")
+    assert not tab.get_by_role("dialog").is_visible()
+
+
+def test_who_may_not_edit_the_config_is_not_offered_to(launch: Launch, read: OpenBrowser) -> None:
+    program = launch({"One": fake()})
+    for reader in (read(program, is_owner=False), read(program, extra_http_headers=FROM_ELSEWHERE)):
+        reader.expects("40[13]")
+        tab = reader.open("/models")
+        for name in ("Add a model", "Edit the entry of One", "Remove One from the config"):
+            assert tab.get_by_role("button", name=name).count() == 0, name
+
+
+def test_the_overview_and_the_settings_say_why_a_saved_file_is_not_in_use(
+    launch: Launch, read: OpenBrowser
+) -> None:
+    program = launch({"One": fake(), "Two": fake()}, watch_config=True)
+    text = program.config.read_text()
+    program.config.write_text(text.replace("threads:", "treads:"))
+    eventually(lambda: program.get("/api/config/file").json()["problems"])
+    reader = read(program)
+    tab = reader.open("/")
+    shows(tab, "Needs attention", "not in use", "line 2: treads: unknown key")
+    tab.get_by_role("link", name="config.yaml").click()
+    shows(tab, "The file has problems, and is not in use as it is")
+    assert violations(tab) == []
+    program.config.write_text(text)
+    shows(tab, "The file is applied by itself when it is saved.")
