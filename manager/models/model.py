@@ -39,6 +39,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 from weakref import WeakSet
 
@@ -458,10 +459,13 @@ class Model:
     def preview(self) -> dict[str, Any]:
         """What ``start`` would do now, which changes nothing."""
         with self._lock:
-            state, settings = self._state, self.settings
+            state, settings, server = self._state, self.settings, self._server
         decision = None
         if settings.url is not None and state in (State.STOPPED, State.FAILED):
             decision = Decision(settings.name, Action.START)
+        elif state is State.SLEEPING and server is not None and server.launched is not None:
+            decision = self._shared.placement.preview(self, (), server.launched.reservation)
+            decision = replace(decision, scheme=server.scheme)
         elif state not in (State.QUEUED, State.STARTING, State.READY):
             decision = self._shared.placement.preview(self, self._shared.memory.options(settings))
         return views.preview_to_json(settings.name, state.value, decision)

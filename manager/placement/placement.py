@@ -183,8 +183,14 @@ class Placement:
     def has_waiting(self) -> bool:
         return bool(self._queue)
 
-    def preview(self, evictable: Evictable, options: Sequence[SchemeOption]) -> Decision:
-        """What would happen if the model were started manually now. Changes nothing."""
+    def preview(
+        self,
+        evictable: Evictable,
+        options: Sequence[SchemeOption],
+        asleep: Reservation | None = None,
+    ) -> Decision:
+        """What would happen if the model were started manually now, or woken, as by ``reserve``.
+        Changes nothing."""
         if self._program.disable_gpu_monitoring:
             return decide_unmonitored(evictable.name, options)
         self._monitor.touch()
@@ -192,6 +198,8 @@ class Placement:
         with self._lock:
             budgets, allocations = self._state(self._monitor.snapshot)
             queue = self._in_order()
+            if asleep is not None:
+                options = [to_wake(asleep)]
         request = StartRequest(evictable.name, tuple(options))
         return self._plan([*queue, request], budgets, allocations)[-1]
 

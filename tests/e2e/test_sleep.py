@@ -52,6 +52,8 @@ def test_a_model_is_put_to_sleep_for_another_and_woken_by_the_next_request(
     assert program.becomes("Sleeper", state="sleeping", pid=server)["last_error"] is None
     assert reserved(program, "Sleeper") == 1000
     assert held_on(cards) == {0: 10000}
+    would = program.post("/api/models/Sleeper/start?dry_run=1").json()
+    assert (would["action"], would["stops"], would["scheme"]) == ("evict", ["Other"], "GPU")
 
     asked(program, "Sleeper")
     assert program.model("Sleeper")["pid"] == server  # no cold start
