@@ -113,7 +113,7 @@ class Program:
             watch=Watcher(),
             ports=Ports(),
             placement=placement,
-            memory=SchemeMemory(store, lambda: monitor.snapshot),
+            memory=SchemeMemory(store, clock, lambda: monitor.snapshot),
             clock=clock,
             connections=program.threads,
         )

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from manager.clock import Clock
 from manager.config import loader, variables
 from manager.devices import Snapshot
 from manager.gguf import Estimate, GgufError, estimate
@@ -53,10 +54,11 @@ class SchemeMemory:
     of that nothing is learned.
     """
 
-    def __init__(self, store: Store, snapshot: Callable[[], Snapshot]) -> None:
+    def __init__(self, store: Store, clock: Clock, snapshot: Callable[[], Snapshot]) -> None:
         """``snapshot`` is called for the devices as they are known, and does not wait for any.
         Raises DatabaseError."""
         self._store = store
+        self._clock = clock
         self._snapshot = snapshot
         self._lock = threading.Lock()  # of these three
         self._measured = scheme_memory.remembered(store.path)
@@ -77,7 +79,7 @@ class SchemeMemory:
         """What is known of it so far; of no file that was not read yet."""
         key = _key(settings, scheme)
         with self._lock:
-            measured = self._measured.get(key, {})
+            measured = _most(self._measured.get(key, {}))
             estimated = self._estimates.get(key)
         if measured.keys() != set(scheme.required_devices):
             measured = {}
@@ -118,9 +120,11 @@ class SchemeMemory:
         known = {on: _named(on, measured) for on in memory_mb}
         return {on: min(mb, known[on] or mb) for on, mb in memory_mb.items()}, Basis.MEASURED
 
-    def record(self, settings: loader.Model, scheme_name: str, peak_mb: Mapping[str, int]) -> None:
-        """What a run of it was seen to take, by device id; remembered where it is more than ever
-        before. ``settings`` are those that it was launched with."""
+    def record(
+        self, settings: loader.Model, scheme_name: str, run: str, peak_mb: Mapping[str, int]
+    ) -> None:
+        """The most that a run of it was seen to take, by device id; remembered. ``settings`` are
+        those that it was launched with."""
         scheme = next(one for one in settings.schemes if one.name == scheme_name)
         key = _key(settings, scheme)
         peaks = {
@@ -132,12 +136,15 @@ class SchemeMemory:
         if not peaks or _is_handed_its_share(scheme):
             return
         with self._lock:
-            known = self._measured.get(key, {})
-            news = {name: mb for name, mb in peaks.items() if mb > known.get(name, -1)}
-            self._measured[key] = {**known, **news}
-        if news:
+            runs = self._measured.setdefault(key, {})
+            is_news = runs.get(run) != peaks
+            runs[run] = peaks
+            while len(runs) > scheme_memory.KEPT_RUNS:
+                del runs[next(iter(runs))]
+        if is_news:
             try:
-                scheme_memory.remember(self._store, key, news)
+                now_ms = self._clock.wall_ms()
+                scheme_memory.remember(self._store, key, run, peaks, now_ms)
             except DatabaseError as error:  # then it is known as long as the program runs
                 log.warning("the memory of %s is not in usage.db: %s", settings.name, error)
 
@@ -201,6 +208,15 @@ class SchemeMemory:
                     " leave memory_mb out, and what is measured counts",
                     *(key.model, key.scheme, mb, name, declared, mb),
                 )
+
+
+def _most(runs: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
+    """The most of all of them, by device."""
+    most: dict[str, int] = {}
+    for peaks in runs.values():
+        for name, mb in peaks.items():
+            most[name] = max(mb, most.get(name, 0))
+    return most
 
 
 def _key(settings: loader.Model, scheme: loader.Scheme) -> LaunchKey:

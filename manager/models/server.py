@@ -156,9 +156,9 @@ def stop_server(server: Server, shared: ModelDependencies, grace: float, reason:
 
 def record_memory(server: Server, shared: ModelDependencies) -> None:
     """Remembers how much the server was seen to take until now."""
-    if server.launched is not None:
-        peak_mb = shared.placement.peak_mb(server.launched.reservation)
-        shared.memory.record(server.settings, server.scheme, peak_mb)
+    if (launched := server.launched) is not None:
+        peak_mb = shared.placement.peak_mb(launched.reservation)
+        shared.memory.record(server.settings, server.scheme, launched.run, peak_mb)
 
 
 def end_run(shared: ModelDependencies, run: str, reason: str, clock: RunClock | None) -> None:

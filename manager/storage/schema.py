@@ -232,15 +232,17 @@ MIGRATIONS: tuple[Migration, ...] = (
     ALTER TABLE keys ADD COLUMN raw INTEGER NOT NULL DEFAULT 0;  -- 1: below /upstream as well
     """,
     """
-    -- The most memory that runs of a scheme were seen to take while they served, by the name that
-    -- the scheme has for the device.
+    -- The most memory that the last runs of a scheme were seen to take while they served, by the
+    -- name that the scheme has for the device.
     CREATE TABLE scheme_memory (
         model        TEXT NOT NULL,
         scheme       TEXT NOT NULL,
         fingerprint  TEXT NOT NULL,  -- as in runs: of another command nothing is known
+        run          TEXT NOT NULL,
+        seen_ms      INTEGER NOT NULL,
         device       TEXT NOT NULL,
         peak_mb      INTEGER NOT NULL,
-        PRIMARY KEY (model, scheme, fingerprint, device)
+        PRIMARY KEY (model, scheme, fingerprint, run, device)
     ) WITHOUT ROWID;
     """,
 )

@@ -49,7 +49,7 @@ class Provider:
             events=Events(),
             watch=self.watch,
             placement=self.placement,
-            memory=SchemeMemory(self.store, Snapshot),
+            memory=SchemeMemory(self.store, clock, Snapshot),
             connections=4,
         )
         self.fleet = Fleet(self.config(self.settings), self.interfaces, shared)

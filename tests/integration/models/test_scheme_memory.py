@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from manager.clock import Clock
 from manager.config.settings import Model, Scheme
 from manager.devices import Device, Reading, Snapshot
 from manager.gguf import GgufError
@@ -39,7 +40,7 @@ def memory(store: Store) -> Build:
         Reading("CPU + RAM", "cpu", 0, 64000),
     ]
     snapshot = Snapshot(tuple(Device(reading, 0.0, stale=False) for reading in readings))
-    return lambda: SchemeMemory(store, lambda: snapshot)
+    return lambda: SchemeMemory(store, Clock(), lambda: snapshot)
 
 
 class Estimate:
@@ -85,7 +86,7 @@ def test_what_counts_is_declared_then_measured_then_estimated_then_the_whole(
     assert basis(known, settings) == (Basis.WHOLE, {})
     files["a.gguf"] = Estimate()
     assert basis(known, settings) == (Basis.ESTIMATED, {"v100": 6000})
-    known.record(settings, "Default", {ON_LARGE: 5200})
+    known.record(settings, "Default", "run", {ON_LARGE: 5200})
     assert basis(known, settings) == (Basis.MEASURED, {"v100": 5200})
     assert basis(known, model("v100", v100=7000)) == (Basis.DECLARED, {"v100": 7000})
 
@@ -96,12 +97,24 @@ def test_what_was_measured_is_known_after_a_restart_and_only_of_the_same_command
 ) -> None:
     settings = model("v100")
     first = memory()
-    first.record(settings, "Default", {ON_LARGE: 5200})
-    first.record(settings, "Default", {ON_LARGE: 4000})  # a run that had less to do
+    first.record(settings, "Default", "one", {ON_LARGE: 5200})
+    first.record(settings, "Default", "two", {ON_LARGE: 4000})  # it had less to do
     again = memory()
     assert basis(again, settings) == (Basis.MEASURED, {"v100": 5200})
     assert basis(again, model("v100", command=("serve", "a.gguf", "-c", "65536")))[0] is Basis.WHOLE
     assert basis(again, replace(settings, name="Other"))[0] is Basis.WHOLE
+
+
+@pytest.mark.usefixtures("files")
+def test_what_a_run_of_long_ago_took_is_forgotten(memory: Build) -> None:
+    settings = model("v100")
+    known = memory()
+    known.record(settings, "Default", "beside a game", {ON_LARGE: 11000})
+    for number in range(5):
+        assert basis(known, settings) == (Basis.MEASURED, {"v100": 11000})
+        known.record(settings, "Default", str(number), {ON_LARGE: 5200 + number})
+    assert basis(known, settings) == (Basis.MEASURED, {"v100": 5204})
+    assert basis(memory(), settings) == (Basis.MEASURED, {"v100": 5204})
 
 
 @pytest.mark.usefixtures("files")
@@ -110,9 +123,9 @@ def test_a_scheme_is_not_known_as_long_as_one_of_its_devices_was_not_measured(
 ) -> None:
     known = memory()
     settings = model("v100", "rtx 4060")
-    known.record(settings, "Default", {ON_LARGE: 5200})
+    known.record(settings, "Default", "run", {ON_LARGE: 5200})
     assert basis(known, settings)[0] is Basis.WHOLE
-    known.record(settings, "Default", {f"{SMALL} #0": 900})
+    known.record(settings, "Default", "run", {ON_LARGE: 5200, f"{SMALL} #0": 900})
     assert basis(known, settings) == (Basis.MEASURED, {"v100": 5200, "rtx 4060": 900})
 
 
@@ -120,7 +133,7 @@ def test_a_scheme_is_not_known_as_long_as_one_of_its_devices_was_not_measured(
 def test_of_two_equal_cards_the_one_that_takes_more_counts(memory: Build) -> None:
     known = memory()
     settings = model("v100", "v100")
-    known.record(settings, "Default", {ON_LARGE: 5200, f"{LARGE} #1": 5900})
+    known.record(settings, "Default", "run", {ON_LARGE: 5200, f"{LARGE} #1": 5900})
     assert basis(known, settings) == (Basis.MEASURED, {"v100": 5900})
 
 
@@ -131,7 +144,7 @@ def test_of_a_server_that_takes_what_it_is_given_nothing_is_learned(
 ) -> None:
     known = memory()
     settings = model("v100", command=("vllm", "serve", f"--share=${{{name}}}"))
-    known.record(settings, "Default", {ON_LARGE: 21600})
+    known.record(settings, "Default", "run", {ON_LARGE: 21600})
     assert basis(known, settings) == (Basis.WHOLE, {})
 
 
@@ -177,7 +190,7 @@ def test_each_figure_is_shown_and_which_is_used(memory: Build, files: dict[str, 
     files["a.gguf"] = Estimate()
     known = memory()
     settings = model("v100")
-    known.record(settings, "Default", {ON_LARGE: 5200})
+    known.record(settings, "Default", "run", {ON_LARGE: 5200})
     known.read_files(settings)
     [shown] = known.to_json(settings)
     assert (shown["basis"], shown["devices"]) == (
@@ -202,10 +215,10 @@ def test_what_takes_far_more_than_it_declares_is_warned_of_once_with_the_number(
 ) -> None:
     known = memory()
     settings = model("v100", v100=4000)
-    known.record(settings, "Default", {ON_LARGE: 4400})
+    known.record(settings, "Default", "run", {ON_LARGE: 4400})
     assert caplog.messages == []
     for mb in (6000, 6100):
-        known.record(settings, "Default", {ON_LARGE: mb})
+        known.record(settings, "Default", "run", {ON_LARGE: mb})
     [message] = caplog.messages
     assert "takes 6000 MB of v100, and its memory_mb declares 4000: write 6000" in message
 
@@ -218,7 +231,7 @@ def test_an_adopted_server_holds_what_is_known_by_now(memory: Build) -> None:
         {ON_LARGE: 24000},
         Basis.WHOLE,
     )
-    known.record(settings, "Default", {ON_LARGE: 5200})
+    known.record(settings, "Default", "run", {ON_LARGE: 5200})
     assert known.reserved(settings, "Default", {ON_LARGE: 24000}) == (
         {ON_LARGE: 5200},
         Basis.MEASURED,
