@@ -8,6 +8,7 @@ import pytest
 
 from manager.devices import Device, Reading, Snapshot
 from manager.placement.device_state import memory_variables
+from manager.placement.ledger import Ledger
 from manager.placement.reservation import Reservation
 from manager.placement.types import Action, Basis, DeviceBudget, SchemeOption
 from tests.support.played_machine import H100, TOTAL, V100, Build, Machine, Model, Start
@@ -84,20 +85,33 @@ def test_a_container_is_measured_by_what_is_used_though_the_driver_lists_process
 
 def test_what_launches_a_container_is_not_measured_as_the_model(machine: Build) -> None:
     one = machine()
+    one.runs(Model("Other"), {H100: 2000}, lambda: {17})
     client = {4711}
-    start = Start(one.placement, Model("Container"), [WHOLE])
+    option = SchemeOption("Default", ("h100",), {"h100": 9000})
+    start = Start(one.placement, Model("Container"), [option])
     one.starts.append(start)
     reservation, _ = start.future.result(LONG)
     reservation.pids = lambda: client
     one.placement.pids()
-    one.monitor.read({H100: 40}, {4711: 40})
+    one.monitor.read({H100: 2040}, {17: 2000, 4711: 40})
     client.clear()  # it answers, and the client is none of its processes
     one.monitor.now += 1
     one.placement.mark_ready(reservation)
     one.placement.mark_served(reservation)
     one.placement.pids()
-    one.monitor.read({H100: 7000}, {})
+    one.monitor.read({H100: 9000}, {17: 2000})
     assert one.placement.peak_mb(reservation) == {H100: 7000}
+
+
+def test_a_run_that_is_stopped_at_once_was_measured_by_the_reading_before_its_stop() -> None:
+    reservation = Reservation(
+        Model("Short"), {H100: 9000}, ready_at=1.0, served_at=2.0, used_before={H100: 300}
+    )
+    ledger = Ledger()
+    ledger.reservations.append(reservation)
+    reading = Reading("NVIDIA H100", "nvidia", 0, TOTAL, 5500)
+    ledger.mark_stopping(reservation, Snapshot((Device(reading, 3.0, stale=False),)), ended=False)
+    assert reservation.peak_mb == {H100: 5200}
 
 
 def test_the_machine_s_own_memory_is_known_of_a_model_that_reserves_none(machine: Build) -> None:

@@ -65,7 +65,11 @@ def test_to_wake_it_waits_for_what_it_lacks_on_its_own_card(
     found, _ = start.future.result(LONG)
     assert found is reservation
     assert reservation.memory_mb == {H100: 12000}
-    assert one.placement.preview(Model("M"), on_h100(4001)).action is not Action.START
+    assert reservation.ready_at is None  # until it answers
+    # Another program takes 3,000 MB meanwhile, and this one has not taken its own yet.
+    one.monitor.read({H100: 4500})
+    assert one.placement.preview(Model("M"), on_h100(1000)).action is Action.START
+    assert one.placement.preview(Model("M"), on_h100(1001)).action is not Action.START
 
 
 def test_a_wake_that_is_cancelled_leaves_it_asleep(machine: Build) -> None:
@@ -103,7 +107,10 @@ def test_where_nobody_reads_devices_nothing_sleeps(machine: Build) -> None:
 
 def wakes(need: int, **held: int) -> tuple[Action, tuple[str, ...]]:
     """What happens with one that sleeps and needs so much more of a card of 16,000 MB."""
-    allocations = [Allocation(name, {"A #0": mb}, IDLE) for name, mb in held.items()]
+    allocations = [
+        Allocation(name, {"A #0": mb}, IDLE, cost=len(held) - at)
+        for at, (name, mb) in enumerate(reversed(held.items()))
+    ]
     option = SchemeOption("", ("A #0",), on={"A #0": need})
     used = sum(held.values())
     [decision] = plan(
@@ -114,7 +121,7 @@ def wakes(need: int, **held: int) -> tuple[Action, tuple[str, ...]]:
 
 def test_it_is_not_stopped_to_wake_itself() -> None:
     assert wakes(12000, sleeper=1500) == (Action.START, ())
-    assert wakes(12000, sleeper=1500, other=5000) == (Action.EVICT, ("other",))
+    assert wakes(12000, sleeper=1500, other=3000) == (Action.EVICT, ("other",))
     assert wakes(15000, sleeper=1500)[0] is Action.REJECT
 
 
