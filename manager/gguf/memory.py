@@ -197,7 +197,7 @@ def _mb(size: int) -> int:
 
 
 def _slots(options: Options, trained: int | None) -> Slots:
-    context = max(1, options.context or trained or 4096)
+    context = options.context or options.slots * options.slot_context or trained or 4096
     context = -(-context // _PADDED_CONTEXT) * _PADDED_CONTEXT
     ubatch = max(1, min(options.ubatch or options.batch, options.batch, context))
     return Slots(context, options.slots, options.shares_cache, ubatch, options.swa_full)

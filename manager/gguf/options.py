@@ -12,6 +12,7 @@ from typing import Any
 
 _ALL_LAYERS = 2**31
 _EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"  # LLM_FFN_EXPS_REGEX
+_DENSE = r"\.ffn_(up|down|gate|gate_up)\."
 _ON = frozenset({"on", "enabled", "true", "1", "auto"})
 _OFF = frozenset({"off", "disabled", "false", "0"})
 _MAX_TOKENS = 2**31 - 1  # llama.cpp's int
@@ -19,14 +20,18 @@ _MAX_TOKENS = 2**31 - 1  # llama.cpp's int
 
 @dataclass(frozen=True)
 class Options:
-    """What a command says. ``model``, ``mmproj`` and ``draft`` are paths as written; ``context`` 0
-    is what the model was trained for; ``host_tensors`` are patterns of names that stay on the
-    host. ``parallel`` None is llama-server's own choice: 4 slots that share one cache."""
+    """What a command says. ``model``, ``mmproj`` and ``draft`` are paths as written.
+
+    ``context`` 0 is what the model was trained for, or with ``slot_context`` so much for each slot.
+    ``parallel`` None is llama-server's own choice: 4 slots that share one cache. ``host_tensors``
+    are patterns of names that stay on the host.
+    """
 
     model: str = ""
     mmproj: str = ""
     draft: str = ""
     context: int = 0
+    slot_context: int = 0
     parallel: int | None = None
     unified: bool = False
     batch: int = 2048
@@ -55,7 +60,7 @@ class Options:
 
     @property
     def shares_cache(self) -> bool:
-        return self.unified or self.parallel is None
+        return self.unified or self.parallel is None or self.slot_context > 0
 
 
 def _count(written: str) -> int:
@@ -94,13 +99,19 @@ def _overrides(written: str) -> tuple[str, ...]:
     return tuple(pattern for pattern, _, buffer in pairs if buffer.upper().startswith("CPU"))
 
 
-def _first_experts(written: str) -> tuple[str, ...]:
-    return tuple(rf"blk\.{layer}{_EXPERTS}" for layer in range(min(_count(written), 1024)))
+def _of_first_layers(tensors: str) -> Callable[[str], tuple[str, ...]]:
+    def read(written: str) -> tuple[str, ...]:
+        return tuple(rf"blk\.{layer}{tensors}" for layer in range(min(_count(written), 1024)))
+
+    return read
 
 
 @dataclass(frozen=True)
 class _Option:
-    """``field`` of Options is what ``read`` makes of the value. A flag sets ``value`` instead."""
+    """``field`` of Options is what ``read`` makes of the value. A flag sets ``value`` instead.
+
+    ``names`` and ``env`` (after ``LLAMA_ARG_``) have a space between two; the present one is first.
+    """
 
     names: str
     field: str
@@ -112,8 +123,9 @@ class _Option:
 _DECLARED = (
     _Option("-m --model", "model", env="MODEL"),
     _Option("-mm --mmproj", "mmproj", env="MMPROJ"),
-    _Option("-md --model-draft --spec-draft-model", "draft", env="MODEL_DRAFT"),
+    _Option("-md --model-draft --spec-draft-model", "draft", env="SPEC_DRAFT_MODEL MODEL_DRAFT"),
     _Option("-c --ctx-size", "context", _count, "CTX_SIZE"),
+    _Option("--kv-unified-per-slot", "slot_context", _count, "KV_UNIFIED_PER_SLOT"),
     _Option("-np --parallel", "parallel", _parallel, "N_PARALLEL"),
     _Option("-kvu --kv-unified", "unified", _switch, "KV_UNIFIED", True),
     _Option("-no-kvu --no-kv-unified", "unified", value=False),
@@ -121,11 +133,21 @@ _DECLARED = (
     _Option("-ub --ubatch-size", "ubatch", _count, "UBATCH"),
     _Option("-ctk --cache-type-k", "cache_k", _lower, "CACHE_TYPE_K"),
     _Option("-ctv --cache-type-v", "cache_v", _lower, "CACHE_TYPE_V"),
-    _Option("-ctkd --cache-type-k-draft", "draft_cache_k", _lower, "CACHE_TYPE_K_DRAFT"),
-    _Option("-ctvd --cache-type-v-draft", "draft_cache_v", _lower, "CACHE_TYPE_V_DRAFT"),
+    _Option(
+        "-ctkd --cache-type-k-draft --spec-draft-type-k",
+        "draft_cache_k",
+        _lower,
+        "SPEC_DRAFT_CACHE_TYPE_K CACHE_TYPE_K_DRAFT",
+    ),
+    _Option(
+        "-ctvd --cache-type-v-draft --spec-draft-type-v",
+        "draft_cache_v",
+        _lower,
+        "SPEC_DRAFT_CACHE_TYPE_V CACHE_TYPE_V_DRAFT",
+    ),
     _Option("-ngl --gpu-layers --n-gpu-layers", "gpu_layers", _layers, "N_GPU_LAYERS"),
     _Option(
-        "-ngld --gpu-layers-draft --n-gpu-layers-draft",
+        "-ngld --gpu-layers-draft --n-gpu-layers-draft --spec-draft-ngl",
         "draft_gpu_layers",
         _layers,
         "N_GPU_LAYERS_DRAFT",
@@ -146,7 +168,8 @@ _DECLARED = (
     _Option("--rerank --reranking", "embedding", _switch, "RERANKING", True),
     _Option("-ot --override-tensor", "host_tensors", _overrides, "OVERRIDE_TENSOR"),
     _Option("-cmoe --cpu-moe", "host_tensors", env="CPU_MOE", value=(_EXPERTS,)),
-    _Option("-ncmoe --n-cpu-moe", "host_tensors", _first_experts, "N_CPU_MOE"),
+    _Option("-ncmoe --n-cpu-moe", "host_tensors", _of_first_layers(_EXPERTS), "N_CPU_MOE"),
+    _Option("-ncffn --n-cpu-ffn", "host_tensors", _of_first_layers(_DENSE), "N_CPU_FFN"),
 )
 _BY_NAME = {name: each for each in _DECLARED for name in each.names.split()}
 
@@ -158,9 +181,10 @@ def read_options(arguments: Sequence[str], env: Mapping[str, str]) -> Options:
     """
     found = Options()
     for option in _DECLARED:
-        written = env.get(f"LLAMA_ARG_{option.env}") if option.env else None
-        if written is not None:
-            found = _set(found, option, written)
+        for name in option.env.split():
+            if written := env.get(f"LLAMA_ARG_{name}"):
+                found = _set(found, option, written)
+                break
     for option, written in _given(arguments):
         found = _set(found, option, written)
     return found

@@ -14,6 +14,7 @@ import pytest
 from manager.gguf import GgufError, estimate, read_model
 from scripts.demo_server import MODEL
 from tests.support.gguf_files import Type, write_model
+from tests.support.gguf_forms import write_deepseek2, write_mamba2
 from tests.support.program import ROOT, needs_demo_model
 
 # Loads a model as llama-server does without options but these, and ends.
@@ -50,6 +51,8 @@ FORMS = {
     },
 }  # fmt: skip
 
+OTHERS = {"mamba2": write_mamba2, "deepseek2": write_deepseek2}
+
 
 def reported_mb(path: Path, context: int, cache_type: str) -> float:
     """The sum of all buffers in llama.cpp's log."""
@@ -63,12 +66,16 @@ def reported_mb(path: Path, context: int, cache_type: str) -> float:
 
 @pytest.mark.demo
 @pytest.mark.parametrize("cache_type", ["f16", "q8_0"])
-@pytest.mark.parametrize("form", ["demo", *FORMS])
+@pytest.mark.parametrize("form", ["demo", *FORMS, *OTHERS])
 def test_an_estimate_is_close_to_what_llama_cpp_reports(
     form: str, cache_type: str, tmp_path: Path
 ) -> None:
     needs_demo_model()
-    path = MODEL if form == "demo" else write_model(tmp_path / f"{form}.gguf", **FORMS[form])
+    path = MODEL if form == "demo" else tmp_path / f"{form}.gguf"
+    if form in FORMS:
+        write_model(path, **FORMS[form])
+    elif form in OTHERS:
+        OTHERS[form](path)
     found = {}
     for context in (2048, 8192, 16_384, 32_768):
         command = ["llama-server", "-m", str(path), "-c", str(context)]

@@ -283,7 +283,22 @@ def test_commands_that_name_none(folder: Path, command: str) -> None:
     assert estimate(command.split(), folder) is None
 
 
+def test_a_slot_can_have_a_context_of_its_own(folder: Path) -> None:
+    each = ("-np", "3", "--kv-unified-per-slot", "2000")
+    assert of(folder, "-c", "0", *each).context == 6144, "padded to 256"
+    assert of(folder, "-c", "1024", *each).context == 1024
+
+
+def test_the_network_of_the_first_layers_can_stay_on_the_host(folder: Path) -> None:
+    less = of(folder).loaded[0].weights[0] - of(folder, "-ncffn", "1").loaded[0].weights[0]
+    assert less == 3 * 2048 * 8192 * 34 / 32
+    assert of(folder, "-ncffn", "1").loaded[0].weights[1] == of(folder).loaded[0].weights[1]
+
+
 def test_options_are_written_in_several_ways(folder: Path) -> None:
+    now = {"LLAMA_ARG_SPEC_DRAFT_MODEL": "tied.gguf"}
+    before = {"LLAMA_ARG_MODEL_DRAFT": "tied.gguf"}
+    assert len(of(folder, **now).loaded) == len(of(folder, **before).loaded) == 2
     assert of(folder, "--ctx_size", "8192").context == 8192
     assert of(folder, "-fa", "-c", "8192").context == 8192, "a flag in earlier versions"
 
