@@ -85,5 +85,7 @@ def _redacted(value: Any) -> Any:
 
 
 def _is_secret(name: str, value: Any) -> bool:
-    # Limits of tokens are no secrets, and nor is the name of a key. A config may hold many.
-    return isinstance(value, str) and (name == "text" or (is_secret_name(name) and name != "key"))
+    # Limits of tokens are no secrets, and nor is the name of a key. A config may hold many, and so
+    # may a model's entry in it.
+    is_config = name in ("text", "entry")
+    return isinstance(value, str) and (is_config or (is_secret_name(name) and name != "key"))

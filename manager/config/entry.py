@@ -54,13 +54,12 @@ class EntryText:
 
     def indented(self, step: int) -> list[str]:
         """Its lines, without their ends."""
-        lines = self.text.strip("\n").split("\n")
-        return [" " * step + line if line.strip() else "" for line in lines]
+        return [" " * step + line if line.strip() else "" for line in self.text.split("\n")]
 
 
 def read_entry(text: str) -> EntryText:
     """An entry from lines of YAML. Raises EditError."""
-    text = text.replace("\r\n", "\n")
+    text = re.sub("\r\n|[\r\x85]", "\n", text).lstrip("\n").rstrip()
     try:
         node = compose(text)
     except UnreadableFile as error:

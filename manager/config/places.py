@@ -20,9 +20,9 @@ Edit = tuple[int, int, str]
 
 @dataclass
 class Part:
-    """A value in the text, with its place: `start` and `end` are (line, column) from 0, `after` is
-    the line after its last one. `shares`: an anchor, an alias, a tag or a merge key is at it or in
-    it. `is_flow`: between braces or brackets. `pairs` are those of a mapping."""
+    """A value in the text, with its place: `start` and, but for a block, `end` are (line, column)
+    from 0, `after` is the line after its last one. `shares`: an anchor, an alias, a tag or a merge
+    key is at it or in it. `is_flow`: between braces or brackets. `pairs` are those of a mapping."""
 
     node: yaml.Node
     start: tuple[int, int]
@@ -93,7 +93,9 @@ class Document:
         start, end = _place(event.start_mark), _place(event.end_mark)
         shares = any(getattr(event, name, None) is not None for name in ("anchor", "tag"))
         part = Part(node, start, end, end[0] + 1, shares or node.tag == TAG + "merge")
-        if isinstance(event, yaml.ScalarEvent) and event.style in ("|", ">") and not end[1]:
+        if start == end and isinstance(event, yaml.ScalarEvent):
+            part.after = 0  # missing, as behind `?`: the parser finds it where the next thing is
+        elif isinstance(event, yaml.ScalarEvent) and event.style in ("|", ">") and not end[1]:
             part.after = end[0]
             if not event.value.endswith("\n\n") and event.value != "\n":  # as `|+` keeps them
                 while self._is_blank(part.after - 1):
@@ -105,8 +107,9 @@ class Document:
             if part.is_flow:
                 part.end = _place(closing.end_mark)
                 part.after = part.end[0] + 1
-            elif children:  # its own end is only where something else begins
-                part.end, part.after = children[-1].end, children[-1].after
+            else:  # its own end is only where something else begins
+                part.after = max((child.after for child in children), default=0)
+                part.after = max(part.after, start[0] + 1)
             part.shares |= any(child.shares for child in children)
             if isinstance(node, yaml.MappingNode):
                 pairs = zip(children[::2], children[1::2], strict=True)
@@ -202,7 +205,7 @@ class Document:
             yield from self._merged(value, data)
             return
         lines = written({"k": data}).splitlines()
-        if len(lines) == 1 and pair.line == value.start[0] and value.after == pair.line + 1:
+        if len(lines) == 1 and pair.line == value.start[0] and pair.after == pair.line + 1:
             # What is behind it on its line stays.
             begin, end = self._offset(value.start), self._offset(value.end)
             yield begin, end, lines[0][2 if begin == end else 3 :]

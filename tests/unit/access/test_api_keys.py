@@ -379,6 +379,7 @@ def test_the_audit_table_has_what_was_asked_for_without_its_secrets(database: Da
         "env": {"HF_TOKEN": "hf_x", "PATH": "/bin"},
         "tokens_per_minute": 5,
         "text": "x" * 300,
+        "entry": "env: {HF_TOKEN: hf_x}",
         "key": "ann",
     }
     database.registry.record(lambda c: audit.add(c, NOW, "ann", "::1", "PUT", "m", detail))
@@ -395,6 +396,7 @@ def test_the_audit_table_has_what_was_asked_for_without_its_secrets(database: Da
         "env": {"HF_TOKEN": "***", "PATH": "/bin"},
         "tokens_per_minute": 5,
         "text": "***",
+        "entry": "***",
         "key": "ann",
     }
     assert list(second.detail) == ["size"]

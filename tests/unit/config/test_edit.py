@@ -473,6 +473,27 @@ def test_a_model_that_is_removed_or_replaced_leaves_the_others_as_they_are(
             del models[name]
         assert (after.pop("Local-Models") or {}) == models
         assert after == {key: before[key] for key in before if key != "Local-Models"}
-        entry_lines, following = place_of(text, name)
-        assert changed.startswith(text[:entry_lines].rstrip())
-        assert changed.endswith(text[following:])
+        plain, changed = text.removeprefix("\ufeff"), changed.removeprefix("\ufeff")
+        entry_lines, following = place_of(plain, name)
+        assert changed.startswith(plain[:entry_lines].rstrip())
+        assert changed.endswith(plain[following:])
+
+
+STRANGE = st.text(
+    st.sampled_from("  \n\n::--[]{}#&*!|>'\"%@`\t,?ab1\r\x85\u2028\ufeff\0\ud800"), max_size=60
+)
+
+
+@given(STRANGE, STRANGE, STRANGE)
+@settings(max_examples=150, deadline=None)
+def test_no_text_and_no_entry_end_in_another_error(text: str, name: str, entry: str) -> None:
+    for before in (text, TEXT, f"Local-Models:\n{text}", f"{TEXT}{text}"):
+        for added in (ENTRY, entry):
+            try:
+                found = edit.read_entry(added) if isinstance(added, str) else added
+                after = edit.add_models(before, {name: found})
+                edit.replace_model(after, name, edit.read_entry(edit.entry_text(after, name)))
+            except EditError:
+                continue
+            if before == TEXT and "\u2028" not in entry:
+                assert edit.remove_model(after, name) == before
