@@ -27,12 +27,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import requests  # noqa: E402
+from gguf import GGMLQuantizationType  # noqa: E402
 from PIL import Image  # noqa: E402
 from playwright.sync_api import Page, Route, sync_playwright  # noqa: E402
 
 from routes.pages.views import PAGES  # noqa: E402
 from tests.support.browser import Reader, launch_chromium  # noqa: E402
 from tests.support.cards import Cards, card  # noqa: E402
+from tests.support.gguf_files import write_model  # noqa: E402
 from tests.support.program import CHAT, FAKE, Program, chat, env_of, on, scheme  # noqa: E402
 from tests.support.usage_rows import a_request, add_run, new_store  # noqa: E402
 
@@ -151,6 +153,22 @@ LOG = (
 )
 
 
+def write_files(folder: Path) -> None:
+    """GGUFs of the form of well-known models."""
+    folder.mkdir()
+    form = {"layers": 36, "width": 4096, "heads": 32, "kv_heads": 8, "head": 128}
+    extra = {"general.name": "Qwen3 8B", "qwen3.context_length": 40960}
+    write_model(
+        folder / "Qwen3-8B-Q4_K_M.gguf",
+        "qwen3",
+        **form,
+        feed_forward=12288,
+        tokens=151_936,
+        kind=GGMLQuantizationType.Q4_K,
+        extra=extra,
+    )
+
+
 @contextlib.contextmanager
 def busy_program() -> Iterator[Program]:
     """The program with a history, running models and clients."""
@@ -166,10 +184,13 @@ def busy_program() -> Iterator[Program]:
         server.chmod(0o755)
         hours_ahead = (LOCAL_HOUR - datetime.now(timezone.utc).hour + 9) % 24 - 9
         zone = f"Etc/GMT{-hours_ahead:+d}"  # these have their signs the other way round
+        gguf = folder / "models"
+        write_files(gguf)
         program = Program(
             folder / "program",
             models(),
             env=env_of(cards),
+            models_dir=[str(gguf)],
             timezone=zone,
             export={"schedule": "0 3 1 * *", "period": "month"},
         )
@@ -274,6 +295,7 @@ def save(picture: bytes, path: Path) -> None:
 def main() -> int:
     pictures: list[tuple[str, str, dict[str, Any]]] = [
         *((name, name, {}) for name in PAGES),
+        ("models", "add-model", {}),
         ("overview", "overview-dark", {"color_scheme": "dark"}),
         ("overview", "overview-zh", {"locale": "zh-CN"}),
         ("overview", "overview-phone", {"viewport": PHONE}),
@@ -290,6 +312,8 @@ def main() -> int:
                 page = reader.open(PATHS.get(name, f"/{name}"))
                 if name == "playground":
                     chat_on(page)
+                if file == "add-model":
+                    page.get_by_role("button", name="Add a model").click()
                 page.wait_for_timeout(3000)  # a reading of the cards and a few seconds of speeds
                 save(page.screenshot(), OUT / f"{file}.png")
                 reader.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,50 @@ from tests.support.program import Program, background, env_of, eventually, fake,
 V100 = "Tesla V100"
 
 
-@pytest.fixture
-def cards(tmp_path: Path) -> Cards:
-    """A machine with one card of 16,000 MB."""
-    return Cards(tmp_path / "machine", [card(V100, 16000)])
-
-
 def sleeper(mb: int, *flags: object, **settings: Any) -> dict[str, Any]:
     """A model that can sleep, and keeps a tenth of what it takes."""
     return {"sleep": True, **settings, "GPU": scheme({"v100": mb}, "--sleeps", 0.1, *flags)}
 
 
-def plain(mb: int) -> dict[str, Any]:
-    return {"GPU": scheme({"v100": mb})}
+def plain(mb: int, **settings: Any) -> dict[str, Any]:
+    return {**settings, "GPU": scheme({"v100": mb})}
+
+
+def one_card(folder: Path) -> Cards:
+    """A machine with one card of 16,000 MB."""
+    return Cards(folder / "machine", [card(V100, 16000)])
+
+
+@pytest.fixture
+def cards(tmp_path: Path) -> Cards:
+    return one_card(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shared_card(tmp_path_factory: pytest.TempPathFactory) -> Cards:
+    return one_card(tmp_path_factory.mktemp("shared"))
+
+
+@pytest.fixture(scope="module")
+def shared(launch_once: Launch, shared_card: Cards) -> Program:
+    models = {
+        "Sleeper": sleeper(10000),
+        "Insomniac": sleeper(10000, "--insomnia"),
+        "One": sleeper(15000),
+        "Two": sleeper(15000),
+        "Awake": plain(10000, sleep=True),
+        "Small": plain(2000),
+        "Other": plain(9000),
+        "Large": plain(15500),
+    }
+    return launch_once(models, env=env_of(shared_card))
+
+
+@pytest.fixture
+def program(shared: Program) -> Iterator[Program]:
+    """The program, on which no model runs yet."""
+    yield shared
+    assert shared.post("/api/models/stop?wait=1").status_code == 200
 
 
 def asked(program: Program, *names: str) -> None:
@@ -43,15 +75,15 @@ def reserved(program: Program, name: str) -> int:
 
 
 def test_a_model_is_put_to_sleep_for_another_and_woken_by_the_next_request(
-    launch: Launch, cards: Cards
+    program: Program, shared_card: Cards
 ) -> None:
-    program = launch({"Sleeper": sleeper(10000), "Other": plain(9000)}, env=env_of(cards))
     asked(program, "Sleeper")
+    starts = program.counted("llm_manager_starts_total", model="Sleeper", outcome="ready")
     server = program.model("Sleeper")["pid"]
     asked(program, "Other")
     assert program.becomes("Sleeper", state="sleeping", pid=server)["last_error"] is None
     assert reserved(program, "Sleeper") == 1000
-    assert held_on(cards) == {0: 10000}
+    assert held_on(shared_card) == {0: 10000}
     would = program.post("/api/models/Sleeper/start?dry_run=1").json()
     assert (would["action"], would["stops"], would["scheme"]) == ("evict", ["Other"], "GPU")
 
@@ -59,23 +91,20 @@ def test_a_model_is_put_to_sleep_for_another_and_woken_by_the_next_request(
     assert program.model("Sleeper")["pid"] == server  # no cold start
     assert program.model("Other")["state"] == "stopped"
     assert reserved(program, "Sleeper") == 10000
-    assert program.counted("llm_manager_starts_total", model="Sleeper", outcome="ready") == 1
+    assert program.counted("llm_manager_starts_total", model="Sleeper", outcome="ready") == starts
     program.command("Sleeper", "stop")
-    assert held_on(cards) == {}
+    assert held_on(shared_card) == {}
 
 
 def test_one_that_sleeps_is_stopped_where_what_it_still_holds_is_needed(
-    launch: Launch, cards: Cards
+    program: Program, shared_card: Cards
 ) -> None:
-    program = launch({"Sleeper": sleeper(10000), "Large": plain(15500)}, env=env_of(cards))
     asked(program, "Sleeper", "Large")
     assert program.model("Sleeper")["state"] == "stopped"
-    assert held_on(cards) == {0: 15500}
+    assert held_on(shared_card) == {0: 15500}
 
 
-def test_two_that_both_want_to_wake_do_not_block_each_other(launch: Launch, cards: Cards) -> None:
-    models = {name: sleeper(15000) for name in ("One", "Two")}
-    program = launch({**models, "Small": plain(2000)}, env=env_of(cards))
+def test_two_that_both_want_to_wake_do_not_block_each_other(program: Program) -> None:
     asked(program, "One", "Small")
     assert program.model("One")["state"] == "sleeping"
     asked(program, "Two")
@@ -83,22 +112,15 @@ def test_two_that_both_want_to_wake_do_not_block_each_other(launch: Launch, card
     assert [answer.result().status_code for answer in answers] == [200, 200, 200]
 
 
-def test_one_that_cannot_be_woken_is_started_again(launch: Launch, cards: Cards) -> None:
-    models = {"Sleeper": sleeper(10000, "--insomnia"), "Other": plain(9000)}
-    program = launch(models, env=env_of(cards))
-    asked(program, "Sleeper")
-    server = program.model("Sleeper")["pid"]
-    asked(program, "Other")
-    program.becomes("Sleeper", state="sleeping")
-    asked(program, "Sleeper")
-    assert program.model("Sleeper")["pid"] != server
+def test_one_that_cannot_be_woken_is_started_again(program: Program) -> None:
+    asked(program, "Insomniac", "Other")
+    server = program.becomes("Insomniac", state="sleeping")["pid"]
+    asked(program, "Insomniac")
+    assert program.model("Insomniac")["pid"] != server
 
 
 @pytest.mark.parametrize("verb", ["stop", "restart"])
-def test_one_that_sleeps_is_stopped_and_restarted_as_any_other(
-    launch: Launch, cards: Cards, verb: str
-) -> None:
-    program = launch({"Sleeper": sleeper(10000), "Other": plain(9000)}, env=env_of(cards))
+def test_one_that_sleeps_is_stopped_and_restarted_as_any_other(program: Program, verb: str) -> None:
     asked(program, "Sleeper", "Other")
     server = program.becomes("Sleeper", state="sleeping")["pid"]
     shown = program.command("Sleeper", verb)
@@ -106,10 +128,7 @@ def test_one_that_sleeps_is_stopped_and_restarted_as_any_other(
     assert shown["pid"] != server
 
 
-def test_one_that_ends_in_its_sleep_is_started_by_the_next_request(
-    launch: Launch, cards: Cards
-) -> None:
-    program = launch({"Sleeper": sleeper(10000), "Other": plain(9000)}, env=env_of(cards))
+def test_one_that_ends_in_its_sleep_is_started_by_the_next_request(program: Program) -> None:
     asked(program, "Sleeper", "Other")
     program.becomes("Sleeper", state="sleeping")
     for process in program.processes("Sleeper"):
@@ -118,9 +137,7 @@ def test_one_that_ends_in_its_sleep_is_started_by_the_next_request(
     asked(program, "Sleeper")
 
 
-def test_one_without_a_sleep_mode_is_stopped(launch: Launch, cards: Cards) -> None:
-    models = {"Awake": {"sleep": True, **plain(10000)}, "Other": plain(9000)}
-    program = launch(models, env=env_of(cards))
+def test_one_without_a_sleep_mode_is_stopped(program: Program) -> None:
     asked(program, "Awake", "Other")
     assert program.model("Awake")["state"] == "stopped"
     said = "Awake is not put to sleep: /sleep?level=1 answered 400"
