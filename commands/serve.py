@@ -240,6 +240,12 @@ def _warn(services: Services) -> None:
             " the user who runs LLM-Manager: chmod o-w",
             path,
         )
+    if sys.platform == "win32" and services.fleet.config.program.watch_config:
+        log.warning(
+            "watch_config: on Windows nobody checks who else may write to %s, which names programs"
+            " to run: see to the rights of its folder",
+            path,
+        )
     if services.models_are_open:
         log.warning(
             "no API key is asked for: whoever reaches this address may use the models. Make a key"

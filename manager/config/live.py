@@ -179,56 +179,52 @@ class LiveConfig:
         if stamp == self._seen:
             return  # read meanwhile, by hand
         fault = trust.find_fault(self._path) if stamp else None
-        if fault:  # looked at again the next time: a chmod is no other file
-            self._wait(self._seen, "others_may_write", fault)
+        if fault:  # checked again the next time: a chmod is no other file
+            self._wait("others_may_write", fault)
             return
+        self._seen = stamp  # whatever comes of it: not again each second
         try:
             after = self._load()
         except ConfigError as error:
-            log.error("%s was saved, and is not applied:\n%s", self._path, error)
-            self._know(stamp, FileState(error.problems))
+            if _stamp(self._path) == stamp:  # else it was written to while it was read
+                log.error("%s was saved, and is not applied:\n%s", self._path, error)
+                self._state = FileState(error.problems)
             return
-        if _stamp(self._path) != stamp:
-            return  # written to while it was read
+        if _stamp(self._path) == stamp:
+            self._apply_saved(after)
+
+    def _apply_saved(self, after: Config) -> None:
         before = self._current()
         removed = before.models.keys() - after.models.keys()
         if 2 * len(removed) > len(before.models):
-            some = ", ".join(sorted(removed)[:_MAX_NAMED]) + (
-                " …" if len(removed) > _MAX_NAMED else ""
-            )
-            message = f"{len(removed)} of {len(before.models)} models are not in it: {some}"
-            self._wait(stamp, "removes_models", message)
-        elif after == before:
-            self._know(stamp, FileState())
-        else:
-            self._apply_saved(stamp, after)
-
-    def _apply_saved(self, stamp: Stamp | None, after: Config) -> None:
+            names = ", ".join(sorted(removed)[:_MAX_NAMED])
+            more = " …" if len(removed) > _MAX_NAMED else ""
+            message = f"{len(removed)} of {len(before.models)} models are not in it: {names}{more}"
+            self._wait("removes_models", message)
+            return
         try:
-            self._apply(after)
+            if after != before:
+                self._apply(after)
         except ApiError as error:
-            self._wait(stamp, "not_applied", error.message)
+            self._wait("not_applied", error.message)
         else:
-            self._know(stamp, FileState())
+            self._state = FileState()
 
-    def _wait(self, seen: Stamp | object | None, code: str, message: str) -> None:
+    def _wait(self, code: str, message: str) -> None:
         state = FileState(waiting=Refusal(code, message))
         if state != self._state:
             log.warning("%s is not applied by itself, reload it: %s", self._path, message)
-        self._know(seen, state)
-
-    def _know(self, seen: Stamp | object | None, state: FileState) -> None:
-        self._seen, self._state = seen, state
+        self._state = state
 
     def _read_and_apply(self) -> dict[str, Any]:
-        stamp = _stamp(self._path)
+        self._seen = _stamp(self._path)
         try:
             after = self._load()
         except ConfigError as error:
-            self._know(stamp, FileState(error.problems))
+            self._state = FileState(error.problems)
             raise
         applied = self._apply(after)
-        self._know(stamp, FileState())
+        self._state = FileState()
         return applied
 
 

@@ -64,7 +64,8 @@ def operations(program: Program) -> list[Any]:
     document = program.get("/openapi.json").json()
     name = {"type": "string", "enum": list(MODELS)}
     for path, item in document["paths"].items():
-        if "/models/{name}" in path:
+        # A model that was removed from the config would be no model for the others.
+        if "/models/{name}" in path and not path.startswith("/api/config/"):
             parameter = {"name": "name", "in": "path", "required": True, "schema": name}
             item["parameters"] = [parameter]
     for schema in ("Prompt", "RecordingForm", "PictureForm", "OllamaPrompt", "Named"):

@@ -280,6 +280,45 @@ def test_a_config_that_the_program_refuses_waits(desk: Desk) -> None:
     assert desk.live.state.waiting.message == "the database is locked"
 
 
+def test_a_fault_of_the_program_is_not_met_again_each_second(desk: Desk) -> None:
+    write_in_place(desk.path, text_of("A", "B", "D"))
+    calls = []
+
+    def fail() -> Config:
+        calls.append(1)
+        raise RuntimeError
+
+    desk.live._load = fail
+    desk.live.tick()
+    desk.now += 1.0
+    with pytest.raises(RuntimeError):
+        desk.live.tick()
+    desk.pass_seconds(5)
+    assert len(calls) == 1
+
+
+def test_a_file_that_is_written_to_while_it_is_read_is_read_again(
+    desk: Desk, caplog: pytest.LogCaptureFixture
+) -> None:
+    load = desk.live._load
+
+    def load_half() -> Config:
+        desk.live._load = load
+        try:
+            return desk.load()
+        finally:
+            write_in_place(desk.path, text_of("A", "B", "D"))
+
+    for half in (text_of("A", "B", "C", "E"), "program: ["):
+        write_in_place(desk.path, half)
+        desk.live._load = load_half
+        desk.pass_seconds(1)
+        assert desk.live.state.problems == ()
+        desk.pass_seconds(2)
+        assert desk.models == ["A", "B", "D"]
+    assert caplog.records == []
+
+
 @on_posix
 @pytest.mark.parametrize("what", ["the file", "its folder"])
 def test_a_file_that_others_may_write_is_applied_once_they_may_not(desk: Desk, what: str) -> None:

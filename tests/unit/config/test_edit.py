@@ -432,7 +432,7 @@ def place_of(text: str, name: str) -> tuple[int, int]:
 
 
 @given(configs())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_adding_and_removing_a_model_gives_the_same_bytes(text: str) -> None:
     before = composed(text)
     assume(before is not None)
@@ -450,7 +450,7 @@ def test_adding_and_removing_a_model_gives_the_same_bytes(text: str) -> None:
 
 
 @given(configs(), st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_a_model_that_is_removed_or_replaced_leaves_the_others_as_they_are(
     text: str, data: st.DataObject
 ) -> None:
@@ -485,7 +485,7 @@ STRANGE = st.text(
 
 
 @given(STRANGE, STRANGE, STRANGE)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_no_text_and_no_entry_end_in_another_error(text: str, name: str, entry: str) -> None:
     for before in (text, TEXT, f"Local-Models:\n{text}", f"{TEXT}{text}"):
         for added in (ENTRY, entry):
