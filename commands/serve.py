@@ -113,7 +113,7 @@ class Program:
             watch=Watcher(),
             ports=Ports(),
             placement=placement,
-            memory=SchemeMemory(store, clock, lambda: monitor.snapshot),
+            memory=SchemeMemory(store, clock, monitor),
             clock=clock,
             connections=program.threads,
         )

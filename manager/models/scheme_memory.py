@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from manager.clock import Clock
 from manager.config import loader, variables
-from manager.devices import Snapshot
+from manager.devices import Monitor
 from manager.gguf import Estimate, GgufError, estimate
 from manager.models import process_tree
 from manager.models.launch import launch_fingerprint
@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 # A measurement beyond this is worth a warning: the devices' own readings differ by less.
 TOLERATED_SHARE, TOLERATED_MB = 1.1, 100
+FIRST_READING_SECONDS = 3.5  # a driver that takes longer hangs
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,11 @@ class SchemeMemory:
     of that nothing is learned.
     """
 
-    def __init__(self, store: Store, clock: Clock, snapshot: Callable[[], Snapshot]) -> None:
-        """``snapshot`` is called for the devices as they are known, and does not wait for any.
-        Raises DatabaseError."""
+    def __init__(self, store: Store, clock: Clock, monitor: Monitor) -> None:
+        """Raises DatabaseError."""
         self._store = store
         self._clock = clock
-        self._snapshot = snapshot
+        self._monitor = monitor
         self._lock = threading.Lock()  # of these three
         self._measured = scheme_memory.remembered(store.path)
         self._estimates: dict[LaunchKey, Estimate | GgufError | None] = {}
@@ -90,7 +90,9 @@ class SchemeMemory:
 
     def read_files(self, settings: loader.Model, *, again: bool = False) -> None:
         """Estimates what its schemes take, of those that name a file and were not read yet, or of
-        all of them."""
+        all of them. Waits for the first reading of the devices, which an estimate is divided by."""
+        if any(scheme.required_devices for scheme in settings.schemes):
+            self._await_devices()
         for scheme in settings.schemes:
             key = _key(settings, scheme)
             if not scheme.required_devices or not scheme.command:
@@ -105,6 +107,10 @@ class SchemeMemory:
                 found = error
             with self._lock:
                 self._estimates[key] = found
+
+    def _await_devices(self) -> None:
+        if self._monitor.enabled and self._monitor.snapshot.taken_at is None:
+            self._monitor.wait_for_reading(self._clock.monotonic(), FIRST_READING_SECONDS)
 
     def reserved(
         self, settings: loader.Model, scheme_name: str, memory_mb: Mapping[str, int]
@@ -177,7 +183,7 @@ class SchemeMemory:
     def _by_device(self, found: Estimate, scheme: loader.Scheme) -> dict[str, int]:
         """The estimate on the devices that the scheme's names mean now: llama.cpp divides a model
         by the memory of the cards, and what is not on them is in the machine's own."""
-        readings = [device.reading for device in self._snapshot().devices]
+        readings = [device.reading for device in self._monitor.snapshot.devices]
         totals: list[tuple[str, int]] = []
         host: list[str] = []
         for name in scheme.required_devices:

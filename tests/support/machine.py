@@ -63,7 +63,7 @@ class Machine:
             watch=self.watchers[0],
             ports=Ports(),
             placement=Placement(monitor, clock, events, metrics, program),
-            memory=SchemeMemory(self.store, clock, lambda: monitor.snapshot),
+            memory=SchemeMemory(self.store, clock, monitor),
             clock=clock,
             connections=4,
         )

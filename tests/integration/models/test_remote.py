@@ -16,7 +16,7 @@ import pytest
 from manager.clock import Clock
 from manager.config.settings import Config, Program, Scheme
 from manager.config.settings import Model as Settings
-from manager.devices import Snapshot
+from manager.devices import Monitor
 from manager.errors import ApiError
 from manager.events import Events
 from manager.interfaces import BUILT_IN
@@ -49,7 +49,7 @@ class Provider:
             events=Events(),
             watch=self.watch,
             placement=self.placement,
-            memory=SchemeMemory(self.store, clock, Snapshot),
+            memory=SchemeMemory(self.store, clock, Monitor([], clock, list, lambda: False)),
             connections=4,
         )
         self.fleet = Fleet(self.config(self.settings), self.interfaces, shared)

@@ -31,16 +31,34 @@ def store(tmp_path: Path) -> Iterator[Store]:
     store.close()
 
 
+class Machine:
+    """The devices of a machine; they are read once somebody waits for that."""
+
+    enabled = True
+
+    def __init__(self) -> None:
+        self.snapshot = Snapshot()
+
+    def wait_for_reading(self, _since: float, _timeout: float) -> Snapshot:
+        readings = [
+            Reading(SMALL, "nvidia", 0, 8000),
+            Reading(LARGE, "nvidia", 0, 24000),
+            Reading("CPU + RAM", "cpu", 0, 64000),
+        ]
+        devices = tuple(Device(reading, 0.0, stale=False) for reading in readings)
+        self.snapshot = Snapshot(devices, taken_at=0.0)
+        return self.snapshot
+
+
 @pytest.fixture
 def memory(store: Store) -> Build:
     """That of a program which has just started, on a machine with two cards."""
-    readings = [
-        Reading(SMALL, "nvidia", 0, 8000),
-        Reading(LARGE, "nvidia", 0, 24000),
-        Reading("CPU + RAM", "cpu", 0, 64000),
-    ]
-    snapshot = Snapshot(tuple(Device(reading, 0.0, stale=False) for reading in readings))
-    return lambda: SchemeMemory(store, Clock(), lambda: snapshot)
+
+    def memory() -> SchemeMemory:
+        machine: Any = Machine()
+        return SchemeMemory(store, Clock(), machine)
+
+    return memory
 
 
 class Estimate:
