@@ -77,10 +77,17 @@ class Ledger:
         reservation.memory_mb, reservation.basis = asleep, Basis.MEASURED
         reservation.used_when_stopping = {}
 
-    def begin_wake(self, reservation: Reservation) -> None:
-        """Its cards' memory is its own again."""
+    def begin_wake(self, reservation: Reservation) -> Mapping[str, int]:
+        """Its cards' memory is its own again. Returns what it held until now."""
+        held = reservation.memory_mb
         reservation.memory_mb, reservation.asleep_mb = reservation.awake_mb, None
         reservation.ready_at = None
+        return held
+
+    def cancel_wake(self, reservation: Reservation, held: Mapping[str, int]) -> None:
+        """Its server was not asked to wake, and still holds what ``begin_wake`` returned."""
+        reservation.memory_mb = reservation.asleep_mb = held
+        reservation.ready_at = float("-inf")
 
     def take_returned(self, reservation: Reservation, readings: Sequence[Reading]) -> bool:
         """Whether these show that its memory is free; then no other may count that as its own."""

@@ -152,10 +152,12 @@ class Placement:
         with self._lock:
             if waiter in self._queue:
                 self._queue.remove(waiter)
-            is_asleep = waiter.reservation.asleep_mb is not None
-            if not placed and not is_asleep and waiter.reservation in self._ledger.reservations:
+            if not placed and waiter.assignment is not None:
                 # Another thread has assigned it devices, and it is cancelled.
-                self._ledger.reservations.remove(waiter.reservation)
+                if waiter.held_asleep is None:
+                    self._ledger.reservations.remove(waiter.reservation)
+                else:
+                    self._ledger.cancel_wake(waiter.reservation, waiter.held_asleep)
             waiter.stop_yielding(self._queue)
             self._wake_locked()
 
@@ -410,7 +412,7 @@ class Placement:
         assert decision.scheme is not None
         option = next(each for each in waiter.options if each.scheme == decision.scheme)
         if option.on is not None:
-            self._ledger.begin_wake(waiter.reservation)
+            waiter.held_asleep = self._ledger.begin_wake(waiter.reservation)
         else:
             waiter.reservation.memory_mb = decision.memory_mb
             waiter.reservation.basis = option.basis

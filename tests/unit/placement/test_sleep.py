@@ -82,6 +82,21 @@ def test_a_wake_that_is_cancelled_leaves_it_asleep(machine: Build) -> None:
     assert one.holders() == {"Sleeper"}
 
 
+def test_a_wake_that_is_cancelled_once_it_has_its_memory_leaves_it_asleep(machine: Build) -> None:
+    one = machine()
+    sleeper = Model("Sleeper")
+    reservation = sleeps(one, sleeper, 12000, 1500)
+    for _ in range(2):
+        waiter = one.placement.enqueue(sleeper, [], reservation)
+        one.placement.decide()  # as another start does that waits
+        assert reservation.memory_mb == {H100: 12000}
+        one.placement.dequeue(waiter, placed=False)
+        assert reservation.memory_mb == {H100: 1500, RAM: 10500}
+        assert one.holders() == {"Sleeper"}
+    assert one.placement.preview(Model("M"), on_h100(TOTAL - 1500)).action is Action.START
+    assert one.placement.preview(sleeper, [], reservation).action is Action.START
+
+
 @pytest.mark.parametrize(
     ("ram", "fault"),
     [
