@@ -20,7 +20,7 @@ from manager.placement.reservation import (
     record_ram,
     rest_mb,
 )
-from manager.placement.types import Allocation, Basis, DeviceBudget, Evictability
+from manager.placement.types import Allocation, DeviceBudget, Evictability
 
 
 class Ledger:
@@ -74,7 +74,7 @@ class Ledger:
             if reading.kind == "cpu" and reading.id not in awake:
                 asleep[reading.id] = moved
         reservation.awake_mb, reservation.asleep_mb = awake, asleep
-        reservation.memory_mb, reservation.basis = asleep, Basis.MEASURED
+        reservation.memory_mb = asleep
         reservation.used_when_stopping = {}
 
     def begin_wake(self, reservation: Reservation) -> Mapping[str, int]:

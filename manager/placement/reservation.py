@@ -122,7 +122,8 @@ def record_measurement(reservation: Reservation, device: Device, *, alone: bool)
             reservation.measured_mb[reading.id] = max(0, known or 0, reading.used_mb - before)
     measured = reservation.measured_mb.get(reading.id)
     has_served = reservation.served_at is not None and device.read_at > reservation.served_at
-    if measured is not None and has_served:
+    is_awake = reservation.asleep_mb is None and reservation.ready_at is not None
+    if measured is not None and has_served and is_awake:
         peak = reservation.peak_mb.get(reading.id, 0)
         reservation.peak_mb[reading.id] = max(peak, measured)
 
@@ -135,7 +136,7 @@ def record_ram(reservation: Reservation, reading: Reading) -> None:
 def adopt_peak(reservation: Reservation) -> None:
     """What was only assumed is replaced by what it was seen to take while it served."""
     is_assumed = reservation.basis in (Basis.ESTIMATED, Basis.WHOLE)
-    if is_assumed and reservation.peak_mb.keys() >= reservation.memory_mb.keys():
+    if is_assumed and reservation.asleep_mb is None and reservation.peak_mb.keys() >= reservation.memory_mb.keys():
         reservation.memory_mb = {on: reservation.peak_mb[on] for on in reservation.memory_mb}
 
 

@@ -10,6 +10,7 @@ from manager.placement.reservation import Reservation
 from manager.placement.types import (
     Action,
     Allocation,
+    Basis,
     DeviceBudget,
     Evictability,
     SchemeOption,
@@ -95,6 +96,34 @@ def test_a_wake_that_is_cancelled_once_it_has_its_memory_leaves_it_asleep(machin
         assert one.holders() == {"Sleeper"}
     assert one.placement.preview(Model("M"), on_h100(TOTAL - 1500)).action is Action.START
     assert one.placement.preview(sleeper, [], reservation).action is Action.START
+
+
+def test_one_that_has_a_whole_card_has_what_it_needs_once_it_serves_after_a_sleep(
+    machine: Build,
+) -> None:
+    one = machine()
+    one.monitor.ram = (64000, 8000)
+    sleeper = Model("Sleeper")
+    placement = one.placement
+    pids = [4711]
+    reservation = placement.reserve_running(sleeper, {H100: TOTAL}, lambda: pids, Basis.WHOLE)
+    placement.pids()
+    one.monitor.read({H100: 9000}, {4711: 9000})
+    assert placement.sleep.begin(reservation) is None
+    one.monitor.read({H100: 900}, {4711: 900})
+    placement.sleep.mark_asleep(reservation)
+    placement.mark_served(reservation)  # of a request that ended just before
+    one.monitor.read({H100: 900}, {4711: 900})
+    assert reservation.memory_mb[H100] == 900
+
+    waiter = placement.enqueue(sleeper, [], reservation)
+    placement.decide()
+    assert waiter.assignment is not None
+    one.monitor.read({H100: 5000}, {4711: 5000})  # while it wakes
+    assert reservation.memory_mb == {H100: TOTAL}
+    placement.mark_ready(reservation)
+    one.monitor.read({H100: 9000}, {4711: 9000})
+    assert reservation.memory_mb == {H100: 9000}
 
 
 @pytest.mark.parametrize(
