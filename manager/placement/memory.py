@@ -189,8 +189,10 @@ def free_mb(
 
 def _accounted_mb(allocation: Allocation, device_id: str, *, unsettled: bool) -> int:
     """How much of the device's measured use is the model's."""
+    if unsettled and not allocation.settled:
+        # It takes more from moment to moment: what was measured may be older than what is used.
+        return allocation.held_mb(device_id)
     measured = allocation.measured_mb.get(device_id)
     if measured is not None:
         return measured
-    is_counted = allocation.settled or unsettled
-    return allocation.declared_mb.get(device_id, 0) if is_counted else 0
+    return allocation.declared_mb.get(device_id, 0) if allocation.settled else 0
