@@ -98,6 +98,41 @@ def test_a_wake_that_is_cancelled_once_it_has_its_memory_leaves_it_asleep(machin
     assert one.placement.preview(sleeper, [], reservation).action is Action.START
 
 
+@pytest.mark.parametrize("first", ["launched", "falls asleep"])
+def test_a_launch_beside_one_that_falls_asleep_is_not_taken_for_either(
+    machine: Build, first: str
+) -> None:
+    one = machine()
+    one.monitor.ram = (64000, 8000)
+    sleeper = one.runs(Model("Sleeper"), {H100: 6000})
+    if first == "falls asleep":
+        assert one.placement.sleep.begin(sleeper) is None
+    launched = one.start(Model("Launched"), 5000, "h100").future.result(LONG)[0]
+    if first == "launched":
+        assert one.placement.sleep.begin(sleeper) is None
+    one.monitor.read({H100: 600 + 5000})
+    one.placement.sleep.mark_asleep(sleeper)
+    assert sleeper.memory_mb[H100] == 600
+    one.placement.mark_ready(launched)
+    one.monitor.read({H100: 600 + 5000})
+    free = TOTAL - 600 - 5000
+    assert one.placement.preview(Model("M"), on_h100(free)).action is Action.START
+    assert one.placement.preview(Model("M"), on_h100(free + 1)).action is not Action.START
+
+
+def test_a_launch_beside_one_that_wakes_is_not_taken_for_more_than_it_is(machine: Build) -> None:
+    one = machine()
+    reservation = sleeps(one, Model("Sleeper"), 6000, 600)
+    launched = one.start(Model("Launched"), 5000, "h100").future.result(LONG)[0]
+    one.placement.enqueue(reservation.evictable, [], reservation)
+    one.placement.decide()
+    one.monitor.read({H100: 6000 + 5000})
+    one.placement.mark_ready(launched)
+    one.placement.mark_served(launched)
+    one.monitor.read({H100: 6000 + 5000})
+    assert one.placement.peak_mb(launched) == {}  # nothing is learned of it
+
+
 def test_one_that_has_a_whole_card_has_what_it_needs_once_it_serves_after_a_sleep(
     machine: Build,
 ) -> None:
