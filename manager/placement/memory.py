@@ -124,7 +124,12 @@ class Memory:
     def can_ever_hold(self, model: str, need: Megabytes) -> bool:
         """Whether it fits once all models have stopped that may be stopped one day, beside what
         the ``model`` holds itself."""
-        own = [each for each in self.allocations if each.model == model]
+        pinned = Evictability.PINNED  # is counted as such
+        own = [
+            each
+            for each in self.allocations
+            if each.model == model and each.evictability is not pinned
+        ]
         for device_id, mb in need.items():
             unavailable = self.least_others[device_id] + self._pinned[device_id]
             unavailable += sum(each.held_mb(device_id) for each in own)

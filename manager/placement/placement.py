@@ -107,7 +107,7 @@ class Placement:
         "cancelled".
         """
         if self._program.disable_gpu_monitoring:
-            return Reservation(evictable), first_usable(options)
+            return asleep or Reservation(evictable), self._unmonitored(options, asleep)
         if asleep is not None or any(option.required_devices for option in options):
             self._monitor.touch()
             self._await_recent_reading()
@@ -193,6 +193,9 @@ class Placement:
     ) -> Decision:
         """What would happen if the model were started manually now, or woken, as by ``reserve``.
         Changes nothing."""
+        if asleep is not None:
+            with self._lock:
+                options = [to_wake(asleep)]
         if self._program.disable_gpu_monitoring:
             return decide_unmonitored(evictable.name, options)
         self._monitor.touch()
@@ -200,8 +203,6 @@ class Placement:
         with self._lock:
             budgets, allocations = self._state(self._monitor.snapshot)
             queue = self._in_order()
-            if asleep is not None:
-                options = [to_wake(asleep)]
         request = StartRequest(evictable.name, tuple(options))
         return self._plan([*queue, request], budgets, allocations)[-1]
 
@@ -300,7 +301,9 @@ class Placement:
         reported: tuple[object, ...] | None = None
         while True:
             if self._program.disable_gpu_monitoring:  # a reload has switched it off meanwhile
-                return first_usable(waiter.options)
+                reservation = waiter.reservation
+                is_asleep = reservation.asleep_mb is not None
+                return self._unmonitored(waiter.options, reservation if is_asleep else None)
             if cancelled():
                 raise PlacementError("it was stopped while it waited for memory", "cancelled")
             self.decide()
@@ -327,6 +330,16 @@ class Placement:
                 # Time by itself changes things as well: after a while others have to yield.
                 if has_to_wait and not self._changed.wait(min(RECHECK_SECONDS, deadline - now)):
                     self._is_due = True
+
+    def _unmonitored(
+        self, options: Sequence[SchemeOption], asleep: Reservation | None
+    ) -> DeviceAssignment:
+        """With ``Disable_GPU_monitoring``: at once. Raises PlacementError."""
+        if asleep is None:
+            return first_usable(options)
+        with self._lock:
+            self._ledger.begin_wake(asleep)
+        return DeviceAssignment("", {}, {}, {})
 
     def _evict(self, victim: Evictable, reason: str) -> None:
         try:

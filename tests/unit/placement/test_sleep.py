@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from manager.config.settings import Program
 from manager.devices import Snapshot
 from manager.placement.planner import plan
 from manager.placement.reservation import Reservation
@@ -184,6 +185,23 @@ def test_where_nobody_reads_devices_nothing_sleeps(machine: Build) -> None:
     assert one.placement.sleep.begin(Reservation(Model("Sleeper"))) is not None
 
 
+def test_where_devices_are_read_no_longer_one_that_sleeps_wakes_at_once(machine: Build) -> None:
+    one = machine()
+    sleeper = Model("Sleeper")
+    reservation = sleeps(one, sleeper, 12000, 1500)
+    one.runs(Model("Other", Evictability.BUSY), {H100: 14000})
+    waits = Start(one.placement, sleeper, [], reservation)
+    one.starts.append(waits)
+    one.placement.configure(Program(disable_gpu_monitoring=True))
+    assert waits.future.result(LONG)[0] is reservation
+    assert reservation.memory_mb == {H100: 12000}
+
+    one.placement.sleep.mark_asleep(reservation)
+    assert one.placement.preview(sleeper, [], reservation).action is Action.START
+    assert Start(one.placement, sleeper, [], reservation).future.result(LONG)[0] is reservation
+    assert reservation.memory_mb == {H100: 12000}
+
+
 def wakes(need: int, **held: int) -> tuple[Action, tuple[str, ...]]:
     """What happens with one that sleeps and needs so much more of a card of 16,000 MB."""
     allocations = [
@@ -202,6 +220,23 @@ def test_it_is_not_stopped_to_wake_itself() -> None:
     assert wakes(12000, sleeper=1500) == (Action.START, ())
     assert wakes(12000, sleeper=1500, other=3000) == (Action.EVICT, ("other",))
     assert wakes(15000, sleeper=1500)[0] is Action.REJECT
+
+
+def test_a_pinned_one_is_woken_that_needs_all_of_its_card() -> None:
+    sleeper = Allocation("sleeper", {"A #0": 1500}, Evictability.PINNED)
+    option = SchemeOption("", ("A #0",), on={"A #0": 14500})
+    budgets = [DeviceBudget("A #0", "A", 16000, 1500)]
+    [decision] = plan([StartRequest("sleeper", (option,))], budgets, [sleeper])
+    assert decision.action is Action.START
+
+
+def test_on_a_card_whose_memory_nobody_knows_it_is_woken_as_it_has_all_of_it() -> None:
+    sleeper = Allocation("sleeper", {"A #0": 900}, IDLE)
+    option = SchemeOption("", ("A #0",), on={"A #0": 8100})
+    [decision] = plan(
+        [StartRequest("sleeper", (option,))], [DeviceBudget("A #0", "A", None)], [sleeper]
+    )
+    assert decision.action is Action.START
 
 
 def test_on_a_card_that_is_lost_it_is_not_woken() -> None:
