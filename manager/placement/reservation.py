@@ -136,7 +136,11 @@ def record_ram(reservation: Reservation, reading: Reading) -> None:
 def adopt_peak(reservation: Reservation) -> None:
     """What was only assumed is replaced by what it was seen to take while it served."""
     is_assumed = reservation.basis in (Basis.ESTIMATED, Basis.WHOLE)
-    if is_assumed and reservation.asleep_mb is None and reservation.peak_mb.keys() >= reservation.memory_mb.keys():
+    if (
+        is_assumed
+        and reservation.asleep_mb is None
+        and reservation.peak_mb.keys() >= reservation.memory_mb.keys()
+    ):
         reservation.memory_mb = {on: reservation.peak_mb[on] for on in reservation.memory_mb}
 
 
