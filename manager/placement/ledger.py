@@ -71,7 +71,7 @@ class Ledger:
                 asleep[reading.id] = moved
         reservation.awake_mb, reservation.asleep_mb = awake, asleep
         reservation.memory_mb = asleep
-        reservation.used_when_stopping = {}
+        reservation.used_when_stopping, reservation.moving_mb = {}, 0
 
     def begin_wake(self, reservation: Reservation) -> Mapping[str, int]:
         """Its cards' memory is its own again. Returns what it held until now."""

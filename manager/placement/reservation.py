@@ -68,7 +68,8 @@ class Reservation:
     device before the launch, while no other model has started or stopped there since;
     ``used_when_stopping`` what was used when the stop began.
 
-    While the server sleeps, ``asleep_mb`` is what it holds and ``awake_mb`` what it needs to wake.
+    While the server sleeps, ``asleep_mb`` is what it holds and ``awake_mb`` what it needs to wake;
+    ``moving_mb`` is what it may take of the machine's memory while it falls asleep.
 
     ``ready_at`` and ``served_at`` are monotonic, None until the server answers, and until its first
     request has ended."""
@@ -81,6 +82,7 @@ class Reservation:
     ram_mb: int | None = None
     asleep_mb: Mapping[str, int] | None = None
     awake_mb: Mapping[str, int] = field(default_factory=dict)
+    moving_mb: int = 0
     ready_at: float | None = None
     served_at: float | None = None
     stopping: bool = False

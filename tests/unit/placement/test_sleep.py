@@ -20,6 +20,7 @@ from manager.placement.types import (
 from tests.support.played_machine import (
     H100,
     TOTAL,
+    V100,
     Build,
     Eventually,
     Machine,
@@ -177,6 +178,19 @@ def test_it_is_put_to_sleep_only_where_the_machine_s_memory_is_enough(
     one.monitor.ram = ram
     reservation = one.runs(Model("Sleeper"), {H100: 12000})
     assert one.placement.sleep.begin(reservation) == fault
+
+
+def test_two_that_fall_asleep_at_once_do_not_count_on_the_same_memory(machine: Build) -> None:
+    one = machine()
+    one.monitor.ram = (64000, 40800)  # 20,000 MB to spare
+    first, second = (one.runs(Model(name), {H100: 8000}) for name in ("First", "Second"))
+    third = one.runs(Model("Third"), {V100: 9000})
+    assert one.placement.sleep.begin(first) is None
+    assert one.placement.sleep.begin(second) is None
+    fault = "the machine has 4000 MB of memory to spare, and it may need 9000"
+    assert one.placement.sleep.begin(third) == fault
+    one.placement.sleep.mark_asleep(first)  # and the reading has what it took
+    assert one.placement.sleep.begin(third) is None
 
 
 def test_where_nobody_reads_devices_nothing_sleeps(machine: Build) -> None:
