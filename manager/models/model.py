@@ -507,7 +507,7 @@ class Model:
         with self._lock:
             start = self._start
             if self._evicting and self._is_asleep():  # those who wait for it get a new server
-                self._begin_stop(reason, start_again=bool(self._queue))
+                self._begin_stop(reason, start_again=bool(self._queue) or self._manual)
             elif self._evicting and self._state is State.READY:
                 self._begin_stop(reason, start_again=False, sleep=True)
             self._evicting = False

@@ -13,6 +13,8 @@ from manager.config.settings import Model as Settings
 from manager.config.settings import Program
 from manager.models import Fleet, Model, State
 from manager.models import model as model_module
+from manager.models.server import StartCancelledError
+from manager.models.sleep import Wake
 from manager.models.worker import bring_up
 from manager.placement import Action, Decision, DeviceAssignment, QueuePosition
 from manager.relay import UpstreamRefused
@@ -148,3 +150,29 @@ def test_one_taken_over_that_does_not_say_whether_it_sleeps_is_taken_for_awake()
     shared: Any = SimpleNamespace(watch=Watcher(), clock=Clock())
     assert bring_up("M", start, adoption, shared) is server
     assert server.asleep_since is None
+
+
+def test_one_that_is_started_by_hand_and_evicted_in_its_sleep_is_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    is_waking = threading.Event()
+    server: Any = played_server(Settings("M"), upstream=Upstream())
+    server.launched.process.alive = lambda: True
+
+    def brought_up(_name: str, start: Any, *_: Any) -> Any:
+        if not isinstance(start, Wake):
+            return server
+        is_waking.set()
+        assert start._cancelled.wait(LONG)
+        return StartCancelledError()
+
+    monkeypatch.setattr(model_module, "bring_up", brought_up)
+    monkeypatch.setattr(model_module, "bring_down", lambda *_: None)
+    monkeypatch.setattr(model_module.facts, "learn", lambda *_: None)
+    model = asleep(Settings("M", sleep=True), Upstream())
+    model.start()
+    assert is_waking.wait(LONG)
+    assert model.begin_eviction()
+    model.evict("evicted to free memory for another")
+    model.join()
+    assert (model.state, model.server) == (State.READY, server)
