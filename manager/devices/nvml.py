@@ -106,6 +106,9 @@ class Nvml(DevicePlugin):
 
     def _reading(self, card: _Card) -> Reading:
         nvml = self._nvml
+        # Before what is used: of a process that ends in between, or frees some, nothing counts as
+        # other programs'.
+        held_mb = self._held(card.handle)
         memory = self._known(nvml.nvmlDeviceGetMemoryInfo, card.handle)
         rates = self._known(nvml.nvmlDeviceGetUtilizationRates, card.handle)
         return Reading(
@@ -118,7 +121,7 @@ class Nvml(DevicePlugin):
             temperature_c=self._known(
                 nvml.nvmlDeviceGetTemperature, card.handle, nvml.NVML_TEMPERATURE_GPU
             ),
-            held_mb=self._held(card.handle),
+            held_mb=held_mb,
         )
 
     def _held(self, handle: Any) -> dict[int, int] | None:

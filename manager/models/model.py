@@ -507,7 +507,7 @@ class Model:
         with self._lock:
             start = self._start
             if self._evicting and self._is_asleep():  # those who wait for it get a new server
-                self._begin_stop(reason, start_again=bool(self._queue))
+                self._begin_stop(reason, start_again=bool(self._queue) or self._manual)
             elif self._evicting and self._state is State.READY:
                 self._begin_stop(reason, start_again=False, sleep=True)
             self._evicting = False
@@ -660,7 +660,7 @@ class Model:
         kind = RemoteStart if is_remote else Start if asleep is None else Wake
         self._start = start = kind(
             self,
-            self.settings,
+            self.settings if asleep is None else asleep.settings,
             self._interface,
             self._shared,
             self._avoid_ports(),
@@ -775,7 +775,7 @@ class Model:
             if isinstance(result, Server):
                 self._started(result, adopted)
             elif self._server is not None:
-                self._wake_failed(result)
+                self._wake_failed(result, start)
             else:
                 self._start_failed(result, start, adopted)
 
@@ -829,10 +829,10 @@ class Model:
             self._knows_server = True
             self.facts = found
 
-    def _wake_failed(self, failure: StartFailedError) -> None:
+    def _wake_failed(self, failure: StartFailedError, start: Start) -> None:
         name = self.settings.name
         if self._state is State.STOPPING:  # the next step stops it, unless it may sleep on
-            if self._may_sleep:
+            if self._may_sleep and start.scheme is None:  # it was not asked to wake
                 self._sleep_on()
             return
         log.error("%s was not woken: %s", name, failure)

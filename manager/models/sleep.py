@@ -53,11 +53,11 @@ def put_to_sleep(
 
 
 def is_sleeping(server: Server, shared: ModelDependencies, is_over: Callable[[], bool]) -> bool:
-    """Whether the server says that it sleeps. Raises UpstreamError."""
-    status, answer = ask(server.upstream, shared, _IS_SLEEPING, ANSWER_SECONDS, is_over)
+    """Whether the server says that it sleeps."""
     try:
+        status, answer = ask(server.upstream, shared, _IS_SLEEPING, ANSWER_SECONDS, is_over)
         said: Any = json.loads(answer) if status == 200 else None
-    except (ValueError, RecursionError):
+    except (UpstreamError, ValueError, RecursionError):
         return False
     return isinstance(said, dict) and said.get("is_sleeping") is True
 

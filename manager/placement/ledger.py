@@ -20,7 +20,7 @@ from manager.placement.reservation import (
     record_ram,
     rest_mb,
 )
-from manager.placement.types import Allocation, Basis, DeviceBudget, Evictability
+from manager.placement.types import Allocation, DeviceBudget, Evictability
 
 
 class Ledger:
@@ -37,13 +37,7 @@ class Ledger:
     def add(self, reservation: Reservation, snapshot: Snapshot) -> None:
         """A model is about to be launched with this reservation."""
         self._forget_use_before(reservation)
-        for device in snapshot.devices:
-            device_id, used = device.reading.id, device.reading.used_mb
-            others = [other for other in self.reservations if device_id in other.memory_mb]
-            quiet = all(reading_includes(device, other) and not other.stopping for other in others)
-            is_meant = device_id in reservation.memory_mb
-            if is_meant and used is not None and not device.stale and quiet:
-                reservation.used_before[device_id] = used
+        reservation.used_before = self._steady_use(reservation, snapshot)
         self.reservations.append(reservation)
 
     def mark_stopping(self, reservation: Reservation, snapshot: Snapshot, *, ended: bool) -> None:
@@ -56,12 +50,14 @@ class Ledger:
 
     def begin_sleep(self, reservation: Reservation, snapshot: Snapshot) -> int:
         """Its server is about to free its cards. Returns the MB that it may move from them."""
-        reservation.used_when_stopping = _used_mb(reservation, snapshot)
+        self._forget_use_before(reservation)
+        reservation.used_when_stopping = self._steady_use(reservation, snapshot)
         measured = reservation.measured_mb
         return sum(max(mb, measured.get(on, 0)) for on, mb in reservation.memory_mb.items())
 
     def mark_asleep(self, reservation: Reservation, snapshot: Snapshot) -> None:
         """Its server has freed what it can of its cards, and holds that in the machine's memory."""
+        self._forget_use_before(reservation)  # of those that were launched meanwhile
         readings = {device.reading.id: device.reading for device in snapshot.devices}
         awake = reservation.memory_mb
         asleep = {
@@ -74,13 +70,21 @@ class Ledger:
             if reading.kind == "cpu" and reading.id not in awake:
                 asleep[reading.id] = moved
         reservation.awake_mb, reservation.asleep_mb = awake, asleep
-        reservation.memory_mb, reservation.basis = asleep, Basis.MEASURED
-        reservation.used_when_stopping = {}
+        reservation.memory_mb = asleep
+        reservation.used_when_stopping, reservation.moving_mb = {}, 0
 
-    def begin_wake(self, reservation: Reservation) -> None:
-        """Its cards' memory is its own again."""
+    def begin_wake(self, reservation: Reservation) -> Mapping[str, int]:
+        """Its cards' memory is its own again. Returns what it held until now."""
+        held = reservation.memory_mb
+        self._forget_use_before(reservation)
         reservation.memory_mb, reservation.asleep_mb = reservation.awake_mb, None
         reservation.ready_at = None
+        return held
+
+    def cancel_wake(self, reservation: Reservation, held: Mapping[str, int]) -> None:
+        """Its server was not asked to wake, and still holds what ``begin_wake`` returned."""
+        reservation.memory_mb = reservation.asleep_mb = held
+        reservation.ready_at = float("-inf")
 
     def take_returned(self, reservation: Reservation, readings: Sequence[Reading]) -> bool:
         """Whether these show that its memory is free; then no other may count that as its own."""
@@ -176,13 +180,28 @@ class Ledger:
                 if device.reading.kind == "cpu":
                     record_ram(reservation, device.reading)
 
+    def _steady_use(self, reservation: Reservation, snapshot: Snapshot) -> dict[str, int]:
+        """What is used of its devices, by id, where no other model starts or stops."""
+        found = {}
+        for device in snapshot.devices:
+            on, used = device.reading.id, device.reading.used_mb
+            if on not in reservation.memory_mb or used is None or device.stale:
+                continue
+            others = [each for each in self.reservations if each is not reservation]
+            on_it = [other for other in others if on in other.memory_mb]
+            if all(reading_includes(device, other) and not other.stopping for other in on_it):
+                found[on] = used
+        return found
+
     def _forget_use_before(self, reservation: Reservation) -> None:
-        """A model starts or stops on these devices: what others there have taken cannot be known
-        by the difference any more."""
+        """A model starts or stops on these devices, falls asleep or wakes: what others there have
+        taken, or free as they fall asleep, cannot be known by the difference any more."""
         for other in self.reservations:
             if other is not reservation:
                 for device_id in reservation.memory_mb:
                     other.used_before.pop(device_id, None)
+                    if not other.stopping:
+                        other.used_when_stopping.pop(device_id, None)
 
 
 def _used_mb(reservation: Reservation, snapshot: Snapshot) -> dict[str, int]:

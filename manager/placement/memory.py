@@ -124,7 +124,12 @@ class Memory:
     def can_ever_hold(self, model: str, need: Megabytes) -> bool:
         """Whether it fits once all models have stopped that may be stopped one day, beside what
         the ``model`` holds itself."""
-        own = [each for each in self.allocations if each.model == model]
+        pinned = Evictability.PINNED  # is counted as such
+        own = [
+            each
+            for each in self.allocations
+            if each.model == model and each.evictability is not pinned
+        ]
         for device_id, mb in need.items():
             unavailable = self.least_others[device_id] + self._pinned[device_id]
             unavailable += sum(each.held_mb(device_id) for each in own)
@@ -189,8 +194,10 @@ def free_mb(
 
 def _accounted_mb(allocation: Allocation, device_id: str, *, unsettled: bool) -> int:
     """How much of the device's measured use is the model's."""
+    if unsettled and not allocation.settled:
+        # It takes more from moment to moment: what was measured may be older than what is used.
+        return allocation.held_mb(device_id)
     measured = allocation.measured_mb.get(device_id)
     if measured is not None:
         return measured
-    is_counted = allocation.settled or unsettled
-    return allocation.declared_mb.get(device_id, 0) if is_counted else 0
+    return allocation.declared_mb.get(device_id, 0) if allocation.settled else 0

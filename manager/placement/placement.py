@@ -107,7 +107,7 @@ class Placement:
         "cancelled".
         """
         if self._program.disable_gpu_monitoring:
-            return Reservation(evictable), first_usable(options)
+            return asleep or Reservation(evictable), self._unmonitored(options, asleep)
         if asleep is not None or any(option.required_devices for option in options):
             self._monitor.touch()
             self._await_recent_reading()
@@ -152,10 +152,12 @@ class Placement:
         with self._lock:
             if waiter in self._queue:
                 self._queue.remove(waiter)
-            is_asleep = waiter.reservation.asleep_mb is not None
-            if not placed and not is_asleep and waiter.reservation in self._ledger.reservations:
+            if not placed and waiter.assignment is not None:
                 # Another thread has assigned it devices, and it is cancelled.
-                self._ledger.reservations.remove(waiter.reservation)
+                if waiter.held_asleep is None:
+                    self._ledger.reservations.remove(waiter.reservation)
+                else:
+                    self._ledger.cancel_wake(waiter.reservation, waiter.held_asleep)
             waiter.stop_yielding(self._queue)
             self._wake_locked()
 
@@ -191,6 +193,9 @@ class Placement:
     ) -> Decision:
         """What would happen if the model were started manually now, or woken, as by ``reserve``.
         Changes nothing."""
+        if asleep is not None:
+            with self._lock:
+                options = [to_wake(asleep)]
         if self._program.disable_gpu_monitoring:
             return decide_unmonitored(evictable.name, options)
         self._monitor.touch()
@@ -198,8 +203,6 @@ class Placement:
         with self._lock:
             budgets, allocations = self._state(self._monitor.snapshot)
             queue = self._in_order()
-            if asleep is not None:
-                options = [to_wake(asleep)]
         request = StartRequest(evictable.name, tuple(options))
         return self._plan([*queue, request], budgets, allocations)[-1]
 
@@ -298,7 +301,9 @@ class Placement:
         reported: tuple[object, ...] | None = None
         while True:
             if self._program.disable_gpu_monitoring:  # a reload has switched it off meanwhile
-                return first_usable(waiter.options)
+                reservation = waiter.reservation
+                is_asleep = reservation.asleep_mb is not None
+                return self._unmonitored(waiter.options, reservation if is_asleep else None)
             if cancelled():
                 raise PlacementError("it was stopped while it waited for memory", "cancelled")
             self.decide()
@@ -325,6 +330,16 @@ class Placement:
                 # Time by itself changes things as well: after a while others have to yield.
                 if has_to_wait and not self._changed.wait(min(RECHECK_SECONDS, deadline - now)):
                     self._is_due = True
+
+    def _unmonitored(
+        self, options: Sequence[SchemeOption], asleep: Reservation | None
+    ) -> DeviceAssignment:
+        """With ``Disable_GPU_monitoring``: at once. Raises PlacementError."""
+        if asleep is None:
+            return first_usable(options)
+        with self._lock:
+            self._ledger.begin_wake(asleep)
+        return DeviceAssignment("", {}, {}, {})
 
     def _evict(self, victim: Evictable, reason: str) -> None:
         try:
@@ -410,7 +425,7 @@ class Placement:
         assert decision.scheme is not None
         option = next(each for each in waiter.options if each.scheme == decision.scheme)
         if option.on is not None:
-            self._ledger.begin_wake(waiter.reservation)
+            waiter.held_asleep = self._ledger.begin_wake(waiter.reservation)
         else:
             waiter.reservation.memory_mb = decision.memory_mb
             waiter.reservation.basis = option.basis

@@ -165,7 +165,8 @@ def _needs(option: SchemeOption, names: Mapping[str, str], now: Memory) -> Itera
         for assigned in assignments(option.required_devices, names):
             yield now.need(option, assigned)
     elif names.keys() >= option.on.keys():
-        yield option.on
+        # It has all of a device whose memory nobody knows also while it sleeps.
+        yield {on: mb for on, mb in option.on.items() if on not in now.unknown}
 
 
 def _preference(decision: Decision, now: Memory) -> tuple[float, ...]:

@@ -68,7 +68,8 @@ class Reservation:
     device before the launch, while no other model has started or stopped there since;
     ``used_when_stopping`` what was used when the stop began.
 
-    While the server sleeps, ``asleep_mb`` is what it holds and ``awake_mb`` what it needs to wake.
+    While the server sleeps, ``asleep_mb`` is what it holds and ``awake_mb`` what it needs to wake;
+    ``moving_mb`` is what it may take of the machine's memory while it falls asleep.
 
     ``ready_at`` and ``served_at`` are monotonic, None until the server answers, and until its first
     request has ended."""
@@ -81,6 +82,7 @@ class Reservation:
     ram_mb: int | None = None
     asleep_mb: Mapping[str, int] | None = None
     awake_mb: Mapping[str, int] = field(default_factory=dict)
+    moving_mb: int = 0
     ready_at: float | None = None
     served_at: float | None = None
     stopping: bool = False
@@ -122,7 +124,8 @@ def record_measurement(reservation: Reservation, device: Device, *, alone: bool)
             reservation.measured_mb[reading.id] = max(0, known or 0, reading.used_mb - before)
     measured = reservation.measured_mb.get(reading.id)
     has_served = reservation.served_at is not None and device.read_at > reservation.served_at
-    if measured is not None and has_served:
+    is_awake = reservation.asleep_mb is None and reservation.ready_at is not None
+    if measured is not None and has_served and is_awake:
         peak = reservation.peak_mb.get(reading.id, 0)
         reservation.peak_mb[reading.id] = max(peak, measured)
 
@@ -135,7 +138,11 @@ def record_ram(reservation: Reservation, reading: Reading) -> None:
 def adopt_peak(reservation: Reservation) -> None:
     """What was only assumed is replaced by what it was seen to take while it served."""
     is_assumed = reservation.basis in (Basis.ESTIMATED, Basis.WHOLE)
-    if is_assumed and reservation.peak_mb.keys() >= reservation.memory_mb.keys():
+    if (
+        is_assumed
+        and reservation.asleep_mb is None
+        and reservation.peak_mb.keys() >= reservation.memory_mb.keys()
+    ):
         reservation.memory_mb = {on: reservation.peak_mb[on] for on in reservation.memory_mb}
 
 

@@ -39,13 +39,17 @@ class Sleep:
         snapshot = self._monitor.wait_for_reading(self._clock.monotonic(), READING_TIMEOUT_SECONDS)
         with self._lock:
             needed = self._ledger.begin_sleep(reservation, snapshot)
-        spare = self.spare_ram_mb()
-        if spare is None:
-            return "nobody knows how much of the machine's memory is free"
-        if spare < needed:
-            return (
-                f"the machine has {max(0, spare)} MB of memory to spare, and it may need {needed}"
-            )
+            spare = self.spare_ram_mb()
+            if spare is None:
+                return "nobody knows how much of the machine's memory is free"
+            # Others that fall asleep at this moment may not have taken theirs yet.
+            spare -= sum(each.moving_mb for each in self._ledger.reservations)
+            if spare < needed:
+                return (
+                    f"the machine has {max(0, spare)} MB of memory to spare, and it may need"
+                    f" {needed}"
+                )
+            reservation.moving_mb = needed
         return None
 
     def mark_asleep(self, reservation: Reservation) -> None:

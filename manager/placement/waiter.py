@@ -58,6 +58,7 @@ class Waiter:
         self.decision: Decision | None = None
         self.planned: Decision | None = None  # what models were stopped for
         self.assignment: DeviceAssignment | None = None
+        self.held_asleep: Mapping[str, int] | None = None  # by a server that is to be woken
         self.had_to_wait = False
         self.asked_to_yield: set[Reservation] = set()
 

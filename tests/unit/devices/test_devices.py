@@ -427,6 +427,15 @@ def test_nvml_reports_memory_by_process_once_however_often_it_is_listed(nvml: Fa
     assert held == [{10: 1000, 11: 6, 13: 50}, {10: 7}]
 
 
+def test_nvml_is_asked_for_what_processes_hold_before_what_is_used(nvml: FakeNvml) -> None:
+    plugin = Nvml()
+    plugin.read(())
+    nvml.asked.clear()
+    plugin.read(())
+    asked = [name for name in nvml.asked if name in ("compute", "graphics", "memory")]
+    assert asked == ["compute", "graphics", "memory"] * len(nvml.cards)
+
+
 @pytest.mark.parametrize(
     "lists",
     [{"compute": -3, "graphics": -3}, {"compute": [Process(10, None)], "graphics": -4}],

@@ -201,6 +201,12 @@ def test_a_start_under_way_is_not_counted_as_other_programs_for_good() -> None:
     assert (decision.action, decision.models) == (AWAIT_MEMORY, ("m",))
 
 
+def test_what_a_start_under_way_has_taken_since_it_was_measured_is_its_own() -> None:
+    starting = Allocation("m", {"A": 9000}, BUSY, {"A": 900}, settled=False)
+    [decision] = plan([wants("n", {"A": 9000})], [card("A", used=9000)], [starting])
+    assert (decision.action, decision.models) == (QUEUE, ("m",))
+
+
 def test_memory_of_a_stopping_model_is_waited_for_and_nobody_else_is_stopped() -> None:
     stopping, idle = holds("old", STOPPING, A=9000), holds("idle", IDLE, A=6000)
     [decision] = decide(wants("m", {"A": 9000}), [card("A")], stopping, idle)
