@@ -254,7 +254,17 @@ def test_ours_starts_less_and_keeps_nobody_waiting_as_long(name: str) -> None:
 def test_the_command_prints_a_line_for_each_policy() -> None:
     command = [sys.executable, "-m", "bench.placement", "big_and_small", "--requests", "50"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert [line.split()[3] for line in done.stdout.splitlines()[2:]] == list(POLICIES)
+    policies = [line.split(" | ")[1] for line in done.stdout.splitlines()[2:]]
+    assert policies == [*POLICIES, "ours, nothing declared"]
+
+
+@pytest.mark.parametrize("trace", TRACES)
+def test_with_nothing_declared_there_are_hardly_more_cold_starts(trace: str) -> None:
+    played = TRACES[trace]()
+    declared = Simulation(played, POLICIES["ours"]).run()
+    learned = Simulation(played, POLICIES["ours"], learns=True).run()
+    assert learned.refused == 0
+    assert learned.cold_starts <= declared.cold_starts * 1.05
 
 
 def test_a_model_that_a_repeated_decision_has_chosen_already_is_stopped_once() -> None:
