@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from manager.config import loader, plugins
+from manager.config import EmptyConfig, loader, plugins
 from manager.interfaces import Interface
 
 PROGRAM = "llm-manager"
@@ -71,6 +71,13 @@ class ConfigLoader:
     def __call__(self) -> loader.Config:
         """Raises ConfigError."""
         return loader.load(self._path, self.modes)
+
+    def existing(self) -> loader.Config | None:
+        """As a call; None where the file is missing, or has nothing in it but comments."""
+        try:
+            return self() if self._path.exists() else None
+        except EmptyConfig:
+            return None
 
     def modes(self, folder: Path | None) -> list[str]:
         """The known modes, with those of the plugins in that folder."""
