@@ -101,8 +101,8 @@ class _Config:
             self._given.note(
                 "apiKeys",
                 f"{len(api_keys)} keys are left out: a config has none here, and require_key lets"
-                " nobody in without one. `llm-manager keys add NAME --secret-stdin` makes one of its"
-                " secret",
+                " nobody in without one. `llm-manager keys add NAME --secret-stdin` makes one of"
+                " its secret",
             )
 
     def _peers(self) -> None:
