@@ -60,6 +60,11 @@ class Client:
         found: list[dict[str, Any]] = self._call("GET", "/api/models")["models"]
         return found
 
+    def models_are_open(self) -> bool:
+        """Whether `/v1` takes requests without an API key."""
+        found: bool = self._call("GET", "/api/session")["models_are_open"]
+        return found
+
     def about(self) -> dict[str, Any]:
         found: dict[str, Any] = self._call("GET", "/api/about")
         return found

@@ -3,7 +3,9 @@ llama-server, real GGUFs of a tiny model."""
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -117,7 +119,11 @@ def test_the_command_adds_starts_and_shows_the_log(
     path = str(tmp_path / "outside.gguf")
     done = run(program, cards, "add", path, "--engine", "llama-server", "--yes", "--start")
     assert done.returncode == 0, done.stderr
-    assert "outside answers" in done.stderr
+    *_, answers, request = done.stderr.splitlines()
+    assert answers == "outside answers"
+    curl, url, *_, body = shlex.split(request)
+    assert (curl, url) == ("curl", f"{program.url}/v1/chat/completions")
+    assert program.request("POST", "/v1/chat/completions", json=json.loads(body)).ok
     assert "it would start at once, in scheme GPU" in done.stderr
     assert "scheme GPU, port " in done.stdout, "the first line of its log"
     assert program.model("outside")["state"] == "ready"
