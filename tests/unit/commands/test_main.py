@@ -100,7 +100,7 @@ def test_ctrl_c_ends_with_130_and_no_traceback(
 
     monkeypatch.setattr("getpass.getpass", interrupt)
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True, readline=interrupt))
-    (tmp_path / "config.yaml").write_text("Local-Models: {a: {S: {command: [x, '${PORT}']}}}\n")
+    (tmp_path / "config.yaml").write_text("Local-Models:\n  a: {S: {command: [serve]}}\n")
     places = ["--data-dir", str(tmp_path)]
     config = ["--config", str(tmp_path / "config.yaml")]
     for arguments in (["users", "add", "ann"], ["remove", "a", *config]):
