@@ -1,6 +1,7 @@
 """`llm-manager`: the command line.
 
-Exit codes: 0 done, 1 failed with the reason in a line on stderr, 2 wrong usage.
+Exit codes: 0 done, 1 failed with the reason in a line on stderr, 2 wrong usage,
+130 ended by Ctrl+C.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from manager.config import ConfigError, loader
 from manager.errors import ApiError
 from manager.storage import DataDirInUse, StoreError, store
 
+_INTERRUPTED = 130  # as a shell has it for SIGINT
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; the exit code. Raises SystemExit with 2 for a usage error."""
@@ -28,6 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)  # a line for each problem, with its place
     except ApiError as error:
         _print_reason(error.message)
+    except KeyboardInterrupt:
+        print(file=sys.stderr)  # ends the line of a prompt
+        return _INTERRUPTED
     except (CommandError, DataDirInUse, StoreError, OSError) as error:
         _print_reason(str(error))
     else:

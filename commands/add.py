@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from commands import choices, console, options
 from commands.choices import Device, Questions
@@ -17,6 +19,8 @@ from manager.devices import DeviceError
 from manager.engines import BY_ID, ProposalError
 from manager.gguf import GgufError
 from manager.storage import data_dir
+
+T = TypeVar("T")
 
 _WOULD = {
     "start": "it would start at once, in scheme {scheme}",
@@ -78,11 +82,12 @@ def _tokens(text: str) -> int:
 
 def _add(arguments: argparse.Namespace) -> None:
     load = ConfigLoader(arguments.config)
-    config = load() if arguments.config.exists() else Config(arguments.config, Program(), {})
+    config = load.existing() or Config(arguments.config, Program(), {})
     client = _running(arguments)
     if arguments.start and client is None:
         raise CommandError(
-            f"--start needs a program that runs with {arguments.config}: `llm-manager serve`"
+            f"--start needs a program that runs with {arguments.config}:"
+            f" `{options.serve_command(arguments)}`"
         )
     ask = Questions(is_on=not arguments.yes and sys.stdin.isatty())
     try:
@@ -101,7 +106,8 @@ def _add(arguments: argparse.Namespace) -> None:
     _write(arguments, load, lambda before: edit.add_models(before, {name: entry}))
     if client is None:
         console.write_note(
-            "the program does not run with this config: `llm-manager serve` starts it"
+            "the program does not run with this config:"
+            f" `{options.serve_command(arguments)}` starts it"
         )
         return
     client.reload()
@@ -109,16 +115,34 @@ def _add(arguments: argparse.Namespace) -> None:
         for line in client.start(name):
             console.write_line(line)
         console.write_note(f"{name} answers")
+        if request := _curl(name, found.proposal.mode, load, client):
+            console.write_note(request)
 
 
 def _remove(arguments: argparse.Namespace) -> None:
     load, name = ConfigLoader(arguments.config), arguments.name
     client = _running(arguments)
     if not arguments.yes:
-        Questions(is_on=sys.stdin.isatty()).require(f"Remove {name} from {arguments.config}?")
+        _changed(lambda: edit.lines_of(_read(arguments.config).text, name))  # before it asks
+        ask = Questions(is_on=sys.stdin.isatty())
+        ask.require(f"Remove {name} from {arguments.config}?", "n")
     _write(arguments, load, lambda before: edit.remove_model(before, name))
     if client is not None:
         client.reload()
+
+
+def _curl(name: str, mode: str, load: ConfigLoader, client: Client) -> str:
+    """A request to copy; empty where the mode has no small one."""
+    load.modes(None)
+    probe = load.interfaces[mode].probe(name)
+    if probe is None:
+        return ""
+    path, body = probe
+    body.pop("max_tokens", None)  # of a probe, which wants no answer
+    words = ["curl", f"{client.url.rstrip('/')}/{path.lstrip('/')}"]
+    words += ["-H", "Content-Type: application/json", "-d", json.dumps(body)]
+    key = "" if client.models_are_open() else ' -H "Authorization: Bearer $KEY"'
+    return shlex.join(words) + key
 
 
 # --- the config and the program -------------------------------------------------------------
@@ -126,18 +150,29 @@ def _remove(arguments: argparse.Namespace) -> None:
 
 def _write(arguments: argparse.Namespace, load: ConfigLoader, change: Callable[[str], str]) -> None:
     path = arguments.config
-    found = config_file.read_file(path)
-    if found.problem and path.exists():
-        raise ConfigError(path, [found.problem])
-    try:
-        edited = found.edited(change(found.text), load.modes)
-    except edit.EditError as error:
-        raise CommandError(str(error)) from error
+    found = _read(path)
+    edited = found.edited(_changed(lambda: change(found.text)), load.modes)
     if edited.problems:
         raise ConfigError(path, edited.problems)
     written = config_file.write(path, edited.text, found, arguments.data_dir)
     backup = f"; {written.backup} has what was there before" if written.backup else ""
     console.write_note(f"{path} was written{backup}")
+
+
+def _read(path: Path) -> config_file.ConfigFile:
+    """The file, which may be missing. Raises ConfigError."""
+    found = config_file.read_file(path)
+    if found.problem and path.exists():
+        raise ConfigError(path, [found.problem])
+    return found
+
+
+def _changed(change: Callable[[], T]) -> T:
+    """Raises CommandError where the text cannot be changed so."""
+    try:
+        return change()
+    except edit.EditError as error:
+        raise CommandError(str(error)) from error
 
 
 def _running(arguments: argparse.Namespace) -> Client | None:

@@ -51,19 +51,26 @@ class Questions:
             given = self._answer(f"{what} [1]: ") or "1"
             if given.isdecimal() and 0 < int(given) <= len(answers):
                 return answers[int(given) - 1][1]
+            console.write_note(
+                f"{given} is not in the list: type a number from 1 to {len(answers)}"
+            )
 
     def text(self, what: str, default: str) -> str:
         return (self._answer(f"{what} [{default}]: ") if self.is_on else "") or default
 
-    def agrees(self, what: str) -> bool:
-        """False where nobody is asked."""
-        return self.is_on and self._answer(f"{what} [Y/n]: ").lower() in ("", "y", "yes")
+    def agrees(self, what: str, default: str = "y") -> bool:
+        """The default, `y` or `n`, is what an empty line means. False where nobody is asked."""
+        shown = "Y/n" if default == "y" else "y/N"
+        return self.is_on and (self._answer(f"{what} [{shown}]: ").lower() or default) in (
+            "y",
+            "yes",
+        )
 
-    def require(self, what: str) -> None:
+    def require(self, what: str, default: str = "y") -> None:
         """Raises CommandError unless that is agreed to."""
         if not self.is_on:
             raise CommandError("nothing was written: nobody can be asked here; say --yes")
-        if not self.agrees(what):
+        if not self.agrees(what, default):
             raise CommandError("nothing was written")
 
     @staticmethod
@@ -106,6 +113,11 @@ def choose(
     found = offered(arguments.context, arguments.name)
     if arguments.name and found.proposal.name != arguments.name:
         raise CommandError(f"there is a model {arguments.name} already: choose another name")
+    if isinstance(model, ModelFile) and model.context and (arguments.context or 0) > model.context:
+        console.write_note(
+            f"{model.path.name} was trained for a context of {model.context:,} tokens: beyond that"
+            " its answers may be useless"
+        )
     if not ask.is_on:
         return found
     context = arguments.context or _context(found, names, ask)

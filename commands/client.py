@@ -60,6 +60,11 @@ class Client:
         found: list[dict[str, Any]] = self._call("GET", "/api/models")["models"]
         return found
 
+    def models_are_open(self) -> bool:
+        """Whether `/v1` takes requests without an API key."""
+        found: bool = self._call("GET", "/api/session")["models_are_open"]
+        return found
+
     def about(self) -> dict[str, Any]:
         found: dict[str, Any] = self._call("GET", "/api/about")
         return found
@@ -80,26 +85,33 @@ class Client:
     def start(self, name: str) -> Iterator[str]:
         """Starts a model that does not run. The lines of its log until it answers. Raises
         CommandError where it does not come to that."""
+        path = f"/api/models/{quote(name, safe='')}"
+        # The last line of an earlier run comes first.
+        skipped = len(self._log(path, 1))
         query = urlencode({"only": "model", "log": f"model/{name}", "lines": 1})
         with self._opened("GET", f"/api/events?{query}") as response:
             events = _events(response)
             # First all is reported as it is: what comes for this model then is of this start.
             next((view for kind, view in events if kind == "model" and view["name"] == name), None)
-            path = f"/api/models/{quote(name, safe='')}"
             self._call("POST", f"{path}/start")
             shown = 0
             for kind, found in events:
                 if kind == "lines":
-                    shown += len(found)
-                    yield from found
+                    lines, skipped = found[skipped:], 0
+                    shown += len(lines)
+                    yield from lines
                 elif kind == "model" and found["name"] == name:
                     if found["state"] == "ready":  # which may be known before the last lines are
-                        with self._opened("GET", f"{path}/logs?lines={_MAX_LINES}") as log:
-                            yield from log.read().decode().splitlines()[shown:]
+                        yield from self._log(path, _MAX_LINES)[shown:]
                         return
                     if found["state"] in ("failed", "stopped"):
                         raise CommandError(f"{name} did not start: {found['last_error']}")
         raise CommandError(f"{self.url} does not answer any more")
+
+    def _log(self, path: str, lines: int) -> list[str]:
+        """The last lines of the model's latest run."""
+        with self._opened("GET", f"{path}/logs?lines={lines}") as log:
+            return log.read().decode().splitlines()
 
     def refresh_devices(self) -> None:
         self._call("GET", "/api/devices")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from commands import options
 from commands.options import CommandError, ConfigLoader
-from manager.config import Config, config_file, edit, loader
+from manager.config import config_file, edit, loader
 from manager.config.edit import EditError
 from manager.importers import READERS, Imported, SourceError, finish
 
@@ -43,50 +42,39 @@ def _kinds() -> str:
 
 def _import_config(arguments: argparse.Namespace) -> None:
     target: Path = arguments.config
+    load = ConfigLoader(target)
+    existing = load.existing() if arguments.write else None
     try:
-        imported = finish(READERS[arguments.program](arguments.path), target)
+        imported = finish(READERS[arguments.program](arguments.path), target, existing)
     except SourceError as error:
         raise CommandError(str(error)) from error
-    sys.stderr.write(imported.report)
-    left_out = list(imported.left_out)
     if arguments.write:
-        left_out += _write(target, imported)
+        _write(target, load, imported, is_new=existing is None)
     else:
+        sys.stderr.write(imported.report)
         sys.stdout.write(imported.text)
-    if left_out:
-        raise CommandError(f"{len(left_out)} models were left out")
+    if imported.left_out:
+        raise CommandError(f"{len(imported.left_out)} models were left out")
 
 
-def _write(target: Path, imported: Imported) -> list[str]:
-    """Writes a new file, or adds the models to the one that is there, whose other settings stay.
-    Returns the models that it cannot have. Raises CommandError, ConfigError, OSError."""
+def _write(target: Path, load: ConfigLoader, imported: Imported, *, is_new: bool) -> None:
+    """Writes a new file, or adds the models to the one that is there. Raises CommandError,
+    ConfigError, OSError."""
     before = config_file.read_file(target)
-    text, left_out = imported.text, []
-    if before.content is not None:
-        load = ConfigLoader(target)
-        config = load()
-        reasons = {name: _clash(config, name, entry) for name, entry in imported.models.items()}
-        left_out = [name for name, reason in reasons.items() if reason]
-        for name in left_out:
-            print(f"left out: {name}: {target} has {reasons[name]} already", file=sys.stderr)
-        new = {name: entry for name, entry in imported.models.items() if not reasons[name]}
-        try:
-            text = edit.add_models(before.text, new) if new else before.text
-        except EditError as error:
-            raise CommandError(f"{target} is left as it is: {error}") from error
-        loader.parse(text, target, load.modes)
-        print(f"the settings of the program in {target} are left as they are", file=sys.stderr)
+    text = before.text
+    try:
+        if is_new:
+            text = _joined(text, imported.text)
+        elif imported.models:
+            text = edit.add_models(text, imported.models)
+    except EditError as error:
+        raise CommandError(f"{target} is left as it is: {error}") from error
+    loader.parse(text, target, load.modes)
+    sys.stderr.write(imported.report)
     if text != before.text:
         config_file.write(target, text, before, target.parent)
-    print(f"{target}: {len(imported.models) - len(left_out)} models written")
-    return left_out
+    print(f"{target}: {len(imported.models)} models written")
 
 
-def _clash(config: Config, name: str, entry: Mapping[str, Any]) -> str:
-    """What of a model's another has already in that config; empty where nothing."""
-    for one in (name, *entry.get("aliases", ())):
-        if config.find(one):
-            return f"the name {one}"
-    port = entry.get("port")
-    ports = {config.program.port, *(model.port for model in config.models.values())}
-    return f"port {port}" if port and port in ports else ""
+def _joined(comments: str, text: str) -> str:
+    return f"{comments}\n{text}" if comments and not comments.endswith("\n") else comments + text

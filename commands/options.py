@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from manager.config import loader, plugins
+from manager.config import EmptyConfig, loader, plugins
 from manager.interfaces import Interface
 
 PROGRAM = "llm-manager"
+_CONFIG, _DATA_DIR = Path("config.yaml"), Path("data")
 
 Act = Callable[[argparse.Namespace], None]
 """What a command does. Raises CommandError, or another of the errors that `main` prints."""
@@ -45,7 +47,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config",
         type=path,
-        default=Path("config.yaml"),
+        default=_CONFIG,
         metavar="FILE",
         help="the config (default: %(default)s)",
     )
@@ -55,10 +57,20 @@ def add_data_dir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data-dir",
         type=path,
-        default=Path("data"),
+        default=_DATA_DIR,
         metavar="DIR",
         help="the folder that the program writes to (default: %(default)s)",
     )
+
+
+def serve_command(arguments: argparse.Namespace) -> str:
+    """What starts the program with the config and the data folder of a command that has both."""
+    words = [PROGRAM, "serve"]
+    if arguments.config != _CONFIG:
+        words += ["--config", str(arguments.config)]
+    if arguments.data_dir != _DATA_DIR:
+        words += ["--data-dir", str(arguments.data_dir)]
+    return shlex.join(words)
 
 
 class ConfigLoader:
@@ -71,6 +83,13 @@ class ConfigLoader:
     def __call__(self) -> loader.Config:
         """Raises ConfigError."""
         return loader.load(self._path, self.modes)
+
+    def existing(self) -> loader.Config | None:
+        """As a call; None where the file is missing, or has nothing in it but comments."""
+        try:
+            return self() if self._path.exists() else None
+        except EmptyConfig:
+            return None
 
     def modes(self, folder: Path | None) -> list[str]:
         """The known modes, with those of the plugins in that folder."""

@@ -50,7 +50,8 @@ class Worker(Protocol):
 class Services:
     """Built once, at the program's start. ``closing`` is set when the program shuts down; ``load``
     reads the config's file again; ``record_all`` brings to usage.db what bills are made of, as
-    far as it is over; ``host`` is where the program listens."""
+    far as it is over; ``host`` is where the program listens. ``started_with`` is the config's
+    `program` at the start."""
 
     fleet: Fleet
     interfaces: Mapping[str, Interface]
@@ -80,6 +81,7 @@ class Services:
     captures: Captures
     page_passes: PagePasses = field(default_factory=PagePasses)
     live_config: LiveConfig = field(init=False)
+    started_with: Program = field(init=False)
 
     def __post_init__(self) -> None:
         # Modes are loaded once, at the program's start, whatever folder a text names.
@@ -92,6 +94,7 @@ class Services:
             self.clock,
         )
         object.__setattr__(self, "live_config", live)
+        object.__setattr__(self, "started_with", self.fleet.config.program)
 
     @property
     def models_are_open(self) -> bool:
@@ -99,8 +102,8 @@ class Services:
         return not self.access.snapshot.requires_key(self.fleet.config.program.require_key)
 
     def reload_config(self) -> dict[str, Any]:
-        """Reads the config's file and applies it: the models, and the keys that take effect at the
-        program's next start, ``{"models": [names], "restart_needed_for": [keys]}``.
+        """Reads the config's file and applies it: the models, and the keys that the program
+        runs with as they were at its start, ``{"models": [names], "restart_needed_for": [keys]}``.
 
         Raises ApiError 400 ``invalid_config``, and then nothing has changed; 503
         ``database_unavailable`` where all is applied but the prices of models that had none.
@@ -128,13 +131,13 @@ class Services:
                 " again",
                 retry_after=5,
             ) from error
+        started = self.started_with
         changed = [
             key.name
             for key in keys(Program)
-            if key.restart
-            and getattr(before.program, key.field) != getattr(after.program, key.field)
+            if key.restart and getattr(started, key.field) != getattr(after.program, key.field)
         ]
-        if after.program.export and before.program.timezone != after.program.timezone:
+        if after.program.export and started.timezone != after.program.timezone:
             changed.append("timezone")  # of the schedule: all else has it now
         log.info("the config was reloaded: %d models", len(after.models))
         if changed:

@@ -4,7 +4,7 @@ from manager.config import config_file, edit, loader, plugins, readers, variable
 from manager.config.declaration import keys
 from manager.config.hosts import NO_HEALTH, Network, admits
 from manager.config.live import ANY_VERSION, ConfigChanged, LiveConfig, NotApplied, NotSaved
-from manager.config.loader import ConfigError, Problem
+from manager.config.loader import ConfigError, EmptyConfig, Problem
 from manager.config.redaction import (
     MASK,
     argument_spans,
@@ -23,6 +23,7 @@ __all__ = [
     "Config",
     "ConfigChanged",
     "ConfigError",
+    "EmptyConfig",
     "Export",
     "LiveConfig",
     "Model",

@@ -33,6 +33,7 @@ from manager.config.yaml_reader import (
 __all__ = [
     "Config",
     "ConfigError",
+    "EmptyConfig",
     "Export",
     "Model",
     "Problem",
@@ -69,6 +70,10 @@ class ConfigError(Exception):
         return "\n".join(located(self.path, self.problems))
 
 
+class EmptyConfig(ConfigError):
+    """The file has nothing in it, but for comments."""
+
+
 def located(path: Path, problems: Iterable[Problem]) -> list[str]:
     """Problems or warnings as users see them: `config.yaml:LINE: message`."""
     return [f"{path.name}:{problem.line}: {problem.message}" for problem in problems]
@@ -99,6 +104,9 @@ def parse(text: str, path: Path, modes: Callable[[Path | None], Collection[str]]
         document, problems = yaml_reader.parse(text, path.name, path.absolute().parent)
     except UnreadableFile as error:
         raise ConfigError(path, [error.problem]) from error
+    if document.is_null:
+        message = "the file is empty: begin with `program:` and `Local-Models:`"
+        raise EmptyConfig(path, [Problem(1, message)])
     try:
         config = document.read(lambda value: _config(value, path, modes), None)
     except TooManyProblems:
@@ -138,8 +146,6 @@ def decode(content: bytes) -> str:
 
 
 def _config(value: Value, path: Path, modes: Callable[[Path | None], Collection[str]]) -> Config:
-    if value.is_null:
-        raise InvalidValue("the file is empty: begin with `program:` and `Local-Models:`")
     root = section(value)
     given = root.section("program")
     # Before all else: with its plugins the modes are known.

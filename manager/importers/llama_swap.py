@@ -100,8 +100,9 @@ class _Config:
             self._program.set("apiKeys", "require_key", True)
             self._given.note(
                 "apiKeys",
-                f"{len(api_keys)} keys are left out: a config has none here, and without one nobody"
-                " is let in. `llm-manager keys add NAME --secret-stdin` makes one of its secret",
+                f"{len(api_keys)} keys are left out: a config has none here, and require_key lets"
+                " nobody in without one. `llm-manager keys add NAME --secret-stdin` makes one of"
+                " its secret",
             )
 
     def _peers(self) -> None:

@@ -110,7 +110,7 @@ def _program(given: Mapping[str, Any], program: Part) -> None:
     if program.entry.get("host") in ("0.0.0.0", "::"):
         program.note(
             None,
-            "host: other machines are let in, as before: make keys with `llm-manager keys add`",
+            "host: it lets other machines in, as before: make keys with `llm-manager keys add`",
         )
 
 

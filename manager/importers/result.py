@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from manager.config import ConfigError, Model, edit, keys, loader
+from manager.config import Config, ConfigError, Model, edit, keys, loader
 from manager.config.edit import EditError
 from manager.importers.draft import Draft, Part
 from manager.importers.source import SourceError
@@ -18,6 +18,7 @@ from manager.interfaces import BUILT_IN
 
 _MODES = tuple(interface.mode for interface in BUILT_IN)
 _ORDER = [key.name for key in keys(Model)]
+_INHERITED = [key.name for key in keys(Model) if key.inherit]
 _LOOK = (
     "the config names programs that LLM-Manager runs as you: read every command before you use it"
 )
@@ -30,8 +31,8 @@ _DEVICES = (
 
 @dataclass(frozen=True)
 class Imported:
-    """`text` is the whole of a config.yaml, `report` what a person has to know of it. `models` are
-    those in it, `left_out` the others."""
+    """`text` is the whole of a config.yaml, where there is none yet. `report` is what a person has
+    to know, `models` are those taken over, `left_out` the others."""
 
     text: str
     report: str
@@ -39,14 +40,17 @@ class Imported:
     left_out: tuple[str, ...]
 
 
-def finish(draft: Draft, target: Path) -> Imported:
+def finish(draft: Draft, target: Path, existing: Config | None = None) -> Imported:
     """Makes the config that is to be the file `target`, without the models in which our reader
-    finds a problem: the report has that problem. Raises SourceError."""
+    finds a problem: the report has that problem. Where `target` exists, the models are for its
+    config, whose program settings stay. Raises SourceError."""
     text, parts = _config_text(draft)
     while problems := _problems(_with_variables(text, draft.variables), target):
         for line, message in problems:
             _take_out(_part_at(line, parts), message, draft)
         text, parts = _config_text(draft)
+    if existing is not None:
+        _fit_into(existing, draft)
     kept = draft.kept()
     return Imported(
         text,
@@ -66,6 +70,39 @@ def _take_out(part: Part, message: str, draft: Draft) -> None:
     if part.entry.pop(key, None) is None:
         raise SourceError(f"the config that was made is not accepted: {message}")
     part.note(None, f"left out: {message}")
+
+
+def _fit_into(existing: Config, draft: Draft) -> None:
+    """Leaves out the models that the config cannot have. The others get the program settings of the
+    source that the config has otherwise, where a model has the key."""
+    settings = draft.program.entry
+    inherited = {
+        key: settings[key]
+        for key in _INHERITED
+        if key in settings and settings[key] != getattr(existing.program, key)
+    }
+    sources = {one.split(" → ")[-1]: one for one in draft.program.taken}
+    for model in draft.kept():
+        if clash := _clash(existing, model):
+            model.left_out.append(f"{existing.path} has {clash} already")
+        elif "url" not in model.entry:
+            for key, value in inherited.items():
+                if key not in model.entry:
+                    model.entry[key] = value
+                    model.taken.append(sources[key])
+    if lost := ", ".join(dict.fromkeys(draft.program.taken)):
+        draft.program.taken.clear()
+        draft.program.note(None, f"not taken over, {existing.path} keeps its settings: {lost}")
+
+
+def _clash(existing: Config, model: Part) -> str:
+    """What of a model's the config has already; empty where nothing."""
+    for name in (model.name, *model.entry.get("aliases", ())):
+        if existing.find(name):
+            return f"the name {name}"
+    port = model.entry.get("port")
+    ports = {existing.program.port, *(one.port for one in existing.models.values())}
+    return f"port {port}" if port and port in ports else ""
 
 
 def _part_at(line: int, parts: list[tuple[Part, int]]) -> Part:

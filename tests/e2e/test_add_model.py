@@ -3,7 +3,9 @@ llama-server, real GGUFs of a tiny model."""
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -98,8 +100,12 @@ def test_no_file_is_opened_that_is_not_listed(program: Program, tmp_path: Path, 
     assert answer.status_code == 400, answer.text
 
 
-def run(program: Program, cards: Cards, *arguments: str) -> subprocess.CompletedProcess[str]:
-    places = ["--config", str(program.config), "--data-dir", str(program.data)]
+def run(
+    program: Program, cards: Cards, *arguments: str, config: bool = True
+) -> subprocess.CompletedProcess[str]:
+    places = ["--data-dir", str(program.data)]
+    if config:
+        places += ["--config", str(program.config)]
     return subprocess.run(
         [sys.executable, "-m", "commands", *arguments, *places],
         capture_output=True,
@@ -117,7 +123,15 @@ def test_the_command_adds_starts_and_shows_the_log(
     path = str(tmp_path / "outside.gguf")
     done = run(program, cards, "add", path, "--engine", "llama-server", "--yes", "--start")
     assert done.returncode == 0, done.stderr
-    assert "outside answers" in done.stderr
+    *_, answers, request = done.stderr.splitlines()
+    assert answers == "outside answers"
+    curl, url, *_, body = shlex.split(request)
+    assert (curl, url) == ("curl", f"{program.url}/v1/chat/completions")
+    assert program.request("POST", "/v1/chat/completions", json=json.loads(body)).ok
+    assert run(program, cards, "remove", "outside", "--yes").returncode == 0
+    assert run(program, cards, "keys", "add", "ann", config=False).returncode == 0
+    done = run(program, cards, "add", path, "--engine", "llama-server", "--yes", "--start")
+    assert done.stderr.endswith('-H "Authorization: Bearer $KEY"\n'), done.stderr
     assert "it would start at once, in scheme GPU" in done.stderr
     assert "scheme GPU, port " in done.stdout, "the first line of its log"
     assert program.model("outside")["state"] == "ready"

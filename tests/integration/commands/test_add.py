@@ -83,8 +83,11 @@ def test_a_file_is_added_and_the_rest_of_the_config_stays(home: Path, run: Run) 
     assert (home / "config.yaml").read_text() == TEXT
 
 
-def test_the_first_model_makes_the_config(home: Path, run: Run) -> None:
+@pytest.mark.parametrize("text", [None, "", "# none yet\n"])
+def test_the_first_model_makes_the_config(home: Path, run: Run, text: str | None) -> None:
     (home / "config.yaml").unlink()
+    if text is not None:
+        (home / "config.yaml").write_text(text)
     assert run("add", str(home / "models"), "--yes") == 0
     assert list(models(home)) == ["tiny"]
     assert run("add", str(home / "models"), "--yes") == 0
@@ -126,6 +129,49 @@ def test_on_a_terminal_it_asks_for_what_was_not_said(
     scheme = models(home)["Mine"]["GPU"]  # type: ignore[index]
     assert scheme["required_devices"] == ["large"]
     assert scheme["command"][3:5] == ["-c", "4096"]
+
+
+def test_what_is_not_in_a_list_is_said_before_it_asks_again(
+    home: Path, run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_model(home / "models" / "other.gguf")
+    on_a_terminal(monkeypatch, "3", "1")
+    assert run("add", str(home / "models")) == 1
+    assert "3 is not in the list: type a number from 1 to 2\n" in capsys.readouterr().err
+
+
+def test_the_hint_starts_the_program_with_the_same_config_and_data(
+    home: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    serve = f"`llm-manager serve --config {home / 'config.yaml'} --data-dir {home / 'data'}`"
+    assert run("add", str(home / "models"), "--yes") == 0
+    assert serve in capsys.readouterr().err
+    assert run("add", str(home / "models"), "--yes", "--start") == 1
+    assert serve in capsys.readouterr().err
+
+
+def test_a_context_beyond_what_the_model_was_trained_for_is_warned_of(
+    home: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    warning = "tiny-Q8_0.gguf was trained for a context of 4,096 tokens"
+    for context, is_warned in (("4096", False), ("4097", True)):
+        assert run("add", str(home / "models"), "--dry-run", "--context", context) == 0
+        assert (warning in capsys.readouterr().err) is is_warned
+
+
+def test_a_removal_needs_a_yes_and_a_model_that_is_there(
+    home: Path, run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert run("remove", "New") == 1
+    assert "say --yes" not in (said := capsys.readouterr().err)
+    assert "New" in said
+    on_a_terminal(monkeypatch, "")
+    assert run("remove", "Old") == 1
+    assert "[y/N]" in capsys.readouterr().err
+    assert (home / "config.yaml").read_text() == TEXT
+    on_a_terminal(monkeypatch, "y")
+    assert run("remove", "Old") == 0
 
 
 def test_a_no_and_the_end_of_the_input_write_nothing(

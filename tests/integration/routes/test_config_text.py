@@ -96,6 +96,12 @@ def test_a_saved_text_is_in_use(desk: Desk) -> None:
     assert (desk.path.parent / "config.yaml.bak").read_text() == TEXT
 
 
+def test_a_restart_is_needed_until_the_config_says_what_the_program_runs_with(desk: Desk) -> None:
+    changed = TEXT.replace("max_waiting:", "threads: 99\n  max_waiting:")
+    for text, needed in ((changed, ["threads"]), (changed + "# more\n", ["threads"]), (TEXT, [])):
+        assert desk.put(text).get_json()["restart_needed_for"] == needed
+
+
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o664])
 def test_a_saved_file_and_its_backup_have_the_rights_that_it_had(desk: Desk, mode: int) -> None:
     desk.path.chmod(mode)

@@ -72,9 +72,44 @@ Local-Models:
     assert config.program.alive_time == 5
     printed = capsys.readouterr()
     assert "2 models written" in printed.out
-    for name, reason in (("b", "the name b"), ("c", "the name d"), ("e", "port 9")):
-        assert f"left out: {name}: {target} has {reason} already" in printed.err
+    assert printed.err.startswith("llama-swap.yaml: 2 of 5 models taken over\n")
+    for name, line, reason in (("b", 3, "name b"), ("c", 4, "name d"), ("e", 5, "port 9")):
+        reason = reason if "port" in reason else f"the {reason}"
+        assert f"{name} (line {line})\n  LEFT OUT: {target} has {reason} already" in printed.err
     assert (source.parent / "config.yaml.bak").read_text() == mine
+
+
+def test_models_keep_the_settings_that_the_config_has_otherwise(
+    source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source.write_text(
+        "globalTTL: 120\nhealthCheckTimeout: 30\nlogLevel: debug\n"
+        + SOURCE
+        + "  b: {cmd: 'serve ${PORT}', ttl: 60}\n"
+        + "peers: {far: {proxy: 'http://far:1', models: [c]}}\n"
+    )
+    target = source.parent / "config.yaml"
+    target.write_text("program: {alive_time: 5, start_timeout: 30}\nLocal-Models: {}\n")
+    assert run(source, "--write") == 0
+    config = loader.load(target, lambda _plugins: ["Chat"])
+    assert (config.program.alive_time, config.program.log_level) == (5, "INFO")
+    assert [one.alive_time for one in config.models.values()] == [2, 1, 5]
+    assert "start_timeout" not in target.read_text().partition("Local-Models")[2]
+    report = capsys.readouterr().err
+    lost = "globalTTL → alive_time, healthCheckTimeout → start_timeout, logLevel → log_level"
+    assert f"program\n  not taken over, {target} keeps its settings: {lost}\n" in report
+    assert "a (line 5)\n  taken over: cmd → command, globalTTL → alive_time\n" in report
+
+
+@pytest.mark.parametrize("text", ["", "# mine", "# mine\n"])
+def test_an_empty_config_gets_all_of_it(source: Path, text: str) -> None:
+    source.write_text("globalTTL: 120\n" + SOURCE)
+    target = source.parent / "config.yaml"
+    target.write_text(text)
+    assert run(source, "--write") == 0
+    assert target.read_text().startswith(text)
+    config = loader.load(target, lambda _plugins: ["Chat"])
+    assert (config.program.alive_time, list(config.models)) == (2, ["a"])
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,22 @@ def test_a_failure_ends_with_1_and_one_line(
     assert re.fullmatch(rf"llm-manager: .*{reason}.*", line)
 
 
+def test_ctrl_c_ends_with_130_and_no_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(_prompt: str = "") -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("getpass.getpass", interrupt)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(isatty=lambda: True, readline=interrupt))
+    (tmp_path / "config.yaml").write_text("Local-Models:\n  a: {S: {command: [serve]}}\n")
+    places = ["--data-dir", str(tmp_path)]
+    config = ["--config", str(tmp_path / "config.yaml")]
+    for arguments in (["users", "add", "ann"], ["remove", "a", *config]):
+        assert main([*arguments, *places]) == 130
+        assert capsys.readouterr().err.count("\n") <= 1
+
+
 def test_check_names_every_problem_on_a_line_of_its_own(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -97,7 +97,7 @@ def test_a_database_of_3x(tmp_path: Path, split: bool) -> None:
     assert (first.cache_read, first.support_cache) == (50_000_000, True)
     assert "memory_mb of v100 is left out" in report
     assert "wol_mac has no counterpart" in report
-    assert "host: other machines are let in, as before" in report
+    assert "host: it lets other machines in, as before" in report
     assert "hunter2" not in report
     assert source.read_bytes() == before
     assert sorted(tmp_path.iterdir()) == [source]
