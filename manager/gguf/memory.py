@@ -25,6 +25,7 @@ llama-server takes less where that does not fit.
 
 from __future__ import annotations
 
+import math
 import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -49,6 +50,13 @@ _PADDED_CONTEXT = 256
 # On an x86 processor with AVX2.
 _REPACKED = frozenset({"Q4_0", "Q4_K", "IQ4_NL", "MXFP4"})
 _LAYER = re.compile(r"blk\.(\d+)\.")
+# A pattern of --override-tensor, so simple that a search for it ends soon: groups do not repeat.
+_PATTERN = re.compile(r"(?:(?:[\w.-]|\\[.\w-]|\[\^?[\w.-]+\])[*+]?|\((?:\?:)?|[)|^$])*", re.ASCII)
+_GROUP = re.compile(r"\(([^()]*)\)")
+_MAX_PATTERNS = 2048
+_MAX_PATTERN = 512  # characters
+_MAX_NAME = 64  # characters of a tensor's name: GGML_MAX_NAME of ggml.h
+_MAX_TRIES = 4 * _MAX_NAME**2  # ways to match a pattern from one place on
 _BY_TYPE_NAME = {each.name.lower(): each for each in TYPES.values()}
 
 
@@ -214,7 +222,7 @@ def _load(
     by_layer = [0] * (kept.layers + 1)
     host = tied = repacked = largest = 0
     keeps_layers = False
-    stay = _patterns(options.host_tensors)
+    stay = [_pattern(each) for each in _bounded(options.host_tensors)]
     has_output = any(each.name == "output.weight" for each in weights.tensors)
     for tensor in weights.tensors:
         found = _LAYER.match(tensor.name)
@@ -225,7 +233,7 @@ def _load(
             repacked += tensor.nbytes
         if ties and text(weights, "general.architecture") not in ENCODERS:
             tied = tensor.nbytes
-        if embeds or any(each.search(tensor.name) for each in stay):
+        if embeds or any(each.search(tensor.name, 0, _MAX_NAME) for each in stay):
             host += tensor.nbytes
             keeps_layers = keeps_layers or not embeds
         else:
@@ -257,11 +265,32 @@ def _is_repacked(tensor: Tensor) -> bool:
     )
 
 
-def _patterns(written: tuple[str, ...]) -> list[re.Pattern[str]]:
-    try:
-        return [re.compile(each) for each in written]
-    except re.error:  # llama.cpp's own message says it best
-        return []
+def _bounded(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    if len(patterns) > _MAX_PATTERNS:
+        raise GgufError(
+            f"no estimate: more than {_MAX_PATTERNS} patterns of tensors are overridden"
+        )
+    return patterns
+
+
+def _pattern(written: str) -> re.Pattern[str]:
+    """What --override-tensor has before its ``=``. Raises GgufError for one that a search might
+    take long for."""
+    if len(written) <= _MAX_PATTERN and _PATTERN.fullmatch(written):
+        alternatives = [*_GROUP.findall(written), _GROUP.sub("", written)]
+        tries = math.prod(each.count("|") + 1 for each in alternatives)
+        tries *= _MAX_NAME ** len(re.findall(r"[*+]", written))
+        # What is left of nested groups has parentheses still.
+        if tries <= _MAX_TRIES and "(" not in alternatives[-1]:
+            try:
+                return re.compile(written)
+            except re.error:
+                pass
+    raise GgufError(
+        f"no estimate: the pattern {written[:80]!r} of --override-tensor is not read here, only"
+        " short ones of names, classes, at most two of * and +, and groups of alternatives that"
+        " do not repeat"
+    )
 
 
 def _vocabulary(weights: Weights) -> int:

@@ -265,9 +265,9 @@ class _Parser:
         if dimensions > MAX_DIMENSIONS:
             raise self._error(f"has a tensor of {dimensions} dimensions: is it damaged?")
         *sizes, kind, offset = self._numbers(_TENSOR[dimensions])
-        shape = tuple(sizes)
+        shape = tuple(sizes) or (1,)  # a single number, as gguf.cpp reads it
         known = TYPES.get(kind)
-        nbytes = known.row_bytes(shape[0] if shape else 1) * math.prod(shape[1:]) if known else 0
+        nbytes = known.row_bytes(shape[0]) * math.prod(shape[1:]) if known else 0
         if max(nbytes, offset) > MAX_TENSOR_BYTES or math.prod(shape) > MAX_TENSOR_BYTES:
             raise self._error(f"has a tensor of the size {shape}: is it damaged?")
         return Tensor(name, shape, kind, offset, nbytes)

@@ -6,6 +6,7 @@ metadata; each has some of the tensors, ``split.no`` (from 0) and ``split.count`
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ def read_weights(path: Path) -> Weights:
     Raises GgufError, which names the pieces that are missing.
     """
     files = pieces(path)
-    missing = [each.name for each in files if not each.is_file()]
+    missing = [each.name for each in files if not _exists(each)]
     if missing and len(files) > 1:
         raise GgufError(
             f"{files[0]}: {len(missing)} of {len(files)} pieces are missing: {_listed(missing)}."
@@ -84,6 +85,17 @@ def read_weights(path: Path) -> Weights:
         first.metadata,
         tuple(tensor for each in headers for tensor in each.tensors),
     )
+
+
+def _exists(path: Path) -> bool:
+    """Also what cannot be looked at: reading it says why."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError):
+        return True
+    return True
 
 
 def _listed(names: list[str], most: int = 5) -> str:
