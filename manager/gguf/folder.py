@@ -163,7 +163,10 @@ def _described(path: Path, folder: Path) -> Listed:
         for each in files:  # no folder between was a link: only the files themselves can be
             if os.path.islink(each) and resolve_inside(each, [folder]) is None:
                 return Listed(path, error=f"{each}: is a link to outside of {folder}")
-        return Listed(path, _read(path, tuple(_identity(each) for each in files)))
+        found = _read(path, tuple(_identity(each) for each in files))
+        if isinstance(found, ModelFile):
+            return Listed(path, found)
+        return Listed(path, error=found)
     except (GgufError, OSError) as error:
         return Listed(path, error=str(error))
 
@@ -177,8 +180,15 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 @lru_cache(maxsize=2 * MAX_FILES)  # what was found the last time, unless a file has changed
-def _read(path: Path, _identities: tuple[tuple[int, int] | None, ...]) -> ModelFile:
-    return read_model(path)
+def _read(path: Path, _identities: tuple[tuple[int, int] | None, ...]) -> ModelFile | str:
+    """The model, or what is wrong with its files. Raises GgufError for what may be right the next
+    time though they have not changed."""
+    try:
+        return read_model(path)
+    except GgufError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        return str(error)
 
 
 def _with_projectors(

@@ -56,6 +56,7 @@ _GROUP = re.compile(r"\(([^()]*)\)")
 _MAX_PATTERNS = 2048
 _MAX_PATTERN = 512  # characters
 _MAX_NAME = 64  # characters of a tensor's name: GGML_MAX_NAME of ggml.h
+_MAX_ALTERNATIVES = 512
 _MAX_TRIES = 4 * _MAX_NAME**2  # ways to match a pattern from one place on
 _BY_TYPE_NAME = {each.name.lower(): each for each in TYPES.values()}
 
@@ -278,10 +279,11 @@ def _pattern(written: str) -> re.Pattern[str]:
     take long for."""
     if len(written) <= _MAX_PATTERN and _PATTERN.fullmatch(written):
         alternatives = [*_GROUP.findall(written), _GROUP.sub("", written)]
-        tries = math.prod(each.count("|") + 1 for each in alternatives)
-        tries *= _MAX_NAME ** len(re.findall(r"[*+]", written))
+        choices = math.prod(each.count("|") + 1 for each in alternatives)
+        tries = choices * _MAX_NAME ** len(re.findall(r"[*+]", written))
         # What is left of nested groups has parentheses still.
-        if tries <= _MAX_TRIES and "(" not in alternatives[-1]:
+        is_short = choices <= _MAX_ALTERNATIVES and tries <= _MAX_TRIES
+        if is_short and "(" not in alternatives[-1]:
             try:
                 return re.compile(written)
             except re.error:

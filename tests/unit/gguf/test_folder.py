@@ -51,6 +51,30 @@ def test_a_broken_file_is_listed_with_its_error(tmp_path: Path) -> None:
     assert "is cut off" in (listed.error or "")
 
 
+def test_a_broken_file_is_read_once_until_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.gguf").write_bytes(b"no model")
+    before = list_models([tmp_path])
+    assert before.models[0].error
+    monkeypatch.setattr(folder, "read_model", None)
+    assert list_models([tmp_path]) == before
+
+
+def test_a_file_that_could_not_be_read_is_read_at_the_next_listing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_model(tmp_path / "a.gguf")
+
+    def refuses(*_: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as locked:
+        locked.setattr(os, "open", refuses)
+        assert "Permission denied" in (list_models([tmp_path]).models[0].error or "")
+    assert list_models([tmp_path]).models[0].model
+
+
 def test_a_repaired_file_is_read_again(tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_bytes(b"GGUF")
     assert list_models([tmp_path]).models[0].error

@@ -191,6 +191,7 @@ def test_patterns_that_people_write_are_read(folder: Path, pattern: str) -> None
         "(a|a)" * 20,
         "((a|a)(a|a))",
         "a*a*a*b",
+        f"({'|'.join('a' * 30)})({'|'.join('a' * 30)})",
         "a?",
         "a{99999999999999999999}",
         "(" * 3000 + ")" * 3000,
