@@ -25,7 +25,6 @@ llama-server takes less where that does not fit.
 
 from __future__ import annotations
 
-import math
 import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -38,6 +37,7 @@ from manager.gguf.ggml import TYPES, GgmlType
 from manager.gguf.kv_cache import Attention, Slots, attention
 from manager.gguf.model_file import ENCODERS, number, text
 from manager.gguf.options import Options
+from manager.gguf.patterns import searches
 from manager.gguf.reader import GgufError, Tensor
 from manager.gguf.split import Weights, read_weights
 
@@ -50,14 +50,6 @@ _PADDED_CONTEXT = 256
 # On an x86 processor with AVX2.
 _REPACKED = frozenset({"Q4_0", "Q4_K", "IQ4_NL", "MXFP4"})
 _LAYER = re.compile(r"blk\.(\d+)\.")
-# A pattern of --override-tensor, so simple that a search for it ends soon: groups do not repeat.
-_PATTERN = re.compile(r"(?:(?:[\w.-]|\\[.\w-]|\[\^?[\w.-]+\])[*+]?|\((?:\?:)?|[)|^$])*", re.ASCII)
-_GROUP = re.compile(r"\(([^()]*)\)")
-_MAX_PATTERNS = 2048
-_MAX_PATTERN = 512  # characters
-_MAX_NAME = 64  # characters of a tensor's name: GGML_MAX_NAME of ggml.h
-_MAX_ALTERNATIVES = 512
-_MAX_TRIES = 4 * _MAX_NAME**2  # ways to match a pattern from one place on
 _BY_TYPE_NAME = {each.name.lower(): each for each in TYPES.values()}
 
 
@@ -223,7 +215,7 @@ def _load(
     by_layer = [0] * (kept.layers + 1)
     host = tied = repacked = largest = 0
     keeps_layers = False
-    stay = [_pattern(each) for each in _bounded(options.host_tensors)]
+    stay = searches(options.host_tensors)
     has_output = any(each.name == "output.weight" for each in weights.tensors)
     for tensor in weights.tensors:
         found = _LAYER.match(tensor.name)
@@ -234,7 +226,7 @@ def _load(
             repacked += tensor.nbytes
         if ties and text(weights, "general.architecture") not in ENCODERS:
             tied = tensor.nbytes
-        if embeds or any(each.search(tensor.name, 0, _MAX_NAME) for each in stay):
+        if embeds or any(search(tensor.name) for search in stay):
             host += tensor.nbytes
             keeps_layers = keeps_layers or not embeds
         else:
@@ -263,35 +255,6 @@ def _is_repacked(tensor: Tensor) -> bool:
         and known.name in _REPACKED
         and len(tensor.shape) > 1
         and tensor.shape[1] % 8 == 0
-    )
-
-
-def _bounded(patterns: tuple[str, ...]) -> tuple[str, ...]:
-    if len(patterns) > _MAX_PATTERNS:
-        raise GgufError(
-            f"no estimate: more than {_MAX_PATTERNS} patterns of tensors are overridden"
-        )
-    return patterns
-
-
-def _pattern(written: str) -> re.Pattern[str]:
-    """What --override-tensor has before its ``=``. Raises GgufError for one that a search might
-    take long for."""
-    if len(written) <= _MAX_PATTERN and _PATTERN.fullmatch(written):
-        alternatives = [*_GROUP.findall(written), _GROUP.sub("", written)]
-        choices = math.prod(each.count("|") + 1 for each in alternatives)
-        tries = choices * _MAX_NAME ** len(re.findall(r"[*+]", written))
-        # What is left of nested groups has parentheses still.
-        is_short = choices <= _MAX_ALTERNATIVES and tries <= _MAX_TRIES
-        if is_short and "(" not in alternatives[-1]:
-            try:
-                return re.compile(written)
-            except re.error:
-                pass
-    raise GgufError(
-        f"no estimate: the pattern {written[:80]!r} of --override-tensor is not read here, only"
-        " short ones of names, classes, at most two of * and +, and groups of alternatives that"
-        " do not repeat"
     )
 
 
