@@ -18,7 +18,7 @@ from manager.config import Config, ConfigError, Program, config_file, edit, plug
 from manager.devices import DeviceError
 from manager.engines import BY_ID, ProposalError
 from manager.gguf import GgufError
-from manager.storage import data_dir
+from manager.storage import data_dir, escaped
 
 T = TypeVar("T")
 
@@ -93,7 +93,7 @@ def _add(arguments: argparse.Namespace) -> None:
     try:
         found = choices.choose(arguments, config, _devices(config, client), ask)
     except (GgufError, ProposalError) as error:
-        raise CommandError(str(error)) from error
+        raise CommandError(escaped(str(error))) from error
     name, entry = found.proposal.name, found.proposal.entry
     text = edit.written({name: entry})
     console.write_line(text.rstrip("\n"))

@@ -13,6 +13,7 @@ from commands.options import CommandError
 from manager.config import Config
 from manager.engines import BY_ID, Engine, Fit, Offer, Target, engines_for, offer, what_fits
 from manager.gguf import ModelFile, list_models, read_model
+from manager.storage import escaped
 
 T = TypeVar("T")
 
@@ -46,7 +47,7 @@ class Questions:
         if not self.is_on or len(answers) == 1:
             return answers[0][1]
         for number, (text, _) in enumerate(answers, 1):
-            console.write_note(f"{number:3}  {text}")
+            console.write_note(f"{number:3}  {escaped(text)}")
         while True:
             given = self._answer(f"{what} [1]: ") or "1"
             if given.isdecimal() and 0 < int(given) <= len(answers):
@@ -56,7 +57,7 @@ class Questions:
             )
 
     def text(self, what: str, default: str) -> str:
-        return (self._answer(f"{what} [{default}]: ") if self.is_on else "") or default
+        return (self._answer(f"{what} [{escaped(default)}]: ") if self.is_on else "") or default
 
     def agrees(self, what: str, default: str = "y") -> bool:
         """The default, `y` or `n`, is what an empty line means. False where nobody is asked."""
@@ -142,7 +143,7 @@ def _model(given: str | None, engine: str | None, config: Config, ask: Questions
         raise CommandError("say which file, or set models_dir in the config")
     listing = list_models(folders)
     for note in (*listing.notes, *(one.error for one in listing.models if one.error)):
-        console.write_note(note)
+        console.write_note(escaped(note))
     files = [
         (_described(one.model), Chosen(one.model, next(iter(one.projectors), None)))
         for one in listing.models
@@ -153,7 +154,7 @@ def _model(given: str | None, engine: str | None, config: Config, ask: Questions
     if len(files) > _MAX_SHOWN:
         raise CommandError(f"there are {len(files)} GGUFs: say which, or a folder with fewer")
     if len(files) > 1 and not ask.is_on:
-        paths = [str(one.path) for one in listing.models if one.model]
+        paths = [escaped(str(one.path)) for one in listing.models if one.model]
         raise CommandError(f"say which: {', '.join(paths)}")
     return ask.choose("File", files)
 

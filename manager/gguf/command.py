@@ -98,7 +98,10 @@ def _volume(value: str) -> tuple[str, str]:
 
 def _bind(value: str) -> tuple[str, str]:
     """``type=bind,source=SOURCE,target=TARGET``."""
-    fields = next(csv.reader([value]), [])
+    try:
+        fields = next(csv.reader([value]), [])
+    except csv.Error:  # docker's own message says it best
+        return "", ""
     parts = dict(each.partition("=")[::2] for each in fields)
     source = parts.get("source") or parts.get("src") or ""
     return source, parts.get("target") or parts.get("dst") or parts.get("destination") or ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,11 +20,15 @@ MAX_DEPTH = 8
 MAX_FILES = 5000  # GGUFs
 MAX_ENTRIES = 200_000  # of any kind
 MAX_SECONDS = 5.0
+MAX_NOTES = 100
 
 # What a file's name has beside the model's: the quantisation, and that it is a projector.
 _NO_NAME = re.compile(
     r"(?<![a-z0-9])(ud|i?q\d(_[a-z0-9]{1,3})*|[bf]?f?p?(16|32)|mxfp4|mmproj|model)(?![a-z0-9])"
 )
+
+# Unicode's categories: control characters, bytes that are not UTF-8, ends of lines.
+_UNUSABLE = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
 
 @dataclass(frozen=True)
@@ -106,21 +111,23 @@ class _Search:
     _seen: set[str] = field(default_factory=set)
     _entries: int = 0
 
+    def note(self, text: str) -> None:
+        if len(self.notes) < MAX_NOTES:
+            self.notes.append(text)
+
     def enter(self, folder: Path) -> None:
         for path, real_folder in self._ggufs(folder, os.path.realpath(folder), 0):
             try:
                 first = pieces(path)[0]
             except GgufError as error:
-                self.notes.append(str(error))
+                self.note(str(error))
                 continue
             # A piece stands for the model, and what is in two of the folders is listed once.
             real = os.path.join(real_folder, first.name)
             if real in self._seen:
                 continue
             if len(self.files) == MAX_FILES:
-                self.notes.append(
-                    f"{folder}: more than {MAX_FILES:,} GGUFs; the rest is not listed"
-                )
+                self.note(f"{folder}: more than {MAX_FILES:,} GGUFs; the rest is not listed")
                 return
             self._seen.add(real)
             self.files[first] = folder
@@ -128,20 +135,25 @@ class _Search:
     def _ggufs(self, folder: Path, real: str, depth: int) -> Iterator[tuple[Path, str]]:
         """Each GGUF of the folder, with the real path of the folder that it lies in."""
         if depth > MAX_DEPTH:
-            self.notes.append(f"{folder}: is more than {MAX_DEPTH} folders deep; it is not read")
+            self.note(f"{folder}: is more than {MAX_DEPTH} folders deep; it is not read")
             return
         try:
             with os.scandir(folder) as entries:
                 found = sorted(self._counted(folder, entries), key=lambda each: each.name)
         except OSError as error:
-            self.notes.append(f"{folder}: cannot be read: {error.strerror}")
+            self.note(f"{folder}: cannot be read: {error.strerror}")
             return
         for entry in found:
-            if entry.is_dir(follow_symlinks=False):
-                if self.is_deep:
-                    real_entry = os.path.join(real, entry.name)
-                    yield from self._ggufs(folder / entry.name, real_entry, depth + 1)
-            elif entry.name.lower().endswith(".gguf"):
+            is_folder = entry.is_dir(follow_symlinks=False)
+            if not (self.is_deep if is_folder else entry.name.lower().endswith(".gguf")):
+                continue
+            if any(unicodedata.category(each) in _UNUSABLE for each in entry.name):
+                # Neither the config nor an answer of the HTTP interface could name it.
+                self.note(f"{folder}: {entry.name!a} has control characters, or is not UTF-8")
+            elif is_folder:
+                real_entry = os.path.join(real, entry.name)
+                yield from self._ggufs(folder / entry.name, real_entry, depth + 1)
+            else:
                 yield folder / entry.name, real
 
     def _counted(
@@ -150,9 +162,7 @@ class _Search:
         for entry in entries:
             self._entries += 1
             if self._entries > MAX_ENTRIES:
-                self.notes.append(
-                    f"{folder}: more than {MAX_ENTRIES:,} files; the rest is not read"
-                )
+                self.note(f"{folder}: more than {MAX_ENTRIES:,} files; the rest is not read")
                 return
             yield entry
 
@@ -163,7 +173,10 @@ def _described(path: Path, folder: Path) -> Listed:
         for each in files:  # no folder between was a link: only the files themselves can be
             if os.path.islink(each) and resolve_inside(each, [folder]) is None:
                 return Listed(path, error=f"{each}: is a link to outside of {folder}")
-        return Listed(path, _read(path, tuple(_identity(each) for each in files)))
+        found = _read(path, tuple(_identity(each) for each in files))
+        if isinstance(found, ModelFile):
+            return Listed(path, found)
+        return Listed(path, error=found)
     except (GgufError, OSError) as error:
         return Listed(path, error=str(error))
 
@@ -177,8 +190,15 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 @lru_cache(maxsize=2 * MAX_FILES)  # what was found the last time, unless a file has changed
-def _read(path: Path, _identities: tuple[tuple[int, int] | None, ...]) -> ModelFile:
-    return read_model(path)
+def _read(path: Path, _identities: tuple[tuple[int, int] | None, ...]) -> ModelFile | str:
+    """The model, or what is wrong with its files. Raises GgufError for what may be right the next
+    time though they have not changed."""
+    try:
+        return read_model(path)
+    except GgufError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        return str(error)
 
 
 def _with_projectors(

@@ -37,6 +37,7 @@ from manager.gguf.ggml import TYPES, GgmlType
 from manager.gguf.kv_cache import Attention, Slots, attention
 from manager.gguf.model_file import ENCODERS, number, text
 from manager.gguf.options import Options
+from manager.gguf.patterns import searches
 from manager.gguf.reader import GgufError, Tensor
 from manager.gguf.split import Weights, read_weights
 
@@ -214,7 +215,7 @@ def _load(
     by_layer = [0] * (kept.layers + 1)
     host = tied = repacked = largest = 0
     keeps_layers = False
-    stay = _patterns(options.host_tensors)
+    stay = searches(options.host_tensors)
     has_output = any(each.name == "output.weight" for each in weights.tensors)
     for tensor in weights.tensors:
         found = _LAYER.match(tensor.name)
@@ -225,7 +226,7 @@ def _load(
             repacked += tensor.nbytes
         if ties and text(weights, "general.architecture") not in ENCODERS:
             tied = tensor.nbytes
-        if embeds or any(each.search(tensor.name) for each in stay):
+        if embeds or any(search(tensor.name) for search in stay):
             host += tensor.nbytes
             keeps_layers = keeps_layers or not embeds
         else:
@@ -255,13 +256,6 @@ def _is_repacked(tensor: Tensor) -> bool:
         and len(tensor.shape) > 1
         and tensor.shape[1] % 8 == 0
     )
-
-
-def _patterns(written: tuple[str, ...]) -> list[re.Pattern[str]]:
-    try:
-        return [re.compile(each) for each in written]
-    except re.error:  # llama.cpp's own message says it best
-        return []
 
 
 def _vocabulary(weights: Weights) -> int:

@@ -11,9 +11,10 @@ import math
 import os
 import stat
 import struct
+import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from io import FileIO
 from itertools import pairwise
 from pathlib import Path
@@ -25,15 +26,19 @@ MAX_HEADER_BYTES = 64 * 2**20  # a vocabulary of 250,000 tokens with its merges 
 MAX_ENTRIES = 4096
 MAX_TENSORS = 16384
 MAX_TENSOR_BYTES = 2**50
-MAX_KEY = 2**16 - 1
+MAX_KEY = 1024  # bytes; the longest of llama.cpp's have about 60
 MAX_TENSOR_NAME = 256
 MAX_DIMENSIONS = 4
 MAX_KEPT_TEXT = (
     1024  # characters of a value; a chat template is longer, and only its presence counts
 )
 MAX_KEPT_ARRAY = 1024  # numbers; one for each layer is the longest that anybody needs
+MAX_KEPT_BYTES = 16 * 2**20  # of memory, of a header; one of 2,000 tensors takes 1 MB
+MAX_CACHED_BYTES = 32 * 2**20  # of all headers
 
 _PIECE_BYTES = 2**16
+# About what Python takes for a number, an entry of the metadata and a tensor, beside their texts.
+_NUMBER_BYTES, _ENTRY_BYTES, _TENSOR_BYTES = 40, 200, 400
 _STRING, _ARRAY = 8, 9
 _SCALARS = {
     0: "B",
@@ -87,35 +92,53 @@ class Tensor(NamedTuple):
 
 @dataclass(frozen=True)
 class Header:
-    """What a GGUF file says about itself. ``size`` is the file's, in bytes."""
+    """What a GGUF file says about itself. ``size`` is the file's, in bytes; ``kept_bytes`` is about
+    the memory that the header takes."""
 
     path: Path
     size: int
     version: int
     metadata: Mapping[str, Value]
     tensors: tuple[Tensor, ...]
+    kept_bytes: int
+
+
+class _Cache:
+    """The headers that were read last, at most `MAX_CACHED_BYTES` of them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._headers: dict[tuple[Path, int, int], Header] = {}  # the one used last is the last
+
+    def get(self, path: Path, mtime_ns: int, size: int) -> Header:
+        """Raises GgufError, OSError. An error is not kept."""
+        key = (path, mtime_ns, size)
+        with self._lock:
+            found = self._headers.pop(key, None)
+        if found is None:
+            with _open(path) as file:
+                found = _Parser(path, file).header()
+        with self._lock:
+            self._headers[key] = found
+            kept = sum(each.kept_bytes for each in self._headers.values())
+            while kept > MAX_CACHED_BYTES:
+                kept -= self._headers.pop(next(iter(self._headers))).kept_bytes
+        return found
 
 
 def read_header(path: Path) -> Header:
-    """The header of the GGUF at ``path``. The last few are kept until their files change.
+    """The header of the GGUF at ``path``. The last ones are kept until their files change.
 
     Raises GgufError.
     """
     try:
         status = os.stat(path)
+        return _headers.get(path, status.st_mtime_ns, status.st_size)
     except (OSError, ValueError) as error:
         raise GgufError(f"{path}: cannot be read: {_reason(error)}") from error
-    return _read_header(path, status.st_mtime_ns, status.st_size)
 
 
-# The arguments beside the path are the cache's key. An error is not kept.
-@lru_cache(maxsize=16)
-def _read_header(path: Path, _mtime_ns: int, _size: int) -> Header:
-    try:
-        with _open(path) as file:
-            return _Parser(path, file).header()
-    except OSError as error:
-        raise GgufError(f"{path}: cannot be read: {_reason(error)}") from error
+_headers = _Cache()
 
 
 def _reason(error: OSError | ValueError) -> str:
@@ -146,6 +169,7 @@ class _Parser:
         self._piece = b""
         self._start = 0  # of the piece, in the file
         self._at = 0  # in the piece, or beyond it after a skip
+        self._kept = 0  # bytes of memory
 
     def header(self) -> Header:
         if self._size < 24 or self._take(4) != b"GGUF":
@@ -161,12 +185,20 @@ class _Parser:
         metadata: dict[str, Value] = {}
         for _ in range(entry_count):
             key = self._text(MAX_KEY, "key")
+            self._keep(_ENTRY_BYTES + sys.getsizeof(key))
             metadata[key] = self._value(self._number("I"), key)
         tensors = [self._tensor() for _ in range(tensor_count)]
-        return Header(self._path, self._size, version, metadata, self._sized(metadata, tensors))
+        sized = self._sized(metadata, tensors)
+        return Header(self._path, self._size, version, metadata, sized, self._kept)
 
     def _error(self, what: str) -> GgufError:
         return GgufError(f"{self._path}: {what}")
+
+    def _keep(self, size: int) -> None:
+        """Count what is kept. Raises GgufError where that is too much for one header."""
+        self._kept += size
+        if self._kept > MAX_KEPT_BYTES:
+            raise self._error("has more names and values than any model: is it damaged?")
 
     def _need(self, length: int) -> None:
         """Raise GgufError unless so many bytes of a header follow."""
@@ -222,7 +254,9 @@ class _Parser:
             self._need(length)
             kept = self._take(min(length, 4 * MAX_KEPT_TEXT))
             self._at += length - len(kept)
-            return kept.decode("utf-8", "replace")[:MAX_KEPT_TEXT]
+            value = kept.decode("utf-8", "replace")[:MAX_KEPT_TEXT]
+            self._keep(sys.getsizeof(value))
+            return value
         if kind == _ARRAY:
             return self._array(key)
         raise self._error(f"has a value of the unknown type {kind} at {key[:80]!r}: is it damaged?")
@@ -235,6 +269,7 @@ class _Parser:
             if length > MAX_KEPT_ARRAY or key.startswith("tokenizer."):
                 self._at += size
                 return Skipped(length)
+            self._keep(_NUMBER_BYTES * length)
             return tuple(self._number(_SCALARS[kind]) for _ in range(length))
         if kind == _STRING:
             self._skip_texts(length)
@@ -261,13 +296,14 @@ class _Parser:
 
     def _tensor(self) -> Tensor:
         name = self._text(MAX_TENSOR_NAME, "tensor name")
+        self._keep(_TENSOR_BYTES + sys.getsizeof(name))
         dimensions = self._number("I")
         if dimensions > MAX_DIMENSIONS:
             raise self._error(f"has a tensor of {dimensions} dimensions: is it damaged?")
         *sizes, kind, offset = self._numbers(_TENSOR[dimensions])
-        shape = tuple(sizes)
+        shape = tuple(sizes) or (1,)  # a single number, as gguf.cpp reads it
         known = TYPES.get(kind)
-        nbytes = known.row_bytes(shape[0] if shape else 1) * math.prod(shape[1:]) if known else 0
+        nbytes = known.row_bytes(shape[0]) * math.prod(shape[1:]) if known else 0
         if max(nbytes, offset) > MAX_TENSOR_BYTES or math.prod(shape) > MAX_TENSOR_BYTES:
             raise self._error(f"has a tensor of the size {shape}: is it damaged?")
         return Tensor(name, shape, kind, offset, nbytes)

@@ -6,12 +6,13 @@ metadata; each has some of the tensors, ``split.no`` (from 0) and ``split.count`
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from manager.gguf.reader import GgufError, Tensor, Value, read_header
+from manager.gguf.reader import MAX_TENSORS, GgufError, Tensor, Value, read_header
 
 MAX_PIECES = 512
 _PIECE = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
@@ -58,32 +59,41 @@ def read_weights(path: Path) -> Weights:
     Raises GgufError, which names the pieces that are missing.
     """
     files = pieces(path)
-    missing = [each.name for each in files if not each.is_file()]
+    missing = [each.name for each in files if not _exists(each)]
     if missing and len(files) > 1:
         raise GgufError(
             f"{files[0]}: {len(missing)} of {len(files)} pieces are missing: {_listed(missing)}."
             " Put all of them into one folder"
         )
-    headers = [read_header(each) for each in files]
-    first = headers[0]
+    first = read_header(files[0])
     count = first.metadata.get("split.count", 1)
     if isinstance(count, int) and count > 1 and count != len(files):
         raise GgufError(
             f"{path}: is one of {count} pieces, and is not called as llama.cpp looks for them:"
             f" NAME-00001-of-{count:05}.gguf"
         )
-    for number, each in enumerate(headers):
-        if len(files) > 1 and each.metadata.get("split.no") != number:
-            raise GgufError(
-                f"{each.path}: is not piece {number + 1} of {len(files)}, as it is called"
-            )
-    return Weights(
-        first.path,
-        files,
-        sum(each.size for each in headers),
-        first.metadata,
-        tuple(tensor for each in headers for tensor in each.tensors),
-    )
+    size = 0
+    tensors: list[Tensor] = []
+    for number, file in enumerate(files):  # one by one: of each only the tensors are kept
+        header = read_header(file)
+        if len(files) > 1 and header.metadata.get("split.no") != number:
+            raise GgufError(f"{file}: is not piece {number + 1} of {len(files)}, as it is called")
+        size += header.size
+        tensors += header.tensors
+        if len(tensors) > MAX_TENSORS:
+            raise GgufError(f"{file}: the pieces have more than {MAX_TENSORS:,} tensors together")
+    return Weights(first.path, files, size, first.metadata, tuple(tensors))
+
+
+def _exists(path: Path) -> bool:
+    """Also what cannot be looked at: reading it says why."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError):
+        return True
+    return True
 
 
 def _listed(names: list[str], most: int = 5) -> str:

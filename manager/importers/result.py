@@ -15,6 +15,7 @@ from manager.config.edit import EditError
 from manager.importers.draft import Draft, Part
 from manager.importers.source import SourceError
 from manager.interfaces import BUILT_IN
+from manager.storage import escaped
 
 _MODES = tuple(interface.mode for interface in BUILT_IN)
 _ORDER = [key.name for key in keys(Model)]
@@ -158,11 +159,11 @@ def _ordered(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _report(draft: Draft) -> Iterator[str]:
     kept = draft.kept()
-    yield _shown(f"{draft.source}: {len(kept)} of {len(draft.models)} models taken over")
+    yield escaped(f"{draft.source}: {len(kept)} of {len(draft.models)} models taken over")
     for part in (draft.program, *draft.models.values()):
         if part.taken or part.notes or part.left_out:
             yield ""
-            yield from map(_shown, _part(part))
+            yield from map(escaped, _part(part))
     yield ""
     yield "before you use it:"
     yield f"  - {_LOOK}"
@@ -170,7 +171,7 @@ def _report(draft: Draft) -> Iterator[str]:
         yield f"  - {_DEVICES}"
     if missing := sorted(draft.variables - set(os.environ)):
         names = ", ".join(missing)
-        yield _shown(f"  - the environment that LLM-Manager is started in has to have {names}")
+        yield escaped(f"  - the environment that LLM-Manager is started in has to have {names}")
 
 
 def _part(part: Part) -> Iterator[str]:
@@ -186,10 +187,3 @@ def _part(part: Part) -> Iterator[str]:
 def _reserves_nothing(model: Part) -> bool:
     schemes = [value for value in model.entry.values() if isinstance(value, dict)]
     return any("command" in one and not one.get("required_devices") for one in schemes)
-
-
-def _shown(line: str) -> str:
-    """A line with no character that a terminal would act on: names are the source's."""
-    return "".join(
-        character if character.isprintable() else f"\\x{ord(character):02x}" for character in line
-    )

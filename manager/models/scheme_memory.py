@@ -105,6 +105,10 @@ class SchemeMemory:
                 found = estimate(command, scheme.cwd, scheme.env)
             except GgufError as error:
                 found = error
+            except Exception:
+                # A fault of ours: no reason to refuse the model's start, or the list of all models.
+                log.exception("estimating %s, scheme %s, failed", settings.name, scheme.name)
+                found = GgufError("estimating its memory failed: see the log of LLM-Manager")
             with self._lock:
                 self._estimates[key] = found
 

@@ -36,7 +36,7 @@ from manager.storage.runs import PastRun
 from manager.storage.scheme_memory import LaunchKey
 from manager.storage.spool import Spool
 from manager.storage.store import DatabaseError, Store, StoreError, read_connection
-from manager.storage.terminal import plain_text
+from manager.storage.terminal import escaped, plain_text
 
 __all__ = [
     "INSERT_REQUESTS",
@@ -61,6 +61,7 @@ __all__ = [
     "StoreError",
     "billed_seq",
     "data_dir",
+    "escaped",
     "get_mark",
     "latency",
     "maintenance",

@@ -47,6 +47,13 @@ def plain_text(line: bytes) -> str:
     return _CONTROL.sub("", text)
 
 
+def escaped(line: str) -> str:
+    """A line with no character that a terminal would act on, for names that others chose."""
+    return "".join(
+        character if character.isprintable() else f"\\x{ord(character):02x}" for character in line
+    )
+
+
 def unfinished_bytes(data: bytes) -> int:
     """How many bytes at the end are the begin of a sequence or of a character: to be joined with
     what comes before they are shown."""

@@ -237,6 +237,21 @@ def test_of_several_files_one_has_to_be_named(
     assert run("add", str(home / "models" / "deep" / "other.gguf"), "--yes") == 0
 
 
+def test_a_file_of_others_cannot_act_on_the_terminal(
+    home: Path, run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_model(home / "models" / "other\u202e.gguf", "llama\x1b]0;title\x07")
+    (home / "models" / "broken\x1b[31m.gguf").write_bytes(b"GGUF")
+    (home / "models" / "broken\u202e.gguf").write_bytes(b"GGUF")
+    on_a_terminal(monkeypatch)
+    assert run("add", str(home / "models")) == 1
+    assert run("add", str(home / "models"), "--yes") == 1
+    assert run("add", str(home / "models" / "broken\x1b[31m.gguf"), "--yes") == 1
+    output = "".join(capsys.readouterr())
+    assert r"llama\x1b]0;title\x07" in output
+    assert not [each for each in output if not each.isprintable() and each != "\n"]
+
+
 def test_a_config_with_a_problem_is_not_written_to(
     home: Path, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -77,7 +77,7 @@ def files(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     def estimate(command: Sequence[str], _cwd: Path, _env: Any) -> Any:
         known = found.get(command[1])
-        if isinstance(known, GgufError):
+        if isinstance(known, Exception):
             raise known
         return known
 
@@ -202,6 +202,17 @@ def test_a_file_that_cannot_be_read_is_named_and_counts_for_nothing(
             "problem": "a.gguf is cut off",
         }
     ]
+
+
+def test_a_fault_of_the_estimate_stops_no_start_and_no_list(
+    memory: Build, files: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    files["a.gguf"] = IndexError("tuple index out of range")
+    known = memory()
+    assert basis(known, model("v100")) == (Basis.WHOLE, {})
+    [shown] = known.to_json(model("v100"))
+    assert "see the log" in shown["problem"]
+    assert caplog.records[0].exc_info is not None
 
 
 def test_each_figure_is_shown_and_which_is_used(memory: Build, files: dict[str, Any]) -> None:

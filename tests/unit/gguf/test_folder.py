@@ -51,6 +51,30 @@ def test_a_broken_file_is_listed_with_its_error(tmp_path: Path) -> None:
     assert "is cut off" in (listed.error or "")
 
 
+def test_a_broken_file_is_read_once_until_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.gguf").write_bytes(b"no model")
+    before = list_models([tmp_path])
+    assert before.models[0].error
+    monkeypatch.setattr(folder, "read_model", None)
+    assert list_models([tmp_path]) == before
+
+
+def test_a_file_that_could_not_be_read_is_read_at_the_next_listing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_model(tmp_path / "a.gguf")
+
+    def refuses(*_: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as locked:
+        locked.setattr(os, "open", refuses)
+        assert "Permission denied" in (list_models([tmp_path]).models[0].error or "")
+    assert list_models([tmp_path]).models[0].model
+
+
 def test_a_repaired_file_is_read_again(tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_bytes(b"GGUF")
     assert list_models([tmp_path]).models[0].error
@@ -111,6 +135,30 @@ def test_a_folder_without_rights_is_a_note(tmp_path: Path, monkeypatch: pytest.M
     listing = list_models([tmp_path])
     assert [each.path.name for each in listing.models] == ["a.gguf"]
     assert "Permission denied" in listing.notes[0]
+
+
+def test_a_name_that_nothing_can_show_is_a_note(tmp_path: Path) -> None:
+    whole = write_model(tmp_path / "模型　ü.gguf").read_bytes()
+    (tmp_path / "sub\x1b[31m").mkdir()
+    (tmp_path / "other\n.txt").write_bytes(b"")
+    bad = ["a\udcff.gguf", "a\n.gguf", "a\u2028.gguf", "sub\x1b[31m/b.gguf"]
+    for name in bad:
+        (tmp_path / name).write_bytes(whole)
+    listing = list_models([tmp_path])
+    assert [each.path.name for each in listing.models] == ["模型　ü.gguf"]
+    assert sorted(note.partition("'")[2].partition("'")[0] for note in listing.notes) == [
+        r"a\n.gguf",
+        r"a\u2028.gguf",
+        r"a\udcff.gguf",
+        r"sub\x1b[31m",
+    ]
+
+
+def test_the_notes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder, "MAX_NOTES", 3)
+    for number in range(5):
+        (tmp_path / f"{number}\n.gguf").write_bytes(b"")
+    assert len(list_models([tmp_path]).notes) == 3
 
 
 def test_a_folder_that_is_not_there_is_a_note(tmp_path: Path) -> None:

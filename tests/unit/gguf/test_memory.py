@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -165,7 +166,44 @@ def test_experts_can_stay_on_the_host(folder: Path) -> None:
     assert device("--cpu-moe") == device("--n-cpu-moe", "8") == device("-ot", r"exps=CPU")
     assert device() - device("--n-cpu-moe", "4") > 4 * 300
     assert device("-ot", "exps=CUDA0") == device()
-    assert device("-ot", "((=CPU") == device(), "llama.cpp refuses it"
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        r"exps",
+        r"\.ffn_.*_exps\.",
+        r"([0-9]+).ffn_.*_exps.",
+        r"blk\.(?:[0-9]|[1-5][0-9])\.ffn_(gate|up|down)_exps\.weight",
+        r"^blk\.\d+\.ffn_(up|down|gate)_.*exps",
+    ],
+)
+def test_patterns_that_people_write_are_read(folder: Path, pattern: str) -> None:
+    found = of(folder, "-ot", f"{pattern}=CPU", model="moe.gguf").on([1.0])
+    assert found == of(folder, "--cpu-moe", model="moe.gguf").on([1.0])
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "((",
+        "(a+)+$",
+        "(a|a)" * 20,
+        "((a|a)(a|a))",
+        "a*a*a*b",
+        f"({'|'.join('a' * 30)})({'|'.join('a' * 30)})",
+        "a?",
+        "a{99999999999999999999}",
+        "(" * 3000 + ")" * 3000,
+        "a" * 1000,
+        r"\q",
+    ],
+)
+def test_a_pattern_that_might_take_long_gives_no_estimate(folder: Path, pattern: str) -> None:
+    with pytest.raises(GgufError, match="no estimate"):
+        of(folder, "-ot", f"{pattern}=CPU")
+    with pytest.raises(GgufError, match="no estimate"):
+        of(folder, "-ot", ",".join(["a=CPU"] * 3000))
 
 
 def test_layers_are_shared_out(folder: Path) -> None:
@@ -283,6 +321,11 @@ def test_commands_that_name_none(folder: Path, command: str) -> None:
     assert estimate(command.split(), folder) is None
 
 
+def test_a_mount_that_docker_refuses_is_passed_over(folder: Path) -> None:
+    command = ["docker", "run", "--mount", "type=bind\rx", "-v", f"{folder}:/m", "llama.cpp"]
+    assert estimate([*command, "-m", "/m/llama.gguf"], Path("/")) is not None
+
+
 def test_a_slot_can_have_a_context_of_its_own(folder: Path) -> None:
     each = ("-np", "3", "--kv-unified-per-slot", "2000")
     assert of(folder, "-c", "0", *each).context == 6144, "padded to 256"
@@ -306,6 +349,31 @@ def test_options_are_written_in_several_ways(folder: Path) -> None:
 def test_a_bad_file_is_an_error_that_names_it(folder: Path) -> None:
     with pytest.raises(GgufError, match=r"none\.gguf: cannot be read"):
         of(folder, model="none.gguf")
+
+
+def test_a_name_that_no_file_can_have_is_an_error(folder: Path) -> None:
+    for name in ("a" * 300, "a" * 300 + "-00001-of-00002.gguf", "\0", "\0-00001-of-00002.gguf"):
+        with pytest.raises(GgufError, match="cannot be read"):
+            of(folder, model=name)
+
+
+def test_a_piece_in_a_locked_folder_is_not_called_missing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(path: object, **_: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "stat", refuses)
+    with pytest.raises(GgufError, match="Permission denied"):
+        of(folder, model="locked-00001-of-00002.gguf")
+
+
+def test_a_tensor_without_dimensions_is_one_number(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "a.gguf", feed_forward=0)
+    content = path.read_bytes().replace(b"ffn_gate", b"ffn_xxxx")
+    at = content.index(b"blk.0.ffn_up.weight") + len(b"blk.0.ffn_up.weight")
+    path.write_bytes(content[:at] + bytes(4) + content[at + 4 + 16 :] + bytes(64))
+    assert of(tmp_path, model="a.gguf").on([1.0]).device_mb[0] > DEVICE_CONTEXT_MB
 
 
 WORDS = st.sampled_from(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import struct
 from pathlib import Path
+from typing import Any
 
 import gguf
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from manager.gguf import GgufError, Header, read_header
+from manager.gguf import GgufError, Header, read_header, reader
 from manager.gguf.ggml import FILE_TYPES, TYPES
 from manager.gguf.reader import MAX_TENSORS, Skipped
 from tests.support.gguf_files import Type, write_gguf, write_model
@@ -126,6 +127,42 @@ def entry(kind: int, value: bytes) -> bytes:
 def test_a_length_that_lies_takes_no_memory(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(GgufError, match="cut off"):
         header_of(content, tmp_path / "bad.gguf")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("k" * 900, 1), ("k", "\U0001f600" * 300), ("k", [1] * 100)],
+    ids=["keys", "texts", "numbers"],
+)
+def test_what_is_kept_of_a_header_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: Any
+) -> None:
+    path = write_gguf(tmp_path / "a.gguf", "llama", {f"{name}{at}": value for at in range(20)}, [])
+    assert 20_000 < read_header(path).kept_bytes < 100_000
+    monkeypatch.setattr(reader, "MAX_KEPT_BYTES", 10_000)
+    os.utime(path, (0, 0))
+    with pytest.raises(GgufError, match="more names and values than any model"):
+        read_header(path)
+
+
+def test_the_tensors_of_a_header_count_as_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_gguf(tmp_path / "a.gguf", "llama", {}, TENSORS)
+    monkeypatch.setattr(reader, "MAX_KEPT_BYTES", 1000)
+    with pytest.raises(GgufError, match="more names and values than any model"):
+        read_header(path)
+
+
+def test_no_more_headers_are_kept_than_there_is_memory_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = (write_gguf(tmp_path / f"{name}.gguf", "llama", {}, TENSORS) for name in "ab")
+    monkeypatch.setattr(reader, "MAX_CACHED_BYTES", int(1.5 * read_header(one).kept_bytes))
+    first = read_header(one)
+    assert read_header(one) is first
+    read_header(other)
+    assert read_header(one) is not first
 
 
 def test_arrays_in_arrays_are_refused_at_the_first(tmp_path: Path) -> None:
