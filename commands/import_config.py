@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from commands import options
 from commands.options import CommandError, ConfigLoader
-from manager.config import Config, config_file, edit, loader
+from manager.config import Config, ConfigError, config_file, edit, loader
 from manager.config.edit import EditError
 from manager.importers import READERS, Imported, SourceError, finish
 
@@ -61,6 +62,8 @@ def _write(target: Path, imported: Imported) -> list[str]:
     """Writes a new file, or adds the models to the one that is there, whose other settings stay.
     Returns the models that it cannot have. Raises CommandError, ConfigError, OSError."""
     before = config_file.read_file(target)
+    if before.problem and os.path.exists(target):
+        raise ConfigError(target, [before.problem])
     text, left_out = imported.text, []
     if before.content is not None:
         load = ConfigLoader(target)
