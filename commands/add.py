@@ -98,7 +98,7 @@ def _add(arguments: argparse.Namespace) -> None:
         return
     if not arguments.yes:
         ask.require(f"Write this to {arguments.config}?")
-    _write(arguments, load, lambda before: edit.add_models(before, {name: entry}))
+    _write(arguments, client, load, lambda before: edit.add_models(before, {name: entry}))
     if client is None:
         console.write_note(
             "the program does not run with this config: `llm-manager serve` starts it"
@@ -116,7 +116,7 @@ def _remove(arguments: argparse.Namespace) -> None:
     client = _running(arguments)
     if not arguments.yes:
         Questions(is_on=sys.stdin.isatty()).require(f"Remove {name} from {arguments.config}?")
-    _write(arguments, load, lambda before: edit.remove_model(before, name))
+    _write(arguments, client, load, lambda before: edit.remove_model(before, name))
     if client is not None:
         client.reload()
 
@@ -124,8 +124,18 @@ def _remove(arguments: argparse.Namespace) -> None:
 # --- the config and the program -------------------------------------------------------------
 
 
-def _write(arguments: argparse.Namespace, load: ConfigLoader, change: Callable[[str], str]) -> None:
+def _write(
+    arguments: argparse.Namespace,
+    client: Client | None,
+    load: ConfigLoader,
+    change: Callable[[str], str],
+) -> None:
     path = arguments.config
+    fault = client.config_fault() if client else None
+    if fault:  # else the reload would apply what nobody has looked at
+        raise CommandError(
+            f"{path} has changes that are not in use: look at them and reload it first: {fault}"
+        )
     found = config_file.read_file(path)
     if found.problem and path.exists():
         raise ConfigError(path, [found.problem])
