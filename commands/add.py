@@ -103,7 +103,7 @@ def _add(arguments: argparse.Namespace) -> None:
         return
     if not arguments.yes:
         ask.require(f"Write this to {arguments.config}?")
-    _write(arguments, load, lambda before: edit.add_models(before, {name: entry}))
+    _write(arguments, client, load, lambda before: edit.add_models(before, {name: entry}))
     if client is None:
         console.write_note(
             "the program does not run with this config:"
@@ -126,7 +126,7 @@ def _remove(arguments: argparse.Namespace) -> None:
         _changed(lambda: edit.lines_of(_read(arguments.config).text, name))  # before it asks
         ask = Questions(is_on=sys.stdin.isatty())
         ask.require(f"Remove {name} from {arguments.config}?", "n")
-    _write(arguments, load, lambda before: edit.remove_model(before, name))
+    _write(arguments, client, load, lambda before: edit.remove_model(before, name))
     if client is not None:
         client.reload()
 
@@ -148,8 +148,18 @@ def _curl(name: str, mode: str, load: ConfigLoader, client: Client) -> str:
 # --- the config and the program -------------------------------------------------------------
 
 
-def _write(arguments: argparse.Namespace, load: ConfigLoader, change: Callable[[str], str]) -> None:
+def _write(
+    arguments: argparse.Namespace,
+    client: Client | None,
+    load: ConfigLoader,
+    change: Callable[[str], str],
+) -> None:
     path = arguments.config
+    fault = client.config_fault() if client else None
+    if fault:  # else the reload would apply what nobody has looked at
+        raise CommandError(
+            f"{path} has changes that are not in use: look at them and reload it first: {fault}"
+        )
     found = _read(path)
     edited = found.edited(_changed(lambda: change(found.text)), load.modes)
     if edited.problems:

@@ -79,6 +79,15 @@ class Client:
         found: dict[str, Any] = self._call("POST", "/api/config/preview", body)
         return found
 
+    def config_fault(self) -> str | None:
+        """What keeps the config's file from being in use, as far as it is watched: see
+        `GET /api/config/file`."""
+        found = self._call("GET", "/api/config/file")
+        if found["waiting"]:
+            return str(found["waiting"]["message"])
+        lines = (f"line {one['line']}: {one['message'] or 'wrong'}" for one in found["problems"])
+        return "; ".join(lines) or None
+
     def reload(self) -> None:
         self._call("POST", "/api/config/reload")
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from commands import options
 from commands.options import CommandError, ConfigLoader
-from manager.config import config_file, edit, loader
+from manager.config import ConfigError, config_file, edit, loader
 from manager.config.edit import EditError
 from manager.importers import READERS, Imported, SourceError, finish
 
@@ -61,6 +62,8 @@ def _write(target: Path, load: ConfigLoader, imported: Imported, *, is_new: bool
     """Writes a new file, or adds the models to the one that is there. Raises CommandError,
     ConfigError, OSError."""
     before = config_file.read_file(target)
+    if before.problem and os.path.exists(target):
+        raise ConfigError(target, [before.problem])
     text = before.text
     try:
         if is_new:

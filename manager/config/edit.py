@@ -9,6 +9,7 @@ shares an anchor, the change is refused.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import yaml
@@ -119,22 +120,22 @@ def _edited(
     lacking = line_end(text) if is_cut(text) else ""
     result = text + lacking
     changes = edits(Document(result, before))
+    if not changes:
+        return mark + text
     # From behind, since each moves what is behind it; of two at one place the one that takes away
     # is first, and then the later one.
     order = sorted(range(len(changes)), key=lambda number: (*changes[number][:2], number))
     for begin, end, other in (changes[number] for number in reversed(order)):
         result = result[:begin] + other + result[end:]
-    result = result.removesuffix(lacking)
-    try:
-        is_same = _is_same(before, yaml_reader.compose(result), section, expected)
-    except UnreadableFile:
-        is_same = False
-    if not is_same:
-        raise EditError(
-            f"{', '.join(expected)} in {section} cannot be changed alone: something else in the"
-            f" file would change as well, such as what shares an anchor: {BY_HAND}"
-        )
-    return mark + result
+    # The end of the last line stays where it is content of what is new.
+    for after in dict.fromkeys((result.removesuffix(lacking), result)):
+        with suppress(UnreadableFile):
+            if _is_same(before, yaml_reader.compose(after), section, expected):
+                return mark + after
+    raise EditError(
+        f"{', '.join(expected)} in {section} cannot be changed alone: something else in the"
+        f" file would change as well, such as what shares an anchor: {BY_HAND}"
+    )
 
 
 def _document(text: str) -> Document:

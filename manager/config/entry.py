@@ -47,7 +47,8 @@ class _Emitter(Emitter):
 
 @dataclass(frozen=True)
 class EntryText:
-    """An entry as a person wrote it: lines that stay as they are, and what they stand for."""
+    """An entry as a person wrote it: lines that stay as they are, the last one without its end, and
+    what they stand for."""
 
     text: str
     node: yaml.Node
@@ -59,18 +60,25 @@ class EntryText:
 
 def read_entry(text: str) -> EntryText:
     """An entry from lines of YAML. Raises EditError."""
-    text = re.sub("\r\n|[\r\x85]", "\n", text).lstrip("\n").rstrip()
+    whole = re.sub("\r\n|[\r\x85]", "\n", text).lstrip("\n").removesuffix("\n")
+    text, node = whole.rstrip(), _composed_entry(whole)
+    if text != whole and not are_equal([(node, node)], [(node, _composed_entry(text))]):
+        text = whole  # the blanks at its end are content, as behind `|+`
+    events = yaml.parse(text, Loader=LOADER)
+    if any(getattr(event, "anchor", None) is not None for event in events):
+        raise EditError(f"an entry cannot have anchors or use them: {BY_HAND}")
+    return EntryText(text, node)
+
+
+def _composed_entry(text: str) -> yaml.MappingNode:
     try:
-        node = compose(text)
+        node = compose(text + "\n")  # as it has it in a file: a block of text may end there
     except UnreadableFile as error:
         line, message = error.problem.line, error.problem.message
         raise EditError(f"line {line} of the entry: {message}") from error
     if not isinstance(node, yaml.MappingNode) or not node.value:
         raise EditError("an entry is a mapping: lines of `key: value`")
-    events = yaml.parse(text, Loader=LOADER)
-    if any(getattr(event, "anchor", None) is not None for event in events):
-        raise EditError(f"an entry cannot have anchors or use them: {BY_HAND}")
-    return EntryText(text, node)
+    return node
 
 
 def written(entry: Mapping[str, Any], step: int = 2) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
+import stat
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -45,6 +48,7 @@ __all__ = [
     "log_warnings",
     "parse",
     "read",
+    "read_regular",
 ]
 
 log = logging.getLogger(__name__)
@@ -119,8 +123,7 @@ def parse(text: str, path: Path, modes: Callable[[Path | None], Collection[str]]
 def read(path: Path) -> bytes:
     """What the file has in it. Raises UnreadableFile."""
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
+        content = read_regular(path, MAX_BYTES + 1)
     except FileNotFoundError as error:
         message = f"there is no file {path.absolute()}: write one, or name another with --config"
         raise UnreadableFile(Problem(1, message)) from error
@@ -133,6 +136,24 @@ def read(path: Path) -> bytes:
         )
         raise UnreadableFile(Problem(1, message))
     return content
+
+
+def read_regular(path: Path, most: int, *, follow: bool = True) -> bytes:
+    """The first `most` bytes of a regular file; `follow` says whether it may be a link. Raises
+    OSError with a `strerror`."""
+    # Without O_NONBLOCK the opening of a FIFO would wait for a writer.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    if not follow:
+        flags |= getattr(os, "O_NOFOLLOW", 0)
+    descriptor = os.open(path, flags)
+    try:
+        # A pipe or a device could be read for ever.
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read(most)
+    finally:
+        os.close(descriptor)
 
 
 def decode(content: bytes) -> str:

@@ -9,7 +9,16 @@ from typing import Any
 
 import yaml
 
-from manager.config.entry import BY_HAND, EditError, Entry, EntryText, NoEntry, matches, written
+from manager.config.entry import (
+    BY_HAND,
+    EditError,
+    Entry,
+    EntryText,
+    NoEntry,
+    matches,
+    read_entry,
+    written,
+)
 from manager.config.yaml_reader import LOADER, TAG
 
 _BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
@@ -133,11 +142,11 @@ class Document:
         """Entries after the last one of a section, which is made where it is missing."""
         root = self._root
         if root is None:
-            return [self._insertion(len(self._starts) - 1, {section: entries}, 0)]
+            return [self._section(len(self._starts) - 1, section, entries, 0)]
         under, column = root.find(section), root.start[1]
         if under is None:
             after = self._after_comments(root.pairs[-1].after, column)
-            return [self._insertion(after, {section: entries}, column)]
+            return [self._section(after, section, entries, column)]
         value = under.value
         if value.is_block_mapping:
             after = self._after_comments(under.after, value.start[1])
@@ -149,11 +158,7 @@ class Document:
             raise EditError(f"{section} is written in braces or elsewhere: {BY_HAND}")
         after = self._after_comments(under.after, column)
         edits = [self._insertion(after, entries, column + self._step)]
-        if value.start != value.end:
-            begin = self._offset(value.start)
-            blanks = len(self._text[:begin]) - len(self._text[:begin].rstrip(" \t"))
-            edits.append((begin - blanks, self._offset(value.end), ""))
-        return edits
+        return edits if value.start == value.end else [*edits, self._cut(value)]
 
     def removal(self, pair: Pair) -> Edit:
         """With one of the blank lines around it, where it has them on both sides."""
@@ -168,13 +173,19 @@ class Document:
         self._require_own(pair)
         if not isinstance(data, EntryText):
             return list(self._replaced(pair, data))
-        column = pair.parent.start[1]
+        if read_entry(self.shown(pair)).text == data.text:
+            return []  # also where an indent or a comment is not shown as it is
+        column, value = pair.parent.start[1], pair.value
         after = self._starts[self._after_comments(pair.after, column)]
-        if pair.value.start[0] == pair.line:
-            text = self._lines({pair.key.node.value: data}, column)
-            return [(self._starts[pair.line], after, text)]
-        lines = data.indented(pair.value.start[1])
-        return [(self._starts[pair.line + 1], after, self._ended(lines))]
+        if value.start[0] != pair.line:
+            lines = data.indented(value.start[1])
+            return [(self._starts[pair.line + 1], after, self._ended(lines))]
+        if value.is_flow:  # the comments behind and below it, which were not shown, stay
+            lines = [" " * column + line for line in data.indented(self._step)]
+            place = self._starts[pair.after]
+            return [self._cut(value), (place, place, self._ended(lines))]
+        text = self._lines({pair.key.node.value: data}, column)
+        return [(self._starts[pair.line], after, text)]
 
     def shown(self, pair: Pair) -> str:
         """A value of that mapping as lines of their own, which end with one character. Raises
@@ -224,6 +235,17 @@ class Document:
                 yield from self._replaced(pair, value)
                 at = self._after_comments(pair.after, column)
         yield from (self.removal(pair) for pair in old.pairs if pair.key.node.value not in data)
+
+    def _cut(self, value: Part) -> Edit:
+        """Takes it out, with the blanks before it."""
+        begin = self._offset(value.start)
+        blanks = len(self._text[:begin]) - len(self._text[:begin].rstrip(" \t"))
+        return begin - blanks, self._offset(value.end), ""
+
+    def _section(self, line: int, name: str, entries: Entry, column: int) -> Edit:
+        head = self._ended([" " * column + f"{name}:"])
+        place = self._starts[line]
+        return place, place, head + self._lines(entries, column + self._step)
 
     def _insertion(self, line: int, data: Entry, column: int, *, apart: bool = False) -> Edit:
         return self._starts[line], self._starts[line], self._lines(data, column, apart=apart)

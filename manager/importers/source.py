@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import re
-import stat
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +25,8 @@ class SourceError(Exception):
 def read_bytes(path: Path, most: int = MAX_BYTES, *, follow: bool = True) -> bytes:
     """All of a regular file of at most so many bytes; `follow` says whether it may be a link.
     Raises SourceError."""
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    if not follow:
-        flags |= getattr(os, "O_NOFOLLOW", 0)
     try:
-        descriptor = os.open(path, flags)
-        with os.fdopen(descriptor, "rb") as file:
-            # A pipe or a device could be read for ever.
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise SourceError(f"{path} is no regular file")
-            content = file.read(most + 1)
+        content = loader.read_regular(path, most + 1, follow=follow)
     except OSError as error:
         raise SourceError(f"{path} cannot be read: {error.strerror}") from error
     if len(content) > most:

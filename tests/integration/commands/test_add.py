@@ -267,3 +267,38 @@ def test_nobody_runs_it_where_no_engine_is_installed(
     monkeypatch.setenv("PATH", os.fspath(home))
     assert run("add", str(home / "models"), "--yes") == 1
     assert "there is no llama-server on the PATH" in capsys.readouterr().err
+
+
+class Running:
+    """A program that runs with the config, and a file that it does not apply by itself."""
+
+    def __init__(self, fault: str | None) -> None:
+        self.fault, self.reloads = fault, 0
+
+    def config_fault(self) -> str | None:
+        return self.fault
+
+    def devices(self) -> list[object]:
+        return []
+
+    def preview(self, _name: str, _entry: str) -> dict[str, object]:
+        return {"problems": [], "start": None}
+
+    def reload(self) -> None:
+        self.reloads += 1
+
+
+def test_a_file_that_waits_for_a_reload_is_neither_changed_nor_applied(
+    home: Path, run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = Running("3 of 4 models are not in it: a, b, c")
+    monkeypatch.setattr("commands.add._running", lambda _arguments: program)
+    for arguments in (["add", str(home / "models"), "--yes"], ["remove", "Old", "--yes"]):
+        assert run(*arguments) == 1
+        said = capsys.readouterr().err
+        assert "reload it first: 3 of 4 models are not in it" in said
+    assert (home / "config.yaml").read_text() == TEXT
+    assert program.reloads == 0
+    program.fault = None
+    assert run("add", str(home / "models"), "--yes") == 0
+    assert program.reloads == 1

@@ -94,6 +94,18 @@ def test_the_auto_start_models_are_started_and_no_others(client: Client, server:
     assert server.calls == ["GET /api/config", "POST /api/models/org%2FA%20b/start"]
 
 
+def test_what_keeps_the_config_from_being_in_use_is_said(client: Client, server: Server) -> None:
+    path, state = "/api/config/file", {"watched": True, "problems": [], "waiting": None}
+    server.answers[path] = state
+    assert client.config_fault() is None
+    problems = [{"line": 3, "message": "x: unknown key"}, {"line": 5, "message": None}]
+    server.answers[path] = {**state, "problems": problems}
+    assert client.config_fault() == "line 3: x: unknown key; line 5: wrong"
+    waiting = {"code": "removes_models", "message": "2 of 2 models are not in it: A, B"}
+    server.answers[path] = {**state, "waiting": waiting}
+    assert client.config_fault() == "2 of 2 models are not in it: A, B"
+
+
 def test_a_refusal_is_its_message(client: Client, server: Server) -> None:
     server.status = 503
     server.answers["/api/models"] = {"error": {"message": "The program is shutting down"}}

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from manager.clock import Clock
-from manager.config import Config, ConfigError, LiveConfig, edit, loader
+from manager.config import Config, ConfigError, LiveConfig, NotSaved, edit, loader
 from manager.errors import ApiError
 
 ENTRY = {"s": {"command": ["x"]}}
@@ -347,3 +347,17 @@ def test_what_is_no_regular_file_is_not_read(desk: Desk) -> None:
     desk.pass_seconds(3)
     assert desk.live.state.waiting
     assert "no regular file" in desk.live.state.waiting.message
+
+
+@on_posix
+def test_a_pipe_is_refused_by_a_reload_and_a_save_which_do_not_wait_for_its_writer(
+    desk: Desk,
+) -> None:
+    desk.path.unlink()
+    os.mkfifo(desk.path, 0o600)
+    with pytest.raises(ConfigError, match="no regular file"):
+        desk.live.reload()
+    with pytest.raises(NotSaved, match="no regular file"):
+        desk.live.save(lambda text: edit.add_models(text, {"D": ENTRY}))
+    assert stat.S_ISFIFO(desk.path.stat().st_mode)
+    assert desk.models == ["A", "B", "C"]

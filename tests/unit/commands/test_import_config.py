@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -120,6 +122,17 @@ def test_a_config_that_cannot_be_added_to_is_left_as_it_is(source: Path, text: s
     target.write_text(text)
     assert run(source, "--write") == 1
     assert target.read_text() == text
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such pipes")
+def test_a_pipe_in_the_place_of_the_config_is_not_replaced(
+    source: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = source.parent / "config.yaml"
+    os.mkfifo(target)
+    assert run(source, "--write") == 1
+    assert "no regular file" in capsys.readouterr().err
+    assert target.is_fifo()
 
 
 def test_a_config_without_models_gets_them(source: Path) -> None:

@@ -154,6 +154,48 @@ def test_an_entry_in_braces_is_shown_and_put_back_as_lines() -> None:
     assert loaded(text)["Local-Models"]["Gemma"] == {"CPU": {"command": ["y"]}}
 
 
+def test_comments_beside_an_entry_in_braces_stay_when_it_is_changed() -> None:
+    entry = edit.read_entry("CPU:\n  command: [y]\n")
+    braces = "Local-Models:\n  m: {CPU: {command: [x]}}  # keep me\n    # and me\n"
+    assert edit.replace_model(braces, "m", entry) == (
+        "Local-Models:\n  m:  # keep me\n    CPU:\n      command: [y]\n    # and me\n"
+    )
+
+
+@pytest.mark.parametrize("rest", ["", "\nx-a: 1\n"])
+@pytest.mark.parametrize(
+    ("end", "value"),
+    [("|\n  run x", "run x\n"), ("|-\n  run x", "run x"), ("|+\n  run x\n", "run x\n\n")],
+)
+def test_an_entry_may_end_in_a_block_of_text(rest: str, end: str, value: str) -> None:
+    entry = f"mode: Chat\ncommand: {end}\n"
+    before = f"Local-Models:\n  a: {{}}{rest}"
+    text = edit.add_models(before, {"m": edit.read_entry(entry)})
+    assert loaded(text)["Local-Models"]["m"]["command"] == value
+    assert edit.entry_text(text, "m") == entry
+    assert edit.replace_model(text, "m", edit.read_entry(entry)) == text
+    other = edit.replace_model(text, "m", edit.read_entry(entry.replace("Chat", "Base")))
+    assert other == text.replace("Chat", "Base")
+
+
+def test_an_entry_that_ends_in_the_cut_line_of_a_block_of_text_can_be_changed() -> None:
+    text = "Local-Models:\n  m:\n    mode: Chat\n    command: |\n      run x"
+    shown = edit.entry_text(text, "m")
+    assert edit.replace_model(text, "m", edit.read_entry(shown)) == text
+    other = edit.replace_model(text, "m", edit.read_entry(shown.replace("Chat", "Base")))
+    assert other == text.replace("Chat", "Base") + "\n"
+
+
+@pytest.mark.parametrize("text", ["", "program:\n  port: 1\n", "program:\n    port: 1"])
+def test_an_entry_as_it_is_written_joins_a_file_without_models(text: str) -> None:
+    after = edit.add_models(text, {"m": edit.read_entry("mode: Chat  # why\n")})
+    step = "    " if "    " in text else "  "
+    assert after.startswith(text)
+    assert after.removeprefix(text).lstrip("\n").rstrip("\n") == (
+        f"Local-Models:\n{step}m:\n{step}{step}mode: Chat  # why"
+    )
+
+
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
@@ -477,6 +519,20 @@ def test_a_model_that_is_removed_or_replaced_leaves_the_others_as_they_are(
         entry_lines, following = place_of(plain, name)
         assert changed.startswith(plain[:entry_lines].rstrip())
         assert changed.endswith(plain[following:])
+
+
+@given(configs())
+@settings(max_examples=40, deadline=None)
+def test_an_entry_that_is_put_back_as_it_was_shown_changes_no_byte(text: str) -> None:
+    before = composed(text)
+    assume(before is not None)
+    models = before["Local-Models"].items()
+    for name in (name for name, data in models if data and isinstance(data, dict)):
+        try:
+            shown = edit.entry_text(text, name)
+        except EditError:  # it has anchors or tags
+            continue
+        assert edit.replace_model(text, name, edit.read_entry(shown)) == text
 
 
 STRANGE = st.text(
