@@ -92,9 +92,6 @@ def for_scripts() -> dict[str, str]:
         "save_and_start": _("Save and start"),
         "from_hub": _("a model of Hugging Face, for vLLM"),
         "own_command": _("my own command"),
-        "no_models_dir": _(
-            "Say in the settings which folders have GGUF files, as models_dir, and they are offered here."
-        ),
         "no_engine": _("Nothing that is installed here runs it."),
         "kind_chat": _("chat"),
         "kind_base": _("text completion"),
@@ -106,6 +103,7 @@ def for_scripts() -> dict[str, str]:
         "too_small": _("too small: {context} tokens take {mb}"),
         "context_takes": _("{context}: takes {mb}"),
         "context_too_large": _("{context}: takes {mb}, too much"),
+        "goes_on": _("{name} runs. It goes on as it is until it is restarted."),
         "agree_propose": _("You have changed the entry. Replace it by another proposal?"),
         "replace": _("Replace"),
         "the_name": _("the name"),
