@@ -207,6 +207,43 @@ def test_who_may_not_edit_the_config_is_not_offered_to(launch: Launch, read: Ope
             assert tab.get_by_role("button", name=name).count() == 0, name
 
 
+def test_the_settings_show_the_file_that_is_on_the_disk(launch: Launch, read: OpenBrowser) -> None:
+    program = launch({"One": fake(), "Two": fake()}, watch_config=True)
+    text = program.config.read_text()
+    tab = read(program).open("/settings")
+    editor = tab.get_by_label("The text of config.yaml")
+    program.config.write_text(f"# Of another editor.\n{text}")
+    shows(tab, "# Of another editor.")
+    assert not tab.get_by_text("The file was changed outside of this page.").is_visible()
+
+    editor.fill(f"# Mine.\n{text}")
+    program.config.write_text(f"# Of another one.\n{text}")
+    shows(tab, "The file was changed outside of this page.")
+    assert editor.input_value().startswith("# Mine.")
+    assert violations(tab) == []
+    tab.get_by_role("button", name="Discard my changes").click()
+    shows(tab, "# Of another one.")
+    assert not tab.get_by_text("The file was changed outside of this page.").is_visible()
+
+
+def test_a_file_that_removes_models_is_applied_once_the_reader_agrees(
+    launch: Launch, read: OpenBrowser
+) -> None:
+    program = launch({"One": fake(), "Two": fake()}, watch_config=True)
+    program.configure({}, watch_config=True)
+    tab = read(program).open("/settings")
+    shows(tab, "not in use as it is until it is applied: 2 of 2 models are not in it")
+    apply = tab.get_by_role("button", name="Apply the file on disk")
+    apply.click()
+    question = tab.get_by_role("dialog")
+    shows(tab, "Apply the file on disk? 2 of 2 models are not in it: One, Two")
+    question.get_by_role("button", name="Cancel").click()
+    assert program.model("One")
+    apply.click()
+    question.get_by_role("button", name="Apply", exact=True).click()
+    shows(tab, "Applied. Models: 0", "The file is applied by itself when it is saved.")
+
+
 def test_the_overview_and_the_settings_say_why_a_saved_file_is_not_in_use(
     launch: Launch, read: OpenBrowser
 ) -> None:
