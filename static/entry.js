@@ -225,6 +225,7 @@ export class EntryDialog {
     if (!this.#isAsProposed && !(await agreed(say("agree_propose"), say("replace")))) return null;
     const asked = this.#begin();
     this.#setEntry("");
+    if (!this.#isNamed) this.#fields.name.value = "";
     const body = this.#wanted(context);
     if (!body) return null;
     if (!body.engine) {
