@@ -8,6 +8,9 @@ import { Form } from "./form.js";
 const OWN = "own"; // the engine's id, too
 const HUB = "hub";
 const TYPING_MS = 400;
+const OWN_EXAMPLE = `mode: Chat
+Default:
+  command: [my-server, --port, "\${PORT}"]`;
 
 export class EntryDialog {
   #form = new Form("entry");
@@ -18,7 +21,11 @@ export class EntryDialog {
   #proposed = ""; // the entry as it was proposed
   #isNamed = false; // by the reader
   #typing = null;
-  #asked = 0;
+  #fault = ""; // why there is no entry for what is chosen
+  #isProposing = false;
+  #proposals = 0;
+  #checks = 0;
+  #isRunning = () => false; // the model that is changed
 
   /** `onSaved(name, isToStart)` is called when the config has it. */
   constructor(onSaved) {
@@ -31,11 +38,9 @@ export class EntryDialog {
     find("#offer-devices").addEventListener("change", () => this.#propose());
     fields.name.addEventListener("input", () => {
       this.#isNamed = fields.name.value.trim() !== "";
-      this.#checkSoon();
+      this.#soon(() => this.#renamed());
     });
-    // The name of a container is made of it.
-    fields.name.addEventListener("change", () => this.#isAsProposed && this.#propose(this.#context()));
-    fields.entry.addEventListener("input", () => this.#checkSoon());
+    fields.entry.addEventListener("input", () => this.#soon(() => this.#check()));
     find("#entry-only").addEventListener("click", (event) =>
       attempt(() => this.#form.refusing(() => this.#save(false)), event.currentTarget));
     this.#form.onSubmit(() => this.#save(this.#edited === null));
@@ -56,15 +61,20 @@ export class EntryDialog {
         [file.path.split(/[/\\]/).at(-1), file.quantisation, bytes(file.bytes)].join(" · "), file.path)),
       new Option(say("from_hub"), HUB), new Option(say("own_command"), OWN));
     const faults = files.filter((file) => file.error).map((file) => file.error);
-    this.#notes = [folders.length ? null : say("no_models_dir"), ...faults, ...notes].filter(Boolean);
+    this.#notes = [...faults, ...notes];
+    find("#offer-no-folders").hidden = folders.length > 0;
+    if (!usable.length && this.#enginesFor(null).every((engine) => engine.unavailable)) {
+      this.#fields.file.value = OWN;
+    }
     this.#form.open(this.#fields.file);
     await this.#choose();
   }
 
-  /** Changes the entry of one that the config has. */
-  async change(name) {
+  /** Changes the entry of one that the config has; `isRunning()` is asked whether it runs. */
+  async change(name, isRunning) {
     const { entry, version } = await api(`/api/config/models${path(name)}`);
     this.#edited = { name, version };
+    this.#isRunning = isRunning;
     this.#show(say("change_model", { name }), say("save"));
     this.#fields.name.value = name;
     this.#setEntry(entry);
@@ -80,8 +90,32 @@ export class EntryDialog {
     find("#entry-yes").textContent = yes;
     find("#entry-only").hidden = !isNew;
     find("#offer").hidden = !isNew;
+    find("#name-note").hidden = isNew;
     this.#fields.name.readOnly = !isNew;
+    this.#fields.entry.placeholder = "";
+    clearTimeout(this.#typing);
+    this.#begin();
+  }
+
+  /** Nothing that was asked before is answered any more. Returns the number of what is asked now. */
+  #begin() {
+    this.#checks += 1;
+    this.#proposals += 1;
+    this.#isProposing = false;
+    this.#fault = "";
     this.#say("", false);
+    this.#showSaves();
+    return this.#proposals;
+  }
+
+  /** There is nothing to save while nothing is proposed for what is chosen. */
+  #showSaves() {
+    const { name, entry } = this.#fields;
+    const isUnsure = this.#isProposing || this.#fault !== "";
+    entry.readOnly = isUnsure;
+    for (const button of [find("#entry-only"), find("#entry-yes")]) {
+      button.disabled = isUnsure || !name.value.trim() || !entry.value.trim();
+    }
   }
 
   // --- what is proposed --------------------------------------------------------------------
@@ -110,14 +144,14 @@ export class EntryDialog {
       option.disabled = engine.unavailable !== null;
       return option;
     }));
-    const first = engines.find((engine) => !engine.unavailable);
-    this.#fields.engine.value = first?.id ?? "";
+    this.#fields.engine.value = engines.find((engine) => !engine.unavailable)?.id ?? "";
+    this.#fields.entry.placeholder = chosen === OWN ? OWN_EXAMPLE : "";
     find("#offer-hub").hidden = chosen !== HUB;
     find("#offer-how").hidden = chosen === OWN;
-    find("#offer-where").hidden = !this.#cards.length;
+    find("#offer-where").hidden = chosen === OWN || !this.#cards.length;
+    find("#offer-context").hidden = true;
     this.#showFacts(file);
-    if (chosen !== OWN && !first) this.#say(say("no_engine"), true);
-    else await this.#suggestDevices();
+    await this.#suggestDevices();
   }
 
   get #cards() {
@@ -172,32 +206,57 @@ export class EntryDialog {
     return value === "" ? null : Number(value);
   }
 
-  /** Asks for an entry, unless the one that is there was changed by hand and is to stay. */
-  async #propose(context = null) {
-    const chosen = this.#fields.file.value;
-    const { name, model } = this.#fields;
-    if (this.#edited || (chosen === HUB && !model.value.trim())) return null;
-    if (!this.#isAsProposed && !(await agreed(say("agree_propose"), say("replace")))) return null;
-    const asked = ++this.#asked;
-    const body = { engine: chosen === OWN ? OWN : this.#fields.engine.value, devices: this.#devices };
+  /** What is asked for; null: nothing yet. */
+  #wanted(context) {
+    const { file, engine, model, name } = this.#fields;
+    const [isHub, hubName] = [file.value === HUB, model.value.trim()];
+    if (file.value === OWN || (isHub && engine.value && !hubName)) return null;
+    const body = { engine: engine.value, devices: this.#devices };
     if (this.#file) body.file = this.#file.path;
-    if (chosen === HUB) body.model = model.value.trim();
+    if (isHub) body.model = hubName;
     if (context) body.context = context;
     if (this.#isNamed) body.name = name.value.trim();
+    return body;
+  }
+
+  /** Asks for an entry, unless the one that is there was changed by hand and is to stay. */
+  async #propose(context = null) {
+    if (this.#edited) return null;
+    if (!this.#isAsProposed && !(await agreed(say("agree_propose"), say("replace")))) return null;
+    const asked = this.#begin();
+    this.#setEntry("");
+    if (!this.#isNamed) this.#fields.name.value = "";
+    const body = this.#wanted(context);
+    if (!body) return null;
+    if (!body.engine) {
+      this.#refuse([say("no_engine"), ...[...this.#fields.engine.options].map(({ text }) => text)].join("\n"));
+      return null;
+    }
+    this.#isProposing = true;
+    this.#showSaves();
     let found;
     try {
       found = await api("/api/config/propose", { method: "POST", body });
     } catch (error) {
-      if (asked === this.#asked) this.#say(error.message, true);
+      if (asked === this.#proposals) this.#refuse(error.message);
       return null;
     }
-    if (asked !== this.#asked) return null;
-    if (!this.#isNamed) name.value = found.name;
+    if (asked !== this.#proposals) return null;
+    this.#isProposing = false;
+    if (!this.#isNamed) this.#fields.name.value = found.name;
     this.#setEntry(found.entry);
     this.#showDevices(null, found.fits);
     this.#showContexts(found);
     await this.#check();
     return found;
+  }
+
+  /** Of what is chosen no entry can be made. */
+  #refuse(message) {
+    this.#isProposing = false;
+    this.#fault = message;
+    this.#say(message, true);
+    this.#showSaves();
   }
 
   /** Those for the first of the devices that are chosen, or for the processor. */
@@ -220,30 +279,43 @@ export class EntryDialog {
   #setEntry(text) {
     this.#proposed = text;
     this.#fields.entry.value = text;
+    this.#showSaves();
   }
 
   // --- what would come of it ---------------------------------------------------------------
 
-  #checkSoon() {
+  #soon(act) {
+    this.#showSaves();
     clearTimeout(this.#typing);
-    this.#typing = setTimeout(() => this.#check(), TYPING_MS);
+    this.#typing = setTimeout(act, TYPING_MS);
+  }
+
+  /** The name of a container is made of the model's. */
+  async #renamed() {
+    this.#typing = null;
+    if (this.#isProposing || (this.#proposed && this.#isAsProposed)) await this.#propose(this.#context());
+    else await this.#check();
   }
 
   async #check() {
     clearTimeout(this.#typing);
+    this.#typing = null;
+    this.#showSaves();
+    if (this.#fault || this.#isProposing) return undefined;
+    const asked = ++this.#checks;
     const [name, entry] = [this.#fields.name.value.trim(), this.#fields.entry.value];
     if (!name || !entry.trim()) return this.#say("", false);
-    const asked = ++this.#asked;
     try {
       const { problems, warnings, start } = await api("/api/config/preview",
         { method: "POST", body: { name, entry } });
-      if (asked !== this.#asked) return undefined;
+      if (asked !== this.#checks) return undefined;
       const lines = [...problems, ...warnings].map(({ line, message }) =>
         (line === null ? message : `${line ? say("line", { line }) : say("the_name")}: ${message}`));
-      const would = start && outcomeOf(start, this.#offers.devices);
+      const would = start && (this.#edited && this.#isRunning() ? say("goes_on", { name })
+        : outcomeOf(start, this.#offers.devices));
       this.#say([...lines, would].filter(Boolean).join("\n"), problems.length > 0);
     } catch (error) {
-      if (asked === this.#asked) this.#say(error.message, true);
+      if (asked === this.#checks) this.#say(error.message, true);
     }
     return undefined;
   }
@@ -265,6 +337,8 @@ export class EntryDialog {
       notice(say("entry_saved", { name: model }));
       return this.#onSaved(model, false);
     }
+    if (this.#typing !== null) await this.#renamed();
+    if (this.#fault) return undefined;
     const added = name.value.trim();
     await api("/api/config/models", { method: "POST", body: { name: added, entry: entry.value } });
     this.#form.close();

@@ -122,7 +122,7 @@ onAct(find("#cards"), (act, name, button) => {
   else if (act === "dry") attempt(() => tryOut(name), button);
   else if (act === "capture") attempt(() => capture(name), button);
   else if (act === "release") attempt(() => keep(name, 0), button);
-  else if (act === "edit") attempt(() => dialog.change(name), button);
+  else if (act === "edit") attempt(() => dialog.change(name, () => isOn(models.get(name))), button);
   else if (act === "remove") attempt(() => remove(name), button);
   else {
     dry.delete(name);

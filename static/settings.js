@@ -19,7 +19,10 @@ async function loadText() {
     showProblems([], null);
     return;
   }
-  const file = await api("/api/config/text");
+  showText(await api("/api/config/text"));
+}
+
+function showText(file) {
   text.value = file.text;
   saved = text.value; // in which every line ends with one character
   version = file.version;
@@ -31,14 +34,30 @@ async function loadText() {
   edited();
 }
 
-/** Whether the file is applied by itself, and why it is not in use as it is. */
+/** Whether the file is applied by itself, why it is not in use as it is, and its text as it is. */
 async function showFile() {
-  const { watched, why } = await fileState();
+  const { watched, why, version: onDisk } = await fileState();
   const element = find("#watched");
   const text = why ?? (watched ? say("file_watched") : "");
   if (element.textContent !== text) element.textContent = text;
   element.className = why === null ? "quiet small" : "notice warn pre";
+  if (settings.may_edit_config) await follow(onDisk);
 }
+
+/** Shows the text of another version on the disk; where it would replace what was typed, says so. */
+async function follow(onDisk) {
+  const notice = find("#changed");
+  if (onDisk === version) notice.hidden = true;
+  else if (notice.hidden || !edited()) {
+    const file = await api("/api/config/text");
+    if (!edited()) showText(file);
+    else if (isSaved(file)) version = file.version;
+    else notice.hidden = false;
+  }
+}
+
+/** After a restart of the program the same text has another version. */
+const isSaved = (file) => file.text.replaceAll("\r\n", "\n") === saved;
 
 function showProblems(problems, models) {
   const bad = new Set(problems.map((problem) => problem.line));
@@ -85,7 +104,6 @@ async function check() {
   if (ours === checks) showProblems(problems, models);
 }
 
-/** Writes the text; after a restart of the program the same file has another version. */
 async function write() {
   const put = () => api("/api/config/text", { method: "PUT", body: { text: text.value, version } });
   try {
@@ -93,7 +111,7 @@ async function write() {
   } catch (error) {
     if (error.code !== "config_changed") throw error;
     const file = await api("/api/config/text");
-    if (file.text.replaceAll("\r\n", "\n") !== saved) throw error;
+    if (!isSaved(file)) throw error;
     version = file.version;
     return put();
   }
@@ -139,8 +157,11 @@ find("#load-again").addEventListener("click", () => attempt(async () => {
 }));
 find("#reload").addEventListener("click", (event) => attempt(async () => {
   if (edited() && !(await agreed(say("agree_reload"), say("discard")))) return;
+  const { removes } = await fileState();
+  if (removes && !(await agreed(say("agree_apply", { removes }), say("apply")))) return;
   showApplied(await api("/api/config/reload", { method: "POST" }));
-  await Promise.all([loadText(), showFile()]);
+  await loadText();
+  await showFile();
 }, event.currentTarget));
 find("#problems").addEventListener("click", (event) => {
   const item = event.target.closest("[data-line]");
@@ -226,7 +247,8 @@ onAct(find("#stored"), (_, name, button) => attempt(async () => {
 
 new Live([], {}, async () => {
   // What is being typed in outlives a lost connection.
-  await Promise.all([edited() ? null : loadText(), showFile(), loadAbout(), loadData()]);
+  const shown = edited() ? showFile() : loadText().then(showFile);
+  await Promise.all([shown, loadAbout(), loadData()]);
   await loadStored();
 });
 every(5, () => showFile().catch(() => {})); // the stream shows when nothing answers

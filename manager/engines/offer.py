@@ -23,7 +23,7 @@ def engines_for(kind: Kind | None, device_kinds: Collection[str]) -> list[Engine
         for engine in ENGINES
         if engine.command
         and (kind in engine.kinds if kind else not engine.kinds)
-        and ("cpu" in engine.device_kinds or engine.device_kinds & set(device_kinds))
+        and not engine.lacks_device(device_kinds)
     ]
     return sorted(suited, key=lambda engine: engine.unavailable() is not None)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +61,13 @@ class Engine:
     stop: Callable[[Request], list[str]] | None = None
     served_name: Callable[[Request], str] | None = None
     start_timeout: int | None = None
+
+    def lacks_device(self, device_kinds: Collection[str]) -> str | None:
+        """Why it cannot be run on a machine with these kinds of devices, for a person; None where
+        it can."""
+        if "cpu" in self.device_kinds or self.device_kinds & set(device_kinds):
+            return None
+        return f"this machine has no device of the kind {' or '.join(sorted(self.device_kinds))}"
 
     def unavailable(self, which: Callable[[str], str | None] = shutil.which) -> str | None:
         """Why it cannot be run here, for a person; None where it can."""

@@ -76,17 +76,25 @@ def blueprint(services: Services) -> Api:
     def file() -> Response:
         """Whether a saved file is applied by itself, and what keeps it from being in use.
 
-        `watched` is `watch_config`; without it `problems` is empty and `waiting` null. The messages
-        of `problems`, which may quote the file, are for those who may read its text, else null.
-        `waiting` is `code` (`others_may_write`, `removes_models`, `not_applied`) and `message`: a
-        reload by hand applies the file.
+        `version` is that of the text on the disk. `watched` is `watch_config`; without it
+        `problems` is empty and `waiting` null. The messages of `problems`, which may quote the
+        file, are for those who may read its text, else null. `waiting` is `code`
+        (`others_may_write`, `removes_models`, `not_applied`) and `message`: a reload by hand
+        applies the file.
         """
         program, state = services.fleet.config.program, services.live_config.state
         problems = _listed(state.problems)
         if not may_edit_config(g.caller, program):
             problems = [{**problem, "message": None} for problem in problems]
         waiting = dataclasses.asdict(state.waiting) if state.waiting else None
-        return jsonify({"watched": program.watch_config, "problems": problems, "waiting": waiting})
+        return jsonify(
+            {
+                "watched": program.watch_config,
+                "version": config_file.read_file(services.fleet.config.path).version,
+                "problems": problems,
+                "waiting": waiting,
+            }
+        )
 
     @api.call("GET /api/config/text", Rule.CONFIG)
     def text() -> Response:

@@ -45,9 +45,12 @@ def blueprint(services: Services) -> Api:
 
         `kind` of a file is `chat`, `base`, `embedding`, `reranker`, `adapter` or `other`, `context`
         what it was trained for. One that cannot be read has an `error` alone. `notes` say what is
-        not listed. An engine that cannot be run says why: `unavailable`.
+        not listed. An engine that cannot be run here, or has no device to run on, says why:
+        `unavailable`.
         """
         config = services.fleet.config
+        devices = device_views.read(services)["devices"]
+        kinds = {device["kind"] for device in devices}
         listing = list_models(config.program.models_dir)
         return jsonify(
             {
@@ -61,13 +64,13 @@ def blueprint(services: Services) -> Api:
                         "kinds": sorted(kind.value for kind in engine.kinds),
                         "device_kinds": sorted(engine.device_kinds),
                         "has_command": engine.command is not None,
-                        "unavailable": engine.unavailable(),
+                        "unavailable": engine.lacks_device(kinds) or engine.unavailable(),
                     }
                     for engine in ENGINES
                 ],
                 "devices": [
                     {key: device[key] for key in ("id", "name", "kind", "total_mb", "budget_mb")}
-                    for device in device_views.read(services)["devices"]
+                    for device in devices
                 ],
                 "writable": config_file.is_writable(config.path),
             }

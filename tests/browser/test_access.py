@@ -295,6 +295,6 @@ def test_the_config_is_read_and_not_edited_from_another_machine(
     shows(tab, "From another machine the config can be read and not edited", '"name": "Model"')
     assert tab.get_by_label("The text of config.yaml").is_editable() is False
     assert not tab.get_by_role("button", name="Save and apply").is_visible()
-    tab.get_by_role("button", name="Reload the file from disk").click()
+    tab.get_by_role("button", name="Apply the file on disk").click()
     shows(tab, "Applied. Models: 1")
     assert overflow(tab) + violations(tab) == []

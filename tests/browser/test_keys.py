@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.browser import needs_browser, shows, violations
 from tests.support.fixtures import Launch, OpenBrowser
-from tests.support.program import CHAT, Program, chat, fake
+from tests.support.program import CHAT, Program, chat, eventually, fake
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
@@ -23,6 +23,13 @@ PRICE = {"tiers": [{"input": "1000", "output": "1000"}]}
 def program(launch_once: Launch) -> Program:
     """One without a key, until the first test has made one."""
     return launch_once({"Model": fake(price=PRICE), "Other": fake()})
+
+
+def is_in_sight(tab: Page, part: Locator) -> bool:
+    box, size = part.bounding_box(), tab.viewport_size
+    assert box is not None
+    assert size is not None
+    return 0 <= box["y"] <= box["y"] + box["height"] <= size["height"]
 
 
 def answer(program: Program, secret: str, model: str = "Model") -> int:
@@ -113,6 +120,10 @@ def test_a_key_may_be_given_the_secret_that_its_clients_have(
     field.fill("sk-1234")
     dialog.get_by_role("button", name="Make it").click()
     shows(tab, "this secret could be guessed")
+    # In a small window, too, the reason and the button are in sight.
+    tab.set_viewport_size({"width": 800, "height": 500})
+    for part in (tab.get_by_text("this secret could be guessed"), dialog.get_by_text("Make it")):
+        eventually(lambda part=part: is_in_sight(tab, part))
     assert field.get_attribute("aria-invalid") == "true"
     assert violations(tab) == []
     secret = "sk-7Jq2vXn0Rk5tWbY8cZ1dLs"

@@ -41,7 +41,7 @@ def test_without_an_account_this_machine_may_look_and_reads_how_to_become_admin(
     reader.expects("403")
     tab = reader.open("/settings")
     shows(tab, "You may look at everything here and change nothing")
-    assert not tab.get_by_role("button", name="Reload the file from disk").is_visible()
+    assert not tab.get_by_role("button", name="Apply the file on disk").is_visible()
     assert "Sign out" not in seen_on(tab)
     tab.get_by_role("link", name="How to become admin").click()
     shows(tab, "llm-manager open", "llm-manager users add NAME --role admin --password-stdin")

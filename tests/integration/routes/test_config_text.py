@@ -41,13 +41,15 @@ def test_the_file_on_the_disk_is_reported_as_far_as_it_is_watched(desk: Desk) ->
         return client.get("/api/config/file").get_json()
 
     admin, onlooker = as_admin(desk.app.test_client()), desk.app.test_client()
-    assert file(admin) == {"watched": False, "problems": [], "waiting": None}
+    state = {"watched": False, "problems": [], "waiting": None}
+    assert file(admin) == {**state, "version": desk.get()["version"]}
     desk.put(TEXT.replace("max_waiting: 7", "watch_config: true"))
-    assert file(admin) == {"watched": True, "problems": [], "waiting": None}
+    assert file(admin) == {**state, "watched": True, "version": desk.get()["version"]}
     desk.path.write_text("program:\n  port: s3cr3t\n")
     assert desk.send("POST", "/api/config/reload", {}).status_code == 400
     shown = file(admin)["problems"]
     assert [problem["line"] for problem in shown] == [2]
+    assert file(onlooker)["version"] == desk.get()["version"]
     assert "s3cr3t" in shown[0]["message"]
     # Whoever may not read the text is not shown what is in it.
     assert file(onlooker)["problems"] == [{"line": 2, "message": None}]

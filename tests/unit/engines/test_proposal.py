@@ -199,3 +199,10 @@ def test_an_engine_says_why_it_is_unavailable() -> None:
     reason = BY_ID["docker-llama-cpu"].unavailable(lambda _: None)
     assert reason == "there is no docker on the PATH of this program"
     assert BY_ID["own"].unavailable(lambda _: None) is None
+
+
+def test_an_engine_says_that_no_device_of_this_machine_is_for_it() -> None:
+    assert BY_ID["llama-server"].lacks_device({"cpu"}) is None
+    assert BY_ID["vllm"].lacks_device({"cpu", "amd"}) is None
+    reason = BY_ID["vllm"].lacks_device({"cpu"})
+    assert reason == "this machine has no device of the kind amd or nvidia"
