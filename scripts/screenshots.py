@@ -264,6 +264,12 @@ PATHS = {"overview": "/", "models": f"/models?log={LARGE}", "usage": "/usage?ran
 ANSWER = "A 14B model in 6 bits on the larger one; on the other, a 4B model and one for embeddings."
 
 
+HIDE_FOLDER = """() => {
+  const entry = document.querySelector("dialog textarea");
+  entry.value = entry.value.replace(/\\/\\w+\\/llm-manager-\\w+/, "/srv");
+}"""
+
+
 def hide_machine(route: Route) -> None:
     """Takes the names of the machine that the pictures are taken on out of an answer."""
     answer = route.fetch()
@@ -315,6 +321,8 @@ def main() -> int:
                 if file == "add-model":
                     page.get_by_role("button", name="Add a model").click()
                 page.wait_for_timeout(3000)  # a reading of the cards and a few seconds of speeds
+                if file == "add-model":
+                    page.evaluate(HIDE_FOLDER)
                 save(page.screenshot(), OUT / f"{file}.png")
                 reader.close()
     return 0

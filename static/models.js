@@ -100,7 +100,7 @@ function needsOf({ memory }) {
       if (basis === "whole") known.unshift(say("need_whole"));
       return say("need_of", { scheme, device: device.name, figures: known.join(" · ") });
     }),
-    problem && say("need_problem", { scheme, reason: problem }),
+    basis === "whole" && problem && say("need_problem", { scheme, reason: problem }),
   ]).filter(Boolean).join("\n");
 }
 
