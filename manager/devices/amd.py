@@ -137,8 +137,8 @@ class Amd(DevicePlugin):
             kind="amd",
             index=index,
             total_mb=total // _MB,
-            used_mb=used // _MB,
-            load=None if busy is None else busy / 100,
+            used_mb=min(used, total) // _MB,
+            load=None if busy is None else min(busy, 100) / 100,
             temperature_c=None if heat is None else heat / 1000,
             held_mb={pid: -(-size // _MB) for pid, size in held.items()} if held else None,
         )
@@ -160,6 +160,8 @@ class Amd(DevicePlugin):
         if self._names is None:
             self._names = _read_names(self._root)
         own = " ".join(_text(card.folder / "product_name").split())
+        if not own.isprintable():  # the card's firmware has it, and it may be damaged
+            own = ""
         return own or self._names.get((device, revision)) or f"AMD GPU {device}".strip()
 
 
