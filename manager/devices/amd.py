@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections import Counter, defaultdict
@@ -11,6 +12,8 @@ from pathlib import Path
 
 from manager.devices import visibility
 from manager.devices.base import DeviceError, DevicePlugin, Reading
+
+log = logging.getLogger(__name__)
 
 ROOT = Path("/")
 
@@ -66,6 +69,8 @@ class Amd(DevicePlugin):
     def __init__(self, root: Path = ROOT) -> None:
         self._root = root
         self._names: Mapping[tuple[str, str], str] | None = None
+        self._readable: set[str] = set()  # places on the PCI bus
+        self._left_out: set[str] = set()
         self._log = visibility.HiddenCardsLog((visibility.ROCR, visibility.HIP), "as HIP counts")
 
     def read(self, pids: Collection[int]) -> Sequence[Reading]:
@@ -76,14 +81,31 @@ class Amd(DevicePlugin):
         uuids |= {index: card.uuid for index, card in cards.items()}
         hidden_by = _hidden_by(uuids)
         clients = _clients(self._root / "proc", pids)
-        readings = [
-            self._reading(card, index, clients.get(card.slot))
-            if index not in hidden_by
-            else Reading(self._name(card), "amd", index, hidden_by=hidden_by[index])
-            for index, card in cards.items()
-        ]
+        readings = []
+        faults: dict[str, DeviceError] = {}
+        for index, card in cards.items():
+            if index in hidden_by:
+                name = self._name(card)
+                readings.append(Reading(name, "amd", index, hidden_by=hidden_by[index]))
+                continue
+            try:
+                readings.append(self._reading(card, index, clients.get(card.slot)))
+                self._readable.add(card.slot)
+            except DeviceError as error:
+                faults[card.slot] = error
+        self._leave_out(faults, has_others=bool(readings))
         self._log.update(readings)
         return readings
+
+    def _leave_out(self, faults: Mapping[str, DeviceError], *, has_others: bool) -> None:
+        """Logs each card that could never be read, once: the others are used without it. Raises
+        the fault of one that was read before, so that the last readings stay."""
+        for slot, fault in faults.items():
+            if slot in self._readable or not has_others:
+                raise fault
+            if slot not in self._left_out:
+                self._left_out.add(slot)
+                log.warning("%s: it is left out", fault)
 
     def _cards(self) -> Iterator[_Card]:
         for path in (self._root / "sys/class/drm").glob("card*"):

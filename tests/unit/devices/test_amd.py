@@ -190,6 +190,28 @@ def test_a_card_whose_memory_cannot_be_read_is_a_fault_and_not_offline(
         machine.plugin.read(())
 
 
+def test_a_card_that_was_never_readable_does_not_take_the_others_with_it(
+    machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine.card(0, "0000:03:00.0", 128, mem_info_vram_used="")
+    machine.card(1, "0000:43:00.0", 129, revision="0xcc")
+    for _ in range(2):
+        assert machine.ids() == ["AMD Radeon RX 7900 XT #1"]
+    assert [record.message.endswith("it is left out") for record in caplog.records] == [True]
+    machine.card(1, "0000:43:00.0", 129, mem_info_vram_used="")
+    with pytest.raises(DeviceError, match="card0"):
+        machine.plugin.read(())
+
+
+def test_the_last_reading_of_a_card_stays_while_it_cannot_be_read(machine: Machine) -> None:
+    machine.card(0, "0000:03:00.0", 128)
+    machine.card(1, "0000:43:00.0", 129)
+    assert len(machine.ids()) == 2
+    machine.card(0, "0000:03:00.0", 128, mem_info_vram_used="")
+    with pytest.raises(DeviceError, match="card0"):
+        machine.plugin.read(())
+
+
 def test_no_more_is_used_than_there_is(machine: Machine) -> None:
     machine.card(0, "0000:03:00.0", 128, used=25 * GB, gpu_busy_percent=250)
     (reading,) = machine.plugin.read(())
