@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections import Counter, defaultdict
@@ -11,6 +12,8 @@ from pathlib import Path
 
 from manager.devices import visibility
 from manager.devices.base import DeviceError, DevicePlugin, Reading
+
+log = logging.getLogger(__name__)
 
 ROOT = Path("/")
 
@@ -66,6 +69,8 @@ class Amd(DevicePlugin):
     def __init__(self, root: Path = ROOT) -> None:
         self._root = root
         self._names: Mapping[tuple[str, str], str] | None = None
+        self._readable: set[str] = set()  # places on the PCI bus
+        self._left_out: set[str] = set()
         self._log = visibility.HiddenCardsLog((visibility.ROCR, visibility.HIP), "as HIP counts")
 
     def read(self, pids: Collection[int]) -> Sequence[Reading]:
@@ -76,14 +81,31 @@ class Amd(DevicePlugin):
         uuids |= {index: card.uuid for index, card in cards.items()}
         hidden_by = _hidden_by(uuids)
         clients = _clients(self._root / "proc", pids)
-        readings = [
-            self._reading(card, index, clients.get(card.slot))
-            if index not in hidden_by
-            else Reading(self._name(card), "amd", index, hidden_by=hidden_by[index])
-            for index, card in cards.items()
-        ]
+        readings = []
+        faults: dict[str, DeviceError] = {}
+        for index, card in cards.items():
+            if index in hidden_by:
+                name = self._name(card)
+                readings.append(Reading(name, "amd", index, hidden_by=hidden_by[index]))
+                continue
+            try:
+                readings.append(self._reading(card, index, clients.get(card.slot)))
+                self._readable.add(card.slot)
+            except DeviceError as error:
+                faults[card.slot] = error
+        self._leave_out(faults, has_others=bool(readings))
         self._log.update(readings)
         return readings
+
+    def _leave_out(self, faults: Mapping[str, DeviceError], *, has_others: bool) -> None:
+        """Logs each card that could never be read, once: the others are used without it. Raises
+        the fault of one that was read before, so that the last readings stay."""
+        for slot, fault in faults.items():
+            if slot in self._readable or not has_others:
+                raise fault
+            if slot not in self._left_out:
+                self._left_out.add(slot)
+                log.warning("%s: it is left out", fault)
 
     def _cards(self) -> Iterator[_Card]:
         for path in (self._root / "sys/class/drm").glob("card*"):
@@ -137,8 +159,8 @@ class Amd(DevicePlugin):
             kind="amd",
             index=index,
             total_mb=total // _MB,
-            used_mb=used // _MB,
-            load=None if busy is None else busy / 100,
+            used_mb=min(used, total) // _MB,
+            load=None if busy is None else min(busy, 100) / 100,
             temperature_c=None if heat is None else heat / 1000,
             held_mb={pid: -(-size // _MB) for pid, size in held.items()} if held else None,
         )
@@ -160,6 +182,8 @@ class Amd(DevicePlugin):
         if self._names is None:
             self._names = _read_names(self._root)
         own = " ".join(_text(card.folder / "product_name").split())
+        if not own.isprintable():  # the card's firmware has it, and it may be damaged
+            own = ""
         return own or self._names.get((device, revision)) or f"AMD GPU {device}".strip()
 
 

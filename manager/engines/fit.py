@@ -50,7 +50,8 @@ def what_fits(
     estimates = []
     for context in contexts:
         command = llama_server_command(model.path, mode=mode, context=context, mmproj=projector)
-        found = estimate(command, Path("/"))
+        # As it is once it is run: the config has `$${` for a `${` in a name.
+        found = estimate([each.replace("$${", "${") for each in command], Path("/"))
         assert found is not None  # the command names the model
         estimates.append((context, found))
 

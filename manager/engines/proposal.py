@@ -19,6 +19,7 @@ _MODES = {
     Kind.RERANKER: "Reranker",
 }
 _QUANTISATION = re.compile(r"([-_.](UD|i?q\d\w*|[bf]?f?p?(16|32)|mxfp4\w*))+$", re.IGNORECASE)
+_MAX_NAME = 100  # characters; the config takes twice as many
 
 
 class ProposalError(Exception):
@@ -83,10 +84,13 @@ def propose(
 
 
 def _plain_name(model: ModelFile | str) -> str:
-    """The file's name without its quantisation, or the last part of a Hugging Face name."""
+    """The file's name without its quantisation, or the last part of a Hugging Face name; of a very
+    long one the begin."""
     if isinstance(model, ModelFile):
-        return _QUANTISATION.sub("", stem(model.path)) or stem(model.path)
-    return re.split(r"[/\\]", model.rstrip("/\\"))[-1] or "model"
+        name = _QUANTISATION.sub("", stem(model.path)) or stem(model.path)
+    else:
+        name = re.split(r"[/\\]", model.rstrip("/\\"))[-1] or "model"
+    return name[:_MAX_NAME]
 
 
 def _unique(name: str, taken: Collection[str]) -> str:

@@ -232,7 +232,7 @@ class _Model:
     def _price(self) -> None:
         try:
             price = _price(self._given.pricing)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             self._part.note(None, f"its price is left out: {error}")
             return
         if price is not None:
@@ -241,7 +241,7 @@ class _Model:
 
 def _price(given: Mapping[str, Any]) -> dict[str, Any] | None:
     """A price as config.yaml has it; theirs is per million tokens as well. Raises ValueError,
-    TypeError."""
+    TypeError, OverflowError."""
     if given.get("pricing_type") == "hourly":
         per_hour = _amount(given.get("hourly_price"))
         return {"per_hour": format_amount(per_hour)} if per_hour else None

@@ -126,10 +126,14 @@ def _with_variables(text: str, names: set[str]) -> str:
 
 
 def _config_text(draft: Draft) -> tuple[str, list[tuple[Part, int]]]:
-    """The text, and each part with its last line in it."""
+    """The text, and each part with its last line in it. Raises SourceError."""
     settings = draft.program.entry
     # Braces would have to be taken out before anything could be added by hand.
-    pieces = [edit.written({"program": settings}) if settings else "program:\n", "Local-Models:\n"]
+    try:
+        program = edit.written({"program": settings}) if settings else "program:\n"
+    except EditError as error:
+        raise SourceError(f"the settings of the program cannot be written: {error}") from error
+    pieces = [program, "Local-Models:\n"]
     last_lines = [(draft.program, _lines(pieces))]
     for model in draft.kept():
         entry = {"Local-Models": {model.name: _ordered(model.entry)}}

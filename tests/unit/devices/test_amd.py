@@ -148,6 +148,7 @@ def test_a_card_is_read_with_all_that_its_driver_knows(machine: Machine) -> None
         ({"revision": "0xcc"}, "AMD Radeon RX 7900 XT"),
         ({"device": "0x740f", "revision": "0x02"}, "AMD Instinct MI210"),
         ({"product_name": " AMD Instinct  MI250X "}, "AMD Instinct MI250X"),
+        ({"product_name": "AMD \x1b[31m"}, "AMD Radeon RX 7900 XTX"),
         ({"revision": "0xff"}, "AMD GPU 744c"),
         ({"device": "", "revision": ""}, "AMD GPU"),
     ],
@@ -187,6 +188,34 @@ def test_a_card_whose_memory_cannot_be_read_is_a_fault_and_not_offline(
     machine.card(0, "0000:03:00.0", 128, mem_info_vram_used=content)
     with pytest.raises(DeviceError, match="card0"):
         machine.plugin.read(())
+
+
+def test_a_card_that_was_never_readable_does_not_take_the_others_with_it(
+    machine: Machine, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine.card(0, "0000:03:00.0", 128, mem_info_vram_used="")
+    machine.card(1, "0000:43:00.0", 129, revision="0xcc")
+    for _ in range(2):
+        assert machine.ids() == ["AMD Radeon RX 7900 XT #1"]
+    assert [record.message.endswith("it is left out") for record in caplog.records] == [True]
+    machine.card(1, "0000:43:00.0", 129, mem_info_vram_used="")
+    with pytest.raises(DeviceError, match="card0"):
+        machine.plugin.read(())
+
+
+def test_the_last_reading_of_a_card_stays_while_it_cannot_be_read(machine: Machine) -> None:
+    machine.card(0, "0000:03:00.0", 128)
+    machine.card(1, "0000:43:00.0", 129)
+    assert len(machine.ids()) == 2
+    machine.card(0, "0000:03:00.0", 128, mem_info_vram_used="")
+    with pytest.raises(DeviceError, match="card0"):
+        machine.plugin.read(())
+
+
+def test_no_more_is_used_than_there_is(machine: Machine) -> None:
+    machine.card(0, "0000:03:00.0", 128, used=25 * GB, gpu_busy_percent=250)
+    (reading,) = machine.plugin.read(())
+    assert (reading.total_mb, reading.used_mb, reading.load) == (24576, 24576, 1)
 
 
 @pytest.mark.parametrize("content", ["", "-1", "x", "9" * 21])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from manager.engines import Target, what_fits
@@ -35,6 +37,12 @@ def test_the_largest_context_is_named_for_each_device(model: ModelFile) -> None:
     assert large.largest is not None
     assert large.largest.context == 40_000, "what it was trained for"
     assert [each.context for each in host.needs] == [4096, 8192, 16_384, 32_768, 40_000]
+
+
+def test_a_name_like_a_variable_is_that_of_the_file(tmp_path: Path) -> None:
+    model = read_model(write_model(tmp_path / "${HOME}.gguf"))
+    (fit,) = what_fits(model, "Chat", [Target("card", 24_000)])
+    assert fit.largest is not None
 
 
 def test_a_larger_context_takes_more(model: ModelFile) -> None:

@@ -48,6 +48,13 @@ def test_llama_server_on_a_card(model: ModelFile) -> None:
     }
 
 
+def test_a_long_name_of_a_file_is_cut(tmp_path: Path) -> None:
+    model = read_model(write_model(tmp_path / f"{'n' * 240}.gguf"))
+    engine = BY_ID["llama-server"]
+    assert propose(model, engine).name == "n" * 100
+    assert propose(model, engine, taken=["n" * 100]).name == "n" * 100 + "-2"
+
+
 @pytest.mark.parametrize("engine", GGUF_ENGINES)
 def test_the_estimate_reads_what_is_proposed(model: ModelFile, engine: str) -> None:
     proposal = propose(model, BY_ID[engine], devices=devices_for(engine), context=2048)

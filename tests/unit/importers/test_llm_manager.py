@@ -123,8 +123,9 @@ def test_hours_are_priced_as_hours(tmp_path: Path) -> None:
     assert (price.per_hour, price.tiers) == (1_250_000_000, ())
 
 
-def test_a_price_that_makes_no_sense_is_left_out(tmp_path: Path) -> None:
-    change = "INSERT INTO pricing_tiers VALUES (7, 0, 5, 1, 0, -1, 1, 1, 0, 0)"
+@pytest.mark.parametrize("end", ["1", "9e999"])
+def test_a_price_that_makes_no_sense_is_left_out(tmp_path: Path, end: str) -> None:
+    change = f"INSERT INTO pricing_tiers VALUES (7, 0, 5, {end}, 0, -1, 1, 1, 0, 0)"
     config, report = run(make(tmp_path / "a.db", change))
     assert config.models["qwen"].price is None
     assert "its price is left out" in report
@@ -158,6 +159,17 @@ def test_a_folder_that_is_not_here_is_left_out(tmp_path: Path) -> None:
 def test_another_database_is_refused(tmp_path: Path, statement: str, message: str) -> None:
     with pytest.raises(SourceError, match=message):
         READERS["llm-manager"](make(tmp_path / "a.db", statement))
+
+
+def test_a_setting_without_end_is_refused(tmp_path: Path) -> None:
+    source = make(
+        tmp_path / "a.db",
+        "DROP TABLE system_settings",
+        "CREATE TABLE system_settings (key, value)",
+        "INSERT INTO system_settings VALUES ('port', 9e999)",
+    )
+    with pytest.raises(SourceError, match="settings of the program"):
+        run(source)
 
 
 def test_a_view_in_place_of_a_table_is_not_read(tmp_path: Path) -> None:
