@@ -347,6 +347,11 @@ def test_what_cannot_be_removed_alone_is_refused(text: str, name: str, message: 
         edit.remove_model(text, name)
 
 
+def test_a_comment_in_the_braces_of_an_empty_section_is_not_lost() -> None:
+    with pytest.raises(EditError, match="in braces"):
+        edit.add_models("Local-Models: {\n  # Later: Qwen\n}\n", {"m": {}})
+
+
 def test_what_would_change_another_model_is_refused() -> None:
     text = "Local-Models:\n  a: |\n    no line end"  # which it has once a line follows
     with pytest.raises(EditError, match="something else"):
