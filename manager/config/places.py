@@ -194,6 +194,8 @@ class Document:
         value = pair.value
         if value.start[0] == pair.line:
             return "\n".join(_BREAK.split(self._written(value))) + "\n"
+        if self._line(value.start[0])[: value.start[1]].strip():
+            raise EditError(f"{pair.key.node.value} is written with `?` and `:`: {BY_HAND}")
         after = self._after_comments(pair.after, pair.parent.start[1])
         lines = []
         for number in range(pair.line + 1, after):

@@ -347,6 +347,12 @@ def test_what_cannot_be_removed_alone_is_refused(text: str, name: str, message: 
         edit.remove_model(text, name)
 
 
+@pytest.mark.parametrize("value", ["{mode: Chat}", "mode: Chat\n    n: 1"])
+def test_an_entry_under_a_long_form_of_key_is_not_shown(value: str) -> None:
+    with pytest.raises(EditError, match="`\\?` and `:`"):
+        edit.entry_text(f"Local-Models:\n  ? m\n  : {value}\n", "m")
+
+
 def test_a_comment_in_the_braces_of_an_empty_section_is_not_lost() -> None:
     with pytest.raises(EditError, match="in braces"):
         edit.add_models("Local-Models: {\n  # Later: Qwen\n}\n", {"m": {}})
