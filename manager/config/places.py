@@ -173,9 +173,9 @@ class Document:
         self._require_own(pair)
         if not isinstance(data, EntryText):
             return list(self._replaced(pair, data))
-        if read_entry(self.shown(pair)).text == data.text:
-            return []  # also where an indent or a comment is not shown as it is
         column, value = pair.parent.start[1], pair.value
+        if value.pairs and read_entry(self.shown(pair)).text == data.text:
+            return []  # also where an indent or a comment is not shown as it is
         after = self._starts[self._after_comments(pair.after, column)]
         if value.start[0] != pair.line:
             lines = data.indented(value.start[1])

@@ -162,6 +162,18 @@ def test_comments_beside_an_entry_in_braces_stay_when_it_is_changed() -> None:
     )
 
 
+@pytest.mark.parametrize("value", ["x", "~", "", "{}", "[a]", "|\n    x"])
+def test_what_is_no_entry_yet_is_replaced_by_one(value: str) -> None:
+    text = edit.replace_model(f"Local-Models:\n  m: {value}\n", "m", edit.read_entry("a: 1"))
+    assert text == "Local-Models:\n  m:\n    a: 1\n"
+
+
+def test_blank_lines_that_an_entry_would_take_as_its_own_refuse_it() -> None:
+    entry = edit.read_entry("mode: Chat\nx: |+\n  y\n")
+    with pytest.raises(EditError, match="blank line behind"):
+        edit.add_models("Local-Models:\n  a: {}\n\nprogram:\n", {"m": entry})
+
+
 @pytest.mark.parametrize("rest", ["", "\nx-a: 1\n"])
 @pytest.mark.parametrize(
     ("end", "value"),
