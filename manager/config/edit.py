@@ -134,7 +134,8 @@ def _edited(
                 return mark + after
     raise EditError(
         f"{', '.join(expected)} in {section} cannot be changed alone: something else in the"
-        f" file would change as well, such as what shares an anchor: {BY_HAND}"
+        " file would change as well, such as what shares an anchor, or a blank line behind `|+`:"
+        f" {BY_HAND}"
     )
 
 

@@ -24,8 +24,9 @@ ANY_VERSION = object()
 STABLE_SECONDS = 1.0
 """How long a file is not written to until it is taken for saved."""
 _MAX_NAMED = 5
-Stamp = tuple[str, int, int, int]
-"""Of a file on the disk: where it is, its inode, its size, and when it was written, in ns."""
+Stamp = tuple[str, int, int, int, int]
+"""Of a file on the disk: where it is, its inode, its size, and when it was written and when it was
+changed at all, in ns. The first of both can be set, as `cp -p` and `touch -r` do."""
 Apply = Callable[[Config], dict[str, Any]]
 """Puts a config to use. What it returns is for the caller of the API. Raises ApiError."""
 
@@ -123,9 +124,10 @@ class LiveConfig:
     ) -> Saved:
         """Writes what `change` makes of the file's text, and applies it.
 
-        Raises ConfigChanged where the file does not have that `version`; ConfigError, NotSaved, or
-        what `change` raises, and then nothing was written; NotApplied. A change `is_partial` whose
-        author has not seen the rest of the file: NotSaved where that is not in use.
+        Raises ConfigChanged where the file does not have that `version`, or is written by others
+        meanwhile; ConfigError, NotSaved, or what `change` raises, and then nothing was written;
+        NotApplied. A change `is_partial` whose author has not seen the rest of the file: NotSaved
+        where that is not in use.
         """
         with self._lock:
             found = config_file.read_file(self._path)
@@ -138,6 +140,10 @@ class LiveConfig:
             edited = found.edited(change(found.text), self._modes)
             if edited.problems:
                 raise ConfigError(self._path, edited.problems)
+            # The check of a large file takes seconds, in which an editor may have saved it.
+            now = config_file.read_file(self._path)
+            if now.content != found.content:
+                raise ConfigChanged(now)
             try:
                 written = config_file.write(self._path, edited.text, found, self._spare)
             except OSError as error:
@@ -234,4 +240,5 @@ def _stamp(path: Path) -> Stamp | None:
         state = os.stat(path)
     except OSError:
         return None
-    return os.path.realpath(path), state.st_ino, state.st_size, state.st_mtime_ns
+    times = state.st_mtime_ns, state.st_ctime_ns
+    return os.path.realpath(path), state.st_ino, state.st_size, *times

@@ -154,7 +154,7 @@ class Document:
             fits = self._is_blank(after) and not self._is_blank(after - 1)
             apart = fits and self._is_set_apart(value)
             return [self._insertion(after, entries, value.start[1], apart=apart)]
-        if not value.stands_for_nothing:
+        if not value.stands_for_nothing or "#" in self._written(value):
             raise EditError(f"{section} is written in braces or elsewhere: {BY_HAND}")
         after = self._after_comments(under.after, column)
         edits = [self._insertion(after, entries, column + self._step)]
@@ -173,9 +173,9 @@ class Document:
         self._require_own(pair)
         if not isinstance(data, EntryText):
             return list(self._replaced(pair, data))
-        if read_entry(self.shown(pair)).text == data.text:
-            return []  # also where an indent or a comment is not shown as it is
         column, value = pair.parent.start[1], pair.value
+        if value.pairs and read_entry(self.shown(pair)).text == data.text:
+            return []  # also where an indent or a comment is not shown as it is
         after = self._starts[self._after_comments(pair.after, column)]
         if value.start[0] != pair.line:
             lines = data.indented(value.start[1])
@@ -193,8 +193,9 @@ class Document:
         self._require_own(pair)
         value = pair.value
         if value.start[0] == pair.line:
-            begin, end = self._offset(value.start), self._offset(value.end)
-            return "\n".join(_BREAK.split(self._text[begin:end])) + "\n"
+            return "\n".join(_BREAK.split(self._written(value))) + "\n"
+        if self._line(value.start[0])[: value.start[1]].strip():
+            raise EditError(f"{pair.key.node.value} is written with `?` and `:`: {BY_HAND}")
         after = self._after_comments(pair.after, pair.parent.start[1])
         lines = []
         for number in range(pair.line + 1, after):
@@ -235,6 +236,9 @@ class Document:
                 yield from self._replaced(pair, value)
                 at = self._after_comments(pair.after, column)
         yield from (self.removal(pair) for pair in old.pairs if pair.key.node.value not in data)
+
+    def _written(self, value: Part) -> str:
+        return self._text[self._offset(value.start) : self._offset(value.end)]
 
     def _cut(self, value: Part) -> Edit:
         """Takes it out, with the blanks before it."""

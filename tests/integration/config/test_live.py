@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from manager.clock import Clock
-from manager.config import Config, ConfigError, LiveConfig, NotSaved, edit, loader
+from manager.config import Config, ConfigChanged, ConfigError, LiveConfig, NotSaved, edit, loader
 from manager.errors import ApiError
 
 ENTRY = {"s": {"command": ["x"]}}
@@ -98,6 +98,19 @@ def test_a_change_that_is_refused_writes_nothing(desk: Desk) -> None:
         desk.live.save(lambda text: edit.add_models(text, {"Neu": {}}))
     assert desk.path.read_text() == text_of("A", "B", "C")
     assert [one.name for one in desk.path.parent.iterdir()] == ["config.yaml"]
+
+
+def test_what_others_save_while_a_change_is_checked_is_not_lost(desk: Desk) -> None:
+    theirs = text_of("A", "B", "C", "D")
+
+    def change(text: str) -> str:
+        desk.path.write_text(theirs)
+        return edit.remove_model(text, "A")
+
+    with pytest.raises(ConfigChanged) as caught:
+        desk.live.save(change)
+    assert caught.value.file.text == desk.path.read_text() == theirs
+    assert desk.applied == []
 
 
 def test_a_file_that_is_far_too_large_is_refused_and_not_read_whole(desk: Desk) -> None:
@@ -361,3 +374,14 @@ def test_a_pipe_is_refused_by_a_reload_and_a_save_which_do_not_wait_for_its_writ
         desk.live.save(lambda text: edit.add_models(text, {"D": ENTRY}))
     assert stat.S_ISFIFO(desk.path.stat().st_mode)
     assert desk.models == ["A", "B", "C"]
+
+
+@on_posix
+def test_a_file_of_the_same_size_and_time_is_seen(desk: Desk) -> None:
+    before = desk.path.stat()
+    write_in_place(desk.path, text_of("A", "B", "D"))
+    os.utime(desk.path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    while desk.path.stat().st_ctime_ns == before.st_ctime_ns:  # within one tick of the system
+        os.utime(desk.path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    desk.pass_seconds(2)
+    assert desk.models == ["A", "B", "D"]

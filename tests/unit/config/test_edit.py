@@ -162,6 +162,18 @@ def test_comments_beside_an_entry_in_braces_stay_when_it_is_changed() -> None:
     )
 
 
+@pytest.mark.parametrize("value", ["x", "~", "", "{}", "[a]", "|\n    x"])
+def test_what_is_no_entry_yet_is_replaced_by_one(value: str) -> None:
+    text = edit.replace_model(f"Local-Models:\n  m: {value}\n", "m", edit.read_entry("a: 1"))
+    assert text == "Local-Models:\n  m:\n    a: 1\n"
+
+
+def test_blank_lines_that_an_entry_would_take_as_its_own_refuse_it() -> None:
+    entry = edit.read_entry("mode: Chat\nx: |+\n  y\n")
+    with pytest.raises(EditError, match="blank line behind"):
+        edit.add_models("Local-Models:\n  a: {}\n\nprogram:\n", {"m": entry})
+
+
 @pytest.mark.parametrize("rest", ["", "\nx-a: 1\n"])
 @pytest.mark.parametrize(
     ("end", "value"),
@@ -345,6 +357,17 @@ def test_a_model_joins_a_file_of_any_shape(text: str, expected: str) -> None:
 def test_what_cannot_be_removed_alone_is_refused(text: str, name: str, message: str) -> None:
     with pytest.raises(EditError, match=message):
         edit.remove_model(text, name)
+
+
+@pytest.mark.parametrize("value", ["{mode: Chat}", "mode: Chat\n    n: 1"])
+def test_an_entry_under_a_long_form_of_key_is_not_shown(value: str) -> None:
+    with pytest.raises(EditError, match="`\\?` and `:`"):
+        edit.entry_text(f"Local-Models:\n  ? m\n  : {value}\n", "m")
+
+
+def test_a_comment_in_the_braces_of_an_empty_section_is_not_lost() -> None:
+    with pytest.raises(EditError, match="in braces"):
+        edit.add_models("Local-Models: {\n  # Later: Qwen\n}\n", {"m": {}})
 
 
 def test_what_would_change_another_model_is_refused() -> None:
