@@ -94,8 +94,7 @@ def choose(
         for one in devices
         if one.total_mb is not None
     ]
-    is_gguf = isinstance(model, ModelFile)
-    fits = what_fits(model, "Chat", targets, projector) if is_gguf else ()
+    fits = what_fits(model, "Chat", targets, projector) if isinstance(model, ModelFile) else ()
     names = _device_names(arguments.device, engine, devices, fits, ask)
     taken = [name for one in config.models.values() for name in (one.name, *one.aliases)]
 
@@ -204,7 +203,9 @@ def _device_names(
     cards = [one for one in devices if one.kind != "cpu" and one.kind in engine.device_kinds]
     # The first is the answer where nobody is asked: what has the memory, the largest before others.
     cards.sort(key=lambda one: (_fits(needs.get(one.name)), one.total_mb or 0), reverse=True)
-    answers = [(_with_fit(card.name, needs.get(card.name)), (card.name,)) for card in cards]
+    answers: list[tuple[str, tuple[str, ...]]] = [
+        (_with_fit(card.name, needs.get(card.name)), (card.name,)) for card in cards
+    ]
     if "cpu" in engine.device_kinds:
         host = next((fit for fit in fits if fit.target.is_host), None)
         answers.append((_with_fit("the processor and its RAM", host), ()))

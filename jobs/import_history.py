@@ -292,14 +292,19 @@ class _Model:
 
 def _tier(_place: object, *cells: object) -> Tier:
     names = _COLUMNS["tier_pricing"][1:]
-    bounds = [_bound(name, cell) for name, cell in zip(names[:4], cells[:4], strict=True)]
+    min_input, max_input, min_output, max_output = (
+        _bound(name, cell) for name, cell in zip(names[:4], cells[:4], strict=True)
+    )
     amounts = {
         name: _amount(name, cell)
         for name, cell in zip(names[4:], cells[4:], strict=True)
         if name != "support_cache"
     }
     return Tier(
-        *bounds,
+        min_input,
+        max_input,
+        min_output,
+        max_output,
         input=amounts["input_price"],
         output=amounts["output_price"],
         cache_read=amounts["cache_read_price"],

@@ -87,7 +87,8 @@ def add_run_time(
     for start_ms, (ms, cost) in quarters.items():
         for span, length in SPANS.items():
             for whose in (who, *merged(who)):
-                sums = cells[(span, start_ms // length * length, *whose)]
+                cell = (span, start_ms // length * length, *whose)
+                sums = cells[cell]
                 sums[0] += ms
                 sums[1] += cost
     rows = [(*cell, *sums) for cell, sums in sorted(cells.items()) if any(sums)]
@@ -109,7 +110,8 @@ class LatencyCells:
         first = 0 if first_ms is None else latency.histogram(first_ms - started_ms)
         whole = latency.histogram(ended_ms - started_ms)
         for whose in merged(who):
-            sums = self._cells[(quarter_ms, *whose)]
+            cell = (quarter_ms, *whose)
+            sums = self._cells[cell]
             sums[0] += first
             sums[1] += whole
 
@@ -117,7 +119,8 @@ class LatencyCells:
         rows: dict[Row, list[int]] = defaultdict(lambda: [0, 0])
         for (start_ms, *whose), (first, whole) in self._cells.items():
             for span, length in SPANS.items():
-                sums = rows[(span, start_ms // length * length, *whose)]
+                cell = (span, start_ms // length * length, *whose)
+                sums = rows[cell]
                 sums[0] += first
                 sums[1] += whole
         connection.create_function("latency_added", 2, latency.add, deterministic=True)

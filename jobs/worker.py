@@ -13,6 +13,7 @@ import os
 import sqlite3
 import sys
 import threading
+from typing import Any
 
 import psutil
 
@@ -68,7 +69,9 @@ def _work(settings: tasks.WorkerSettings, work: tasks.TaskRunner) -> int:
 
 def _next_line() -> str:
     """Unbuffered: a thread that waits in a buffer would keep the interpreter from ending."""
-    return sys.stdin.buffer.raw.readline().decode()
+    unbuffered: Any = sys.stdin.buffer
+    line: bytes = unbuffered.raw.readline()
+    return line.decode()
 
 
 def _follow_server(work: tasks.TaskRunner) -> None:
@@ -83,7 +86,7 @@ def _follow_server(work: tasks.TaskRunner) -> None:
 def _begin_log(settings: tasks.WorkerSettings) -> None:
     folder = settings.data_dir / "logs"
     folder.mkdir(parents=True, exist_ok=True)
-    handlers = [
+    handlers: list[logging.Handler] = [
         logging.StreamHandler(),  # the server's terminal
         logging.handlers.RotatingFileHandler(
             folder / "worker.log", "a", _FILE_BYTES, _FILES, encoding="utf-8"
@@ -119,7 +122,10 @@ class _Calm(logging.Filter):
 def _be_nice() -> None:
     """Requests come first."""
     process = psutil.Process()
-    process.nice(_NICE if os.name == "posix" else psutil.BELOW_NORMAL_PRIORITY_CLASS)
+    if sys.platform == "win32":
+        process.nice(psutil.BELOW_NORMAL_PRIORITY_CLASS)
+    else:
+        process.nice(_NICE)
 
 
 if __name__ == "__main__":
