@@ -90,9 +90,8 @@ class SchemeMemory:
 
     def read_files(self, settings: loader.Model, *, again: bool = False) -> None:
         """Estimates what its schemes take, of those that name a file and were not read yet, or of
-        all of them. Waits for the first reading of the devices, which an estimate is divided by."""
-        if any(scheme.required_devices for scheme in settings.schemes):
-            self._await_devices()
+        all of them. Where there is an estimate, waits for the first reading of the devices, which
+        it is divided by."""
         for scheme in settings.schemes:
             key = _key(settings, scheme)
             if not scheme.required_devices or not scheme.command:
@@ -109,6 +108,8 @@ class SchemeMemory:
                 # A fault of ours: no reason to refuse the model's start, or the list of all models.
                 log.exception("estimating %s, scheme %s, failed", settings.name, scheme.name)
                 found = GgufError("estimating its memory failed: see the log of LLM-Manager")
+            if found is not None and not isinstance(found, GgufError):
+                self._await_devices()
             with self._lock:
                 self._estimates[key] = found
 

@@ -333,6 +333,7 @@ def _size(path: Path) -> int | None:
 
 
 def _text(line: bytes) -> str:
+    line = line.removesuffix(b"\r")  # the rest of a line's end, and no progress bar's
     if len(line) > _MAX_LINE:  # of a progress bar the end is what counts
         line = line[-_MAX_LINE:] if b"\r" in line else line[:_MAX_LINE]
     return plain_text(line)

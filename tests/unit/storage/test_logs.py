@@ -186,6 +186,7 @@ LINES = st.lists(
 )
 
 
+@example(output=["a "], count=1, end="\r\n", is_ended=True)  # no bar that was overwritten
 @given(LINES, st.integers(0, 14), st.sampled_from(["\n", "\r\n"]), st.booleans())
 def test_the_tail_is_the_last_lines_wherever_the_blocks_end(
     tmp_path: Path, output: list[str], count: int, end: str, is_ended: bool
