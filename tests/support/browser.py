@@ -28,7 +28,8 @@ needs_browser = pytest.mark.skipif(
 
 SEEN = """document => {
   const texts = [document.body.innerText, document.title];
-  for (const field of document.querySelectorAll('input, textarea')) texts.push(field.value);
+  const fields = 'input:not([type=radio], [type=checkbox]), textarea';
+  for (const field of document.querySelectorAll(fields)) texts.push(field.value);
   for (const option of document.querySelectorAll('option')) texts.push(option.text);
   return texts.join('\\n');
 }"""
