@@ -114,7 +114,10 @@ class Client:
                         yield from self._log(path, _MAX_LINES)[shown:]
                         return
                     if found["state"] in ("failed", "stopped"):
-                        raise CommandError(f"{name} did not start: {found['last_error']}")
+                        # It may be of a model of that name that was removed just before.
+                        now = self._call("GET", path)
+                        if now["state"] in ("failed", "stopped"):
+                            raise CommandError(f"{name} did not start: {now['last_error']}")
         raise CommandError(f"{self.url} does not answer any more")
 
     def _log(self, path: str, lines: int) -> list[str]:

@@ -123,6 +123,7 @@ def test_the_command_adds_starts_and_shows_the_log(
     path = str(tmp_path / "outside.gguf")
     done = run(program, cards, "add", path, "--engine", "llama-server", "--yes", "--start")
     assert done.returncode == 0, done.stderr
+    assert "it would start at once, in scheme GPU" in done.stderr
     *_, answers, request = done.stderr.splitlines()
     assert answers == "outside answers"
     curl, url, *_, body = shlex.split(request)
@@ -132,7 +133,6 @@ def test_the_command_adds_starts_and_shows_the_log(
     assert run(program, cards, "keys", "add", "ann", config=False).returncode == 0
     done = run(program, cards, "add", path, "--engine", "llama-server", "--yes", "--start")
     assert done.stderr.endswith('-H "Authorization: Bearer $KEY"\n'), done.stderr
-    assert "it would start at once, in scheme GPU" in done.stderr
     assert "scheme GPU, port " in done.stdout, "the first line of its log"
     assert program.model("outside")["state"] == "ready"
     done = run(program, cards, "remove", "outside", "--yes")
