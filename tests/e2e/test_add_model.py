@@ -16,7 +16,7 @@ import pytest
 from tests.support.cards import Cards, card
 from tests.support.fixtures import Launch
 from tests.support.gguf_files import write_model
-from tests.support.program import FAKE, PATIENCE, ROOT, Program, chat, env_of, on
+from tests.support.program import FAKE, PATIENCE, ROOT, Program, chat, env_of, eventually, on
 
 LARGE = "NVIDIA GeForce RTX 3090"
 
@@ -131,6 +131,8 @@ def test_the_command_adds_starts_and_shows_the_log(
     assert program.request("POST", "/v1/chat/completions", json=json.loads(body)).ok
     assert run(program, cards, "remove", "outside", "--yes").returncode == 0
     assert run(program, cards, "keys", "add", "ann", config=False).returncode == 0
+    # The program reads a key that a shell has made a moment later.
+    eventually(lambda: program.request("GET", "/v1/models").status_code == 401)
     done = run(program, cards, "add", path, "--engine", "llama-server", "--yes", "--start")
     assert done.stderr.endswith('-H "Authorization: Bearer $KEY"\n'), done.stderr
     assert "scheme GPU, port " in done.stdout, "the first line of its log"
