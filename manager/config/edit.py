@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any
 
 import yaml
 
@@ -44,11 +43,10 @@ __all__ = [
     "read_entry",
     "remove_model",
     "replace_model",
-    "set_program_key",
     "written",
 ]
 
-_MODELS, _PROGRAM = "Local-Models", "program"
+_MODELS = "Local-Models"
 _BOM = "\ufeff"
 _ABSENT = object()
 
@@ -62,7 +60,7 @@ def add_models(text: str, entries: Mapping[str, Entry | EntryText]) -> str:
                 raise NameTaken(f"there is a model {name} already: choose another name")
         return document.add(_MODELS, entries)
 
-    return _edited(text, _MODELS, entries, edits)
+    return _edited(text, entries, edits)
 
 
 def remove_model(text: str, name: str) -> str:
@@ -72,7 +70,7 @@ def remove_model(text: str, name: str) -> str:
     def edits(document: Document) -> list[Edit]:
         return [document.removal(document.require(_MODELS, name))]
 
-    return _edited(text, _MODELS, {name: _ABSENT}, edits)
+    return _edited(text, {name: _ABSENT}, edits)
 
 
 def replace_model(text: str, name: str, entry: Entry | EntryText) -> str:
@@ -83,7 +81,7 @@ def replace_model(text: str, name: str, entry: Entry | EntryText) -> str:
     def edits(document: Document) -> list[Edit]:
         return document.replacement(document.require(_MODELS, name), entry)
 
-    return _edited(text, _MODELS, {name: entry}, edits)
+    return _edited(text, {name: entry}, edits)
 
 
 def entry_text(text: str, name: str) -> str:
@@ -98,21 +96,9 @@ def lines_of(text: str, name: str) -> range:
     return range(pair.line + 1, pair.after + 1)
 
 
-def set_program_key(text: str, key: str, value: Any) -> str:
-    """The text with this value for a key of `program`. Raises EditError."""
-
-    def edits(document: Document) -> list[Edit]:
-        found = document.find(_PROGRAM, key)
-        return document.replacement(found, value) if found else document.add(_PROGRAM, {key: value})
-
-    return _edited(text, _PROGRAM, {key: value}, edits)
-
-
-def _edited(
-    text: str, section: str, expected: Entry, edits: Callable[[Document], list[Edit]]
-) -> str:
+def _edited(text: str, expected: Entry, edits: Callable[[Document], list[Edit]]) -> str:
     """The text after its edits. Raises EditError, also where anything changes its meaning but what
-    is `expected` in that section: data by key, `_ABSENT` for what is not to be there."""
+    is `expected` of the models: entries by name, `_ABSENT` for what is not to be there."""
     mark = _BOM if text.startswith(_BOM) else ""
     text = text.removeprefix(_BOM)
     before = _composed(text)
@@ -130,10 +116,10 @@ def _edited(
     # The end of the last line stays where it is content of what is new.
     for after in dict.fromkeys((result.removesuffix(lacking), result)):
         with suppress(UnreadableFile):
-            if _is_same(before, yaml_reader.compose(after), section, expected):
+            if _is_same(before, yaml_reader.compose(after), _MODELS, expected):
                 return mark + after
     raise EditError(
-        f"{', '.join(expected)} in {section} cannot be changed alone: something else in the"
+        f"{', '.join(expected)} in {_MODELS} cannot be changed alone: something else in the"
         " file would change as well, such as what shares an anchor, or a blank line behind `|+`:"
         f" {BY_HAND}"
     )

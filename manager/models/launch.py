@@ -10,15 +10,15 @@ from typing import NamedTuple
 
 from manager.config import loader, variables
 from manager.models import process_tree
-from manager.placement import DeviceAssignment
+from manager.placement import MAX_ASSUMED_FRACTION, DeviceAssignment
 from manager.storage import Launch, Run
 
 # Else what a Python server prints while it loads stands in its log minutes later, or never. Below
 # all other environments, and no part of the fingerprint.
 _DEFAULTS = {"PYTHONUNBUFFERED": "1"}
 
-# Where no device's memory is known: what vLLM takes by itself.
-_NO_PLANNED_MEMORY = {"MEMORY_MB": "0", "MEMORY_FRACTION": "0.9"}
+# Where no device's memory is known.
+_NO_PLANNED_MEMORY = {"MEMORY_MB": "0", "MEMORY_FRACTION": f"{MAX_ASSUMED_FRACTION:g}"}
 
 
 class LaunchPlan(NamedTuple):

@@ -1,6 +1,7 @@
 """Which model runs on which devices: pure decisions, and the lock that applies them."""
 
 from manager.placement import memory, planner
+from manager.placement.device_state import MAX_ASSUMED_FRACTION
 from manager.placement.matching import matches
 from manager.placement.placement import Placement
 from manager.placement.planner import update_mean_gap
@@ -17,6 +18,7 @@ from manager.placement.types import (
 from manager.placement.waiter import DeviceAssignment, PlacementError, QueuePosition
 
 __all__ = [
+    "MAX_ASSUMED_FRACTION",
     "Action",
     "Allocation",
     "Basis",

@@ -248,14 +248,6 @@ def test_an_entry_in_braces_becomes_one_of_lines() -> None:
     assert loaded(text)["Local-Models"]["Gemma"] == {"CPU": {"command": ["serve", "-v"]}}
 
 
-def test_a_key_of_the_program_is_set_and_its_comment_stays() -> None:
-    text = edit.set_program_key(TEXT, "port", 9090)
-    assert text == TEXT.replace("port: 8080", "port: 9090")
-    text = edit.set_program_key(TEXT, "models_dir", ["models"])
-    assert "  port: 8080   # of the pages\n  models_dir: [models]\n\nLocal-Models:" in text
-    assert loaded(edit.set_program_key("Local-Models:\n", "port", 1))["program"] == {"port": 1}
-
-
 @pytest.mark.parametrize(
     "value",
     [
